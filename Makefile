@@ -1,0 +1,39 @@
+# One command each; CI runs the same ones. `make help` lists them.
+PYTHON_IN_VENV := .venv/bin/python
+REPOSITORY ?= model_repository
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve build test lint format clean base dev
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+base:
+	@sh requirements/install.sh base
+
+dev:
+	@sh requirements/install.sh dev
+
+demo: base ## from nothing to masks: build, serve, segment five photographs in three precisions over two protocols
+	@$(PYTHON_IN_VENV) -m serving demo --repository $(REPOSITORY) --out out
+
+build: base ## build the reference model's versions for the cpu profile
+	@$(PYTHON_IN_VENV) -m builder build --profile cpu --repository $(REPOSITORY)
+
+serve: build ## leave a server running on loopback and say how to call it
+	@$(PYTHON_IN_VENV) -m serving run --profile cpu --repository $(REPOSITORY)
+
+test: dev ## unit tests, and integration tests against the real server
+	@$(PYTHON_IN_VENV) -m pytest
+
+lint: dev ## linter, formatter and type checker
+	@$(PYTHON_IN_VENV) -m ruff check .
+	@$(PYTHON_IN_VENV) -m ruff format --check .
+	@$(PYTHON_IN_VENV) -m mypy
+
+format: dev ## format the code
+	@$(PYTHON_IN_VENV) -m ruff format .
+
+clean: ## remove the environment, caches and built versions
+	rm -rf .venv .cache out .mypy_cache .ruff_cache .pytest_cache
+	find $(REPOSITORY)/segmentation_* -mindepth 1 -maxdepth 1 -type d ! -name configs -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Turns a YOLOv8-seg or YOLO11-seg ONNX export into verified, tagged versions inside a model repository."""

@@ -1,0 +1,17 @@
+"""Errors of the builder. Every message names the fault and what to do about it."""
+
+
+class BuilderError(Exception):
+    """The build cannot go on; the repository is as it was before."""
+
+
+class ExportError(BuilderError):
+    """The ONNX file is not a segmentation export that this builder can serve."""
+
+
+class RepositoryError(BuilderError):
+    """The model repository does not allow what was asked."""
+
+
+class CalibrationError(BuilderError):
+    """The calibration images are missing or unusable."""

@@ -1,0 +1,269 @@
+"""The model repository on disk: its configurations, and versions that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from builder.errors import RepositoryError
+from builder.export import Export
+from builder.manifest import MANIFEST_NAME, Manifest
+from pipeline import contract
+
+SHIPPED_REPOSITORY: Final = Path(__file__).resolve().parent.parent / "model_repository"
+_STAGING_PREFIX: Final = ".building-"
+CONFIG_NAMES: Final = {"tensorrt": "config.pbtxt", "cpu": "configs/cpu.pbtxt"}
+"""Where the configuration of a ``segmentation_*`` model lies, per profile."""
+
+
+class ModelRepository:
+    """A Triton model repository of this project.
+
+    Attributes:
+        path: its folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def open(cls, path: Path) -> ModelRepository:
+        """Open a repository; a folder that is missing or empty gets the shipped models without versions.
+
+        Raises:
+            RepositoryError: the folder holds something else.
+        """
+        repository = cls(path)
+        if path.exists() and any(path.iterdir()):
+            if not (path / contract.PREPROCESS_MODEL / "config.pbtxt").is_file():
+                raise RepositoryError(
+                    f"{path} is not a model repository of this project (no {contract.PREPROCESS_MODEL}/config.pbtxt); "
+                    "give a new or empty folder with --repository"
+                )
+            return repository
+        if not SHIPPED_REPOSITORY.is_dir():
+            raise RepositoryError(f"{SHIPPED_REPOSITORY}: missing; run from a checkout of the project")
+        shutil.copytree(SHIPPED_REPOSITORY, path, ignore=_versions_and_caches, dirs_exist_ok=True)
+        return repository
+
+    def model_folder(self, precision: str) -> Path:
+        """Folder of ``segmentation_<precision>``."""
+        return self.path / contract.segmentation_model(precision)
+
+    def versions(self, precision: str) -> list[int]:
+        """Numbers of the versions on disk, rising."""
+        return version_numbers(self.model_folder(precision))
+
+    def manifests(self, precision: str) -> list[Manifest]:
+        """Manifests of the versions on disk, by rising number; versions without a readable one are left out."""
+        found = []
+        for version in self.versions(precision):
+            with contextlib.suppress(RepositoryError):
+                found.append(Manifest.read(self.model_folder(precision) / str(version)))
+        return found
+
+    def find_build(self, precision: str, build_key: str) -> Manifest | None:
+        """The version that an earlier, equal build wrote, if its files are still whole in number and size."""
+        for manifest in reversed(self.manifests(precision)):
+            folder = self.model_folder(precision) / str(manifest.version)
+            whole = all(
+                (folder / name).is_file() and (folder / name).stat().st_size == entry.size_bytes
+                for name, entry in manifest.files.items()
+            )
+            if manifest.build_key == build_key and whole:
+                return manifest
+        return None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the repository for writing; a second builder waits."""
+        with (self.path / ".lock").open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+    @contextlib.contextmanager
+    def staging(self, precision: str) -> Iterator[Path]:
+        """A temporary folder on the repository's file system; gone afterwards if it was not published.
+
+        To be used while the repository is :meth:`locked`: whatever else is found there was left by a builder that was
+        killed, and is removed.
+        """
+        parent = self.model_folder(precision)
+        for leftover in parent.glob(f"{_STAGING_PREFIX}*"):
+            shutil.rmtree(leftover)
+        folder = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=parent))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, precision: str, staged: Path, version: int) -> Path:
+        """Turn a staged folder into a version, in one step. Its files become read-only.
+
+        Raises:
+            RepositoryError: the version exists.
+        """
+        target = self.model_folder(precision) / str(version)
+        if target.exists():
+            raise RepositoryError(f"{target} exists; versions are never changed")
+        for file in staged.iterdir():
+            file.chmod(0o444)
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        staged.chmod(0o755)
+        staged.rename(target)
+        return target
+
+    def promoted(self, precision: str, profile: str) -> list[int]:
+        """Versions that the profile's configuration names and that can be served under it."""
+        named = read_config(self._config_path(precision, profile)).version_policy.specific.versions
+        return [version for version in named if self.is_servable(precision, version, profile)]
+
+    def is_servable(self, precision: str, version: int, profile: str) -> bool:
+        """Whether a version holds what the profile's backend loads."""
+        folder = self.model_folder(precision) / str(version)
+        if profile == "cpu":
+            return (folder / "model.onnx").is_file() and (folder / "model.py").is_file()
+        return any(folder.glob("*.plan"))
+
+    def promote(self, precision: str, profile: str, version: int) -> None:
+        """Make the profile's configuration name this version alone.
+
+        Raises:
+            RepositoryError: the version cannot be served under the profile.
+        """
+        if not self.is_servable(precision, version, profile):
+            raise RepositoryError(
+                f"version {version} of {contract.segmentation_model(precision)} cannot be served under the profile "
+                f"{profile}; `python -m builder list` shows which can"
+            )
+        path = self._config_path(precision, profile)
+        config = read_config(path)
+        if list(config.version_policy.specific.versions) != [version]:
+            config.version_policy.specific.versions[:] = [version]
+            write_config(path, config)
+
+    def _config_path(self, precision: str, profile: str) -> Path:
+        return self.model_folder(precision) / CONFIG_NAMES[profile]
+
+    def next_version(self, precision: str) -> int:
+        """The number that follows the highest on disk."""
+        return max(self.versions(precision), default=0) + 1
+
+    def fit_network(self, export: Export, top_k: int) -> list[Path]:
+        """Write the network's sizes into the configurations that differ from them.
+
+        Returns:
+            The files that were rewritten.
+
+        Raises:
+            RepositoryError: other versions in the repository have other sizes; one repository serves one network shape,
+                because all precisions share preprocess and postprocess.
+        """
+        sizes = tensor_sizes(export, top_k)
+        changed = {}
+        for path in self._network_configs():
+            config = read_config(path)
+            if _fit(config, sizes):
+                changed[path] = config
+        if changed:
+            self._refuse_other_networks(sizes)
+            for path, config in changed.items():
+                write_config(path, config)
+        return list(changed)
+
+    def _network_configs(self) -> list[Path]:
+        paths = [self.path / name / "config.pbtxt" for name in (contract.PREPROCESS_MODEL, contract.POSTPROCESS_MODEL)]
+        for precision in contract.PRECISIONS:
+            folder = self.model_folder(precision)
+            paths += [folder / "config.pbtxt", *sorted(folder.glob("configs/*.pbtxt"))]
+        return paths
+
+    def _refuse_other_networks(self, sizes: dict[str, list[int]]) -> None:
+        for precision in contract.PRECISIONS:
+            for manifest in self.manifests(precision):
+                if manifest.source["tensor_sizes"] != sizes:
+                    raise RepositoryError(
+                        f"{self.path} holds {manifest.tag} with tensors {manifest.source['tensor_sizes']}; this export "
+                        f"has {sizes}. One repository serves one network shape: build into another one with "
+                        "--repository FOLDER"
+                    )
+
+
+def tensor_sizes(export: Export, top_k: int) -> dict[str, list[int]]:
+    """Dimensions, without batch, of the tensors that depend on the network."""
+    columns = contract.FIRST_COEFFICIENT_COLUMN + export.num_coefficients
+    return {
+        contract.IMAGES.name: [export.input_height, export.input_width, 3],
+        contract.CANDIDATES.name: [min(top_k, export.num_anchors), columns],
+        contract.PROTOTYPES.name: [export.num_coefficients, export.input_height // 4, export.input_width // 4],
+    }
+
+
+def version_numbers(model_folder: Path) -> list[int]:
+    """Numbers of the version folders of a model, rising."""
+    if not model_folder.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in model_folder.iterdir() if re.fullmatch(r"[1-9]\d*", entry.name))
+
+
+def read_config(path: Path) -> Any:
+    """Parse a ``config.pbtxt`` into a ``ModelConfig``.
+
+    Raises:
+        RepositoryError: missing or not a model configuration.
+    """
+    try:
+        return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    except OSError as error:
+        raise RepositoryError(f"{path}: {error.strerror}; restore it from the shipped model repository") from error
+    except text_format.ParseError as error:
+        raise RepositoryError(f"{path}: not a model configuration ({error})") from error
+
+
+def write_config(path: Path, config: Any) -> None:
+    """Write a ``ModelConfig`` as text, atomically."""
+    write_text(path, text_format.MessageToString(config))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file beside its place, then rename it into it."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False) as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary = Path(stream.name)
+    temporary.chmod(0o644)
+    temporary.replace(path)
+
+
+def _fit(config: Any, sizes: dict[str, list[int]]) -> bool:
+    changed = False
+    for tensor in [*config.input, *config.output]:
+        wanted = sizes.get(tensor.name)
+        if wanted is not None and list(tensor.dims) != wanted:
+            tensor.dims[:] = wanted
+            changed = True
+    return changed
+
+
+def _versions_and_caches(folder: str, names: list[str]) -> set[str]:
+    """What of the shipped repository is not copied: built versions, caches, hidden leftovers."""
+    segmentation = Path(folder).name.startswith("segmentation_")
+    return {
+        name
+        for name in names
+        if name == "__pycache__"
+        or name.startswith((_STAGING_PREFIX, ".lock"))
+        or (segmentation and (Path(folder) / name / MANIFEST_NAME).is_file())
+    }

@@ -1,0 +1,99 @@
+"""fp16 by ModelOpt AutoCast: the precision stands in the ONNX, as strongly typed networks need it."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from builder.tensorrt.errors import ConversionError
+from builder.tensorrt.exclusions import Exclusion, exact_patterns, fp16_exclusions, names_of
+from builder.tensorrt.modelopt_env import import_modelopt, off_terminal
+from pipeline import contract
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HalfModel:
+    """An fp16 network.
+
+    Attributes:
+        model: the ONNX model; inputs and outputs keep their types.
+        exclusions: the groups of nodes that were kept in fp32 by default.
+        excluded: every node that the conversion was told to keep in fp32.
+        duration_s: seconds.
+    """
+
+    model: onnx.ModelProto
+    exclusions: tuple[Exclusion, ...]
+    excluded: tuple[str, ...]
+    duration_s: float
+
+
+def convert_to_fp16(onnx_path: Path, images: NDArray[np.uint8], exclude: Iterable[str] = ()) -> HalfModel:
+    """Convert a network to fp16, the decoding of the detections left in fp32.
+
+    Nodes whose values on ``images`` leave fp16's useful range (512 and more) stay in fp32 too. Q/DQ nodes may be in the
+    network: for an int8 plan this is the second step, after ``ptq.quantise``.
+
+    Args:
+        onnx_path: network with input ``images``, uint8 [batch, height, width, 3].
+        images: uint8 [n, height, width, 3], 1 or more letterboxed RGB images: AutoCast runs the network on the first
+            one to see the range of every value. (Without data it makes its own, which fails on a uint8 input.)
+        exclude: further nodes to keep in fp32, by name.
+
+    Returns:
+        The fp16 network.
+
+    Raises:
+        ToolchainError: ModelOpt is missing.
+        ConversionError: there are no images, or ModelOpt fails.
+    """
+    check_images(images)
+    source = onnx.load(onnx_path)
+    exclusions = fp16_exclusions(source)
+    excluded = names_of(exclusions, exclude)
+    autocast = import_modelopt("modelopt.onnx.autocast")
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="autocast-") as folder:
+        data = Path(folder) / "images.npz"
+        np.savez(data, **cast("dict[str, Any]", {contract.IMAGES.name: images[:1]}))
+        try:
+            with off_terminal():
+                model = autocast.convert_to_mixed_precision(
+                    onnx_path=str(onnx_path),
+                    low_precision_type="fp16",
+                    nodes_to_exclude=exact_patterns(excluded),
+                    keep_io_types=True,
+                    calibration_data=str(data),
+                    providers=["cpu"],
+                )
+        except Exception as error:  # ModelOpt, polygraphy and ONNX Runtime each raise types of their own
+            raise ConversionError(
+                f"ModelOpt AutoCast fails on {onnx_path.name}: {error or type(error).__name__}. Keep fp32, or exclude "
+                "the node that the message names"
+            ) from error
+    duration_s = time.monotonic() - started
+    _LOGGER.info("AutoCast took %.1f s; %d nodes kept in fp32", duration_s, len(excluded))
+    return HalfModel(model, exclusions, excluded, duration_s)
+
+
+def check_images(images: NDArray[np.uint8]) -> None:
+    """Refuse images that are not uint8 [n, height, width, 3] with n of 1 or more.
+
+    Raises:
+        ConversionError: they are not; the message says what they are.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
+        raise ConversionError(
+            f"images are {images.dtype} {list(images.shape)}; needed: uint8 [n, height, width, 3], n of 1 or more"
+        )

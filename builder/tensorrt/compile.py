@@ -1,0 +1,371 @@
+"""Builds a TensorRT plan from an ONNX file, with the calls that TensorRT 10, 11 and TensorRT-RTX share."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
+
+from builder.tensorrt.errors import LogLine, OnnxParseError, PlanBuildError, TensorRTError
+from builder.tensorrt.flavour import Flavour
+from builder.tensorrt.layers import LayerCounts, convolution_names, count_engine, count_network
+from pipeline import contract
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+_LOGGER = logging.getLogger(__name__)
+_MIB: Final = 1 << 20
+MAX_BATCH: Final = 256
+
+T = TypeVar("T")
+
+HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
+
+ProgressCallback = Callable[[str, int, int], None]
+"""Called with the phase's name, the steps done and the steps in all; the last call of a phase has both equal."""
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """How a plan is built.
+
+    Attributes:
+        min_batch: smallest batch of the optimisation profile.
+        opt_batch: batch that the kernels are chosen for.
+        max_batch: largest batch.
+        workspace_mib: upper bound of the scratch memory that a layer may use while it runs, in MiB.
+        version_compatible: the plan also runs on newer releases of the same TensorRT major. Slower; Triton then needs
+            ``--backend-config=tensorrt,version-compatible=true``. Left out on TensorRT-RTX.
+        hardware_compatible: ``none``; ``ampere_plus`` for every GPU from compute capability 8.0; or
+            ``same_compute_capability``. TensorRT-RTX plans are portable as they are, so there it must be ``none``.
+        optimization_level: 0 (fast build) to 5 (fast plan); None leaves TensorRT's default of 3.
+        timing_cache: file that keeps kernel timings between builds; read if it exists, written after a build. Without
+            effect on TensorRT-RTX.
+    """
+
+    min_batch: int = 1
+    opt_batch: int = 8
+    max_batch: int = 16
+    workspace_mib: int = 2048
+    version_compatible: bool = False
+    hardware_compatible: HardwareCompatibility = "none"
+    optimization_level: int | None = None
+    timing_cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch <= MAX_BATCH:
+            raise TensorRTError(
+                f"batch profile {self.min_batch}, {self.opt_batch}, {self.max_batch}; needed: 1 <= min_batch <= "
+                f"opt_batch <= max_batch <= {MAX_BATCH}"
+            )
+        if self.workspace_mib < 16:
+            raise TensorRTError(f"workspace_mib is {self.workspace_mib}; needed: 16 or more (2048 is the default)")
+        if self.hardware_compatible not in get_args(HardwareCompatibility):
+            allowed = ", ".join(get_args(HardwareCompatibility))
+            raise TensorRTError(f"hardware_compatible is {self.hardware_compatible!r}; allowed: {allowed}")
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise TensorRTError(f"optimization_level is {self.optimization_level}; allowed: 0 to 5")
+
+
+@dataclass(frozen=True)
+class CompiledPlan:
+    """A serialised plan and how it came about.
+
+    Attributes:
+        plan: the bytes to write.
+        counts: layers and convolutions per precision.
+        duration_s: seconds from parsing to the serialised plan.
+        flavour: name of the TensorRT flavour, such as ``tensorrt-11``.
+        tensorrt_version: its version.
+        batches: smallest, preferred and largest batch.
+        input_shape: height, width and channels of ``images``.
+        can_run_here: whether the plan could be deserialised on this machine.
+        log: every line that the builder logged.
+    """
+
+    plan: bytes = field(repr=False)
+    counts: LayerCounts
+    duration_s: float
+    flavour: str
+    tensorrt_version: str
+    batches: tuple[int, int, int]
+    input_shape: tuple[int, int, int]
+    can_run_here: bool
+    log: tuple[LogLine, ...] = field(repr=False)
+
+
+def compile_plan(
+    onnx_path: Path,
+    settings: PlanSettings,
+    flavour: Flavour,
+    on_progress: ProgressCallback | None = None,
+) -> CompiledPlan:
+    """Build a plan.
+
+    Args:
+        onnx_path: network with the one input ``images``, uint8 [batch, height, width, 3], batch dynamic. Its types
+            are the plan's types: the network is strongly typed.
+        settings: profile, memory and compatibility.
+        flavour: TensorRT to build with.
+        on_progress: shows the builder's phases. Interrupting (Ctrl-C) stops the build at the next step.
+
+    Returns:
+        The plan. Layer counts come from the engine inspector where the plan can be deserialised here and says enough
+        (that needs a GPU), else from the parsed network; ``counts.source`` says which.
+
+    Raises:
+        OnnxParseError: TensorRT does not understand the network.
+        PlanBuildError: it builds no plan from it; the error carries the log.
+        TensorRTError: the input is not the contract's, or a setting does not fit the flavour.
+    """
+    lines: list[LogLine] = []
+    try:
+        return _compile(onnx_path, settings, flavour, on_progress, lines)
+    except (TensorRTError, KeyboardInterrupt) as error:
+        # The frames behind an error hold TensorRT objects. Were they freed whenever the error is, that could be while
+        # another build calls back into Python, with TensorRT's locks held. So they go now.
+        raise error.with_traceback(None) from None
+
+
+def _compile(
+    onnx_path: Path,
+    settings: PlanSettings,
+    flavour: Flavour,
+    on_progress: ProgressCallback | None,
+    lines: list[LogLine],
+) -> CompiledPlan:
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = flavour.module
+    started = time.monotonic()
+    logger = _make_logger(flavour, lines)
+    builder = trt.Builder(logger)
+    # TensorRT 10 builds a weakly typed network without this flag; 11 accepts and ignores it.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)  # owns the weights: keep it until the plan is built
+    _parse(onnx_path, parser, flavour, lines)
+    shape = _image_shape(network, flavour)
+    config = builder.create_builder_config()
+    _configure(builder, config, settings, flavour, shape)
+    monitor = _make_monitor(flavour, on_progress) if on_progress is not None else None
+    if monitor is not None:
+        config.progress_monitor = monitor
+    # TensorRT-RTX times kernels on the machine that runs the plan; timing cache calls do nothing there.
+    timing_cache = None if flavour.is_rtx else settings.timing_cache
+    _load_timing_cache(config, timing_cache)
+    serialised = _maybe(builder.build_serialized_network(network, config))
+    if monitor is not None and monitor.interrupted:
+        raise KeyboardInterrupt
+    if serialised is None:
+        raise PlanBuildError(_failure_message(onnx_path, flavour, lines), tuple(lines))
+    plan = bytes(serialised)
+    _save_timing_cache(config, timing_cache)
+    duration_s = time.monotonic() - started
+    counts, can_run_here = _count(flavour, network, plan, logger, lines)
+    _LOGGER.info("%s built a plan of %.1f MB in %.1f s", flavour, len(plan) / 1e6, duration_s)
+    return CompiledPlan(
+        plan=plan,
+        counts=counts,
+        duration_s=duration_s,
+        flavour=flavour.name,
+        tensorrt_version=flavour.version_text,
+        batches=(settings.min_batch, settings.opt_batch, settings.max_batch),
+        input_shape=shape,
+        can_run_here=can_run_here,
+        log=tuple(lines),
+    )
+
+
+def _maybe(answer: T) -> T | None:
+    """The same object; the stubs leave out that TensorRT answers None when a call fails."""
+    return answer
+
+
+def _make_logger(flavour: Flavour, lines: list[LogLine]) -> trt.ILogger:
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = flavour.module
+
+    class CapturingLogger(trt.ILogger):
+        """Keeps every line; TensorRT calls it from several threads, and appending is atomic."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+            line = LogLine(severity.name, msg.rstrip())
+            lines.append(line)
+            if line.is_error:
+                _LOGGER.debug("TensorRT: %s", line.text)
+
+    return CapturingLogger()
+
+
+def _make_monitor(flavour: Flavour, on_progress: ProgressCallback) -> Any:
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = flavour.module
+
+    class Monitor(trt.IProgressMonitor):
+        """Passes phases on. An exception must not travel through TensorRT, so an interrupt becomes 'stop'."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.interrupted = False
+            self._totals: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._totals[phase_name] = num_steps
+            self._show(phase_name, 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self._show(phase_name, step + 1)
+            return not self.interrupted
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._show(phase_name, self._totals.get(phase_name, 0))
+
+        def _show(self, phase_name: str, done: int) -> None:
+            try:
+                on_progress(phase_name, done, self._totals.get(phase_name, 0))
+            except KeyboardInterrupt:
+                self.interrupted = True
+            except Exception:
+                _LOGGER.exception("the progress display failed; the build goes on")
+
+    return Monitor()
+
+
+def _parse(onnx_path: Path, parser: trt.OnnxParser, flavour: Flavour, lines: list[LogLine]) -> None:
+    if not onnx_path.is_file():
+        raise TensorRTError(f"{onnx_path}: no such ONNX file")
+    parsed = parser.parse_from_file(str(onnx_path))
+    if parsed and not parser.num_errors:
+        return
+    problems = []
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        where = f"node {error.node_name() or error.node()!r} ({error.node_operator() or 'unknown operator'})"
+        problems.append(f"{where}: {error.desc()}")
+    shown = "\n  ".join(problems) or "no reason given"
+    raise OnnxParseError(
+        f"{flavour} does not parse {onnx_path.name}:\n  {shown}\nExport the model again with another opset, or upgrade "
+        "TensorRT",
+        tuple(problems),
+        tuple(lines),
+    )
+
+
+def _image_shape(network: trt.INetworkDefinition, flavour: Flavour) -> tuple[int, int, int]:
+    """Height, width and channels of the input, which must be the contract's ``images``."""
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = flavour.module
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    shown = ", ".join(f"{tensor.name} {tensor.dtype.name} {_dims(tensor)}" for tensor in inputs) or "none"
+    expected = f"{contract.IMAGES.name} UINT8 [-1, height, width, 3]"
+    if len(inputs) != 1 or inputs[0].name != contract.IMAGES.name or inputs[0].dtype != trt.DataType.UINT8:
+        raise TensorRTError(f"the network's inputs are: {shown}; expected: {expected}. Graft the ends on first")
+    dims = _dims(inputs[0])
+    if len(dims) != 4 or dims[0] != -1 or dims[3] != 3 or min(dims[1:]) < 1:
+        raise TensorRTError(f"the network's input is: {shown}; expected: {expected}, only the batch dynamic")
+    return dims[1], dims[2], dims[3]
+
+
+def _dims(tensor: trt.ITensor) -> list[int]:
+    return [int(tensor.shape[index]) for index in range(len(tensor.shape))]
+
+
+def _configure(
+    builder: trt.Builder,
+    config: trt.IBuilderConfig,
+    settings: PlanSettings,
+    flavour: Flavour,
+    shape: tuple[int, int, int],
+) -> None:
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = flavour.module
+    if flavour.is_rtx and (settings.version_compatible or settings.hardware_compatible != "none"):
+        raise TensorRTError(
+            f"{flavour} has no version or hardware compatible plans (its plans are portable between RTX GPUs); leave "
+            "version_compatible and hardware_compatible out"
+        )
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib * _MIB)
+    # Names and types of every layer for the inspector; it does not slow the plan down.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if settings.optimization_level is not None:
+        config.builder_optimization_level = settings.optimization_level
+    if settings.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if settings.hardware_compatible == "ampere_plus":
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    elif settings.hardware_compatible == "same_compute_capability":
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
+    profile = builder.create_optimization_profile()
+    profile.set_shape(
+        contract.IMAGES.name,
+        trt.Dims4(settings.min_batch, *shape),
+        trt.Dims4(settings.opt_batch, *shape),
+        trt.Dims4(settings.max_batch, *shape),
+    )
+    if config.add_optimization_profile(profile) < 0:
+        raise TensorRTError(f"{flavour} refuses the batch profile of {settings}")
+
+
+def _load_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> None:
+    if path is None:
+        return
+    content = path.read_bytes() if path.is_file() else b""
+    cache = _maybe(config.create_timing_cache(content))
+    if cache is None or not config.set_timing_cache(cache, False):
+        # Another TensorRT or GPU wrote it. It only saves time, so build without it and write a new one.
+        _LOGGER.warning("%s: not a timing cache of this TensorRT and GPU; starting a new one", path)
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
+def _save_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> None:
+    cache = _maybe(config.get_timing_cache()) if path is not None else None
+    if path is None or cache is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    beside.write_bytes(bytes(cache.serialize()))
+    beside.replace(path)
+
+
+def _count(
+    flavour: Flavour, network: trt.INetworkDefinition, plan: bytes, logger: trt.ILogger, lines: list[LogLine]
+) -> tuple[LayerCounts, bool]:
+    """Layer counts, and whether the plan can be deserialised here."""
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = flavour.module
+    logged = len(lines)
+    engine = _maybe(trt.Runtime(logger).deserialize_cuda_engine(plan))
+    if engine is None:
+        reason = next((line.text for line in lines[logged:] if line.is_error), "no reason given")
+        # No GPU here, or one that this flavour does not run on. The plan is whole all the same, and the lines are not
+        # of its build.
+        _LOGGER.info("the plan cannot be deserialised on this machine: %s", reason)
+        del lines[logged:]
+        return count_network(flavour, network), False
+    information = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    counts = count_engine(information, convolution_names(flavour, network))
+    return counts or count_network(flavour, network), True
+
+
+def _failure_message(onnx_path: Path, flavour: Flavour, lines: list[LogLine]) -> str:
+    errors = [line.text for line in lines if line.is_error]
+    shown = "\n  ".join(errors[-4:]) or "TensorRT logged no error"
+    return f"{flavour} built no plan from {onnx_path.name}:\n  {shown}"

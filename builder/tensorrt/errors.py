@@ -1,0 +1,67 @@
+"""What can go wrong on the TensorRT side. Every message names the fault and what to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from builder.errors import BuilderError
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line of TensorRT's builder log.
+
+    Attributes:
+        severity: ``INTERNAL_ERROR``, ``ERROR``, ``WARNING``, ``INFO`` or ``VERBOSE``.
+        text: the message, without a time stamp.
+    """
+
+    severity: str
+    text: str
+
+    @property
+    def is_error(self) -> bool:
+        """Whether TensorRT logged it as an error."""
+        return self.severity in ("INTERNAL_ERROR", "ERROR")
+
+
+class TensorRTError(BuilderError):
+    """A TensorRT plan cannot be built as asked."""
+
+
+class FlavourError(TensorRTError):
+    """No TensorRT is installed, or one that the builder does not build with."""
+
+
+class ToolchainError(TensorRTError):
+    """ModelOpt, or a package that it needs, is missing or cannot be used here."""
+
+
+class ConversionError(TensorRTError):
+    """ModelOpt did not turn the network into fp16 or int8."""
+
+
+class OnnxParseError(TensorRTError):
+    """TensorRT's ONNX parser refused the network.
+
+    Attributes:
+        problems: one text per parser error, naming node, operator and reason.
+        lines: the log up to there.
+    """
+
+    def __init__(self, message: str, problems: tuple[str, ...], lines: tuple[LogLine, ...]) -> None:
+        super().__init__(message)
+        self.problems = problems
+        self.lines = lines
+
+
+class PlanBuildError(TensorRTError):
+    """TensorRT parsed the network and then built no plan from it.
+
+    Attributes:
+        lines: the whole log; ``failures.parse_build_log`` finds the nodes in it.
+    """
+
+    def __init__(self, message: str, lines: tuple[LogLine, ...]) -> None:
+        super().__init__(message)
+        self.lines = lines

@@ -1,0 +1,150 @@
+"""Builds again without the quantisers that TensorRT chokes on, a bounded number of times, and records every attempt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from builder.tensorrt.advice import ways_out
+from builder.tensorrt.errors import PlanBuildError, TensorRTError
+from builder.tensorrt.failures import parse_build_log
+from builder.tensorrt.graph_names import GraphNames
+
+Plan = TypeVar("Plan")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at building a plan. Holds only what JSON knows.
+
+    Attributes:
+        number: from 1.
+        excluded: nodes left in higher precision on top of the default exclusions, in topological order.
+        succeeded: whether a plan came out.
+        duration_s: seconds, preparing the ONNX included.
+        error: one line on what failed; empty on success.
+        failed_layers: failed layers as TensorRT names them.
+        failed_nodes: ONNX nodes in them.
+        added: nodes whose quantisers the next attempt leaves out.
+    """
+
+    number: int
+    excluded: tuple[str, ...]
+    succeeded: bool
+    duration_s: float
+    error: str = ""
+    failed_layers: tuple[str, ...] = ()
+    failed_nodes: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest: strings, numbers, booleans and lists of strings."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class FallbackResult(Generic[Plan]):
+    """A plan and the attempts that it took.
+
+    Attributes:
+        plan: what the compile step returned.
+        onnx_path: the ONNX that it was built from.
+        excluded: nodes left in higher precision, in topological order.
+        attempts: every attempt, the last one successful.
+    """
+
+    plan: Plan
+    onnx_path: Path
+    excluded: tuple[str, ...]
+    attempts: tuple[Attempt, ...]
+
+
+class FallbackError(TensorRTError):
+    """No attempt gave a plan. The message says what failed and the ways out.
+
+    Attributes:
+        attempts: every attempt.
+    """
+
+    def __init__(self, message: str, attempts: tuple[Attempt, ...]) -> None:
+        super().__init__(message)
+        self.attempts = attempts
+
+
+def build_with_fallback(
+    make_onnx: Callable[[frozenset[str]], Path],
+    compile_fn: Callable[[Path], Plan],
+    max_attempts: int = 4,
+    on_attempt: Callable[[Attempt], None] | None = None,
+    *,
+    tensorrt: str = "TensorRT",
+    workspace_mib: int | None = None,
+    read_graph: Callable[[Path], GraphNames] = GraphNames.from_file,
+) -> FallbackResult[Plan]:
+    """Build a plan; after a failed build, leave the failed nodes in higher precision and build again.
+
+    Args:
+        make_onnx: makes the quantised ONNX without the quantisers of the given nodes (on top of its own defaults).
+        compile_fn: builds the plan; raises ``PlanBuildError`` with the log when TensorRT builds none.
+        max_attempts: bound on the number of builds, 1 or more.
+        on_attempt: called after every attempt.
+        tensorrt: name and version for the message.
+        workspace_mib: workspace limit, for the message.
+        read_graph: reads the names of an ONNX file.
+
+    Returns:
+        The plan, and every attempt.
+
+    Raises:
+        FallbackError: the bound is met, or a failed build names no further node that carries quantisers.
+    """
+    if max_attempts < 1:
+        raise TensorRTError(f"max_attempts is {max_attempts}; needed: 1 or more")
+    excluded: tuple[str, ...] = ()
+    attempts: list[Attempt] = []
+    while True:
+        started = time.monotonic()
+        onnx_path = make_onnx(frozenset(excluded))
+        number = len(attempts) + 1
+        try:
+            plan = compile_fn(onnx_path)
+        except PlanBuildError as error:
+            graph = read_graph(onnx_path)
+            failed = parse_build_log(error.lines, graph)
+            carriers = graph.quantiser_carriers(failed.nodes)
+            added = tuple(name for name in carriers if name not in excluded)
+            _record(
+                attempts,
+                Attempt(
+                    number,
+                    excluded,
+                    False,
+                    time.monotonic() - started,
+                    failed.reason,
+                    failed.raw,
+                    failed.nodes,
+                    added if number < max_attempts else (),
+                ),
+                on_attempt,
+            )
+            if not added or number == max_attempts:
+                why = (
+                    f"{number} builds failed, which is the bound (max_attempts)"
+                    if added
+                    else "no further node with quantisers is named in the log, so leaving quantisers out cannot help"
+                )
+                advice = ways_out(failed, tensorrt, excluded, workspace_mib)
+                raise FallbackError(f"{advice}\nStopped because {why}.", tuple(attempts)) from error
+            excluded = graph.in_order({*excluded, *added})
+            continue
+        _record(attempts, Attempt(number, excluded, True, time.monotonic() - started), on_attempt)
+        return FallbackResult(plan, onnx_path, excluded, tuple(attempts))
+
+
+def _record(attempts: list[Attempt], attempt: Attempt, on_attempt: Callable[[Attempt], None] | None) -> None:
+    attempts.append(attempt)
+    if on_attempt is not None:
+        on_attempt(attempt)

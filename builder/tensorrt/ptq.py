@@ -1,0 +1,149 @@
+"""int8 by ModelOpt's post-training quantisation: Q/DQ nodes with scales calibrated on images."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from builder.tensorrt.autocast import check_images
+from builder.tensorrt.errors import ConversionError
+from builder.tensorrt.exclusions import Exclusion, exact_patterns, int8_exclusions, names_of
+from builder.tensorrt.graph_names import GraphNames
+from builder.tensorrt.modelopt_env import import_modelopt, log_level, off_terminal
+from pipeline import contract
+
+_LOGGER = logging.getLogger(__name__)
+
+CalibrationMethod = Literal["max", "entropy"]
+
+
+@dataclass(frozen=True)
+class QuantisedModel:
+    """An int8 Q/DQ network.
+
+    Attributes:
+        model: the ONNX model, fp32 but for its Q/DQ nodes; inputs and outputs keep their types.
+        exclusions: the groups of nodes that were left out by default.
+        excluded: every node that was left out.
+        quantised_convolutions: convolutions whose input and weights are dequantised, in topological order.
+        convolutions: number of convolutions in all.
+        images: number of calibration images.
+        method: calibration method.
+        duration_s: seconds.
+    """
+
+    model: onnx.ModelProto
+    exclusions: tuple[Exclusion, ...]
+    excluded: tuple[str, ...]
+    quantised_convolutions: tuple[str, ...]
+    convolutions: int
+    images: int
+    method: str
+    duration_s: float
+
+
+def quantise(
+    onnx_path: Path,
+    images: NDArray[np.uint8],
+    exclude: Iterable[str] = (),
+    method: CalibrationMethod = "max",
+) -> QuantisedModel:
+    """Quantise a network to int8: symmetric, weights per channel, activations per tensor.
+
+    The result is fp32 around its Q/DQ nodes; ``autocast.convert_to_fp16`` makes the rest fp16 for the plan. (ModelOpt's
+    own ``high_precision_dtype="fp16"`` would turn the decoding's coordinates into fp16 as well.)
+
+    Args:
+        onnx_path: fp32 network with input ``images``, uint8 [batch, height, width, 3], every node named.
+        images: uint8 [n, height, width, 3], letterboxed RGB images like those the network will see, 1 or more.
+            ModelOpt would make up random ones when given none; here none is an error.
+        exclude: further nodes to leave out, by name.
+        method: ``max`` (largest absolute value) or ``entropy`` (clips outliers).
+
+    Returns:
+        The quantised network.
+
+    Raises:
+        ToolchainError: ModelOpt is missing.
+        ConversionError: there are no images, a name is unknown, ModelOpt fails, or it quantised no convolution.
+    """
+    check_images(images)
+    if method not in get_args(CalibrationMethod):
+        raise ConversionError(f"calibration method {method!r}; allowed: {', '.join(get_args(CalibrationMethod))}")
+    source = onnx.load(onnx_path)
+    exclusions = int8_exclusions(source)
+    excluded = names_of(exclusions, exclude)
+    _check_names(source, excluded)
+    quantization = import_modelopt("modelopt.onnx.quantization")
+    started = time.monotonic()
+    height, width = images.shape[1:3]
+    with tempfile.TemporaryDirectory(prefix="ptq-") as folder:
+        # ModelOpt writes its intermediate files beside its input.
+        copy, output = Path(folder) / "model.onnx", Path(folder) / "model.int8.onnx"
+        onnx.save(source, copy)
+        try:
+            with off_terminal():
+                quantization.quantize(
+                    onnx_path=str(copy),
+                    quantize_mode="int8",
+                    calibration_data={contract.IMAGES.name: images},
+                    calibration_method=method,
+                    calibration_shapes=f"{contract.IMAGES.name}:1x{height}x{width}x3",
+                    # The CUDA and TensorRT providers crash in places, and the CPU is everywhere.
+                    calibration_eps=["cpu"],
+                    nodes_to_exclude=exact_patterns(excluded),
+                    high_precision_dtype="fp32",
+                    output_path=str(output),
+                    log_level=log_level(),
+                )
+        except Exception as error:  # ModelOpt, its helpers and ONNX Runtime each raise types of their own
+            raise ConversionError(
+                f"ModelOpt does not quantise {onnx_path.name}: {error or type(error).__name__}. Keep fp16, or exclude "
+                "the node that the message names"
+            ) from error
+        model = onnx.load(output)
+    graph = GraphNames.from_model(model)
+    quantised = quantised_convolutions(graph)
+    convolutions = sum(node.operator == "Conv" for node in graph.nodes)
+    if not quantised:
+        raise ConversionError(f"ModelOpt quantised none of the {convolutions} convolutions; exclude fewer nodes")
+    duration_s = time.monotonic() - started
+    _LOGGER.info(
+        "int8: %d of %d convolutions, %d images, %.1f s", len(quantised), convolutions, len(images), duration_s
+    )
+    return QuantisedModel(model, exclusions, excluded, quantised, convolutions, len(images), method, duration_s)
+
+
+def quantised_convolutions(graph: GraphNames) -> tuple[str, ...]:
+    """Convolutions whose input and weights are both dequantised, in topological order."""
+
+    def dequantised(tensor: str) -> bool:
+        producer = graph.producers.get(tensor)
+        return producer is not None and producer.operator == "DequantizeLinear"
+
+    return tuple(
+        node.name
+        for node in graph.nodes
+        if node.operator == "Conv" and dequantised(node.inputs[0]) and dequantised(node.inputs[1])
+    )
+
+
+def _check_names(model: onnx.ModelProto, names: Iterable[str]) -> None:
+    known = {node.name for node in model.graph.node}
+    if "" in known:
+        raise ConversionError("the network has nodes without a name; name them before quantising")
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConversionError(
+            f"no such nodes to exclude: {', '.join(unknown)}; give node names of the ONNX, such as "
+            "/model.22/proto/cv3/conv/Conv"
+        )

@@ -1,0 +1,175 @@
+"""``python -m client``: segment images, folders, a video or a camera; write overlays and COCO JSON."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from client.commands import run_photos, run_video
+from client.errors import SegmentationError
+from client.segmentation import AsyncSegmentationClient
+from client.sources import VIDEO_SUFFIXES, SourceError
+from client.transport import DEFAULT_URLS
+from client.video import VideoError
+from pipeline import contract
+from pipeline.errors import ParameterError
+from pipeline.parameters import RequestParameters
+
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        0; 1 if an image or frame failed (each is named); 2 if nothing could be tried: a wrong command line, no image
+        found, no server ready; 130 if interrupted.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    _check(parser, options)
+    try:
+        return asyncio.run(_run(options))
+    except (SourceError, SegmentationError, VideoError) as error:
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+async def _run(options: argparse.Namespace) -> int:
+    video = _video_source(options)
+    client = AsyncSegmentationClient(options.url, options.protocol, options.precision, options.timeout_s)
+    async with client:
+        if video is not None:
+            return await run_video(client, video, options)
+        return await run_photos(client, options)
+
+
+def _video_source(options: argparse.Namespace) -> Path | int | None:
+    if options.camera is not None:
+        return int(options.camera)
+    first = options.paths[0]
+    return Path(first) if first.suffix.lower() in VIDEO_SUFFIXES else None
+
+
+def _request_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of ``segment`` that were given on the command line."""
+    names = ("confidence", "iou", "max_detections", "mask_format", "classes")
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse what does not fit together, or the server would refuse for every image."""
+    videos = [path for path in options.paths if path.suffix.lower() in VIDEO_SUFFIXES]
+    if options.camera is not None and options.paths:
+        parser.error("give either paths or --camera, not both")
+    if options.camera is None and not options.paths:
+        parser.error("give an image, a folder, a video or --camera N")
+    if videos and len(options.paths) > 1:
+        parser.error(f"{videos[0]}: a video goes alone; give it without other paths")
+    if (videos or options.camera is not None) and options.json is not None:
+        parser.error("--json is for images; for a video, give --out")
+    options.request = _request_options(options)
+    try:
+        given = dict(options.request)
+        if "classes" in given:
+            given["classes"] = ",".join(map(str, given["classes"]))
+        RequestParameters.parse(given)
+    except ParameterError as error:
+        parser.error(str(error))
+
+
+def _whole(least: int, most: int | None = None) -> Any:
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or int(text) < least or (most is not None and int(text) > most):
+            raise argparse.ArgumentTypeError(
+                f"{text!r}; allowed: {least} {'or more' if most is None else f'to {most}'}"
+            )
+        return int(text)
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: seconds above 0")
+    return value
+
+
+def _classes(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isascii() and part.strip().isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: class indices, comma-separated, such as 0,2")
+    return [int(part) for part in parts]
+
+
+def _class_names(text: str) -> dict[int, str]:
+    return {index: name.strip() for index, name in enumerate(text.split(","))}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m client",
+        description="Segment images, folders, a video or a camera on a running server.",
+        epilog="Exit status: 0; 1 if an image or frame failed; 2 if nothing could be tried (wrong command line, no "
+        "image found, no server ready).",
+    )
+    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="images, folders of images, or one video")
+    parser.add_argument("--camera", type=_whole(0), metavar="N", help="segment what camera N sees, until Ctrl-C")
+
+    server = parser.add_argument_group("server")
+    server.add_argument(
+        "--url", metavar="HOST:PORT", help=f"default: {DEFAULT_URLS['grpc']}, http {DEFAULT_URLS['http']}"
+    )
+    server.add_argument("--protocol", choices=sorted(DEFAULT_URLS), default="grpc", help="default: grpc")
+    server.add_argument("--precision", choices=contract.PRECISIONS, default="int8", help="default: int8")
+    server.add_argument(
+        "--timeout-s", type=_seconds, default=30.0, metavar="S", help="bound on one answer (default: 30)"
+    )
+    server.add_argument(
+        "--batch-size",
+        type=_whole(1, contract.MAX_REQUEST_BATCH),
+        default=1,
+        metavar="N",
+        help=f"images per request, 1 to {contract.MAX_REQUEST_BATCH} (default: 1; video frames go one by one)",
+    )
+    server.add_argument(
+        "--concurrency", type=_whole(1), default=4, metavar="N", help="requests in flight at once (default: 4)"
+    )
+
+    wanted = parser.add_argument_group("what to find (default: the server's)")
+    wanted.add_argument("--confidence", type=float, metavar="X", help="least score, 0 to 1 (default: 0.25)")
+    wanted.add_argument(
+        "--iou", type=float, metavar="X", help="overlap of two boxes of a class, 0 to 1 (default: 0.45)"
+    )
+    wanted.add_argument("--max-detections", type=int, metavar="N", help="most detections per image (default: 300)")
+    wanted.add_argument("--classes", type=_classes, metavar="N,N", help="class indices to keep (default: all)")
+    wanted.add_argument("--mask-format", choices=contract.MASK_FORMATS, help="how masks travel (default: rle)")
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", type=Path, metavar="DIR", help="write overlay pictures, or the overlay video, here")
+    output.add_argument("--json", type=Path, metavar="FILE", help="write results in COCO's JSON layout")
+    output.add_argument(
+        "--class-names", type=_class_names, default={}, metavar="A,B", help="names for labels and JSON, class 0 first"
+    )
+    output.add_argument(
+        "--jpeg-quality", type=_whole(1, 100), default=90, metavar="Q", help="of video frames sent (default: 90)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

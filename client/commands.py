@@ -1,0 +1,195 @@
+"""What the command line runs, and what it shows meanwhile: progress on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from client.coco import CocoDocument
+from client.errors import ServerUnavailableError
+from client.photos import Outcome, PhotoSettings, check_overlays, segment_photos
+from client.segmentation import AsyncSegmentationClient
+from client.sources import SourceError, find_images
+from client.video import VideoError, VideoInput, VideoProgress, VideoSettings, segment_video
+
+EXIT_FAILED: Final = 1
+EXIT_INTERRUPTED: Final = 130
+
+
+async def run_photos(client: AsyncSegmentationClient, options: argparse.Namespace) -> int:
+    """Segment images and folders.
+
+    Returns:
+        The exit status: 0, or 1 if anything failed.
+
+    Raises:
+        SourceError: there is nothing to segment, or overlays would overwrite it.
+        SegmentationError: no server is ready.
+    """
+    notes = Console(stderr=True)
+    sources = find_images(options.paths, skip=options.out)
+    if options.out is not None:
+        check_overlays(sources, options.out)
+    await client.wait_ready(0)
+    coco = CocoDocument(_run_info(client, options), options.class_names)
+    settings = PhotoSettings(options.out, options.batch_size, options.concurrency, options.request, options.class_names)
+    table, failed = _table(), 0
+    with _progress(notes, MofNCompleteColumn()) as progress:
+        task = progress.add_task("segment", total=len(sources))
+        async with aclosing(segment_photos(client, sources, settings)) as outcomes:
+            async for outcome in outcomes:
+                error = outcome.error
+                if options.json is not None and outcome.result is not None:
+                    error = await asyncio.to_thread(_add, coco, outcome) or error
+                if error is not None:
+                    failed += 1
+                    _print_error(notes, f"{outcome.source.path}: {error}")
+                table.add_row(*_row(outcome, error))
+                progress.advance(task)
+    if options.json is not None:
+        try:
+            coco.write(options.json)
+        except OSError as error:
+            _print_error(notes, f"{options.json}: cannot be written: {error.strerror or error}")
+            failed += 1
+    Console().print(table)
+    return EXIT_FAILED if failed else 0
+
+
+async def run_video(client: AsyncSegmentationClient, source: Path | int, options: argparse.Namespace) -> int:
+    """Segment a video file, or a camera until Ctrl-C; the first Ctrl-C finishes the overlay video.
+
+    Returns:
+        The exit status: 0, 1 if a frame failed, 130 if a file was left before its end.
+
+    Raises:
+        VideoError: the video cannot be opened.
+        SegmentationError: no server is ready.
+        SourceError: the overlay video would overwrite its source.
+    """
+    notes = Console(stderr=True)
+    output = _video_output(source, options.out)
+    video = VideoInput(source)
+    try:
+        await client.wait_ready(0)
+        settings = VideoSettings(
+            output, options.concurrency, options.jpeg_quality, options.request, options.class_names
+        )
+        stop, last = asyncio.Event(), VideoProgress()
+        broke_off = False
+        with _stopped_by_interrupt(stop), _progress(notes, TextColumn("{task.fields[state]}")) as progress:
+            task = progress.add_task("segment", total=video.frame_count, state="")
+
+            def show(now: VideoProgress) -> None:
+                nonlocal last
+                if now.failed > last.failed and now.last_error is not None:
+                    _print_error(notes, now.last_error)
+                last = now
+                state = f"{now.frames} frames  {now.fps:.1f} frames/s  {now.detections} detections"
+                progress.update(task, completed=now.frames, state=state)
+
+            try:
+                await segment_video(client, video, settings, stop, show)
+            except (ServerUnavailableError, VideoError) as error:
+                broke_off = True
+                _print_error(notes, f"after frame {last.frames}: {error}")
+    finally:
+        video.close()
+    rate = last.frames / last.elapsed_s if last.elapsed_s else 0.0
+    where = f", overlay in {output}" if output is not None and last.frames else ""
+    line = f"{last.frames} frames in {last.elapsed_s:.1f} s: {rate:.1f} frames/s, {last.failed} failed{where}"
+    Console().print(escape(line), highlight=False, soft_wrap=True)
+    if broke_off or last.failed or not last.frames:
+        return EXIT_FAILED
+    return EXIT_INTERRUPTED if stop.is_set() and isinstance(source, Path) else 0
+
+
+def _video_output(source: Path | int, out: Path | None) -> Path | None:
+    if out is None:
+        return None
+    output = out / (f"camera{source}.mp4" if isinstance(source, int) else f"{source.stem}.mp4")
+    if isinstance(source, Path) and output.resolve() == source.resolve():
+        raise SourceError(f"the overlay video would overwrite {source}; give another folder with --out")
+    return output
+
+
+@contextmanager
+def _stopped_by_interrupt(stop: asyncio.Event) -> Iterator[None]:
+    """Let the first Ctrl-C set ``stop``; a second one interrupts as usual."""
+    loop = asyncio.get_running_loop()
+
+    def finish() -> None:
+        stop.set()
+        loop.remove_signal_handler(signal.SIGINT)
+
+    loop.add_signal_handler(signal.SIGINT, finish)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+def _progress(console: Console, *columns: MofNCompleteColumn | TextColumn) -> Progress:
+    # Where nobody watches (a log file), a bar would only leave empty lines.
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *columns,
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _run_info(client: AsyncSegmentationClient, options: argparse.Namespace) -> dict[str, object]:
+    return {
+        "description": "instance segmentation",
+        "model": client.model,
+        "precision": client.precision,
+        "protocol": client.protocol,
+        "parameters": options.request,
+    }
+
+
+def _add(coco: CocoDocument, outcome: Outcome) -> str | None:
+    """Add an answered image to the document; says what failed."""
+    if outcome.result is None:
+        return None
+    try:
+        coco.add(outcome.source.name, outcome.result)
+    except ValueError as error:
+        return f"a mask of the answer cannot be read: {error}"
+    return None
+
+
+def _table() -> Table:
+    table = Table()
+    table.add_column("image", overflow="fold")
+    for name in ("detections", "best score", "ms"):
+        table.add_column(name, justify="right")
+    return table
+
+
+def _row(outcome: Outcome, error: str | None) -> tuple[str, str, str, str]:
+    name = escape(outcome.source.name)
+    if outcome.result is None:
+        return name, "[red]failed[/red]", "", ""
+    count = str(len(outcome.result)) if error is None else f"[red]{len(outcome.result)}, not written[/red]"
+    best = f"{outcome.result.scores[0]:.3f}" if len(outcome.result) else ""
+    return name, count, best, f"{outcome.request_ms:.0f}" if outcome.request_ms is not None else ""
+
+
+def _print_error(console: Console, text: str) -> None:
+    console.print(f"[red]error:[/red] {escape(text)}", highlight=False, soft_wrap=True)

@@ -1,0 +1,112 @@
+"""Errors of the client, by who can mend them: the caller, whoever runs the server, or time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from tritonclient.utils import InferenceServerException
+
+START_REMEDY: Final = "start a server with `python -m serving run`, or name the right one (url, --url)"
+
+
+class SegmentationError(Exception):
+    """A request did not end in a result.
+
+    Attributes:
+        status: how the server put it, ``StatusCode.*`` over gRPC and a number such as ``400`` over HTTP; None where
+            no answer came.
+    """
+
+    def __init__(self, message: str, status: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class RequestError(SegmentationError, ValueError):
+    """The request is at fault (an image, a parameter); the same request fails again."""
+
+
+class ServerUnavailableError(SegmentationError):
+    """Nothing answers at the url, or the model is not ready; the message says how to start a server."""
+
+
+class RequestTimeoutError(SegmentationError, TimeoutError):
+    """No answer came within ``timeout_s``."""
+
+
+class ServerError(SegmentationError):
+    """The server failed, or answered what this client does not understand."""
+
+
+# Triton's error codes as its frontends send them (triton-inference-server/server, src/grpc/grpc_utils.cc and
+# src/http_server.cc).
+_ERROR_OF_STATUS: Final[dict[str, type[SegmentationError]]] = {
+    "StatusCode.INVALID_ARGUMENT": RequestError,
+    "StatusCode.RESOURCE_EXHAUSTED": RequestError,  # a message over the size limit
+    "StatusCode.UNAVAILABLE": ServerUnavailableError,
+    "StatusCode.NOT_FOUND": ServerUnavailableError,
+    "StatusCode.DEADLINE_EXCEEDED": RequestTimeoutError,
+    "400": RequestError,
+    "413": RequestError,
+    "404": ServerUnavailableError,
+    "503": ServerUnavailableError,
+    "408": RequestTimeoutError,
+    "504": RequestTimeoutError,
+}
+
+
+def error_of_status(status: str | None, message: str, url: str, timeout_s: float) -> SegmentationError:
+    """The error for an answer that is not a result.
+
+    Args:
+        status: what ``InferenceServerException.status()`` holds.
+        message: the server's own words; kept.
+        url: of the server, for the message.
+        timeout_s: bound that was in force, in seconds.
+    """
+    kind = _ERROR_OF_STATUS.get(status or "", ServerError)
+    if kind is ServerUnavailableError:
+        return kind(
+            f"{url} is not available: {message}. If no server runs there, {START_REMEDY}; if one does, check that this "
+            "precision is built and loaded, or try again later",
+            status,
+        )
+    if kind is RequestTimeoutError:
+        return _timed_out(url, timeout_s, status)
+    if kind is ServerError:
+        return kind(f"the server at {url} failed ({status or 'no status'}): {message}", status)
+    return kind(message, status)
+
+
+@contextmanager
+def translated_errors(url: str, timeout_s: float, *lost: type[Exception]) -> Iterator[None]:
+    """Turn what tritonclient and the libraries below it raise into the errors of this module.
+
+    Args:
+        url: of the server, for the messages.
+        timeout_s: bound that is in force, in seconds.
+        lost: what the protocol's library raises for a connection that closed before the whole answer was there.
+
+    Raises:
+        SegmentationError: the fitting subclass.
+    """
+    try:
+        yield
+    except InferenceServerException as error:
+        raise error_of_status(error.status(), error.message(), url, timeout_s) from error
+    except (TimeoutError, asyncio.TimeoutError) as error:  # two types before Python 3.11
+        raise _timed_out(url, timeout_s, None) from error
+    except lost as error:
+        raise ServerUnavailableError(f"the server at {url} closed the connection ({error}); {START_REMEDY}") from error
+    except OSError as error:
+        raise ServerUnavailableError(f"no server answers at {url} ({error}); {START_REMEDY}") from error
+
+
+def _timed_out(url: str, timeout_s: float, status: str | None) -> RequestTimeoutError:
+    return RequestTimeoutError(
+        f"no answer from {url} within {timeout_s:g} s; allow more (timeout_s, --timeout-s), or send less at a time",
+        status,
+    )

@@ -1,0 +1,180 @@
+"""One request: its payload and parameters on the way out, its tensors on the way back."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.errors import RequestError, ServerError
+from client.images import ImageInput, encoded_image, image_name
+from client.result import Segmentation
+from pipeline import contract
+from pipeline.parameters import RequestParameters
+
+Parameters: TypeAlias = "dict[str, float | int | str]"
+Tensors: TypeAlias = "Mapping[str, NDArray[Any]]"
+
+_SERVER_DEFAULTS: Final = RequestParameters()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is sent at once.
+
+    Attributes:
+        images: encoded images, 1 to :data:`pipeline.contract.MAX_REQUEST_BATCH`.
+        names: what messages call them.
+        parameters: KServe request parameters; what is not there is the server's default.
+    """
+
+    images: tuple[bytes, ...]
+    names: tuple[str, ...]
+    parameters: Parameters
+
+    @classmethod
+    def of(cls, images: Sequence[ImageInput], parameters: Parameters) -> Request:
+        """Read and encode images.
+
+        Raises:
+            RequestError: one cannot be read or is no image; names it.
+        """
+        return cls(tuple(map(encoded_image, images)), tuple(map(image_name, images)), parameters)
+
+    def tensor(self) -> NDArray[np.object_]:
+        """The input ``image``: object [N, 1] of bytes."""
+        tensor = np.empty((len(self.images), *contract.IMAGE.shape), dtype=np.object_)
+        tensor[:, 0] = self.images
+        return tensor
+
+    def parse(self, tensors: Tensors) -> list[Segmentation]:
+        """Cut the padded answer to one result per image.
+
+        Args:
+            tensors: the outputs of :data:`pipeline.contract.RESPONSE_TENSORS` by name, batch axis in front.
+
+        Raises:
+            ServerError: a tensor is missing or of another shape than the contract's.
+        """
+        mask_format = str(self.parameters.get("mask_format", _SERVER_DEFAULTS.mask_format))
+        return parse_response(tensors, len(self.images), mask_format)
+
+    def named(self, error: RequestError) -> RequestError:
+        """The server's refusal, with the names of the images in front."""
+        of = f"{len(self.names)} images ({', '.join(self.names)})" if len(self.names) > 1 else self.names[0]
+        return RequestError(f"{of}: {error}", error.status)
+
+
+def parameters_of(
+    *,
+    confidence: float | None = None,
+    iou: float | None = None,
+    max_detections: int | None = None,
+    mask_format: str | None = None,
+    classes: Iterable[int] | None = None,
+) -> Parameters:
+    """KServe request parameters. Only types are settled here; ranges are the server's to check.
+
+    Args:
+        confidence: least score of a detection, in [0, 1].
+        iou: overlap above which the worse of two boxes of a class is dropped, in [0, 1].
+        max_detections: most detections per image.
+        mask_format: ``rle``, ``polygon``, ``png`` or ``none``.
+        classes: class indices to keep.
+
+    Returns:
+        What was given, under the names of the contract; None is left to the server's default.
+
+    Raises:
+        RequestError: a value of another type; names it.
+    """
+    parameters: Parameters = {}
+    for name, fraction in (("confidence", confidence), ("iou", iou)):
+        if fraction is not None:
+            parameters[name] = _number(name, fraction)
+    if max_detections is not None:
+        parameters["max_detections"] = _whole("max_detections", max_detections)
+    if mask_format is not None:
+        parameters["mask_format"] = str(mask_format)
+    if classes is not None:
+        if isinstance(classes, (str, bytes)):
+            raise RequestError(f"parameter 'classes' is {classes!r}; allowed: class indices, such as [0, 2]")
+        parameters["classes"] = ",".join(str(_whole("classes", index)) for index in classes)
+    return parameters
+
+
+def chunks(images: Sequence[ImageInput]) -> Iterator[Sequence[ImageInput]]:
+    """Cut a sequence of images into as few requests as the contract allows.
+
+    Raises:
+        RequestError: a single image where a sequence is expected.
+    """
+    if isinstance(images, (str, bytes, bytearray, memoryview)):
+        raise RequestError(f"one {image_name(images)}; allowed: a sequence of images. For one image, call segment")
+    for start in range(0, len(images), contract.MAX_REQUEST_BATCH):
+        yield images[start : start + contract.MAX_REQUEST_BATCH]
+
+
+def parse_response(tensors: Tensors, batch: int, mask_format: str) -> list[Segmentation]:
+    """Cut padded response tensors to one result per image.
+
+    Args:
+        tensors: name to array, batch axis in front; the axis D of the detections is as long as the fullest image
+            needs, and what lies behind an image's ``num_detections`` is padding.
+        batch: images of the request.
+        mask_format: encoding of the masks.
+
+    Raises:
+        ServerError: a tensor is missing or of another shape than the contract's.
+    """
+    arrays = {spec.name: _checked(tensors, spec, batch) for spec in contract.RESPONSE_TENSORS}
+    counts, sizes = arrays[contract.NUM_DETECTIONS.name][:, 0], arrays[contract.IMAGE_SIZE.name]
+    depth = min(arrays[spec.name].shape[1] for spec in _PADDED)
+    if batch and not 0 <= counts.min() <= counts.max() <= depth:
+        raise ServerError(f"num_detections says {counts.tolist()} where {depth} detections came")
+    results = []
+    for index, count in enumerate(counts.tolist()):
+        boxes, scores, class_ids, masks = (arrays[spec.name][index, :count] for spec in _PADDED)
+        results.append(
+            Segmentation(
+                # Copies: a view would keep the whole response in memory, and refuse to be written to.
+                boxes=boxes.astype(np.float32),
+                scores=scores.astype(np.float32),
+                class_ids=class_ids.astype(np.int32),
+                encoded_masks=tuple(masks.tolist()),
+                mask_format=mask_format,
+                image_size=(int(sizes[index, 0]), int(sizes[index, 1])),
+            )
+        )
+    return results
+
+
+_PADDED: Final = (contract.BOXES, contract.SCORES, contract.CLASS_IDS, contract.MASKS)
+
+
+def _checked(tensors: Tensors, spec: contract.TensorSpec, batch: int) -> NDArray[Any]:
+    array = tensors.get(spec.name)
+    if array is None:
+        raise ServerError(f"the answer has no output {spec.name!r}: the model is not one of this project's ensembles")
+    expected = (batch, *spec.shape)
+    if array.ndim != len(expected) or any(
+        want not in (-1, got) for want, got in zip(expected, array.shape, strict=True)
+    ):
+        raise ServerError(f"output {spec.name!r} has shape {list(array.shape)}; expected {list(expected)}")
+    return array
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, np.number)):
+        raise RequestError(f"parameter {name!r} is {value!r}; allowed: a number from 0 to 1")
+    return float(value)
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Integral, np.integer)):
+        raise RequestError(f"parameter {name!r} is {value!r}; allowed: whole numbers")
+    return int(value)

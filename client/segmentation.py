@@ -1,0 +1,307 @@
+"""Clients of a server of this project: one that blocks, and its asynchronous twin."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Final
+
+from client.errors import START_REMEDY, RequestError, RequestTimeoutError, ServerUnavailableError
+from client.images import ImageInput
+from client.request import Parameters, Request, chunks, parameters_of
+from client.result import Segmentation
+from client.transport import (
+    DEFAULT_URLS,
+    AsyncTransport,
+    Transport,
+    async_transport,
+    checked_protocol,
+    checked_url,
+    transport,
+)
+from pipeline import contract
+
+_POLL_INTERVAL_S: Final = 0.2
+
+
+class _Endpoint:
+    """Where requests go: what both clients are made with.
+
+    Attributes:
+        url: ``host:port``.
+        protocol: ``grpc`` or ``http``.
+        precision: ``fp32``, ``fp16`` or ``int8``.
+        model: name of the ensemble.
+        timeout_s: bound on one answer, in seconds.
+    """
+
+    def __init__(
+        self, url: str | None = None, protocol: str = "grpc", precision: str = "int8", timeout_s: float = 30.0
+    ) -> None:
+        if precision not in contract.PRECISIONS:
+            raise RequestError(f"precision {precision!r}; allowed: {', '.join(contract.PRECISIONS)}")
+        if not timeout_s > 0:
+            raise RequestError(f"timeout_s is {timeout_s!r}; allowed: a number of seconds above 0")
+        self.protocol = checked_protocol(protocol)
+        self.url = checked_url(DEFAULT_URLS[protocol] if url is None else url)
+        self.precision = precision
+        self.model = contract.ensemble_model(precision)
+        self.timeout_s = float(timeout_s)
+
+    def _not_ready(self, last: Exception | None) -> ServerUnavailableError:
+        if isinstance(last, ServerUnavailableError):
+            return last
+        reason = str(last) if last else f"the server answers, but {self.model} is not loaded"
+        return ServerUnavailableError(
+            f"{self.model} at {self.url} is not ready: {reason}. Build it with "
+            f"`python -m builder build --precisions {self.precision}` and {START_REMEDY}"
+        )
+
+
+class SegmentationClient(_Endpoint):
+    """Finds instances in images, and blocks until the answer is there.
+
+    Over gRPC one client may be shared by threads; over HTTP (which runs on gevent) each thread needs its own.
+
+    Example:
+        >>> with SegmentationClient(protocol="grpc", precision="int8") as client:  # doctest: +SKIP
+        ...     result = client.segment("photo.jpg", confidence=0.4)
+        ...     for detection in result:
+        ...         print(detection.class_id, detection.score, detection.box, detection.mask().sum())
+
+    Args:
+        url: ``host:port``; by default 127.0.0.1:8001 for gRPC and 127.0.0.1:8000 for HTTP.
+        protocol: ``grpc`` or ``http``.
+        precision: ``fp32``, ``fp16`` or ``int8``: which ensemble answers.
+        timeout_s: bound on one answer, in seconds. Over HTTP it bounds each wait for the server, not their sum.
+
+    Raises:
+        RequestError: a value that is not allowed.
+    """
+
+    def __init__(
+        self, url: str | None = None, protocol: str = "grpc", precision: str = "int8", timeout_s: float = 30.0
+    ) -> None:
+        super().__init__(url, protocol, precision, timeout_s)
+        self._transport: Transport = transport(self.protocol, self.url, self.timeout_s)
+
+    def __enter__(self) -> SegmentationClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; the client cannot be used after."""
+        self._transport.close()
+
+    def is_ready(self) -> bool:
+        """Whether the server answers and has this precision ready."""
+        try:
+            return self._transport.is_ready(self.model)
+        except (ServerUnavailableError, RequestTimeoutError):
+            return False
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Wait until the server has this precision ready.
+
+        Args:
+            timeout_s: how long to go on asking, in seconds; 0 asks once.
+
+        Raises:
+            ServerUnavailableError: it was not ready in time; says what was missing.
+            ServerError: the server failed to say.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            last: Exception | None = None
+            try:
+                if self._transport.is_ready(self.model):
+                    return
+            except (ServerUnavailableError, RequestTimeoutError) as error:
+                last = error
+            if time.monotonic() + _POLL_INTERVAL_S > deadline:
+                raise self._not_ready(last) from last
+            time.sleep(_POLL_INTERVAL_S)
+
+    def segment(
+        self,
+        image: ImageInput,
+        *,
+        confidence: float | None = None,
+        iou: float | None = None,
+        max_detections: int | None = None,
+        mask_format: str | None = None,
+        classes: Iterable[int] | None = None,
+    ) -> Segmentation:
+        """Find the instances in one image. What is None is the server's default.
+
+        Args:
+            image: a path (the file is sent as it is), the bytes of an encoded image (JPEG, PNG, WebP, BMP, TIFF), or
+                pixels: uint8 [height, width, 3] RGB or [height, width] grey, which are sent as PNG; for smaller
+                requests, send :func:`client.encode_pixels` of a JPEG quality.
+            confidence: least score of a detection, in [0, 1]; default 0.25.
+            iou: overlap above which the worse of two boxes of a class is dropped, in [0, 1]; default 0.45.
+            max_detections: 1 to 1000; default 300.
+            mask_format: ``rle``, ``polygon``, ``png`` or ``none``; default ``rle``.
+            classes: class indices to keep; default all.
+
+        Raises:
+            RequestError: the image or a parameter is at fault.
+            ServerUnavailableError: no server answers, or the model is not ready.
+            RequestTimeoutError: no answer within ``timeout_s``.
+            ServerError: the server failed.
+        """
+        parameters = parameters_of(
+            confidence=confidence, iou=iou, max_detections=max_detections, mask_format=mask_format, classes=classes
+        )
+        return self._send([image], parameters)[0]
+
+    def segment_batch(
+        self,
+        images: Sequence[ImageInput],
+        *,
+        confidence: float | None = None,
+        iou: float | None = None,
+        max_detections: int | None = None,
+        mask_format: str | None = None,
+        classes: Iterable[int] | None = None,
+    ) -> list[Segmentation]:
+        """Find the instances in several images, of any sizes: one request per 8 images, one after the other.
+
+        A request is answered or refused as a whole, and so is this call: where some images may be bad, call
+        :meth:`segment` for those of a refused batch.
+
+        Args:
+            images: see :meth:`segment`; there may be none.
+            confidence: see :meth:`segment`.
+            iou: see :meth:`segment`.
+            max_detections: per image; see :meth:`segment`.
+            mask_format: see :meth:`segment`.
+            classes: see :meth:`segment`.
+
+        Returns:
+            One result per image, in order.
+
+        Raises:
+            SegmentationError: as :meth:`segment` does; a refusal names the images of its request.
+        """
+        parameters = parameters_of(
+            confidence=confidence, iou=iou, max_detections=max_detections, mask_format=mask_format, classes=classes
+        )
+        return [result for chunk in chunks(images) for result in self._send(chunk, parameters)]
+
+    def _send(self, images: Sequence[ImageInput], parameters: Parameters) -> list[Segmentation]:
+        request = Request.of(images, parameters)
+        try:
+            tensors = self._transport.infer(self.model, request.tensor(), parameters)
+        except RequestError as error:
+            raise request.named(error) from error
+        return request.parse(tensors)
+
+
+class AsyncSegmentationClient(_Endpoint):
+    """The asynchronous twin of :class:`SegmentationClient`: the same methods as coroutines.
+
+    It connects on first use and then belongs to the event loop that runs; any number of its coroutines may be in
+    flight there at once. Use it as ``async with``.
+
+    Args:
+        url: see :class:`SegmentationClient`.
+        protocol: see :class:`SegmentationClient`.
+        precision: see :class:`SegmentationClient`.
+        timeout_s: bound on one answer, in seconds.
+
+    Raises:
+        RequestError: a value that is not allowed.
+    """
+
+    def __init__(
+        self, url: str | None = None, protocol: str = "grpc", precision: str = "int8", timeout_s: float = 30.0
+    ) -> None:
+        super().__init__(url, protocol, precision, timeout_s)
+        self._opened: AsyncTransport | None = None
+
+    async def __aenter__(self) -> AsyncSegmentationClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._opened is not None:
+            await self._opened.close()
+            self._opened = None
+
+    async def is_ready(self) -> bool:
+        """See :meth:`SegmentationClient.is_ready`."""
+        try:
+            return await self._transport().is_ready(self.model)
+        except (ServerUnavailableError, RequestTimeoutError):
+            return False
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """See :meth:`SegmentationClient.wait_ready`."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            last: Exception | None = None
+            try:
+                if await self._transport().is_ready(self.model):
+                    return
+            except (ServerUnavailableError, RequestTimeoutError) as error:
+                last = error
+            if time.monotonic() + _POLL_INTERVAL_S > deadline:
+                raise self._not_ready(last) from last
+            await asyncio.sleep(_POLL_INTERVAL_S)
+
+    async def segment(
+        self,
+        image: ImageInput,
+        *,
+        confidence: float | None = None,
+        iou: float | None = None,
+        max_detections: int | None = None,
+        mask_format: str | None = None,
+        classes: Iterable[int] | None = None,
+    ) -> Segmentation:
+        """See :meth:`SegmentationClient.segment`."""
+        parameters = parameters_of(
+            confidence=confidence, iou=iou, max_detections=max_detections, mask_format=mask_format, classes=classes
+        )
+        return (await self._send([image], parameters))[0]
+
+    async def segment_batch(
+        self,
+        images: Sequence[ImageInput],
+        *,
+        confidence: float | None = None,
+        iou: float | None = None,
+        max_detections: int | None = None,
+        mask_format: str | None = None,
+        classes: Iterable[int] | None = None,
+    ) -> list[Segmentation]:
+        """See :meth:`SegmentationClient.segment_batch`."""
+        parameters = parameters_of(
+            confidence=confidence, iou=iou, max_detections=max_detections, mask_format=mask_format, classes=classes
+        )
+        return [result for chunk in chunks(images) for result in await self._send(chunk, parameters)]
+
+    def _transport(self) -> AsyncTransport:
+        if self._opened is None:
+            self._opened = async_transport(self.protocol, self.url, self.timeout_s)
+        return self._opened
+
+    async def _send(self, images: Sequence[ImageInput], parameters: Parameters) -> list[Segmentation]:
+        request = await asyncio.to_thread(Request.of, images, parameters)
+        try:
+            tensors = await self._transport().infer(self.model, request.tensor(), parameters)
+        except RequestError as error:
+            raise request.named(error) from error
+        return request.parse(tensors)

@@ -1,0 +1,253 @@
+"""Video files and cameras through the server: frames in flight bounded, their order kept."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from client.errors import SegmentationError, ServerUnavailableError
+from client.images import encode_pixels
+from client.overlay import draw_overlay
+from client.result import Segmentation
+from client.segmentation import AsyncSegmentationClient
+from client.window import ordered_window
+
+Frame: TypeAlias = "NDArray[np.uint8]"
+
+_FALLBACK_FPS: Final = 25.0
+_MAX_FPS: Final = 240.0  # containers without a rate report nonsense such as 90000
+_RATE_WINDOW: Final = 60  # frames over which the rate shown is taken
+
+
+class VideoError(Exception):
+    """A video cannot be read or written; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """How frames are sent, and what is written.
+
+    Attributes:
+        output: overlay video to write (MPEG-4 part 2, without sound); None writes none.
+        in_flight: frames in flight at once.
+        jpeg_quality: 1 to 100, of the frames sent.
+        options: keyword arguments of ``segment``.
+        class_names: for labels.
+    """
+
+    output: Path | None = None
+    in_flight: int = 4
+    jpeg_quality: int = 90
+    options: Mapping[str, Any] = field(default_factory=dict)
+    class_names: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class VideoProgress:
+    """Where a run stands.
+
+    Attributes:
+        frames: frames finished.
+        failed: of these, frames without a result; they are in the overlay video as they came.
+        last_error: what the last of them failed with, its number in front.
+        detections: instances in the last frame.
+        fps: frames per second of late.
+        elapsed_s: seconds since the start.
+    """
+
+    frames: int = 0
+    failed: int = 0
+    last_error: str | None = None
+    detections: int = 0
+    fps: float = 0.0
+    elapsed_s: float = 0.0
+
+
+class VideoInput:
+    """A video file or camera.
+
+    Args:
+        source: path of a file, or the index of a camera.
+
+    Attributes:
+        fps: nominal frames per second; 25 where the source does not say.
+        frame_count: frames in all; None where the source does not say.
+
+    Raises:
+        VideoError: it cannot be opened.
+    """
+
+    def __init__(self, source: Path | int) -> None:
+        self._lock = threading.Lock()  # an interrupt leaves a read in its thread; closing has to wait for it
+        self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
+        if not self._capture.isOpened():
+            what = f"camera {source}" if isinstance(source, int) else str(source)
+            raise VideoError(f"{what}: cannot be opened as a video; check that it exists and that OpenCV can decode it")
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if math.isfinite(fps) and 0 < fps <= _MAX_FPS else _FALLBACK_FPS
+        count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self.frame_count = count if count > 0 and not isinstance(source, int) else None
+
+    async def frames(self, stop: asyncio.Event) -> AsyncIterator[Frame]:
+        """Read frames, uint8 [height, width, 3] RGB, until the source ends or ``stop`` is set."""
+        while not stop.is_set():
+            frame = await asyncio.to_thread(self._read)
+            if frame is None:
+                return
+            yield frame
+
+    def close(self) -> None:
+        """Close the source."""
+        with self._lock:
+            self._capture.release()
+
+    def _read(self) -> Frame | None:
+        with self._lock:
+            there, frame = self._capture.read()
+        return np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8) if there else None
+
+
+class VideoOutput:
+    """Writes an MPEG-4 file beside its place and renames it when closed; whatever ended it, its frames are there.
+
+    Args:
+        path: of the file, its suffix ``.mp4``; folders are made.
+        fps: nominal frames per second.
+    """
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self._path, self._fps = path, fps
+        self._partial = path.with_name(f".{path.stem}.partial.mp4")
+        self._lock = threading.Lock()  # as in VideoInput
+        self._writer: cv2.VideoWriter | None = None
+        self._size: tuple[int, int] = (0, 0)
+
+    def close(self) -> None:
+        """Finish the file; without a frame there is none."""
+        with self._lock:
+            if self._writer is not None:
+                self._writer.release()
+                self._writer = None
+                self._partial.replace(self._path)
+
+    def write(self, frame: Frame) -> None:
+        """Append a frame, uint8 [height, width, 3] RGB; the first one settles the size.
+
+        Raises:
+            VideoError: the file cannot be written, or the frame is of another size.
+        """
+        height, width = frame.shape[:2]
+        with self._lock:
+            if self._writer is None:
+                self._writer = self._open(width, height)
+            if (width, height) != self._size:  # OpenCV would drop it without a word
+                raise VideoError(
+                    f"{self._path}: a frame of {width}x{height} pixels in a video of {self._size[0]}x{self._size[1]}"
+                )
+            self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+
+    def _open(self, width: int, height: int) -> cv2.VideoWriter:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise VideoError(f"{self._path}: cannot be written: {error.strerror or error}") from error
+        self._size = (width, height)
+        writer = cv2.VideoWriter(str(self._partial), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, self._size)
+        if not writer.isOpened():
+            raise VideoError(f"{self._path}: cannot be written as MPEG-4 of {width}x{height} pixels")
+        return writer
+
+
+async def segment_video(
+    client: AsyncSegmentationClient,
+    video: VideoInput,
+    settings: VideoSettings,
+    stop: asyncio.Event,
+    on_progress: Callable[[VideoProgress], None],
+) -> VideoProgress:
+    """Find the instances in every frame, and write the overlay video.
+
+    A frame that the server refuses or is too late for stays in the video as it came, and is counted.
+
+    Args:
+        client: where frames go.
+        video: where they come from; the caller closes it.
+        settings: how they are sent, and what is written.
+        stop: once set, no frame is read any more; those in flight are finished and the file is closed.
+        on_progress: called after every frame, in order.
+
+    Returns:
+        Where the run stood at its end.
+
+    Raises:
+        ServerUnavailableError: the server went away; what was finished before is in the overlay video.
+        VideoError: the overlay video cannot be written.
+    """
+
+    async def work(frame: Frame) -> Segmentation | SegmentationError:
+        encoded = await asyncio.to_thread(encode_pixels, frame, settings.jpeg_quality)
+        try:
+            return await client.segment(encoded, **settings.options)
+        except ServerUnavailableError:
+            raise
+        except SegmentationError as error:
+            return error
+
+    tally = _Tally()
+    output = VideoOutput(settings.output, video.fps) if settings.output is not None else None
+    try:
+        async with aclosing(ordered_window(video.frames(stop), work, settings.in_flight)) as answered:
+            async for frame, result in answered:
+                if output is not None:
+                    await asyncio.to_thread(_write, output, frame, result, settings)
+                on_progress(tally.count(result))
+    finally:
+        if output is not None:
+            output.close()
+    return tally.progress
+
+
+def _write(
+    output: VideoOutput, frame: Frame, result: Segmentation | SegmentationError, settings: VideoSettings
+) -> None:
+    if isinstance(result, Segmentation):
+        frame = draw_overlay(frame, result, class_names=settings.class_names, colour_by="class")
+    output.write(frame)
+
+
+class _Tally:
+    """Counts frames and their rate."""
+
+    def __init__(self) -> None:
+        self.progress = VideoProgress()
+        self._started = time.perf_counter()
+        self._ends_s: deque[float] = deque([0.0], maxlen=_RATE_WINDOW + 1)
+
+    def count(self, result: Segmentation | SegmentationError) -> VideoProgress:
+        """Count one finished frame."""
+        before = self.progress
+        frames = before.frames + 1
+        failed = isinstance(result, SegmentationError)
+        elapsed_s = time.perf_counter() - self._started
+        self._ends_s.append(elapsed_s)
+        self.progress = VideoProgress(
+            frames=frames,
+            failed=before.failed + failed,
+            last_error=f"frame {frames}: {result}" if failed else before.last_error,
+            detections=0 if isinstance(result, SegmentationError) else len(result),
+            fps=(len(self._ends_s) - 1) / max(elapsed_s - self._ends_s[0], 1e-9),
+            elapsed_s=elapsed_s,
+        )
+        return self.progress

@@ -1,0 +1,52 @@
+"""Encoded images to letterboxed pixels and their geometry."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from pipeline import contract
+from pipeline.errors import ImageError
+from pipeline.images import ImageLimits
+from pipeline.preprocess import preprocess
+from serving.python_backend import answer_each, config_parameter, request_parameters
+
+
+class TritonPythonModel:
+    """Decodes and letterboxes the images of each request; a bad image fails its own request alone."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the input size and the limits out of the model's configuration."""
+        config = json.loads(args["model_config"])
+        dims = next(output["dims"] for output in config["output"] if output["name"] == contract.IMAGES.name)
+        self._input_shape = tuple(int(dim) for dim in dims)
+        self._limits = ImageLimits(
+            max_pixels=config_parameter(config, "max_image_pixels", ImageLimits.max_pixels),
+            max_bytes=config_parameter(config, "max_image_bytes", ImageLimits.max_bytes),
+        )
+        cv2.setNumThreads(1)  # the instances of this model are its threads
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer each request by itself."""
+        return answer_each(requests, self._preprocess)
+
+    def _preprocess(self, request: Any) -> list[Any]:
+        request_parameters(request)  # refused here, before any work is done
+        encoded = pb_utils.get_input_tensor_by_name(request, contract.IMAGE.name).as_numpy().reshape(-1)
+        images = np.empty((len(encoded), *self._input_shape), np.uint8)
+        geometry = np.empty((len(encoded), *contract.GEOMETRY.shape), np.float32)
+        for index, data in enumerate(encoded):
+            try:
+                geometry[index] = preprocess(data, images[index], self._limits).to_array()
+            except ImageError as error:
+                where = f"image {index + 1} of {len(encoded)}: " if len(encoded) > 1 else ""
+                raise ImageError(f"{where}{error}") from None
+        return [
+            pb_utils.Tensor(contract.IMAGES.name, images),
+            pb_utils.Tensor(contract.GEOMETRY.name, geometry),
+        ]

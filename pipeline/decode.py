@@ -1,0 +1,66 @@
+"""Candidates of the network to detections: threshold, class filter, suppression."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.contract import BOX_COLUMNS, CLASS_COLUMN, FIRST_COEFFICIENT_COLUMN, SCORE_COLUMN
+from pipeline.letterbox import Geometry
+from pipeline.nms import nms
+from pipeline.parameters import RequestParameters
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Detections of one image, best first; n may be 0.
+
+    Attributes:
+        boxes: float32 [n, 4] of x1, y1, x2, y2 in pixels of the original image, none of them empty.
+        scores: float32 [n] in [0, 1], falling.
+        class_ids: int32 [n].
+        coefficients: float32 [n, C], weights of the C mask prototypes.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    class_ids: NDArray[np.int32]
+    coefficients: NDArray[np.float32]
+
+
+def xywh_to_xyxy(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Centre, width and height to corners: float32 [n, 4] cx, cy, w, h to x1, y1, x2, y2."""
+    half = boxes[:, 2:] / 2
+    return np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], axis=1)
+
+
+def decode_candidates(candidates: NDArray[np.float32], geometry: Geometry, parameters: RequestParameters) -> Detections:
+    """Turn one image's candidates into detections.
+
+    Args:
+        candidates: float32 [K, 6 + C], rows of score, cx, cy, w, h, class, C coefficients; boxes in network
+            pixels; sorted by falling score, as TopK leaves them.
+        geometry: where the image lies in the network's input.
+        parameters: thresholds, class filter and bound.
+
+    Returns:
+        The detections that remain. Boxes that lie wholly in the border are dropped.
+    """
+    above = int(np.count_nonzero(candidates[:, SCORE_COLUMN] >= parameters.confidence))
+    rows = candidates[:above]
+    if parameters.classes is not None:
+        rows = rows[np.isin(rows[:, CLASS_COLUMN], list(parameters.classes))]
+    corners = xywh_to_xyxy(rows[:, BOX_COLUMNS])
+    class_ids = rows[:, CLASS_COLUMN].astype(np.int32)
+    kept = nms(corners, class_ids, parameters.iou, parameters.max_detections)
+    boxes = geometry.to_image(corners[kept])
+    inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    kept = kept[inside]
+    return Detections(
+        boxes=boxes[inside],
+        scores=rows[kept, SCORE_COLUMN],
+        class_ids=class_ids[kept],
+        coefficients=rows[kept, FIRST_COEFFICIENT_COLUMN:],
+    )

@@ -1,0 +1,121 @@
+"""Letterbox: an image of any size into the network's input, its aspect ratio kept, and the way back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+PAD_VALUE: Final = 114
+"""Grey of the border, the value the YOLO family is trained with (ultralytics ``LetterBox``)."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where an image lies in the network's input.
+
+    A point (x, y) of the original image, in pixels with pixel centres at .5, lies in the network's input at
+    (x * scale_x + pad_left, y * scale_y + pad_top).
+
+    Attributes:
+        height: of the original image, in pixels.
+        width: of the original image, in pixels.
+        scale: nominal factor from original to network pixels, the smaller of the two axis ratios.
+        pad_top: rows of border above the image, in network pixels.
+        pad_left: columns of border left of the image, in network pixels.
+    """
+
+    height: int
+    width: int
+    scale: float
+    pad_top: int
+    pad_left: int
+
+    @property
+    def resized_height(self) -> int:
+        """Rows that the image fills in the network's input."""
+        return max(1, round(self.height * self.scale))
+
+    @property
+    def resized_width(self) -> int:
+        """Columns that the image fills in the network's input."""
+        return max(1, round(self.width * self.scale))
+
+    @property
+    def scale_x(self) -> float:
+        """Exact horizontal factor: the resized width is a whole number of pixels."""
+        return self.resized_width / self.width
+
+    @property
+    def scale_y(self) -> float:
+        """Exact vertical factor."""
+        return self.resized_height / self.height
+
+    @classmethod
+    def fit(cls, height: int, width: int, input_height: int, input_width: int) -> Geometry:
+        """Place an image of ``height`` x ``width`` pixels in the middle of the network's input.
+
+        Rounding follows ultralytics ``LetterBox`` (half a pixel of border goes right and below).
+        """
+        scale = float(np.float32(min(input_height / height, input_width / width)))
+        free = cls(height, width, scale, 0, 0)
+        top = round((input_height - free.resized_height) / 2 - 0.1)
+        left = round((input_width - free.resized_width) / 2 - 0.1)
+        return cls(height, width, scale, top, left)
+
+    def to_array(self) -> NDArray[np.float32]:
+        """The ``geometry`` tensor: float32 [5] of height, width, scale, pad_top, pad_left."""
+        return np.array([self.height, self.width, self.scale, self.pad_top, self.pad_left], np.float32)
+
+    @classmethod
+    def from_array(cls, values: NDArray[np.float32]) -> Geometry:
+        """Read the ``geometry`` tensor, float32 [5]."""
+        height, width, scale, top, left = values.tolist()
+        return cls(int(height), int(width), scale, int(top), int(left))
+
+    def to_image(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Map boxes from network pixels to the original image and clip them to it.
+
+        Args:
+            boxes: float32 [n, 4] of x1, y1, x2, y2 in network pixels.
+
+        Returns:
+            float32 [n, 4] of x1, y1, x2, y2 in original pixels, x in [0, width], y in [0, height].
+        """
+        offset = np.array([self.pad_left, self.pad_top] * 2, np.float32)
+        factor = np.array([self.scale_x, self.scale_y] * 2, np.float32)
+        limit = np.array([self.width, self.height] * 2, np.float32)
+        clipped: NDArray[np.float32] = np.clip((boxes - offset) / factor, 0.0, limit)
+        return clipped
+
+
+def letterbox(image: NDArray[np.uint8], out: NDArray[np.uint8]) -> Geometry:
+    """Resize ``image`` into the middle of ``out`` and fill the border with grey.
+
+    Smaller by pixel area, larger bilinear: plain bilinear sampling of a larger image skips pixels, and the boxes
+    and masks of the reference model move by up to two pixels for it.
+
+    Args:
+        image: uint8 [height, width, 3].
+        out: uint8 [input_height, input_width, 3], overwritten whole; C-contiguous.
+
+    Returns:
+        Where the image lies in ``out``.
+    """
+    geometry = Geometry.fit(image.shape[0], image.shape[1], out.shape[0], out.shape[1])
+    top, left = geometry.pad_top, geometry.pad_left
+    bottom, right = top + geometry.resized_height, left + geometry.resized_width
+    out[:top] = PAD_VALUE
+    out[bottom:] = PAD_VALUE
+    out[top:bottom, :left] = PAD_VALUE
+    out[top:bottom, right:] = PAD_VALUE
+    inside = out[top:bottom, left:right]
+    if image.shape == inside.shape:
+        inside[:] = image
+    else:
+        method = cv2.INTER_AREA if geometry.scale < 1 else cv2.INTER_LINEAR
+        inside[:] = cv2.resize(image, (inside.shape[1], inside.shape[0]), interpolation=method)
+    return geometry

@@ -1,0 +1,103 @@
+"""Request parameters: what a caller may set per request, with ranges and defaults in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pipeline.contract import DEFAULT_TOP_K, MASK_FORMATS
+from pipeline.errors import ParameterError
+
+MAX_CLASS_ID: Final = 65535
+
+# Triton puts these into a request's parameters by itself.
+_SET_BY_TRITON: Final = ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers")
+
+
+@dataclass(frozen=True)
+class RequestParameters:
+    """What a caller asked of one request; the defaults are those of the field's common tools.
+
+    Attributes:
+        confidence: least score of a detection, in [0, 1].
+        iou: a detection whose box overlaps a better one of its class by more than this intersection over
+            union is dropped, in [0, 1].
+        max_detections: most detections per image, best first, in [1, 1000].
+        mask_format: encoding of the masks: ``rle`` (COCO compressed), ``polygon``, ``png`` or ``none``.
+        classes: class indices to keep; None keeps all.
+    """
+
+    confidence: float = 0.25
+    iou: float = 0.45
+    max_detections: int = 300
+    mask_format: str = "rle"
+    classes: frozenset[int] | None = None
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> RequestParameters:
+        """Check the parameters of a request as they came over the wire.
+
+        Args:
+            values: parameter names to bool, int, float or str. Names that Triton sets itself, and names that
+                start with ``triton_``, are passed over. ``classes`` is one index or a comma-separated list.
+
+        Returns:
+            The parameters, defaults filled in.
+
+        Raises:
+            ParameterError: an unknown name, a wrong type or a value out of range; the message names the
+                parameter, the value and the allowed range.
+        """
+        parsed: dict[str, Any] = {}
+        for name, value in values.items():
+            if name in _SET_BY_TRITON or name.startswith("triton_"):
+                continue
+            parser = _PARSERS.get(name)
+            if parser is None:
+                allowed = ", ".join(sorted(_PARSERS))
+                raise ParameterError(f"unknown parameter {name!r}; allowed: {allowed}")
+            parsed[name] = parser(name, value)
+        return cls(**parsed)
+
+
+def _fraction(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+        raise ParameterError(f"parameter {name!r} is {value!r}; allowed: a number from 0 to 1")
+    return float(value)
+
+
+def _count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= DEFAULT_TOP_K:
+        raise ParameterError(f"parameter {name!r} is {value!r}; allowed: a whole number from 1 to {DEFAULT_TOP_K}")
+    return value
+
+
+def _mask_format(name: str, value: Any) -> str:
+    if value not in MASK_FORMATS:
+        raise ParameterError(f"parameter {name!r} is {value!r}; allowed: {', '.join(MASK_FORMATS)}")
+    return str(value)
+
+
+def _classes(name: str, value: Any) -> frozenset[int]:
+    fault = ParameterError(
+        f"parameter {name!r} is {value!r}; allowed: class indices from 0 to {MAX_CLASS_ID}, "
+        "comma-separated, such as '0,2'"
+    )
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise fault
+    parts = str(value).split(",")
+    if not all(part.strip().isascii() and part.strip().isdigit() for part in parts):
+        raise fault
+    if any(len(part) > 32 or int(part) > MAX_CLASS_ID for part in parts):
+        raise fault
+    return frozenset(int(part) for part in parts)
+
+
+_PARSERS: Final[dict[str, Callable[[str, Any], Any]]] = {
+    "confidence": _fraction,
+    "iou": _fraction,
+    "max_detections": _count,
+    "mask_format": _mask_format,
+    "classes": _classes,
+}

@@ -1,0 +1,91 @@
+"""What leaves the network, to boxes, scores and encoded masks of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import contract
+from pipeline.decode import decode_candidates
+from pipeline.letterbox import Geometry
+from pipeline.mask_formats import encode_masks
+from pipeline.masks import mask_runs
+from pipeline.parameters import RequestParameters
+
+
+@dataclass(frozen=True)
+class ImageSegmentation:
+    """The instances found in one image, best first; n may be 0.
+
+    Attributes:
+        boxes: float32 [n, 4] of x1, y1, x2, y2 in pixels of the original image.
+        scores: float32 [n] in [0, 1], falling.
+        class_ids: int32 [n].
+        masks: n encoded masks.
+        height: of the original image, in pixels.
+        width: of the original image, in pixels.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    class_ids: NDArray[np.int32]
+    masks: list[bytes]
+    height: int
+    width: int
+
+
+def postprocess(
+    candidates: NDArray[np.float32],
+    prototypes: NDArray[np.float16] | NDArray[np.float32],
+    geometry: Geometry,
+    parameters: RequestParameters,
+) -> ImageSegmentation:
+    """Find the instances of one image.
+
+    Args:
+        candidates: float32 [K, 6 + C] (see :func:`pipeline.decode.decode_candidates`).
+        prototypes: float16 or float32 [C, proto_height, proto_width].
+        geometry: where the image lies in the network's input.
+        parameters: what the caller asked for.
+    """
+    found = decode_candidates(candidates, geometry, parameters)
+    masks = [b""] * len(found.scores)
+    if parameters.mask_format != "none":
+        runs = mask_runs(prototypes, found.coefficients, found.boxes, geometry)
+        masks = encode_masks(runs, parameters.mask_format)
+    return ImageSegmentation(found.boxes, found.scores, found.class_ids, masks, geometry.height, geometry.width)
+
+
+def pack_response(images: Sequence[ImageSegmentation]) -> dict[str, NDArray[np.generic]]:
+    """Pack the answers of one request into its response tensors.
+
+    Args:
+        images: one entry per image of the request, at least one.
+
+    Returns:
+        Tensor name to array with the batch axis in front. The axis D of the detections is as long as the
+        fullest image needs, at least 1; what is behind an image's own detections is 0, and empty in ``masks``.
+    """
+    batch = len(images)
+    depth = max(1, *(len(image.scores) for image in images))
+    boxes = np.zeros((batch, depth, 4), np.float32)
+    scores = np.zeros((batch, depth), np.float32)
+    class_ids = np.zeros((batch, depth), np.int32)
+    masks = np.full((batch, depth), b"", dtype=object)
+    for index, image in enumerate(images):
+        n = len(image.scores)
+        boxes[index, :n] = image.boxes
+        scores[index, :n] = image.scores
+        class_ids[index, :n] = image.class_ids
+        masks[index, :n] = image.masks
+    return {
+        contract.NUM_DETECTIONS.name: np.array([[len(image.scores)] for image in images], np.int32),
+        contract.BOXES.name: boxes,
+        contract.SCORES.name: scores,
+        contract.CLASS_IDS.name: class_ids,
+        contract.MASKS.name: masks,
+        contract.IMAGE_SIZE.name: np.array([[image.height, image.width] for image in images], np.int32),
+    }

@@ -1,0 +1,26 @@
+"""One encoded image to one slice of the network's input."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.images import ImageLimits, decode_image
+from pipeline.letterbox import Geometry, letterbox
+
+
+def preprocess(data: bytes, out: NDArray[np.uint8], limits: ImageLimits | None = None) -> Geometry:
+    """Decode ``data`` and letterbox it into ``out``.
+
+    Args:
+        data: an encoded image (see :func:`pipeline.images.decode_image`).
+        out: uint8 [input_height, input_width, 3], overwritten whole with RGB pixels.
+        limits: bounds on the image.
+
+    Returns:
+        Where the image lies in ``out``.
+
+    Raises:
+        ImageError: the bytes cannot be decoded within the limits.
+    """
+    return letterbox(decode_image(data, limits), out)

@@ -1,0 +1,20 @@
+#!/bin/sh
+# Writes the lock files from pyproject.toml: pinned, hashed, for x86-64 and arm64 Linux, naming no index.
+# Needs uv (python -m pip install uv). Run from the repository's root: sh requirements/lock.sh
+set -eu
+lock() {
+    name=$1
+    shift
+    rm -f "requirements/$name.txt"
+    uv pip compile pyproject.toml "$@" --universal --python-version 3.10 --generate-hashes \
+        --no-annotate --no-header --quiet --output-file "requirements/$name.txt"
+    # Every environment is CPython before 3.13 on Linux (tool.uv.environments); only the rest of a marker says anything.
+    sed -i -E \
+        -e "s/ and \(\(platform_machine == 'aarch64' and platform_python_implementation == 'CPython' and sys_platform == 'linux'\) or \(platform_machine == 'x86_64' and platform_python_implementation == 'CPython' and sys_platform == 'linux'\)\)//" \
+        -e "s/ ; python_full_version < '3.13' \\\\$/ \\\\/" \
+        -e "s/ ; python_full_version < '3.13' and / ; /" \
+        -e "s/ and python_full_version < '3.13'//" \
+        "requirements/$name.txt"
+}
+lock base
+lock dev --extra load --extra test --extra lint

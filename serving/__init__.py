@@ -1,0 +1,1 @@
+"""Finds or unpacks tritonserver, starts it, waits until it is ready, and stops it."""

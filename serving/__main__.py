@@ -1,0 +1,147 @@
+"""``python -m serving``: run the server, or the whole demonstration."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from builder.errors import BuilderError
+from builder.repository import SHIPPED_REPOSITORY
+from client.errors import SegmentationError
+from pipeline import contract
+from serving.demo import run_demo
+from serving.errors import ServingError
+from serving.models import servable_precisions
+from serving.server import ServerOptions, TritonServer
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0; 1 if it failed (the fault and its remedy are on standard error); 2 for a wrong command line.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (ServingError, BuilderError, SegmentationError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+class _Stopped(Exception):
+    """A signal asked for the end."""
+
+
+def _run(options: argparse.Namespace) -> int:
+    server = TritonServer(
+        ServerOptions(
+            repository=options.repository,
+            profile=options.profile,
+            precisions=options.precisions,
+            host=options.host,
+            http_port=options.http_port,
+            grpc_port=options.grpc_port,
+            metrics_port=options.metrics_port,
+            log_verbose=options.log_verbose,
+        ),
+        log=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise _Stopped
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        server.start()
+        server.wait_ready(options.ready_timeout_s)
+        print(_how_to_call(server, options), flush=True)
+        status = server.wait()
+        raise ServingError(f"tritonserver ended with status {status}; its log above says why")
+    except _Stopped:
+        print("stopping …", file=sys.stderr, flush=True)
+        return 0
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        server.stop()
+
+
+def _demo(options: argparse.Namespace) -> int:
+    return run_demo(options.repository, options.out)
+
+
+def _how_to_call(server: TritonServer, options: argparse.Namespace) -> str:
+    served = options.precisions or servable_precisions(options.repository, options.profile)
+    precision = served[-1]
+    return f"""
+ready: {", ".join(contract.ensemble_model(name) for name in served)}
+  HTTP {server.http_url}   gRPC {server.grpc_url}   metrics http://{server.metrics_url}/metrics
+
+segment photographs; overlays and JSON are written to out/:
+  python -m client PHOTO.jpg --precision {precision} --url {server.grpc_url} --out out --json out/result.json
+
+with curl (a JSON header, then the image behind its length in four bytes, the least first):
+{_curl(server.http_url, contract.ensemble_model(precision))}
+
+Ctrl-C stops the server."""
+
+
+def _curl(url: str, model: str) -> str:
+    """Shell lines that send one image and get JSON back."""
+    header = (
+        '{"parameters":{"confidence":0.25},"inputs":[{"name":"image","shape":[1,1],"datatype":"BYTES",'
+        '"parameters":{"binary_data_size":'
+    )
+    return "\n".join(
+        [
+            '  f=PHOTO.jpg; n=$(stat -c %s "$f")',
+            f"  h='{header}'$((n+4))'}}}}]}}'",
+            """  l=$(printf '\\\\%03o' $((n&255)) $((n>>8&255)) $((n>>16&255)) $((n>>24&255)))""",
+            """  { printf %s "$h"; printf "$l"; cat "$f"; } | curl -s --data-binary @- \\""",
+            f"""    -H "Inference-Header-Content-Length: ${{#h}}" http://{url}/v2/models/{model}/infer""",
+        ]
+    )
+
+
+def _precisions(text: str) -> tuple[str, ...]:
+    chosen = tuple(part.strip() for part in text.split(","))
+    unknown = [part for part in chosen if part not in contract.PRECISIONS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r}; allowed: {', '.join(contract.PRECISIONS)}")
+    return chosen
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m serving", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="start the server, wait until it is ready, stop it on Ctrl-C")
+    run.add_argument(
+        "--profile", choices=contract.PROFILES, default="cpu", help="where the network runs (default: cpu)"
+    )
+    run.add_argument("--repository", type=Path, default=SHIPPED_REPOSITORY, help="model repository")
+    run.add_argument("--precisions", type=_precisions, help="comma-separated (default: all that are built)")
+    run.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    run.add_argument("--http-port", type=int, default=8000, help="0 takes a free one; likewise the other ports")
+    run.add_argument("--grpc-port", type=int, default=8001)
+    run.add_argument("--metrics-port", type=int, default=8002)
+    run.add_argument("--ready-timeout-s", type=float, default=120.0, help="how long to wait until ready")
+    run.add_argument("--log-verbose", type=int, default=0, help="Triton's verbosity")
+    run.set_defaults(run=_run)
+    demo = commands.add_parser("demo", help="build, serve and segment the reference photographs in every precision")
+    demo.add_argument("--repository", type=Path, default=SHIPPED_REPOSITORY, help="model repository")
+    demo.add_argument("--out", type=Path, default=Path("out"), help="folder for overlays and JSON (default: out)")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

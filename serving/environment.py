@@ -1,0 +1,135 @@
+"""What the server needs of a machine, checked before it is started."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+import sysconfig
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from serving.errors import EnvironmentFault, PortInUse
+
+MIN_GLIBC: Final = (2, 35)
+PYTHON_VERSIONS: Final = ((3, 10), (3, 12))
+ARCHITECTURES: Final = ("x86_64", "aarch64")
+
+
+def check_platform(system: str | None = None, machine: str | None = None, glibc: str | None = None) -> None:
+    """Check operating system, architecture and C library; what is None is read off this machine.
+
+    Raises:
+        EnvironmentFault: the embedded server does not run here.
+    """
+    system = system or platform.system()
+    machine = machine or platform.machine()
+    remedy = "use `docker compose up` or a machine that fits"
+    if system != "Linux":
+        raise EnvironmentFault(f"this is {system}; the embedded tritonserver runs on Linux: {remedy}")
+    if machine not in ARCHITECTURES:
+        raise EnvironmentFault(f"this machine is {machine}; allowed: {', '.join(ARCHITECTURES)}: {remedy}")
+    glibc = glibc if glibc is not None else _glibc()
+    version = tuple(int(part) for part in glibc.split(".")[:2]) if glibc else ()
+    if version < MIN_GLIBC:
+        wanted = ".".join(map(str, MIN_GLIBC))
+        raise EnvironmentFault(
+            f"the C library is {f'glibc {glibc}' if glibc else 'not glibc'}; the embedded tritonserver needs glibc "
+            f"{wanted} or newer (Ubuntu 22.04, Debian 12): {remedy}"
+        )
+
+
+def check_python(version: tuple[int, int] | None = None, numpy_version: str | None = None) -> None:
+    """Check the Python that the models will run in.
+
+    Raises:
+        EnvironmentFault: the server's Python backend does not work with it.
+    """
+    version = version or sys.version_info[:2]
+    lowest, highest = PYTHON_VERSIONS
+    if not lowest <= version <= highest:
+        raise EnvironmentFault(
+            f"this is Python {version[0]}.{version[1]}; the server's Python backend needs 3.10, 3.11 or 3.12. "
+            "Set the environment up again with `make base PYTHON=python3.12`"
+        )
+    if numpy_version is None:
+        import numpy as np
+
+        numpy_version = np.__version__
+    if int(numpy_version.split(".", maxsplit=1)[0]) >= 2:
+        raise EnvironmentFault(
+            f"NumPy is {numpy_version}; the server's Python backend needs 1.26. Install with `pip install 'numpy<2'`"
+        )
+
+
+def find_libpython(folders: Iterable[Path] | None = None) -> Path:
+    """The folder that holds this Python's shared library, which the Python backend's stub is linked to.
+
+    Raises:
+        EnvironmentFault: it is not there (a Python without it, or a package not installed).
+    """
+    major, minor = sys.version_info[:2]
+    name = f"libpython{major}.{minor}.so.1.0"
+    for folder in folders if folders is not None else _library_folders():
+        if (folder / name).is_file():
+            return folder
+    raise EnvironmentFault(
+        f"{name} was not found; the server's Python backend is linked to it. On Debian and Ubuntu: "
+        f"`apt-get install libpython{major}.{minor}`; with pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared"
+    )
+
+
+def check_ports(host: str, ports: Mapping[str, int]) -> None:
+    """Check that nothing listens on the ports; 0 is passed over.
+
+    Args:
+        host: address to bind to.
+        ports: option name, such as ``--http-port``, to port.
+
+    Raises:
+        PortInUse: names the port and the option that changes it.
+    """
+    for option, port in ports.items():
+        if port and not is_free(host, port):
+            raise PortInUse(f"port {port} on {host} is in use or may not be used; choose another one with {option}")
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether the port can be listened on."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True
+
+
+def free_ports(host: str, count: int) -> list[int]:
+    """Ports that nothing listens on now."""
+    probes = [socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind((host, 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def _glibc() -> str:
+    try:
+        return (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ")
+    except (ValueError, OSError):
+        return ""
+
+
+def _library_folders() -> list[Path]:
+    multiarch = f"{platform.machine()}-linux-gnu"
+    named = [sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("LIBPL")]
+    folders = [Path(folder) for folder in named if folder]
+    folders += [Path(sys.base_prefix) / "lib", Path(f"/usr/lib/{multiarch}"), Path(f"/lib/{multiarch}")]
+    folders += [Path("/usr/lib64"), Path("/usr/lib"), Path("/usr/local/lib")]
+    return folders

@@ -1,0 +1,65 @@
+"""What the repository's Python models share: each request is answered on its own, whatever befalls the others."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from pipeline.errors import InputError
+from pipeline.parameters import RequestParameters
+
+
+def answer_each(requests: Sequence[Any], handle: Callable[[Any], list[Any]]) -> list[Any]:
+    """Answer every request of one ``execute`` call by itself.
+
+    Args:
+        requests: ``InferenceRequest`` objects.
+        handle: returns the output tensors of one request. An :class:`InputError` becomes ``INVALID_ARG`` with its
+            text; anything else becomes ``INTERNAL`` with a general text, its traceback in the server's log.
+
+    Returns:
+        One ``InferenceResponse`` per request, in order.
+    """
+    return [_answer(request, handle) for request in requests]
+
+
+def internal_error(what: str) -> Any:
+    """An ``INTERNAL`` error for the caller; the traceback of the exception at hand goes to the server's log."""
+    pb_utils.Logger.log_error(f"{what} failed:\n{traceback.format_exc()}")
+    return pb_utils.TritonError(f"{what} failed on the server; its log has the details", pb_utils.TritonError.INTERNAL)
+
+
+def request_parameters(request: Any) -> RequestParameters:
+    """The checked parameters of one request.
+
+    Raises:
+        ParameterError: see :meth:`RequestParameters.parse`.
+    """
+    text = request.parameters()
+    return RequestParameters.parse(json.loads(text) if text else {})
+
+
+def config_parameter(config: dict[str, Any], name: str, default: int) -> int:
+    """A whole number out of the ``parameters`` of a model's configuration.
+
+    Raises:
+        ValueError: the text is no positive whole number; names the parameter.
+    """
+    text = config.get("parameters", {}).get(name, {}).get("string_value", str(default))
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"parameter {name!r} in config.pbtxt is {text!r}; allowed: a positive whole number")
+    return int(text)
+
+
+def _answer(request: Any, handle: Callable[[Any], list[Any]]) -> Any:
+    try:
+        return pb_utils.InferenceResponse(output_tensors=handle(request))
+    except InputError as error:
+        refusal = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+        return pb_utils.InferenceResponse(output_tensors=[], error=refusal)
+    except Exception:  # whatever it is, the other requests of this batch go on
+        return pb_utils.InferenceResponse(output_tensors=[], error=internal_error("the request"))

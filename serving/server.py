@@ -1,0 +1,308 @@
+"""Starts tritonserver, waits until it is ready, and stops it without leaving anything behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import http.client
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from builder.repository import read_config
+from pipeline import contract
+from serving.environment import check_ports, free_ports, is_free
+from serving.errors import ServingError
+from serving.models import models_to_load
+from serving.state import RunningServer
+from serving.tritonserver import Installation, find_tritonserver
+
+ADMIN_HEADER: Final = "admin-secret"
+"""HTTP header that opens the restricted APIs; over gRPC, metadata ``triton-grpc-protocol-admin-secret``."""
+
+RESTRICTED_APIS: Final = "model-repository,shared-memory,trace,logging"
+
+_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
+_PORT_ATTEMPTS: Final = 3
+_KEPT_LOG_LINES: Final = 200
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How to run a server.
+
+    Attributes:
+        repository: the model repository.
+        profile: cpu or tensorrt.
+        precisions: which ones to serve; None serves all that are built.
+        host: address to listen on.
+        http_port: 0 takes a free one; likewise the other ports.
+        grpc_port: see ``http_port``.
+        metrics_port: see ``http_port``.
+        exit_timeout_s: how long requests in flight may take at the end.
+        log_verbose: Triton's verbosity, 0 is quiet.
+        extra_arguments: passed to tritonserver as they are.
+    """
+
+    repository: Path
+    profile: str = "cpu"
+    precisions: tuple[str, ...] | None = None
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    exit_timeout_s: int = 10
+    log_verbose: int = 0
+    extra_arguments: tuple[str, ...] = field(default_factory=tuple)
+
+
+class TritonServer:
+    """One tritonserver process and its Python backend's stubs.
+
+    To be started from a thread that lives as long as the server should: the kernel ends the server when that thread
+    ends, so that nothing outlives a parent that was killed.
+
+    Attributes:
+        options: how it runs.
+        admin_secret: value of :data:`ADMIN_HEADER`, new at every start.
+    """
+
+    def __init__(self, options: ServerOptions, log: Callable[[str], None] | None = None) -> None:
+        """Prepare a server.
+
+        Args:
+            options: how to run it.
+            log: gets each line of the server's log; None keeps only the last lines, for errors.
+        """
+        self.options = options
+        self.admin_secret = secrets.token_urlsafe(24)
+        self._log = log
+        self._lines: deque[str] = deque(maxlen=_KEPT_LOG_LINES)
+        self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+        self._shm_prefix = ""
+        self._ports = (0, 0, 0)
+        self._state_file: Path | None = None
+
+    def __enter__(self) -> TritonServer:
+        """Start and wait until ready."""
+        self.start()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop."""
+        self.stop()
+
+    @property
+    def http_url(self) -> str:
+        """Host and port of the HTTP endpoint."""
+        return f"{self.options.host}:{self._ports[0]}"
+
+    @property
+    def grpc_url(self) -> str:
+        """Host and port of the gRPC endpoint."""
+        return f"{self.options.host}:{self._ports[1]}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Host and port of the metrics endpoint."""
+        return f"{self.options.host}:{self._ports[2]}"
+
+    @property
+    def pid(self) -> int | None:
+        """Process number of tritonserver; None if it does not run."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    @property
+    def log_tail(self) -> list[str]:
+        """The last lines of the log."""
+        return list(self._lines)
+
+    def start(self) -> None:
+        """Start the process; returns at once.
+
+        Raises:
+            ServingError: nothing to serve, a port in use, or the machine cannot run the server.
+        """
+        options = self.options
+        installation = find_tritonserver()
+        models = models_to_load(options.repository, options.profile, options.precisions)
+        given = (options.http_port, options.grpc_port, options.metrics_port)
+        check_ports(options.host, dict(zip(("--http-port", "--grpc-port", "--metrics-port"), given, strict=True)))
+        spare = iter(free_ports(options.host, len(given)))
+        self._ports = tuple(port or next(spare) for port in given)  # type: ignore[assignment]  # always three
+        self._shm_prefix = f"segmentation_{secrets.token_hex(4)}_"
+        self._lines.clear()
+        self._process = subprocess.Popen(
+            self._command(installation, models),
+            env=_environment(installation, options.repository),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            preexec_fn=_end_with_parent,  # noqa: PLW1509 - one prctl call, no locks
+        )
+        self._reader = threading.Thread(target=self._read_log, args=(self._process,), daemon=True)
+        self._reader.start()
+        server = RunningServer(
+            pid=self._process.pid,
+            profile=options.profile,
+            repository=str(options.repository.resolve()),
+            http=self.http_url,
+            grpc=self.grpc_url,
+            metrics=self.metrics_url,
+            admin_secret=self.admin_secret,
+        )
+        self._state_file = server.write()
+
+    def wait_ready(self, timeout_s: float = 120.0) -> None:
+        """Wait until every model is ready.
+
+        Raises:
+            ServingError: the server ended, or is not ready within the time; the last lines of its log are told.
+        """
+        deadline = time.monotonic() + timeout_s
+        attempts = 1
+        while not self.is_ready():
+            if self._process is None or self._process.poll() is not None:
+                if attempts < _PORT_ATTEMPTS and self._lost_a_port():
+                    attempts += 1
+                    self.stop()
+                    self.start()
+                    continue
+                raise ServingError(f"tritonserver ended before it was ready{self._last_words()}")
+            if time.monotonic() > deadline:
+                raise ServingError(f"tritonserver was not ready within {timeout_s:.0f} s{self._last_words()}")
+            time.sleep(0.1)
+
+    def is_ready(self) -> bool:
+        """Whether the server answers that all its models are ready."""
+        connection = http.client.HTTPConnection(self.options.host, self._ports[0], timeout=5)
+        try:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Wait until the process ends by itself; returns its exit status.
+
+        Raises:
+            subprocess.TimeoutExpired: it still runs.
+        """
+        return self._process.wait(timeout_s) if self._process is not None else 0
+
+    def stop(self) -> None:
+        """End the server: requests in flight finish, then the stubs, then shared memory is cleared."""
+        process = self._process
+        if process is None:
+            return
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(self.options.exit_timeout_s + 10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        # Stubs are in the server's process group; none is left after a clean end.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if self._reader is not None:
+            self._reader.join(5)
+        self._process = None
+        for leftover in _SHARED_MEMORY.glob(f"{self._shm_prefix}*"):
+            leftover.unlink(missing_ok=True)
+        if self._state_file is not None:
+            self._state_file.unlink(missing_ok=True)
+
+    def _command(self, installation: Installation, models: Sequence[str]) -> list[str]:
+        options = self.options
+        http_port, grpc_port, metrics_port = self._ports
+        # Triton takes the secret from its command line alone, so other users of this machine can see it there.
+        secret = f"{RESTRICTED_APIS}:{ADMIN_HEADER}={self.admin_secret}"
+        command = [
+            str(installation.binary),
+            f"--model-repository={options.repository.resolve()}",
+            f"--backend-directory={installation.backends}",
+            "--model-control-mode=explicit",
+            *(f"--load-model={model}" for model in models),
+            "--disable-auto-complete-config",
+            f"--http-address={options.host}",
+            f"--http-port={http_port}",
+            f"--grpc-address={options.host}",
+            f"--grpc-port={grpc_port}",
+            f"--metrics-address={options.host}",
+            f"--metrics-port={metrics_port}",
+            f"--http-restricted-api={secret}",
+            f"--grpc-restricted-protocol={secret}",
+            f"--exit-timeout-secs={options.exit_timeout_s}",
+            f"--log-verbose={options.log_verbose}",
+            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+        ]
+        if options.profile != "tensorrt":
+            command += [f"--model-config-name={options.profile}"]
+        if options.profile == "cpu":
+            command += ["--allow-gpu-metrics=false"]
+        return [*command, *options.extra_arguments]
+
+    def _read_log(self, process: subprocess.Popen[str]) -> None:
+        for line in process.stdout or ():
+            self._lines.append(line.rstrip("\n"))
+            if self._log is not None:
+                self._log(line.rstrip("\n"))
+
+    def _lost_a_port(self) -> bool:
+        """Whether a port that was free when it was chosen has been taken since."""
+        given = (self.options.http_port, self.options.grpc_port, self.options.metrics_port)
+        pairs = zip(given, self._ports, strict=True)
+        return any(wanted == 0 and not is_free(self.options.host, port) for wanted, port in pairs)
+
+    def _last_words(self) -> str:
+        if self._reader is not None and self.pid is None:
+            self._reader.join(5)
+        telling = [line for line in self._lines if line[:1] in ("E", "F") or "error" in line.lower()]
+        lines = (telling or list(self._lines))[-8:]
+        return ". Its log ends:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
+
+
+def _environment(installation: Installation, repository: Path) -> dict[str, str]:
+    environment = dict(os.environ)
+    libraries = [*map(str, installation.library_path), environment.get("LD_LIBRARY_PATH", "")]
+    environment["LD_LIBRARY_PATH"] = ":".join(filter(None, libraries))
+    # The stub finds this virtual environment through the first python3 on PATH.
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
+    # The instances of a model are its threads; maths libraries must not start more in each.
+    environment.setdefault("OMP_NUM_THREADS", "1")
+    environment.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # OpenCV's own bound, should its idea of an image's size ever differ from the header that was checked.
+    parameters = read_config(repository / contract.PREPROCESS_MODEL / "config.pbtxt").parameters
+    if "max_image_pixels" in parameters:
+        environment["CV_IO_MAX_IMAGE_PIXELS"] = parameters["max_image_pixels"].string_value
+    return environment
+
+
+def _end_with_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

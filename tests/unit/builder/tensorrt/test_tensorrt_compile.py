@@ -1,0 +1,172 @@
+"""Real plans of a small network with TensorRT-RTX, which builds them without a GPU."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import onnx
+import pytest
+
+from builder.tensorrt.compile import PlanSettings, compile_plan
+from builder.tensorrt.errors import OnnxParseError, PlanBuildError, TensorRTError
+from builder.tensorrt.failures import parse_build_log
+from builder.tensorrt.fallback import build_with_fallback
+from builder.tensorrt.flavour import Flavour, detect_flavour
+from builder.tensorrt.layers import NETWORK
+
+SMALL = PlanSettings(min_batch=1, opt_batch=2, max_batch=4, workspace_mib=256)
+
+
+@pytest.fixture
+def flavour() -> Flavour:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="needs the packages tensorrt-rtx-cu13-libs and -bindings")
+    return detect_flavour("tensorrt-rtx")
+
+
+def test_fp32(flavour, network_path):
+    phases: dict[str, tuple[int, int]] = {}
+    plan = compile_plan(network_path, SMALL, flavour, lambda phase, done, total: phases.update({phase: (done, total)}))
+    assert len(plan.plan) > 10_000
+    assert (plan.flavour, plan.batches, plan.input_shape) == ("tensorrt-rtx", (1, 2, 4), (64, 64, 3))
+    assert plan.tensorrt_version == flavour.version_text
+    assert plan.counts.convolutions == {"fp32": 8}
+    assert plan.counts.layers["fp32"] > 20
+    assert plan.can_run_here or plan.counts.source == NETWORK
+    assert phases
+    assert all(done == total for done, total in phases.values())
+    assert any(line.severity == "VERBOSE" for line in plan.log)
+    assert not [line for line in plan.log if line.is_error]
+
+
+def test_int8_is_counted_by_its_quantisers(flavour, network, quantise, tmp_path):
+    onnx.save(quantise(network, frozenset({"/m1/Conv", "/dfl/conv/Conv"})), tmp_path / "q.onnx")
+    counts = compile_plan(tmp_path / "q.onnx", SMALL, flavour).counts
+    assert counts.convolutions == {"int8": 6, "fp32": 2}
+    assert "/m0/Conv" in counts.quantised_convolutions
+    assert "/m1/Conv" not in counts.quantised_convolutions
+
+
+def test_a_failed_build_raises_with_its_log(flavour, network_path):
+    # TensorRT-RTX builds no version compatible plans; posing as TensorRT makes it refuse for real.
+    posing = Flavour("tensorrt", (10, 13, 0), flavour.module)
+    with pytest.raises(PlanBuildError, match=r"TensorRT 10\.13\.0 built no plan from network\.onnx") as caught:
+        compile_plan(network_path, PlanSettings(version_compatible=True), posing)
+    errors = [line for line in caught.value.lines if line.is_error]
+    assert errors
+    assert parse_build_log(caught.value.lines).reason.startswith(errors[0].text)
+    with pytest.raises(TensorRTError, match="Stopped because no further node"):
+        build_with_fallback(
+            lambda excluded: network_path,
+            lambda path: compile_plan(path, PlanSettings(version_compatible=True), posing),
+        )
+
+
+def test_parser_errors_name_node_and_operator(flavour, network, tmp_path):
+    odd = next(node for node in network.graph.node if node.name == "/dfl/Softmax")
+    odd.op_type, odd.domain = "Softestmax", "nowhere"
+    network.opset_import.append(onnx.helper.make_opsetid("nowhere", 1))
+    onnx.save(network, tmp_path / "odd.onnx")
+    with pytest.raises(OnnxParseError, match=r"/dfl/Softmax.*Softestmax") as caught:
+        compile_plan(tmp_path / "odd.onnx", SMALL, flavour)
+    assert caught.value.problems
+    assert caught.value.lines
+
+
+def test_a_file_that_is_no_onnx(flavour, tmp_path):
+    (tmp_path / "bad.onnx").write_bytes(b"not an ONNX file")
+    with pytest.raises(OnnxParseError, match=r"does not parse bad\.onnx"):
+        compile_plan(tmp_path / "bad.onnx", SMALL, flavour)
+    with pytest.raises(TensorRTError, match="no such ONNX file"):
+        compile_plan(tmp_path / "none.onnx", SMALL, flavour)
+
+
+def test_an_error_keeps_no_tensorrt_object_alive(flavour, tmp_path):
+    (tmp_path / "bad.onnx").write_bytes(b"not an ONNX file")
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(OnnxParseError) as caught:
+            compile_plan(tmp_path / "bad.onnx", SMALL, flavour)
+        assert caught.value.lines
+        assert [found for found in gc.get_objects() if isinstance(found, flavour.module.ILogger)] == []
+    finally:
+        gc.enable()
+
+
+def test_inputs_other_than_the_contracts_are_refused(flavour, network, tmp_path):
+    network.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(network, tmp_path / "static.onnx")
+    with pytest.raises(TensorRTError, match="only the batch dynamic"):
+        compile_plan(tmp_path / "static.onnx", SMALL, flavour)
+    network.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    onnx.save(network, tmp_path / "float.onnx")
+    with pytest.raises(TensorRTError, match=r"images FLOAT.*expected: images UINT8"):
+        compile_plan(tmp_path / "float.onnx", SMALL, flavour)
+
+
+@pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
+def test_the_timing_cache_is_written_and_a_foreign_one_replaced(flavour, network_path, tmp_path):
+    cache = tmp_path / "cache" / "timing.bin"
+    settings = PlanSettings(timing_cache=cache, max_batch=8)
+    compile_plan(network_path, settings, flavour)
+    assert not cache.exists()  # TensorRT-RTX has no use for one
+    flavour = Flavour("tensorrt", (10, 13, 0), flavour.module)
+    compile_plan(network_path, settings, flavour)
+    written = cache.read_bytes()
+    assert written
+    cache.write_bytes(b"of another TensorRT")
+    compile_plan(network_path, settings, flavour)
+    assert cache.read_bytes()[:4] == written[:4]
+    assert [path.name for path in cache.parent.iterdir()] == ["timing.bin"]
+
+
+def test_an_interrupt_in_the_display_stops_the_build(flavour, network_path):
+    def interrupt(phase: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compile_plan(network_path, SMALL, flavour, interrupt)
+
+
+def test_a_broken_display_does_not_stop_the_build(flavour, network_path, caplog):
+    def broken(phase: str, done: int, total: int) -> None:
+        raise ValueError("no terminal")
+
+    assert compile_plan(network_path, SMALL, flavour, broken).plan
+    assert "the progress display failed" in caplog.text
+
+
+def test_compatibility_is_refused_on_rtx(flavour, network_path):
+    for settings in (PlanSettings(version_compatible=True), PlanSettings(hardware_compatible="ampere_plus")):
+        with pytest.raises(TensorRTError, match="leave version_compatible and hardware_compatible out"):
+            compile_plan(network_path, settings, flavour)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"min_batch": 0}, "1 <= min_batch"),
+        ({"opt_batch": 32}, "batch profile 1, 32, 16"),
+        ({"max_batch": 1000, "opt_batch": 8}, "max_batch <= 256"),
+        ({"workspace_mib": 0}, "needed: 16 or more"),
+        ({"hardware_compatible": "all"}, "allowed: none, ampere_plus, same_compute_capability"),
+        ({"optimization_level": 6}, "allowed: 0 to 5"),
+    ],
+)
+def test_settings_are_checked(values, message):
+    with pytest.raises(TensorRTError, match=message):
+        PlanSettings(**values)
+
+
+def test_importing_the_package_imports_no_toolchain():
+    import subprocess
+    import sys
+
+    root = Path(__file__).parents[4]
+    code = (
+        "import sys, builder.tensorrt.compile, builder.tensorrt.ptq, builder.tensorrt.fallback\n"
+        "print([name for name in ('tensorrt', 'tensorrt_rtx_bindings', 'modelopt', 'torch') if name in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"

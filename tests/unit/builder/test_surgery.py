@@ -1,0 +1,83 @@
+"""The grafted graph gives what the plain export gives, whatever the batch."""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from builder.errors import ExportError
+from builder.export import load_export
+from builder.surgery import find_head, graft_ends, make_batch_dynamic
+from pipeline import contract
+from tests.exports import segmentation_export
+
+
+def session(model):
+    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize(
+    ("classes", "height", "width", "opset", "top_k"),
+    [(1, 64, 64, 17, 1000), (80, 96, 160, 13, 50), (3, 160, 96, 18, 20), (5, 64, 64, 22, 7)],
+)
+def test_grafted_equals_plain(tmp_path, classes, height, width, opset, top_k):
+    path = segmentation_export(tmp_path / "m.onnx", classes=classes, height=height, width=width, opset=opset)
+    export, model = load_export(path)
+    grafted = session(graft_ends(make_batch_dynamic(model, export), export, top_k))
+    images = np.random.default_rng(1).integers(0, 256, (3, height, width, 3), dtype=np.uint8)
+    candidates, prototypes = grafted.run(None, {"images": images})
+    k = min(top_k, export.num_anchors)
+    assert candidates.shape == (3, k, 6 + 32)
+    assert prototypes.dtype == np.float16
+    plain = session(onnx.load(path))
+    for image, rows, planes in zip(images, candidates, prototypes, strict=True):
+        blob = image.transpose(2, 0, 1)[None].astype(np.float32) / 255
+        detections, expected_planes = (output[0] for output in plain.run(None, {"images": blob}))
+        scores = detections[4 : 4 + classes]
+        best = np.argsort(-scores.max(0), kind="stable")[:k]
+        np.testing.assert_allclose(rows[:, contract.SCORE_COLUMN], scores.max(0)[best], rtol=1e-5, atol=1e-6)
+        # Equal scores may come in any order: compare the rows that are told apart by their score.
+        distinct = np.concatenate([[True], np.diff(scores.max(0)[best]) < -1e-5])
+        distinct &= np.concatenate([distinct[1:], [False]])
+        picked = best[distinct]
+        np.testing.assert_allclose(rows[distinct, 1:5], detections[:4, picked].T, rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(rows[distinct, contract.CLASS_COLUMN], scores.argmax(0)[picked])
+        np.testing.assert_allclose(rows[distinct, 6:], detections[4 + classes :, picked].T, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(planes, expected_planes, atol=2e-3)
+
+
+def test_the_head_is_found(tmp_path):
+    export, model = load_export(segmentation_export(tmp_path / "m.onnx"))
+    head = find_head(make_batch_dynamic(model, export), export)
+    assert head.output_convolutions == ("head16", "head32", "head8")
+    assert {"split", "sigmoid", "detections", "concat"} <= set(head.decode_nodes)
+    assert not any(name.startswith("stem") for name in head.decode_nodes)
+
+
+def test_a_batch_that_cannot_be_freed_is_refused(tmp_path):
+    path = segmentation_export(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    # Adds the first image's prototypes to every image: right for a batch of one only.
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.int64), "first"))
+    output = next(node for node in model.graph.node if node.output[0] == "output1")
+    output.output[0] = "planes"
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("Gather", ["planes", "first"], ["first_planes"], name="gather", axis=0),
+            onnx.helper.make_node("Add", ["planes", "first_planes"], ["output1"], name="add"),
+        ]
+    )
+    onnx.save(model, path)
+    export, loaded = load_export(path)
+    with pytest.raises(ExportError, match="dynamic=True"):
+        make_batch_dynamic(loaded, export)
+
+
+def test_inputs_of_surgery_are_left_alone(tmp_path):
+    export, model = load_export(segmentation_export(tmp_path / "m.onnx"))
+    before = model.SerializeToString()
+    network = make_batch_dynamic(model, export)
+    middle = network.SerializeToString()
+    graft_ends(network, export)
+    assert model.SerializeToString() == before
+    assert network.SerializeToString() == middle

@@ -1,0 +1,179 @@
+"""What is sent, and what is made of the answer."""
+
+import cv2
+import numpy as np
+import pytest
+from tritonclient.grpc._utils import _get_inference_request as grpc_request
+
+from client.errors import RequestError, ServerError
+from client.images import encode_pixels, encoded_image
+from client.request import Request, chunks, parameters_of, parse_response
+from client.transport import _inputs
+from pipeline import contract
+from pipeline.parameters import RequestParameters
+from pipeline.postprocess import ImageSegmentation, pack_response
+
+
+def test_parameters_left_out_are_not_sent():
+    assert parameters_of() == {}
+    assert parameters_of(iou=0.5) == {"iou": 0.5}
+
+
+def test_parameters_are_what_the_server_parses():
+    parameters = parameters_of(
+        confidence=np.float32(0.5), iou=1, max_detections=np.int64(7), mask_format="png", classes=(2, 0)
+    )
+    assert parameters == {"confidence": 0.5, "iou": 1.0, "max_detections": 7, "mask_format": "png", "classes": "2,0"}
+    assert [type(value) for value in parameters.values()] == [float, float, int, str, str]
+    assert RequestParameters.parse(parameters) == RequestParameters(0.5, 1.0, 7, "png", frozenset({0, 2}))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"confidence": "high"},
+        {"confidence": True},
+        {"iou": [0.5]},
+        {"max_detections": 2.5},
+        {"max_detections": True},
+        {"classes": [0.5]},
+        {"classes": "0,2"},
+    ],
+)
+def test_parameters_of_another_type_are_refused_by_name(given):
+    with pytest.raises(RequestError, match=next(iter(given))):
+        parameters_of(**given)
+
+
+def test_tensor_holds_the_bytes_as_they_are(tmp_path):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(b"\xff\xd8 not decoded here \x00")
+    request = Request.of([path, b"\x00\x01\x00"], {"confidence": 0.5})
+    assert request.names == (str(path), "image of 3 bytes")
+    tensor = request.tensor()
+    assert tensor.shape == (2, 1)
+    assert tensor.dtype == np.object_
+    assert tensor[:, 0].tolist() == [path.read_bytes(), b"\x00\x01\x00"]
+
+
+def test_grpc_message():
+    import tritonclient.grpc
+
+    request = Request.of([b"one", b""], parameters_of(confidence=0.5, max_detections=3, classes=[1]))
+    message = grpc_request(
+        "segment_int8", _inputs(tritonclient.grpc, request.tensor()), "", "", None, 0, False, False, 0, None,
+        request.parameters,
+    )  # fmt: skip
+    assert message.inputs[0].name == contract.IMAGE.name
+    assert message.inputs[0].datatype == contract.IMAGE.dtype
+    assert list(message.inputs[0].shape) == [2, 1]
+    assert message.raw_input_contents[0] == b"\x03\x00\x00\x00one\x00\x00\x00\x00"
+    assert message.parameters["confidence"].double_param == 0.5
+    assert message.parameters["max_detections"].int64_param == 3
+    assert message.parameters["classes"].string_param == "1"
+
+
+def test_http_input():
+    import tritonclient.http
+
+    (tensor,) = _inputs(tritonclient.http, Request.of([b"one"], {}).tensor())
+    assert (tensor.name(), tensor.datatype(), tensor.shape()) == ("image", "BYTES", [1, 1])
+    assert tensor._get_binary_data() == b"\x03\x00\x00\x00one"
+
+
+@pytest.mark.parametrize("shape", [(20, 30, 3), (20, 30), (1, 1, 3)])
+def test_pixels_are_sent_without_loss_as_rgb(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    decoded = cv2.imdecode(np.frombuffer(encoded_image(pixels), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(decoded if len(shape) == 2 else decoded[..., ::-1], pixels)
+
+
+def test_jpeg_of_a_quality():
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    low, high = encode_pixels(pixels, jpeg_quality=20), encode_pixels(pixels, jpeg_quality=95)
+    assert low[:3] == high[:3] == b"\xff\xd8\xff"
+    assert len(low) < len(high)
+    with pytest.raises(RequestError, match="1 to 100"):
+        encode_pixels(pixels, jpeg_quality=0)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4), np.uint8), np.zeros(4, np.uint8)],
+)
+def test_other_arrays_are_refused(pixels):
+    with pytest.raises(RequestError, match=r"uint8 \[height, width, 3\] RGB"):
+        encoded_image(pixels)
+
+
+def test_what_is_no_image_is_refused(tmp_path):
+    with pytest.raises(RequestError, match="NoneType"):
+        encoded_image(None)
+    with pytest.raises(RequestError, match=r"gone\.jpg: cannot be read: No such file"):
+        encoded_image(tmp_path / "gone.jpg")
+
+
+def test_a_long_batch_is_cut_into_requests():
+    assert [len(chunk) for chunk in chunks([b"x"] * 19)] == [8, 8, 3]
+    assert list(chunks([])) == []
+    with pytest.raises(RequestError, match="sequence"):
+        list(chunks("photo.jpg"))
+
+
+def image_segmentation(n, height, width, seed=0):
+    rng = np.random.default_rng(seed)
+    return ImageSegmentation(
+        boxes=rng.random((n, 4), np.float32),
+        scores=np.sort(rng.random(n, np.float32))[::-1],
+        class_ids=rng.integers(0, 5, n).astype(np.int32),
+        masks=[b"mask %d" % index for index in range(n)],
+        height=height,
+        width=width,
+    )
+
+
+def test_padding_is_cut_off():
+    images = [image_segmentation(n, 10 + n, 20 + n, seed=n) for n in (2, 0, 5)]
+    results = parse_response(pack_response(images), 3, "rle")
+    assert [len(result) for result in results] == [2, 0, 5]
+    for image, result in zip(images, results, strict=True):
+        assert np.array_equal(result.boxes, image.boxes)
+        assert np.array_equal(result.scores, image.scores)
+        assert np.array_equal(result.class_ids, image.class_ids)
+        assert result.encoded_masks == tuple(image.masks)
+        assert result.image_size == (image.height, image.width)
+        assert (result.boxes.dtype, result.scores.dtype, result.class_ids.dtype) == (np.float32, np.float32, np.int32)
+
+
+def test_results_do_not_hang_on_the_response():
+    tensors = pack_response([image_segmentation(2, 4, 4)])
+    for array in tensors.values():
+        array.setflags(write=False)
+    (result,) = parse_response(tensors, 1, "rle")
+    result.boxes[0] = 0
+    assert result.boxes.base is None
+
+
+def test_mask_format_follows_the_request():
+    tensors = pack_response([image_segmentation(1, 4, 4)])
+    assert Request((b"x",), ("x",), {}).parse(tensors)[0].mask_format == "rle"
+    assert Request((b"x",), ("x",), {"mask_format": "png"}).parse(tensors)[0].mask_format == "png"
+
+
+def test_answers_of_another_model_are_refused():
+    tensors = pack_response([image_segmentation(2, 4, 4)])
+    with pytest.raises(ServerError, match="'masks'"):
+        parse_response({name: array for name, array in tensors.items() if name != "masks"}, 1, "rle")
+    with pytest.raises(ServerError, match=r"'boxes' has shape \[1, 2, 5\]; expected \[1, -1, 4\]"):
+        parse_response({**tensors, "boxes": np.zeros((1, 2, 5), np.float32)}, 1, "rle")
+    with pytest.raises(ServerError, match="expected \\[2"):
+        parse_response(tensors, 2, "rle")
+    with pytest.raises(ServerError, match="num_detections says \\[3\\] where 2"):
+        parse_response({**tensors, "num_detections": np.array([[3]], np.int32)}, 1, "rle")
+
+
+def test_a_refusal_names_the_images():
+    one = Request((b"x",), ("a.jpg",), {}).named(RequestError("bad", "400"))
+    assert (str(one), one.status) == ("a.jpg: bad", "400")
+    two = Request((b"x", b"y"), ("a.jpg", "b.jpg"), {}).named(RequestError("image 2 of 2: bad"))
+    assert str(two) == "2 images (a.jpg, b.jpg): image 2 of 2: bad"

@@ -1,0 +1,294 @@
+"""Both clients over both protocols, against small servers on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+import threading
+import time
+from contextlib import contextmanager
+
+import cv2
+import grpc
+import numpy as np
+import pytest
+
+from client import (
+    AsyncSegmentationClient,
+    RequestError,
+    RequestTimeoutError,
+    SegmentationClient,
+    ServerError,
+    ServerUnavailableError,
+)
+from tests.unit.client.kserve import SERVERS, Refusal, padded_answer
+
+
+class Blocking:
+    """The asynchronous client, called as the other one is."""
+
+    def __init__(self, *values, **names):
+        self._make = lambda: AsyncSegmentationClient(*values, **names)
+
+    def __getattr__(self, method):
+        def call(*values, **names):
+            async def run():
+                async with self._make() as client:
+                    return await getattr(client, method)(*values, **names)
+
+            return asyncio.run(run())
+
+        return call
+
+    def close(self):
+        pass
+
+
+@pytest.fixture(params=["grpc", "http"])
+def protocol(request):
+    return request.param
+
+
+@pytest.fixture(params=[SegmentationClient, Blocking], ids=["sync", "async"])
+def connect(request, protocol):
+    opened = []
+
+    def connect(url, **names):
+        opened.append(request.param(url, protocol, **names))
+        return opened[-1]
+
+    yield connect
+    for client in opened:
+        client.close()
+
+
+@pytest.fixture
+def stub(protocol):
+    with SERVERS[protocol]() as running:
+        yield running
+
+
+def test_what_is_not_given_is_not_sent(stub, connect):
+    connect(stub.url, precision="fp16").segment(b"picture")
+    (request,) = stub.received
+    assert request.model == "segment_fp16"
+    assert (request.shape, request.datatype, request.images) == ((1, 1), "BYTES", (b"picture",))
+    assert request.parameters == {}
+
+
+def test_parameters_travel_with_their_types(stub, connect):
+    connect(stub.url).segment(
+        b"picture", confidence=1, iou=np.float32(0.5), max_detections=7, mask_format="png", classes=(0, np.int64(2))
+    )
+    parameters = stub.received[0].parameters
+    assert parameters == {"confidence": 1.0, "iou": 0.5, "max_detections": 7, "mask_format": "png", "classes": "0,2"}
+    assert {name: type(value) for name, value in parameters.items()} == {
+        "confidence": float,
+        "iou": float,
+        "max_detections": int,
+        "mask_format": str,
+        "classes": str,
+    }
+
+
+def test_a_long_batch_is_cut_into_requests_of_eight_and_comes_back_in_order(stub, connect):
+    images = [b"picture %d" % index for index in range(19)]
+    results = connect(stub.url).segment_batch(images, mask_format="png")
+    assert [request.shape for request in stub.received] == [(8, 1), (8, 1), (3, 1)]
+    assert [image for request in stub.received for image in request.images] == images
+    assert [len(result) for result in results] == [*range(8), *range(8), *range(3)]
+    # Image 2 of a request has two detections, in front of padding.
+    result = results[2]
+    assert result.boxes.tolist() == [[2, 0, 6, 5], [2, 1, 6, 6]]
+    assert result.scores == pytest.approx([0.9, 0.8])
+    assert result.class_ids.tolist() == [1, 2]
+    assert result.encoded_masks == (b"mask 2.0", b"mask 2.1")
+    assert (result.image_size, result.mask_format) == ((10, 20), "png")
+
+
+def test_no_image_asks_nothing(stub, connect):
+    assert connect(stub.url).segment_batch([]) == []
+    assert stub.received == []
+
+
+def test_paths_bytes_and_arrays(stub, connect, tmp_path):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(b"sent as it is")
+    rgb = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    connect(stub.url).segment_batch([path, str(path), memoryview(b"bytes"), rgb, rgb[:, :, 0]])
+    first, second, third, colour, grey = stub.received[0].images
+    assert (first, second, third) == (b"sent as it is", b"sent as it is", b"bytes")
+    np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(colour, np.uint8), cv2.IMREAD_COLOR_RGB), rgb)
+    np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(grey, np.uint8), cv2.IMREAD_UNCHANGED), rgb[:, :, 0])
+
+
+def test_an_image_that_cannot_be_read_asks_nothing(stub, connect, tmp_path):
+    with pytest.raises(RequestError, match=r"missing\.jpg: cannot be read: No such file"):
+        connect(stub.url).segment_batch([b"fine", tmp_path / "missing.jpg"])
+    with pytest.raises(RequestError, match=r"array float32 \[4, 5, 3\]; allowed: uint8"):
+        connect(stub.url).segment(np.zeros((4, 5, 3), np.float32))
+    with pytest.raises(RequestError, match="call segment"):
+        connect(stub.url).segment_batch(b"one image")
+    assert stub.received == []
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "expected"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, 400, RequestError),
+        (grpc.StatusCode.NOT_FOUND, 404, ServerUnavailableError),
+        (grpc.StatusCode.UNAVAILABLE, 503, ServerUnavailableError),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, 504, RequestTimeoutError),
+        (grpc.StatusCode.INTERNAL, 500, ServerError),
+        (grpc.StatusCode.UNKNOWN, 418, ServerError),
+    ],
+)
+def test_the_status_alone_says_whose_fault_it_is(stub, connect, protocol, code, status, expected):
+    # The words are those of another fault, to show that nobody reads them.
+    def refuse(request):
+        raise Refusal(code, status, "INVALID_ARGUMENT timeout unavailable 400")
+
+    stub.answer = refuse
+    with pytest.raises(expected) as caught:
+        connect(stub.url).segment(b"picture")
+    assert type(caught.value) is expected
+    assert caught.value.status == (str(code) if protocol == "grpc" else str(status))
+
+
+def test_a_refusal_keeps_the_servers_words_and_names_the_image(stub, connect, tmp_path):
+    def refuse(request):
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, 400, "parameter 'confidence' is 2; allowed: 0 to 1")
+
+    stub.answer = refuse
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(b"picture")
+    with pytest.raises(RequestError) as caught:
+        connect(stub.url).segment(path, confidence=2)
+    assert str(caught.value) == f"{path}: parameter 'confidence' is 2; allowed: 0 to 1"
+    with pytest.raises(ValueError, match="2 images"):
+        connect(stub.url).segment_batch([path, b"other"])
+
+
+def test_an_answer_of_another_model_is_a_server_error(stub, connect):
+    stub.answer = lambda request: {k: v for k, v in padded_answer(request).items() if k != "masks"}
+    with pytest.raises(ServerError, match="no output 'masks'"):
+        connect(stub.url).segment(b"picture")
+
+
+def test_no_server_says_how_to_start_one(connect):
+    with closed_port() as url, pytest.raises(ServerUnavailableError, match="python -m serving run"):
+        connect(url, timeout_s=5).segment(b"picture")
+    with closed_port() as url:
+        assert connect(url, timeout_s=5).is_ready() is False
+
+
+def test_a_server_that_hangs_up(connect):
+    with listener(answer=False) as url, pytest.raises(ServerUnavailableError, match=url):
+        connect(url, timeout_s=5).segment(b"picture")
+
+
+def test_a_server_that_never_answers(connect):
+    started = time.monotonic()
+    with listener(answer=None) as url, pytest.raises(RequestTimeoutError, match=r"within 0\.4 s"):
+        connect(url, timeout_s=0.4).segment(b"picture")
+    assert 0.3 < time.monotonic() - started < 5
+
+
+def test_readiness(stub, connect):
+    client = connect(stub.url, precision="fp32")
+    assert client.is_ready() is True
+    client.wait_ready(0)
+    stub.ready = False
+    assert client.is_ready() is False
+    with pytest.raises(ServerUnavailableError, match="segment_fp32 is not loaded.*python -m serving run"):
+        client.wait_ready(0.3)
+
+
+def test_it_waits_until_the_model_is_ready(stub, connect):
+    stub.ready = False
+    timer = threading.Timer(0.5, setattr, (stub, "ready", True))
+    timer.start()
+    try:
+        connect(stub.url).wait_ready(20)
+    finally:
+        timer.cancel()
+    assert stub.ready
+
+
+@pytest.mark.parametrize("kind", [SegmentationClient, AsyncSegmentationClient])
+@pytest.mark.parametrize(
+    ("names", "fault"),
+    [
+        ({"protocol": "rest"}, "protocol 'rest'; allowed: grpc, http"),
+        ({"precision": "int4"}, "precision 'int4'; allowed: fp32, fp16, int8"),
+        ({"timeout_s": 0}, "timeout_s is 0"),
+        ({"timeout_s": float("nan")}, "timeout_s is nan"),
+        ({"url": "http://127.0.0.1:8000"}, "without a scheme"),
+        ({"url": "localhost"}, "HOST:PORT"),
+    ],
+)
+def test_what_a_client_cannot_be_made_with(kind, names, fault):
+    with pytest.raises(RequestError, match=fault):
+        kind(**names)
+
+
+def test_default_urls():
+    with SegmentationClient() as client:
+        assert (client.url, client.protocol, client.model) == ("127.0.0.1:8001", "grpc", "segment_int8")
+    with SegmentationClient(protocol="http") as client:
+        assert client.url == "127.0.0.1:8000"
+
+
+def test_the_twins_have_the_same_methods():
+    def public(kind):
+        return {
+            name: list(inspect.signature(member).parameters.values())
+            for name, member in inspect.getmembers(kind, callable)
+            if not name.startswith("_")
+        }
+
+    assert public(SegmentationClient) == public(AsyncSegmentationClient)
+
+
+def test_many_requests_of_one_asynchronous_client(stub, protocol):
+    async def run():
+        async with AsyncSegmentationClient(stub.url, protocol) as client:
+            return await asyncio.gather(*(client.segment_batch([b"x"] * (index % 4 + 1)) for index in range(20)))
+
+    results = asyncio.run(run())
+    assert [len(result) for result in results] == [index % 4 + 1 for index in range(20)]
+
+
+@contextmanager
+def closed_port():
+    """A port that nobody listens on, and nobody else can take meanwhile."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{bound.getsockname()[1]}"
+
+
+@contextmanager
+def listener(answer):
+    """A server that takes connections: with ``None`` it says nothing, with ``False`` it hangs up at once."""
+    held = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def accept():
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                if answer is None:
+                    held.append(connection)
+                else:
+                    connection.close()
+
+        threading.Thread(target=accept, daemon=True).start()
+        try:
+            yield f"127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            for connection in held:
+                connection.close()

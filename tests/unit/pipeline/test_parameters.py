@@ -1,0 +1,51 @@
+import pytest
+
+from pipeline.errors import ParameterError
+from pipeline.parameters import RequestParameters
+
+
+def test_defaults():
+    assert RequestParameters.parse({}) == RequestParameters(0.25, 0.45, 300, "rle", None)
+
+
+def test_all_set():
+    values = {"confidence": 1, "iou": 0.0, "max_detections": 1000, "mask_format": "png", "classes": " 2, 0"}
+    assert RequestParameters.parse(values) == RequestParameters(1.0, 0.0, 1000, "png", frozenset({0, 2}))
+    assert RequestParameters.parse({"classes": 7}).classes == frozenset({7})
+
+
+def test_what_triton_adds_is_passed_over():
+    assert RequestParameters.parse({"triton_enable_empty_final_response": False, "timeout": 3}) == RequestParameters()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("confidence", 2, "0 to 1"),
+        ("confidence", "high", "0 to 1"),
+        ("confidence", True, "0 to 1"),
+        ("confidence", float("nan"), "0 to 1"),
+        ("iou", -0.1, "0 to 1"),
+        ("max_detections", 0, "1 to 1000"),
+        ("max_detections", 1001, "1 to 1000"),
+        ("max_detections", 2.5, "1 to 1000"),
+        ("mask_format", "bitmap", "rle, polygon, png, none"),
+        ("mask_format", 3, "rle, polygon, png, none"),
+        ("classes", "a,b", "such as '0,2'"),
+        ("classes", "", "such as '0,2'"),
+        ("classes", "-1", "such as '0,2'"),
+        ("classes", "9" * 400, "such as '0,2'"),
+        ("classes", 1.5, "such as '0,2'"),
+    ],
+)
+def test_bad_values_are_named(name, value, allowed):
+    with pytest.raises(ParameterError) as caught:
+        RequestParameters.parse({name: value})
+    assert repr(name) in str(caught.value)
+    assert repr(value) in str(caught.value)
+    assert allowed in str(caught.value)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ParameterError, match=r"'confidense'.*allowed: classes, confidence, iou"):
+        RequestParameters.parse({"confidense": 0.5})

@@ -1,0 +1,76 @@
+"""The shipped model repository against the contract, and through the protobuf that Triton reads it with."""
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from builder.repository import SHIPPED_REPOSITORY, write_config
+from pipeline import contract
+
+CONFIGS = sorted(SHIPPED_REPOSITORY.rglob("*.pbtxt"))
+TYPES = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32", "FP16": "TYPE_FP16", "INT32": "TYPE_INT32", "UINT8": "TYPE_UINT8"}
+SPECS = {
+    spec.name: spec
+    for spec in (
+        contract.IMAGE,
+        contract.IMAGES,
+        contract.GEOMETRY,
+        contract.CANDIDATES,
+        contract.PROTOTYPES,
+        *contract.RESPONSE_TENSORS,
+    )
+}
+
+
+def parse(path):
+    return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+
+
+def test_every_model_is_there():
+    names = {path.parent.name for path in CONFIGS if path.name == "config.pbtxt"}
+    expected = {contract.PREPROCESS_MODEL, contract.POSTPROCESS_MODEL}
+    for precision in contract.PRECISIONS:
+        expected |= {contract.segmentation_model(precision), contract.ensemble_model(precision)}
+    assert names == expected
+    for precision in contract.PRECISIONS:
+        assert (SHIPPED_REPOSITORY / contract.segmentation_model(precision) / "configs" / "cpu.pbtxt").is_file()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(SHIPPED_REPOSITORY)))
+def test_configuration_round_trips(path, tmp_path):
+    config = parse(path)
+    write_config(tmp_path / "config.pbtxt", config)
+    assert parse(tmp_path / "config.pbtxt") == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(SHIPPED_REPOSITORY)))
+def test_tensors_are_those_of_the_contract(path):
+    config = parse(path)
+    folder = path.parent.parent if path.parent.name == "configs" else path.parent
+    assert config.name == folder.name
+    assert config.max_batch_size >= contract.MAX_REQUEST_BATCH
+    for tensor in [*config.input, *config.output]:
+        spec = SPECS[tensor.name]
+        assert model_config_pb2.DataType.Name(tensor.data_type) == TYPES[spec.dtype]
+        assert len(tensor.dims) == len(spec.shape)
+        assert all(wanted in (-1, size) for wanted, size in zip(spec.shape, tensor.dims, strict=True))
+
+
+@pytest.mark.parametrize("precision", contract.PRECISIONS)
+def test_ensembles_chain_the_three_steps(precision):
+    config = parse(SHIPPED_REPOSITORY / contract.ensemble_model(precision) / "config.pbtxt")
+    assert [step.model_name for step in config.ensemble_scheduling.step] == [
+        contract.PREPROCESS_MODEL,
+        contract.segmentation_model(precision),
+        contract.POSTPROCESS_MODEL,
+    ]
+    assert [tensor.name for tensor in config.output] == [spec.name for spec in contract.RESPONSE_TENSORS]
+    assert config.max_batch_size == contract.MAX_REQUEST_BATCH
+
+
+@pytest.mark.parametrize("precision", contract.PRECISIONS)
+def test_both_profiles_have_the_same_tensors(precision):
+    folder = SHIPPED_REPOSITORY / contract.segmentation_model(precision)
+    tensorrt, cpu = parse(folder / "config.pbtxt"), parse(folder / "configs" / "cpu.pbtxt")
+    assert list(tensorrt.input) == list(cpu.input)
+    assert list(tensorrt.output) == list(cpu.output)
