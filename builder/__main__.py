@@ -1,4 +1,4 @@
-"""``python -m builder``: fetch the reference model, build versions, list them."""
+"""``python -m builder``: fetch the reference model, build versions, rank layers, list and promote versions."""
 
 from __future__ import annotations
 
@@ -7,18 +7,39 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Final
 
 from rich.console import Console
-from rich.table import Table
 
-from builder.build import BuildSettings, build_cpu
-from builder.calibration import CalibrationSet, augmented_set, calibration_set
+from builder.build import build
 from builder.errors import BuilderError
 from builder.progress import Steps
-from builder.reference import REFERENCE_NAME, fetch_reference
-from builder.repository import SHIPPED_REPOSITORY, ModelRepository
+from builder.reference import fetch_reference
+from builder.repository import SHIPPED_REPOSITORY
+from builder.sensitivity_command import run_sensitivity
+from builder.settings import BuildSettings, load_settings
 from pipeline import contract
 from serving.errors import ServingError
+
+_OPTIONS: Final = {
+    "profile": "profile",
+    "precisions": "precisions",
+    "repository": "repository",
+    "onnx": "onnx",
+    "name": "name",
+    "input_size": "input_size",
+    "top_k": "top_k",
+    "exclude": "exclude",
+    "images": "calibration.images",
+    "calibration_scenes": "calibration.scenes",
+    "verify_images": "verification.images",
+    "verification_scenes": "verification.scenes",
+    "annotations": "verification.annotations",
+    "max_batch": "plan.max_batch",
+    "opt_batch": "plan.opt_batch",
+    "flavour": "plan.flavour",
+}
+"""Command-line options to entries of the settings."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,57 +67,22 @@ def _fetch(options: argparse.Namespace) -> int:
     return 0
 
 
+def _settings(options: argparse.Namespace) -> BuildSettings:
+    overrides: dict[str, Any] = {entry: getattr(options, name, None) for name, entry in _OPTIONS.items()}
+    if options.config is None and overrides["repository"] is None:
+        overrides["repository"] = SHIPPED_REPOSITORY
+    return load_settings(options.config, overrides)
+
+
 def _build(options: argparse.Namespace) -> int:
-    steps = Steps()
-    source, name = options.onnx, options.name
-    if source is None:
-        with steps.step("fetch reference model"):
-            source, name = fetch_reference().onnx, name or REFERENCE_NAME
-    settings = BuildSettings(
-        onnx=source,
-        repository=options.repository,
-        precisions=options.precisions,
-        name=name,
-        input_size=options.input_size,
-        top_k=options.top_k,
-    )
-    for built in build_cpu(settings, _calibration(options), steps):
+    for built in build(_settings(options), Steps()):
         state = "served" if built.promoted else "not served until promoted"
         print(f"{built.manifest.precision}\t{built.manifest.tag}\t{built.folder}\t{state}")
     return 0
 
 
-def _calibration(options: argparse.Namespace) -> CalibrationSet | None:
-    if "int8" not in options.precisions:
-        return None
-    if options.images:
-        return calibration_set(options.images)
-    if options.onnx is not None:
-        raise BuilderError(
-            "int8 needs images of what your model will see; give them with --images FOLDER, or leave int8 out with "
-            "--precisions fp32,fp16"
-        )
-    return augmented_set(fetch_reference().photographs)
-
-
-def _list(options: argparse.Namespace) -> int:
-    repository = ModelRepository.open(options.repository)
-    table = Table("model", "version", "tag", "profile", "MB", "created", "served")
-    for precision in contract.PRECISIONS:
-        for manifest in repository.manifests(precision):
-            size = sum(entry.size_bytes for entry in manifest.files.values()) / 1e6
-            served = manifest.version in repository.promoted(precision, manifest.profile)
-            table.add_row(
-                manifest.model,
-                str(manifest.version),
-                manifest.tag,
-                manifest.profile,
-                f"{size:.1f}",
-                manifest.created_utc,
-                "yes" if served else "",
-            )
-    Console().print(table)
-    return 0
+def _sensitivity(options: argparse.Namespace) -> int:
+    return run_sensitivity(_settings(options), Steps(), options.out)
 
 
 def _precisions(text: str) -> tuple[str, ...]:
@@ -114,12 +100,6 @@ def _size(text: str) -> tuple[int, int]:
     return int(match.group(1)), int(match.group(2))
 
 
-def _top_k(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= contract.MAX_TOP_K:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: 1 to {contract.MAX_TOP_K}")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m builder", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -127,30 +107,40 @@ def _parser() -> argparse.ArgumentParser:
     fetch = commands.add_parser("fetch", help="get the reference model and its photographs into the cache")
     fetch.set_defaults(run=_fetch)
 
-    build = commands.add_parser("build", help="build versions from an ONNX export")
-    build.add_argument("--profile", choices=["cpu"], default="cpu", help="where the versions will run (default: cpu)")
-    build.add_argument(
-        "--precisions", type=_precisions, default=contract.PRECISIONS, help="comma-separated (default: fp32,fp16,int8)"
+    building = commands.add_parser("build", help="build, verify and write versions from an ONNX export")
+    _add_settings(building)
+    building.add_argument(
+        "--precisions", type=_precisions, help="comma-separated (default: fp32,fp16,int8); built in that order"
     )
-    build.add_argument("--onnx", type=Path, help="your YOLOv8-seg or YOLO11-seg export (default: the reference model)")
-    build.add_argument("--name", help="model name for tags (default: from the export)")
-    build.add_argument("--images", type=Path, nargs="+", metavar="PATH", help="calibration images: files or folders")
-    build.add_argument("--input-size", type=_size, metavar="HxW", help="for an export of dynamic input size")
-    build.add_argument(
-        "--top-k", type=_top_k, default=contract.DEFAULT_TOP_K, help="anchors that leave the network per image"
-    )
-    _add_repository(build)
-    build.set_defaults(run=_build)
+    building.set_defaults(run=_build)
 
-    listing = commands.add_parser("list", help="list the versions in the repository")
-    _add_repository(listing)
-    listing.set_defaults(run=_list)
+    sensitivity = commands.add_parser("sensitivity", help="rank groups of layers by what int8 costs in each")
+    _add_settings(sensitivity)
+    sensitivity.add_argument(
+        "--out", type=Path, default=Path("out/sensitivity"), help="folder for table and plot (default: out/sensitivity)"
+    )
+    sensitivity.set_defaults(run=_sensitivity, precisions=("int8",))
     return parser
 
 
-def _add_repository(parser: argparse.ArgumentParser) -> None:
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, help="settings file; builder/builder.yaml documents every entry")
+    parser.add_argument("--profile", choices=["cpu", "tensorrt"], help="where the versions will run (default: cpu)")
+    parser.add_argument("--repository", type=Path, help="model repository (default: model_repository)")
+    parser.add_argument("--onnx", type=Path, help="your YOLOv8-seg or YOLO11-seg export (default: the reference model)")
+    parser.add_argument("--name", help="model name for tags (default: from the export)")
+    parser.add_argument("--input-size", type=_size, metavar="HxW", help="for an export of dynamic input size")
+    parser.add_argument("--top-k", type=int, help="anchors that leave the network per image (default: 1000)")
+    parser.add_argument("--exclude", nargs="+", metavar="NODE", help="further ONNX nodes to keep out of int8")
+    parser.add_argument("--images", type=Path, nargs="+", metavar="PATH", help="calibration images: files or folders")
+    parser.add_argument("--verify-images", type=Path, nargs="+", metavar="PATH", help="images to verify on")
+    parser.add_argument("--annotations", type=Path, help="COCO instances file of the verification images, for mAP")
+    parser.add_argument("--calibration-scenes", type=int, metavar="N", help="scenes generated for the reference model")
+    parser.add_argument("--verification-scenes", type=int, metavar="N", help="likewise for verification")
+    parser.add_argument("--opt-batch", type=int, help="batch that a plan's kernels are chosen for")
+    parser.add_argument("--max-batch", type=int, help="largest batch of a plan")
     parser.add_argument(
-        "--repository", type=Path, default=SHIPPED_REPOSITORY, help="model repository (default: model_repository)"
+        "--flavour", choices=["tensorrt-10", "tensorrt-11", "tensorrt-rtx"], help="TensorRT to build with"
     )
 
 

@@ -15,3 +15,7 @@ class RepositoryError(BuilderError):
 
 class CalibrationError(BuilderError):
     """The calibration images are missing or unusable."""
+
+
+class GateError(BuilderError):
+    """A precision does not come close enough to the fp32 reference."""

@@ -54,6 +54,7 @@ class Manifest:
         excluded_nodes: nodes kept in higher precision, by name.
         layers: counts of layers per precision.
         files: every file of the version but this one.
+        plans: file name of each TensorRT plan to what it was built with and for.
         verification: results of the checks, and the gate; None where none ran.
         attempts: builds that failed before this one, and what was changed.
         durations_s: seconds per step.
@@ -71,6 +72,7 @@ class Manifest:
     toolchain: dict[str, str]
     settings: dict[str, Any]
     files: dict[str, FileEntry]
+    plans: dict[str, dict[str, Any]] = field(default_factory=dict)
     calibration: dict[str, Any] | None = None
     excluded_nodes: tuple[str, ...] = ()
     layers: dict[str, Any] = field(default_factory=dict)

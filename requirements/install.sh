@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the virtual environment .venv and installs a lock file into it: sh requirements/install.sh base|dev
+# Makes the virtual environment .venv and installs a lock file into it: sh requirements/install.sh base|dev|tensorrt
 # Does nothing when that has been done already. PYTHON=… chooses the interpreter.
 set -eu
 cd "$(dirname "$0")/.."
@@ -52,8 +52,14 @@ if [ ! -x "$venv/bin/python" ]; then
     }
 fi
 
-# dev holds everything that base does.
-for done_name in "$name" dev; do
+# Each of base, dev and tensorrt holds everything of the one before.
+case $name in
+base) enough="base dev tensorrt" ;;
+dev) enough="dev tensorrt" ;;
+tensorrt) enough="tensorrt" ;;
+*) fail "no lock file is called $name; there are base, dev and tensorrt" ;;
+esac
+for done_name in $enough; do
     stamp=$venv/.installed-$done_name
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(digest "$done_name")" ]; then
         exit 0
@@ -63,6 +69,10 @@ done
 echo "set-up: installing $(grep -c == "$lock") pinned, hashed packages from $lock"
 quiet=--quiet
 [ -t 2 ] && quiet=
+if [ "$name" = tensorrt ]; then
+    # Not in the lock: its processor and CUDA builds bring different packages. Model Optimizer needs either.
+    "$venv/bin/python" -m pip install $quiet --disable-pip-version-check torch==2.13.0
+fi
 "$venv/bin/python" -m pip install $quiet --disable-pip-version-check --require-hashes -r "$lock"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 digest "$name" >"$venv/.installed-$name"

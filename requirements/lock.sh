@@ -18,3 +18,9 @@ lock() {
 }
 lock base
 lock dev --extra load --extra test --extra lint
+# What torch brings differs between its processor and CUDA builds: it is left to its own installation.
+lock tensorrt --extra load --extra test --extra lint --extra tensorrt --constraints requirements/dev.txt \
+    $(for name in torch triton cuda-toolkit cuda-bindings cuda-pathfinder nvidia-cublas nvidia-cuda-cupti \
+        nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
+        nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
+        nvidia-nvshmem-cu13 nvidia-nvtx; do echo "--no-emit-package $name"; done)

@@ -11,10 +11,10 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from builder.build import BuildSettings, build_cpu
-from builder.calibration import augmented_set
+from builder.build import build
 from builder.progress import Steps
-from builder.reference import REFERENCE_NAME, Reference, fetch_reference
+from builder.reference import Reference, fetch_reference
+from builder.settings import BuildSettings
 from client.coco import CocoDocument
 from client.files import write_atomically
 from client.images import encode_pixels
@@ -55,8 +55,7 @@ def run_demo(repository: Path, out: Path) -> int:
     steps = Steps()
     with steps.step("fetch reference model"):
         reference = fetch_reference()
-    settings = BuildSettings(onnx=reference.onnx, repository=repository, name=REFERENCE_NAME)
-    build_cpu(settings, augmented_set(reference.photographs), steps)
+    build(BuildSettings(repository=repository), steps)
     server = TritonServer(ServerOptions(repository, http_port=0, grpc_port=0, metrics_port=0))
     try:
         with steps.step("start tritonserver"):

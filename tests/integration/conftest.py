@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from builder.build import BuildSettings, build_cpu
-from builder.calibration import augmented_set
+from builder.build import build
 from builder.progress import Steps
-from builder.reference import REFERENCE_NAME, fetch_reference
+from builder.reference import fetch_reference
+from builder.settings import load_settings
 from serving.server import ServerOptions, TritonServer
 
 
@@ -20,8 +20,9 @@ def reference():
 @pytest.fixture(scope="session")
 def repository(reference, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "repository"
-    settings = BuildSettings(onnx=reference.onnx, repository=path, name=REFERENCE_NAME)
-    build_cpu(settings, augmented_set(reference.photographs), Steps(Console(quiet=True)))
+    # A quarter of the usual scenes: the tests compare with the photographs, not with the gates' margins.
+    settings = {"repository": path, "calibration.scenes": 32, "verification.scenes": 32}
+    build(load_settings(None, settings), Steps(Console(quiet=True)))
     return path
 
 

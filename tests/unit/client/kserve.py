@@ -1,4 +1,4 @@
-"""Small KServe v2 servers over real sockets: they record what the clients put on the wire and answer what a test says."""
+"""Small KServe v2 servers on real sockets: they record what the clients send and answer what a test says."""
 
 from __future__ import annotations
 
@@ -150,10 +150,10 @@ def grpc_server(answer: Callable[[Received], Tensors] = padded_answer) -> Iterat
     stub = Stub(answer)
 
     class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-        def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def ModelReady(self, request: Any, context: Any) -> Any:
             return service_pb2.ModelReadyResponse(ready=stub.ready)
 
-        def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def ModelInfer(self, request: Any, context: Any) -> Any:
             (tensor,) = request.inputs
             parameters = {
                 name: getattr(value, value.WhichOneof("parameter_choice")) for name, value in request.parameters.items()

@@ -2,16 +2,15 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from tests.unit.client.results import disc, empty_segmentation, segmentation_of
 
 from client.coco import CocoDocument
 from client.result import Segmentation
-from pipeline.mask_formats import encode_mask
-from pipeline.masks import MaskCrop
+from tests.unit.client.results import disc, empty_segmentation, segmentation_of
 
 MASKS = [disc(90, 120, 40, 30, 25), disc(90, 120, 90, 60, 20)]
 
@@ -53,13 +52,23 @@ def test_it_scores_fully_against_itself(path, kind):
     assert evaluation.stats[0] == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("mask_format", ["polygon", "png"])
-def test_other_encodings_become_run_lengths(mask_format):
-    crop = MaskCrop(np.ascontiguousarray(MASKS[0].T).view(np.uint8), 0, 0)
+def png(mask):
+    return cv2.imencode(".png", mask.astype(np.uint8) * 255)[1].tobytes()
+
+
+def polygon(mask):
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    return json.dumps([contour.reshape(-1).tolist() for contour in contours]).encode()
+
+
+@pytest.mark.parametrize("encode", [png, polygon])
+def test_other_encodings_become_run_lengths(encode):
     found = segmentation_of(MASKS[:1])
     document = CocoDocument({})
-    encoded = encode_mask(crop, mask_format, *found.image_size)
-    document.add("x", Segmentation(found.boxes, found.scores, found.class_ids, (encoded,), mask_format, (90, 120)))
+    encoded = (encode(MASKS[0]),)
+    document.add(
+        "x", Segmentation(found.boxes, found.scores, found.class_ids, encoded, encode.__name__, found.image_size)
+    )
     counts = found.encoded_masks[0].decode()
     assert document.to_dict()["annotations"][0]["segmentation"] == {"size": [90, 120], "counts": counts}
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from tests.unit.client.results import disc, empty_segmentation, segmentation_of
 
 from client.overlay import draw_overlay, palette
 from client.result import Segmentation
+from tests.unit.client.results import disc, empty_segmentation, segmentation_of
 
 
 def grey(height, width):

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from tests.unit.client.results import disc, empty_segmentation, segmentation_of
 
 from client.result import Segmentation
+from tests.unit.client.results import disc, empty_segmentation, segmentation_of
 
 
 def test_masks_come_back():

@@ -1,17 +1,16 @@
 """Frames in order through a transport whose answers come out of order; files that OpenCV reads back."""
 
 import asyncio
-import random
 
 import cv2
 import numpy as np
 import pytest
-from tests.unit.client.results import disc
 
 from client import AsyncSegmentationClient, RequestError, ServerUnavailableError
 from client.video import VideoError, VideoInput, VideoSettings, segment_video
 from pipeline import rle
 from pipeline.postprocess import ImageSegmentation, pack_response
+from tests.unit.client.results import disc
 
 FRAMES, HEIGHT, WIDTH = 24, 96, 128
 
@@ -26,7 +25,7 @@ class OutOfOrderTransport:
     def __init__(self, refuse=(), gone_after=None):
         self.seen, self.working, self.most = 0, 0, 0
         self._refuse, self._gone_after = refuse, gone_after
-        self._rng = random.Random(0)
+        self._rng = np.random.default_rng(0)
 
     async def infer(self, model, images, parameters):
         index = self.seen
@@ -111,7 +110,8 @@ def test_frames_stay_in_order_and_bounded(video_path, tmp_path):
     assert last.fps > 0
     assert 1 < transport.most <= 5
     frames = read_video(tmp_path / "out" / "overlay.mp4")
-    assert [corner(frame) for frame in frames] == pytest.approx([10 * n for n in range(FRAMES)], abs=4)
+    # Half a step of brightness apart at most, after two lossy encodings.
+    assert [corner(frame) for frame in frames] == pytest.approx([corner(f) for f in read_video(video_path)], abs=5)
     # The disc is drawn: blue and red differ inside it, and nowhere in the grey source.
     assert all(abs(float(frame[48, 64, 0]) - float(frame[48, 64, 2])) > 20 for frame in frames)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["overlay.mp4"]

@@ -1,9 +1,9 @@
 """The window: order kept, bounded, clean when left early."""
 
 import asyncio
-import random
 from contextlib import aclosing
 
+import numpy as np
 import pytest
 
 from client.window import as_async, ordered_window
@@ -11,7 +11,7 @@ from client.window import as_async, ordered_window
 
 @pytest.mark.parametrize("in_flight", [1, 2, 5, 100])
 def test_order_and_bound(in_flight):
-    rng = random.Random(in_flight)
+    rng = np.random.default_rng(in_flight)
     working, most, taken = 0, 0, 0
 
     async def source():

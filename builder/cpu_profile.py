@@ -1,0 +1,120 @@
+"""The cpu profile: ONNX Runtime inside Triton's Python backend."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import onnx
+import onnxruntime as ort
+
+from builder.artefact import Artefact
+from builder.calibration import CalibrationSet
+from builder.errors import CalibrationError
+from builder.export import Export
+from builder.float16 import to_float16
+from builder.progress import Steps
+from builder.quantisers import remove_quantisers
+from builder.quantize_cpu import METHOD, Quantization, count_quantized_convolutions, quantize_for_cpu
+from builder.settings import BuildSettings
+from builder.surgery import Head, graft_ends
+
+
+class CpuProfile:
+    """Makes networks that ONNX Runtime runs well on processors."""
+
+    name = "cpu"
+
+    def __init__(
+        self,
+        settings: BuildSettings,
+        export: Export,
+        network: onnx.ModelProto,
+        head: Head,
+        calibration: CalibrationSet | None,
+        steps: Steps,
+    ) -> None:
+        """Take what all precisions share.
+
+        Args:
+            settings: the build's.
+            export: what the export holds.
+            network: float32 network of dynamic batch, its ends not grafted yet.
+            head: its last convolutions and decoding tail.
+            calibration: images for int8.
+            steps: where progress is shown.
+        """
+        self._settings, self._export, self._network, self._head = settings, export, network, head
+        self._calibration, self._steps = calibration, steps
+
+    @functools.cached_property
+    def reference(self) -> onnx.ModelProto:
+        """The grafted fp32 network."""
+        return self._graft(self._network)
+
+    def make(self, precision: str, exclude: frozenset[str]) -> Artefact:
+        """Make one precision; see :class:`builder.artefact.Profile`."""
+        return {"fp32": self._fp32, "fp16": self._fp16, "int8": self._int8}[precision](exclude)
+
+    def facts(self, precision: str) -> dict[str, Any]:
+        """What determines the result."""
+        if precision != "int8":
+            return {}
+        images = self._calibration.sha256 if self._calibration else None
+        return {"calibration": images, "method": METHOD, "exclude": sorted(self._settings.exclude)}
+
+    def _fp32(self, exclude: frozenset[str]) -> Artefact:
+        del exclude
+        _, convolutions = count_quantized_convolutions(self._network)
+        return self._artefact(self.reference, layers={"convolutions": {"fp32": convolutions}})
+
+    def _fp16(self, exclude: frozenset[str]) -> Artefact:
+        del exclude
+        with self._steps.step("fp16: convert", "weights and activations to half"):
+            model = to_float16(self._network, self._head.decode_nodes)
+        _, convolutions = count_quantized_convolutions(model)
+        tail = set(self._head.decode_nodes)
+        kept = sum(1 for node in model.graph.node if node.op_type == "Conv" and node.name in tail)
+        layers = {"convolutions": {"fp16": convolutions - kept, "fp32": kept}}
+        return self._artefact(self._graft(model), excluded=self._head.decode_nodes, layers=layers)
+
+    def _int8(self, exclude: frozenset[str]) -> Artefact:
+        quantised = remove_quantisers(self._quantization.model, self._network, exclude)
+        done, convolutions = count_quantized_convolutions(quantised)
+        calibration = self._calibration
+        return self._artefact(
+            self._graft(quantised),
+            excluded=(*self._default_exclusions, *sorted(exclude)),
+            layers={"convolutions": {"int8": done, "fp32": convolutions - done}},
+            calibration={
+                "method": METHOD,
+                "images": len(calibration) if calibration else 0,
+                "sha256": calibration.sha256 if calibration else None,
+                "warning": calibration.warning if calibration else None,
+            },
+            quantised=self._graft(quantised),
+        )
+
+    @property
+    def _default_exclusions(self) -> tuple[str, ...]:
+        # Box and score regression is what int8 hurts most: ultralytics' own int8 exports keep these layers in float.
+        return (*self._head.output_convolutions, *self._head.decode_nodes)
+
+    @functools.cached_property
+    def _quantization(self) -> Quantization:
+        calibration = self._calibration
+        if calibration is None:
+            raise CalibrationError("int8 needs images of what the model will see; give a folder with --images")
+        if calibration.warning:
+            self._steps.warn(calibration.warning)
+        exclude = (*self._default_exclusions, *self._settings.exclude)
+        detail = METHOD.split(" (", maxsplit=1)[0]
+        with self._steps.step("int8: calibrate and quantise", detail, len(calibration)) as advance:
+            return quantize_for_cpu(self._network, self._export, calibration, exclude, advance)
+
+    def _graft(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        return graft_ends(model, self._export, self._settings.top_k)
+
+    @staticmethod
+    def _artefact(model: onnx.ModelProto, **facts: Any) -> Artefact:
+        return Artefact(model=model, runtime=f"ort{ort.__version__}-cpu", **facts)

@@ -1,0 +1,89 @@
+"""Takes the quantisers off chosen nodes of a Q/DQ network, and groups its layers."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Collection
+
+import onnx
+
+_QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
+
+
+def remove_quantisers(quantised: onnx.ModelProto, original: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
+    """Give nodes back the inputs that they had before quantisation: activations, weights and biases.
+
+    All other nodes keep their scales, so that no calibration is needed.
+
+    Args:
+        quantised: Q/DQ network; not changed.
+        original: the network that it was made of, with the same node names.
+        nodes: names of the nodes; those without quantisers are passed over.
+
+    Returns:
+        The network, Q/DQ nodes that nothing reads any more removed.
+    """
+    result = copy.deepcopy(quantised)
+    graph = result.graph
+    producers = {output: node for node in graph.node for output in node.output}
+    before = {node.name: node for node in original.graph.node}
+    weights = {tensor.name: tensor for tensor in original.graph.initializer}
+    present = {tensor.name for tensor in graph.initializer} | set(producers) | {value.name for value in graph.input}
+    for node in graph.node:
+        if node.name not in nodes or node.name not in before or node.op_type in _QUANTISERS:
+            continue
+        for index, (name, old) in enumerate(zip(node.input, before[node.name].input, strict=False)):
+            producer = producers.get(name)
+            if producer is None or producer.op_type != "DequantizeLinear":
+                continue
+            if old not in present and old in weights:
+                graph.initializer.append(weights[old])
+                present.add(old)
+            if old in present:
+                node.input[index] = old
+    _sweep(graph)
+    return result
+
+
+def quantised_nodes(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes, in order, that read something dequantised."""
+    dequantised = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type not in _QUANTISERS and any(name in dequantised for name in node.input)
+    ]
+
+
+def group_of(node: str) -> str:
+    """The group that a layer belongs to: its module, or its branch where the module is the head.
+
+    ``/model.4/m.0/cv1/conv/Conv`` belongs to ``model.4``, ``/model.22/cv3.1/cv3.1.0/conv/Conv`` to
+    ``model.22.cv3``, ``/model.22/proto/cv1/conv/Conv`` to ``model.22.proto``. Names of another form are groups of
+    their own.
+    """
+    match = re.match(r"/(?:.*/)?(model\.\d+)/(?:(cv[234]\b|proto\b|one2one\w*))?", node)
+    if match is None:
+        return node
+    return f"{match.group(1)}.{match.group(2)}" if match.group(2) and _is_head(node) else match.group(1)
+
+
+def _is_head(node: str) -> bool:
+    # Only the head numbers the layers of its branches: cv2.0, cv3.1, cv4.2; and only it has prototypes.
+    return re.search(r"/(cv[234]\.\d|proto/)", node) is not None
+
+
+def _sweep(graph: onnx.GraphProto) -> None:
+    """Remove Q/DQ nodes, and initialisers, that nothing reads."""
+    outputs = {value.name for value in graph.output}
+    while True:
+        read = {name for node in graph.node for name in node.input} | outputs
+        idle = [node for node in graph.node if node.op_type in _QUANTISERS and node.output[0] not in read]
+        if not idle:
+            break
+        for node in idle:
+            graph.node.remove(node)
+    read = {name for node in graph.node for name in node.input} | outputs
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
+        graph.initializer.remove(tensor)

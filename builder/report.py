@@ -1,0 +1,113 @@
+"""One HTML page per version: how it was built, how it compares, and what its masks look like beside fp32's."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import cv2
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+
+from builder.manifest import Manifest
+from client.overlay import draw_overlay
+from client.result import Segmentation
+from pipeline import rle
+from pipeline.images import decode_image
+from pipeline.postprocess import ImageSegmentation
+
+REPORT_NAME: Final = "report.html"
+_EXAMPLES: Final = 4
+_EXAMPLE_WIDTH: Final = 480
+_TEMPLATE: Final = Path(__file__).with_name("report.html.jinja")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One verification image.
+
+    Attributes:
+        path: the image file.
+        reference: what fp32 finds in it.
+        found: what the version finds in it.
+    """
+
+    path: Path
+    reference: ImageSegmentation
+    found: ImageSegmentation
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page shows.
+
+    Attributes:
+        manifest: of the version.
+        earlier: of the precisions that were built before it in the same run.
+        examples: images to show.
+        confidence: least score of a detection that is drawn.
+    """
+
+    manifest: Manifest
+    earlier: Sequence[Manifest]
+    examples: Sequence[Example]
+    confidence: float
+
+
+def choose_examples(
+    reference: Sequence[ImageSegmentation], found: Sequence[ImageSegmentation], confidence: float
+) -> list[int]:
+    """Indices of a few images with detections: the ones whose masks agree least, which are worth looking at."""
+
+    def union(image: ImageSegmentation) -> NDArray[np.bool_]:
+        whole = np.zeros((image.height, image.width), bool)
+        for mask, score in zip(image.masks, image.scores, strict=True):
+            if score >= confidence:
+                whole |= rle.decode(mask, image.height, image.width)
+        return whole
+
+    agreement = []
+    for index, (expected, actual) in enumerate(zip(reference, found, strict=True)):
+        if (expected.scores >= confidence).any():
+            one, other = union(expected), union(actual)
+            agreement.append(((one & other).sum() / max((one | other).sum(), 1), index))
+    return [index for _, index in sorted(agreement)[:_EXAMPLES]]
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write the page: one file, nothing loaded from elsewhere."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    template = environment.from_string(_TEMPLATE.read_text())
+    pictures = [
+        {
+            "name": example.path.name,
+            "reference": _picture(example.path, example.reference, report.confidence),
+            "found": _picture(example.path, example.found, report.confidence),
+        }
+        for example in report.examples
+    ]
+    path.write_text(
+        template.render(manifest=report.manifest, stages=[*report.earlier, report.manifest], pictures=pictures)
+    )
+
+
+def _picture(path: Path, image: ImageSegmentation, confidence: float) -> str:
+    """The image with what was found in it, as a data URI."""
+    shown = image.scores >= confidence
+    result = Segmentation(
+        image.boxes[shown],
+        image.scores[shown],
+        image.class_ids[shown],
+        tuple(mask for mask, keep in zip(image.masks, shown, strict=True) if keep),
+        "rle",
+        (image.height, image.width),
+    )
+    overlay = draw_overlay(decode_image(path.read_bytes()), result)
+    height = max(1, round(overlay.shape[0] * _EXAMPLE_WIDTH / overlay.shape[1]))
+    small = cv2.resize(overlay, (_EXAMPLE_WIDTH, height), interpolation=cv2.INTER_AREA)
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
+    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()

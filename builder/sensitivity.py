@@ -1,0 +1,172 @@
+"""Which groups of layers cost accuracy in int8: each group quantised alone, compared with the fp32 reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from builder.quantisers import group_of, quantised_nodes, remove_quantisers
+from builder.quantize_cpu import count_quantized_convolutions
+from builder.settings import Verification
+from builder.verification import Comparison, compare, onnx_network, segment_set
+from pipeline.postprocess import ImageSegmentation
+
+
+@dataclass(frozen=True)
+class GroupCost:
+    """What one group of layers costs in int8.
+
+    Attributes:
+        group: its name, such as ``model.22.proto``.
+        nodes: the quantised nodes in it.
+        convolutions: how many of them are convolutions.
+        comparison: of the network in which this group alone is quantised, with the fp32 reference.
+    """
+
+    group: str
+    nodes: tuple[str, ...]
+    convolutions: int
+    comparison: Comparison
+
+    @property
+    def cost(self) -> float:
+        """What is lost of F1 times mask IoU, in [0, 1]."""
+        return 1.0 - self.comparison.f1 * self.comparison.mask_iou
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "group": self.group,
+            "nodes": len(self.nodes),
+            "convolutions": self.convolutions,
+            "cost": round(self.cost, 6),
+            "f1": round(self.comparison.f1, 6),
+            "mask_iou": round(self.comparison.mask_iou, 6),
+        }
+
+
+@dataclass(frozen=True)
+class Trade:
+    """One point between all in int8 and nothing in int8.
+
+    Attributes:
+        restored: groups taken out of int8, the costliest first.
+        int8_convolutions: convolutions that remain in int8.
+        size_bytes: of the ONNX model; weights of int8 layers count one byte each, others as they are stored.
+        comparison: with the fp32 reference.
+    """
+
+    restored: tuple[str, ...]
+    int8_convolutions: int
+    size_bytes: int
+    comparison: Comparison
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "restored": list(self.restored),
+            "int8_convolutions": self.int8_convolutions,
+            "size_bytes": self.size_bytes,
+            **self.comparison.as_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is examined.
+
+    Attributes:
+        quantised: Q/DQ network, grafted, fp32 around its int8 layers.
+        original: the fp32 network it was made of, grafted.
+        paths: images to compare on.
+        reference: the fp32 network's detections on them.
+        input_size: height and width of the network's input.
+        settings: thresholds.
+    """
+
+    quantised: onnx.ModelProto
+    original: onnx.ModelProto
+    paths: Sequence[Path]
+    reference: Sequence[ImageSegmentation]
+    input_size: tuple[int, int]
+    settings: Verification
+
+    def compare(self, model: onnx.ModelProto, on_image: Callable[[], None]) -> Comparison:
+        """Compare a network with the reference."""
+        network = onnx_network(model.SerializeToString())
+        found = segment_set(network, self.paths, self.input_size, self.settings, on_image)
+        return compare(self.reference, found, self.settings.confidence)
+
+
+def groups_of(model: onnx.ModelProto) -> dict[str, list[str]]:
+    """Quantised nodes by group, in the network's order."""
+    groups: dict[str, list[str]] = {}
+    for name in quantised_nodes(model):
+        groups.setdefault(group_of(name), []).append(name)
+    return groups
+
+
+def rank_groups(subject: Subject, on_group: Callable[[], None]) -> list[GroupCost]:
+    """Quantise each group alone, and rank them by what that costs, the costliest first.
+
+    Args:
+        subject: what is examined.
+        on_group: called once per group, for progress.
+    """
+    groups = groups_of(subject.quantised)
+    everything = [name for names in groups.values() for name in names]
+    kinds = {node.name: node.op_type for node in subject.quantised.graph.node}
+    ranked = []
+    for group, names in groups.items():
+        others = set(everything) - set(names)
+        alone = remove_quantisers(subject.quantised, subject.original, others)
+        comparison = subject.compare(alone, lambda: None)
+        convolutions = sum(kinds[name] == "Conv" for name in names)
+        ranked.append(GroupCost(group, tuple(names), convolutions, comparison))
+        on_group()
+    return sorted(ranked, key=lambda cost: -cost.cost)
+
+
+def trade_off(
+    subject: Subject, ranking: Sequence[GroupCost], counts: Sequence[int], on_point: Callable[[], None]
+) -> list[Trade]:
+    """Restore the costliest groups, more and more of them, and measure each point.
+
+    Args:
+        subject: what is examined.
+        ranking: groups, the costliest first.
+        counts: how many groups are restored at each point.
+        on_point: called once per point, for progress.
+    """
+    points = []
+    for count in counts:
+        restored = ranking[:count]
+        nodes = {name for cost in restored for name in cost.nodes}
+        model = remove_quantisers(subject.quantised, subject.original, nodes)
+        in_int8, _ = count_quantized_convolutions(model)
+        comparison = subject.compare(model, lambda: None)
+        names = tuple(cost.group for cost in restored)
+        points.append(Trade(names, in_int8, int8_size_bytes(model), comparison))
+        on_point()
+    return points
+
+
+def int8_size_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of a network's weights if those of its int8 layers are stored as one byte each.
+
+    ModelOpt leaves the weights of quantised layers in fp32 in front of a quantiser; the plan holds them as int8.
+    """
+    quantised = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    total = 0
+    for tensor in model.graph.initializer:
+        elements = 1
+        for dim in tensor.dims:
+            elements *= dim
+        width = 4 if tensor.data_type == onnx.TensorProto.FLOAT else 1
+        width = 8 if tensor.data_type == onnx.TensorProto.INT64 else width
+        total += elements * (1 if tensor.name in quantised else width)
+    return total

@@ -1,0 +1,212 @@
+"""Everything that a build can be told, with its defaults: one YAML file, overridable on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from builder.errors import BuilderError
+from pipeline import contract
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class SettingsError(BuilderError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Calibration(_Section):
+    """Images that set the ranges of int8.
+
+    Attributes:
+        images: files and folders; empty takes generated scenes for the reference model.
+        scenes: how many scenes are generated for the reference model.
+        method: ModelOpt's method for the tensorrt profile. ``entropy`` clips outliers; ``max`` takes the largest value.
+            (The cpu profile always takes minimum and maximum.)
+    """
+
+    images: tuple[Path, ...] = ()
+    scenes: int = Field(default=128, ge=1)
+    method: Literal["entropy", "max"] = "entropy"
+
+
+class Verification(_Section):
+    """Images that every precision is compared with fp32 on; never those of the calibration.
+
+    Attributes:
+        images: files and folders; empty holds back a part of the calibration images, or takes generated scenes for the
+            reference model.
+        annotations: COCO instances file of these images, for mask mAP.
+        scenes: how many scenes are generated for the reference model.
+        hold_back: share of the calibration images that is held back where no others are given.
+        confidence: least score of a detection that counts.
+        iou: suppression threshold.
+    """
+
+    images: tuple[Path, ...] = ()
+    annotations: Path | None = None
+    scenes: int = Field(default=128, ge=1)
+    hold_back: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    confidence: Share = 0.25
+    iou: Share = 0.45
+
+
+class Gate(_Section):
+    """What a precision must reach against the fp32 reference.
+
+    Attributes:
+        f1: least F1 of its detections, matched at box IoU 0.5.
+        mask_iou: least mean mask IoU of the matches.
+    """
+
+    f1: Share
+    mask_iou: Share
+
+
+class Gates(_Section):
+    """One gate per reduced precision."""
+
+    fp16: Gate = Gate(f1=0.99, mask_iou=0.98)
+    int8: Gate = Gate(f1=0.97, mask_iou=0.95)
+
+    def of(self, precision: str) -> Gate:
+        """The gate of a precision; fp32 must equal the reference."""
+        found = {"fp16": self.fp16, "int8": self.int8}.get(precision)
+        return found if found is not None else Gate(f1=0.999, mask_iou=0.999)
+
+
+class Plan(_Section):
+    """The TensorRT plan; see :class:`builder.tensorrt.compile.PlanSettings`."""
+
+    min_batch: int = Field(default=1, ge=1, le=256)
+    opt_batch: int = Field(default=8, ge=1, le=256)
+    max_batch: int = Field(default=16, ge=1, le=256)
+    workspace_mib: int = Field(default=2048, ge=16)
+    version_compatible: bool = False
+    hardware_compatible: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
+    optimization_level: int | None = Field(default=None, ge=0, le=5)
+    timing_cache: Path | None = None
+    flavour: Literal["tensorrt-10", "tensorrt-11", "tensorrt-rtx"] | None = None
+
+    @model_validator(mode="after")
+    def _batches_rise(self) -> Plan:
+        if not self.min_batch <= self.opt_batch <= self.max_batch:
+            raise ValueError(
+                f"min_batch {self.min_batch}, opt_batch {self.opt_batch}, max_batch {self.max_batch} must not fall"
+            )
+        return self
+
+
+class Fallback(_Section):
+    """What is tried when a build or a gate fails.
+
+    Attributes:
+        max_attempts: builds per network, each leaving the nodes that the last one failed on in higher precision.
+        max_restorations: how often the worst group of layers is taken out of int8 when the gate fails.
+        sensitivity_images: images that groups are ranked on.
+    """
+
+    max_attempts: int = Field(default=4, ge=1, le=32)
+    max_restorations: int = Field(default=4, ge=0, le=64)
+    sensitivity_images: int = Field(default=32, ge=1)
+
+
+class BuildSettings(_Section):
+    """A build.
+
+    Attributes:
+        profile: cpu or tensorrt.
+        precisions: which ones; built and verified in the order fp32, fp16, int8.
+        repository: the model repository to write to.
+        onnx: the export; None takes the reference model.
+        name: model name for tags; None takes the export's own.
+        input_size: height and width, for an export of dynamic size.
+        top_k: anchors that leave the network per image.
+        exclude: further nodes to keep out of int8, by ONNX name.
+        calibration: see :class:`Calibration`; the other sections likewise.
+    """
+
+    profile: Literal["cpu", "tensorrt"] = "cpu"
+    precisions: tuple[str, ...] = contract.PRECISIONS
+    repository: Path = Path("model_repository")
+    onnx: Path | None = None
+    name: str | None = None
+    input_size: tuple[int, int] | None = None
+    top_k: int = Field(default=contract.DEFAULT_TOP_K, ge=1, le=contract.MAX_TOP_K)
+    exclude: tuple[str, ...] = ()
+    calibration: Calibration = Calibration()
+    verification: Verification = Verification()
+    gates: Gates = Gates()
+    plan: Plan = Plan()
+    fallback: Fallback = Fallback()
+
+    @field_validator("precisions")
+    @classmethod
+    def _known(cls, precisions: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in precisions if name not in contract.PRECISIONS]
+        if unknown or not precisions:
+            raise ValueError(f"allowed: {', '.join(contract.PRECISIONS)}")
+        return tuple(name for name in contract.PRECISIONS if name in precisions)
+
+    def plain(self) -> dict[str, Any]:
+        """The settings as JSON knows them; of paths only the names, for they say something on one machine alone."""
+        values: dict[str, Any] = self.model_dump(mode="json")
+        plain: dict[str, Any] = _names_of_paths(values, self.model_dump())
+        return plain
+
+
+def load_settings(path: Path | None, overrides: dict[str, Any]) -> BuildSettings:
+    """Read settings and lay those of the command line over them.
+
+    Args:
+        path: YAML file; None takes the defaults.
+        overrides: entries by dotted name, such as ``plan.max_batch``; None values are passed over.
+
+    Raises:
+        SettingsError: the file cannot be read, or an entry is wrong; names each one.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(path.read_text())
+        except OSError as error:
+            raise SettingsError(f"{path}: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise SettingsError(f"{path}: not YAML ({error})") from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise SettingsError(
+                f"{path}: expected entries such as `profile: tensorrt`, found a {type(loaded).__name__}"
+            )
+        values = loaded or {}
+    for name, value in overrides.items():
+        if value is not None:
+            *sections, entry = name.split(".")
+            place = values
+            for section in sections:
+                place = place.setdefault(section, {})
+                if not isinstance(place, dict):
+                    raise SettingsError(f"{path}: {section} is {place!r}; expected entries below it")
+            place[entry] = value
+    try:
+        return BuildSettings.model_validate(values)
+    except ValidationError as error:
+        faults = [
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']} (found {fault['input']!r})" for fault in error.errors()
+        ]
+        where = f"{path}: " if path is not None else ""
+        raise SettingsError(f"{where}{'; '.join(faults)}. builder/builder.yaml documents every entry") from error
+
+
+def _names_of_paths(values: Any, originals: Any) -> Any:
+    if isinstance(originals, dict):
+        return {key: _names_of_paths(values[key], original) for key, original in originals.items()}
+    if isinstance(originals, (list, tuple)):
+        return [_names_of_paths(value, original) for value, original in zip(values, originals, strict=True)]
+    return originals.name if isinstance(originals, Path) else values

@@ -1,0 +1,39 @@
+"""The GPU at hand, if there is one."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU.
+
+    Attributes:
+        name: such as ``NVIDIA H100 80GB HBM3``.
+        compute_capability: such as ``9.0``.
+    """
+
+    name: str
+    compute_capability: str
+
+    @property
+    def architecture(self) -> str:
+        """For tags and file names, such as ``sm90``."""
+        return f"sm{self.compute_capability.replace('.', '')}"
+
+
+def gpu_at_hand() -> Gpu | None:
+    """The first GPU that the driver names; None without a GPU or driver."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    query = [program, "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+        name, capability = answer.splitlines()[0].rsplit(",", maxsplit=1)
+    except (subprocess.SubprocessError, OSError, ValueError, IndexError):
+        return None
+    return Gpu(name.strip(), capability.strip())

@@ -1,0 +1,238 @@
+"""The tensorrt profile: strongly typed plans for Triton's TensorRT backend, precision written into the ONNX."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from builder.artefact import Artefact
+from builder.calibration import CalibrationSet
+from builder.errors import CalibrationError
+from builder.export import Export
+from builder.manifest import toolchain
+from builder.progress import Steps
+from builder.quantisers import quantised_nodes, remove_quantisers
+from builder.settings import BuildSettings
+from builder.surgery import graft_ends
+from builder.tensorrt.autocast import convert_to_fp16
+from builder.tensorrt.compile import CompiledPlan, PlanSettings, compile_plan
+from builder.tensorrt.errors import TensorRTError
+from builder.tensorrt.fallback import Attempt, build_with_fallback
+from builder.tensorrt.flavour import Flavour
+from builder.tensorrt.gpu import Gpu
+from builder.tensorrt.ptq import QuantisedModel, quantise
+from builder.tensorrt.runner import plan_network
+from builder.verification import Network
+
+CompileStep = Callable[[Path], CompiledPlan]
+
+
+class TensorRTProfile:
+    """Makes plans."""
+
+    name = "tensorrt"
+
+    def __init__(
+        self,
+        settings: BuildSettings,
+        export: Export,
+        network: onnx.ModelProto,
+        calibration: CalibrationSet,
+        flavour: Flavour,
+        gpu: Gpu | None,
+        steps: Steps,
+        compile_step: CompileStep | None = None,
+    ) -> None:
+        """Take what all precisions share.
+
+        Args:
+            settings: the build's.
+            export: what the export holds.
+            network: float32 network of dynamic batch, its ends not grafted yet.
+            calibration: images for int8; AutoCast looks at the first one for fp16.
+            flavour: TensorRT to build with.
+            gpu: the GPU at hand.
+            steps: where progress is shown.
+            compile_step: builds a plan from an ONNX file; by default TensorRT does.
+        """
+        self._settings, self._calibration, self._export = settings, calibration, export
+        self._flavour, self._gpu, self._steps = flavour, gpu, steps
+        self._reference = graft_ends(network, export, settings.top_k)
+        self._plan = PlanSettings(**settings.plan.model_dump(exclude={"flavour"}))
+        self._compile_step = compile_step or self._compile
+
+    @property
+    def reference(self) -> onnx.ModelProto:
+        """The grafted fp32 network."""
+        return self._reference
+
+    def facts(self, precision: str) -> dict[str, Any]:
+        """What determines the result."""
+        facts: dict[str, Any] = {
+            "flavour": self._flavour.name,
+            "tensorrt": self._flavour.version_text,
+            "gpu": self._gpu.compute_capability if self._gpu else None,
+            "plan": {key: value for key, value in asdict(self._plan).items() if key != "timing_cache"},
+        }
+        if precision == "int8":
+            method = self._settings.calibration.method
+            facts |= {
+                "calibration": self._calibration.sha256,
+                "method": method,
+                "exclude": sorted(self._settings.exclude),
+            }
+        return facts
+
+    def make(self, precision: str, exclude: frozenset[str]) -> Artefact:
+        """Make one precision; see :class:`builder.artefact.Profile`."""
+        with tempfile.TemporaryDirectory(prefix="build-") as folder:
+            return {"fp32": self._fp32, "fp16": self._fp16, "int8": self._int8}[precision](Path(folder), exclude)
+
+    def _fp32(self, folder: Path, exclude: frozenset[str]) -> Artefact:
+        del exclude
+        path = _save(self._reference, folder / "fp32.onnx")
+        return self._artefact(self._reference, self._built("fp32", path))
+
+    def _fp16(self, folder: Path, exclude: frozenset[str]) -> Artefact:
+        del exclude
+        source = _save(self._reference, folder / "fp32.onnx")
+        with self._steps.step("fp16: AutoCast", "ModelOpt"):
+            half = convert_to_fp16(source, self._images[:1])
+        path = _save(half.model, folder / "fp16.onnx")
+        return self._artefact(half.model, self._built("fp16", path), excluded=half.excluded)
+
+    def _int8(self, folder: Path, exclude: frozenset[str]) -> Artefact:
+        quantised = self._quantised
+        latest: dict[str, onnx.ModelProto] = {}
+
+        def make_onnx(failed: frozenset[str]) -> Path:
+            latest["quantised"] = remove_quantisers(quantised.model, self._reference, exclude | failed)
+            if not quantised_nodes(latest["quantised"]):
+                raise TensorRTError(
+                    "every quantised layer has been taken out of int8, so nothing is left to build; keep fp16, or "
+                    "upgrade TensorRT"
+                )
+            source = _save(latest["quantised"], folder / "quantised.onnx")
+            with self._steps.step("int8: AutoCast", "the layers around int8 to fp16"):
+                half = convert_to_fp16(source, self._images[:1])
+            return _save(half.model, folder / f"int8-{len(failed)}.onnx")
+
+        def show(attempt: Attempt) -> None:
+            if attempt.succeeded:
+                self._steps.note(f"int8: attempt {attempt.number} built a plan")
+            else:
+                self._steps.warn(
+                    f"int8: attempt {attempt.number} failed ({attempt.error}); leaving {len(attempt.added)} node(s) in "
+                    f"higher precision: {', '.join(attempt.added)}"
+                )
+
+        result = build_with_fallback(
+            make_onnx,
+            lambda path: self._built("int8", path),
+            self._settings.fallback.max_attempts,
+            show,
+            tensorrt=str(self._flavour),
+            workspace_mib=self._plan.workspace_mib,
+        )
+        return self._artefact(
+            onnx.load(result.onnx_path),
+            result.plan,
+            excluded=(*quantised.excluded, *sorted(exclude), *result.excluded),
+            attempts=tuple(attempt.as_dict() for attempt in result.attempts),
+            quantised=latest["quantised"],
+            calibration={
+                "method": f"ModelOpt {quantised.method}, int8 per channel weights, Q/DQ",
+                "images": quantised.images,
+                "sha256": self._calibration.sha256,
+                "warning": self._calibration.warning,
+                "default_exclusions": [
+                    {"nodes": list(group.nodes), "reason": group.reason, "source": group.source}
+                    for group in quantised.exclusions
+                ],
+            },
+        )
+
+    @functools.cached_property
+    def _images(self) -> NDArray[np.uint8]:
+        """All calibration images: uint8 [n, H, W, 3]."""
+        size = (self._export.input_height, self._export.input_width)
+        return np.stack(list(self._calibration.letterboxed(*size)))
+
+    @functools.cached_property
+    def _quantised(self) -> QuantisedModel:
+        if not len(self._calibration):
+            raise CalibrationError("int8 needs images of what the model will see; give a folder with --images")
+        if self._calibration.warning:
+            self._steps.warn(self._calibration.warning)
+        method = self._settings.calibration.method
+        with tempfile.TemporaryDirectory(prefix="build-") as folder:
+            source = _save(self._reference, Path(folder) / "fp32.onnx")
+            with self._steps.step(
+                "int8: calibrate and quantise", f"ModelOpt {method}, {len(self._calibration)} images"
+            ):
+                return quantise(source, self._images, self._settings.exclude, method)
+
+    def _compile(self, path: Path) -> CompiledPlan:
+        return compile_plan(path, self._plan, self._flavour)
+
+    def _built(self, precision: str, path: Path) -> CompiledPlan:
+        batches = f"batch {self._plan.min_batch}..{self._plan.max_batch}"
+        with self._steps.step(f"{precision}: build plan", f"{self._flavour}, {batches}"):
+            return self._compile_step(path)
+
+    def _artefact(self, model: onnx.ModelProto, plan: CompiledPlan, **facts: Any) -> Artefact:
+        architecture = self._gpu.architecture if self._gpu else ("portable" if self._flavour.is_rtx else "sm-unknown")
+        name = f"model-{architecture}{self._flavour.plan_suffix}"
+        versions = toolchain("nvidia-modelopt", "torch")
+        return Artefact(
+            model=model,
+            runtime=f"trt{'rtx' if self._flavour.is_rtx else ''}{self._flavour.version_text}-{architecture}",
+            layers={
+                "source": plan.counts.source,
+                "layers": plan.counts.layers,
+                "convolutions": plan.counts.convolutions,
+            },
+            plans={name: plan.plan},
+            plan_facts={
+                name: {
+                    "flavour": plan.flavour,
+                    "tensorrt": plan.tensorrt_version,
+                    "gpu": self._gpu.name if self._gpu else None,
+                    "compute_capability": self._gpu.compute_capability if self._gpu else None,
+                    "version_compatible": self._plan.version_compatible,
+                    "hardware_compatible": self._plan.hardware_compatible != "none",
+                    "batches": list(plan.batches),
+                }
+            },
+            toolchain={
+                "tensorrt": plan.tensorrt_version,
+                "tensorrt_flavour": plan.flavour,
+                "nvidia-modelopt": versions["nvidia-modelopt"],
+                "torch": versions["torch"],
+            },
+            network=self._network(plan),
+            **facts,
+        )
+
+    def _network(self, plan: CompiledPlan) -> Network | None:
+        """The plan itself, where it can run here; says so where it cannot."""
+        if not plan.can_run_here:
+            return None
+        try:
+            return plan_network(plan.plan, self._flavour)
+        except (TensorRTError, ImportError) as error:
+            self._steps.warn(f"the plan is not measured itself, but the ONNX it was built from: {error}")
+            return None
+
+
+def _save(model: onnx.ModelProto, path: Path) -> Path:
+    onnx.save(model, path)
+    return path

@@ -1,0 +1,295 @@
+"""Compares a network with the fp32 reference, on images that were not used for calibration.
+
+Every network is looked at through ``pipeline``, the code that serves: what is compared is what callers get.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from builder.errors import CalibrationError
+from builder.settings import Gate, Verification
+from pipeline import contract
+from pipeline.errors import ImageError
+from pipeline.parameters import RequestParameters
+from pipeline.postprocess import ImageSegmentation, postprocess
+from pipeline.preprocess import preprocess
+
+MATCH_IOU: Final = 0.5
+"""Box IoU at which a detection is taken for the reference's."""
+
+_MAP_CONFIDENCE: Final = 0.001
+"""Least score that COCO's precision-recall curves are drawn from (as ultralytics validates)."""
+_MAP_DETECTIONS: Final = 100
+
+Network = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float16]]]
+"""Runs images, uint8 [batch, H, W, 3], to candidates [batch, K, 6 + C] and prototypes [batch, C, H/4, W/4]."""
+
+
+@dataclass(frozen=True)
+class VerificationSet:
+    """Images to verify on.
+
+    Attributes:
+        paths: the image files, sorted.
+        sha256: over the files' contents in that order, hexadecimal.
+        annotations: COCO instances file of these images; None if there is none.
+    """
+
+    paths: tuple[Path, ...]
+    sha256: str
+    annotations: Path | None = None
+
+    @classmethod
+    def of(
+        cls, paths: Sequence[Path], annotations: Path | None = None, calibration: Sequence[Path] = ()
+    ) -> VerificationSet:
+        """Take images, but none whose content is also used for calibration.
+
+        Raises:
+            CalibrationError: none is left.
+        """
+        used = {hashlib.sha256(path.read_bytes()).digest() for path in calibration}
+        digests = {path: hashlib.sha256(path.read_bytes()).digest() for path in sorted(paths)}
+        kept = [path for path, digest in digests.items() if digest not in used]
+        if not kept:
+            raise CalibrationError(
+                "no image is left to verify on: all are used for calibration; give others with --verify-images"
+            )
+        total = hashlib.sha256(b"".join(digests[path] for path in kept))
+        return cls(tuple(kept), total.hexdigest(), annotations)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How one network's detections differ from the reference's.
+
+    Attributes:
+        images: number of images.
+        reference_detections: of the reference, on all of them.
+        detections: of the network.
+        matched: pairs of one class with a box IoU of 0.5 or more.
+        f1: 2 matched / (detections + reference_detections), in [0, 1].
+        mask_iou: mean mask IoU of the pairs, in [0, 1].
+        score_difference: mean absolute difference of the pairs' scores.
+        map50_95: mask mAP at IoU 0.50 to 0.95 against the annotations; None without.
+        map50: likewise at IoU 0.50.
+    """
+
+    images: int
+    reference_detections: int
+    detections: int
+    matched: int
+    f1: float
+    mask_iou: float
+    score_difference: float
+    map50_95: float | None = None
+    map50: float | None = None
+
+    def failures(self, gate: Gate) -> list[str]:
+        """What of the gate is not reached, in words; empty if it is passed."""
+        if not self.reference_detections:
+            return ["the fp32 reference finds nothing on the verification images, so nothing can be compared"]
+        found = []
+        if self.f1 < gate.f1:
+            found.append(f"F1 {self.f1:.4f} < {gate.f1}")
+        if self.mask_iou < gate.mask_iou:
+            found.append(f"mask IoU {self.mask_iou:.4f} < {gate.mask_iou}")
+        return found
+
+    def summary(self) -> str:
+        """One line for people."""
+        line = f"F1 {self.f1:.4f}, mask IoU {self.mask_iou:.4f}, score difference {self.score_difference:.4f}"
+        return line if self.map50_95 is None else f"{line}, mask mAP50-95 {self.map50_95:.4f}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(self).items()}
+
+
+def onnx_network(model: Path | bytes, threads: int | None = None) -> Network:
+    """A network run by ONNX Runtime on the CPU.
+
+    Args:
+        model: grafted network, as a file or serialised.
+        threads: of the session; None takes all cores.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    source = str(model) if isinstance(model, Path) else model
+    session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    names = [contract.CANDIDATES.name, contract.PROTOTYPES.name]
+
+    def run(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+        candidates, prototypes = session.run(names, {contract.IMAGES.name: images})
+        return candidates, prototypes
+
+    return run
+
+
+def segment_set(
+    network: Network,
+    paths: Sequence[Path],
+    input_size: tuple[int, int],
+    settings: Verification,
+    on_image: Callable[[], None],
+    low_scores: bool = False,
+) -> list[ImageSegmentation]:
+    """Run a network over images, through the code that serves; masks are COCO compressed.
+
+    Args:
+        network: what to run.
+        paths: the images.
+        input_size: height and width of the network's input.
+        settings: thresholds.
+        on_image: called once per image, for progress.
+        low_scores: keep detections down to the score that mAP needs.
+
+    Raises:
+        CalibrationError: an image cannot be read; names it.
+    """
+    confidence = min(_MAP_CONFIDENCE, settings.confidence) if low_scores else settings.confidence
+    parameters = RequestParameters(confidence=confidence, iou=settings.iou, max_detections=_MAP_DETECTIONS)
+    found = []
+    for path in paths:
+        image = np.empty((1, *input_size, 3), np.uint8)
+        try:
+            geometry = preprocess(path.read_bytes(), image[0])
+        except (ImageError, OSError) as error:
+            raise CalibrationError(f"verification image {path}: {error}; remove or replace it") from error
+        candidates, prototypes = network(image)
+        found.append(postprocess(candidates[0], prototypes[0], geometry, parameters))
+        on_image()
+    return found
+
+
+def compare(
+    reference: Sequence[ImageSegmentation], found: Sequence[ImageSegmentation], confidence: float
+) -> Comparison:
+    """Match detections image by image, best first, and count.
+
+    Args:
+        reference: of the fp32 network; may hold scores below ``confidence``, which do not count.
+        found: of the network in question, on the same images in the same order.
+        confidence: least score of a detection that counts.
+    """
+    counts = [0, 0]
+    ious: list[float] = []
+    differences: list[float] = []
+    for expected, actual in zip(reference, found, strict=True):
+        left = int(np.count_nonzero(expected.scores >= confidence))
+        right = int(np.count_nonzero(actual.scores >= confidence))
+        counts[0] += left
+        counts[1] += right
+        for one, other in _matches(expected, actual, left, right):
+            ious.append(_mask_iou(expected.masks[one], actual.masks[other], [actual.height, actual.width]))
+            differences.append(abs(float(expected.scores[one]) - float(actual.scores[other])))
+    total = sum(counts)
+    return Comparison(
+        images=len(reference),
+        reference_detections=counts[0],
+        detections=counts[1],
+        matched=len(ious),
+        f1=2 * len(ious) / total if total else 1.0,
+        mask_iou=float(np.mean(ious)) if ious else 0.0,
+        score_difference=float(np.mean(differences)) if differences else 0.0,
+    )
+
+
+def _mask_iou(one: bytes, other: bytes, size: list[int]) -> float:
+    """Intersection over union of two compressed masks; two empty ones are the same."""
+    masks = [{"size": size, "counts": counts} for counts in (one, other)]
+    if not coco_mask.area(masks).any():
+        return 1.0
+    return float(coco_mask.iou(masks[:1], masks[1:], [0])[0, 0])
+
+
+def mask_map(found: Sequence[ImageSegmentation], paths: Sequence[Path], annotations: Path) -> tuple[float, float]:
+    """Mask mAP by COCO's own evaluation.
+
+    Args:
+        found: detections down to low scores, one entry per path.
+        paths: the images; the annotations name them by their file names.
+        annotations: COCO instances file. Its categories, by rising id, are the network's classes.
+
+    Returns:
+        mAP at IoU 0.50 to 0.95, and at 0.50.
+
+    Raises:
+        CalibrationError: the file cannot be read, or lacks an image.
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO(str(annotations))
+    except (OSError, ValueError, KeyError) as error:
+        raise CalibrationError(f"{annotations}: not a COCO instances file ({error})") from error
+    ids = {Path(image["file_name"]).name: image["id"] for image in truth.dataset["images"]}
+    missing = [path.name for path in paths if path.name not in ids]
+    if missing:
+        raise CalibrationError(f"{annotations} lacks {len(missing)} of the images, {missing[0]} among them")
+    categories = sorted(truth.getCatIds())
+    results = [
+        {**entry, "image_id": ids[path.name]}
+        for path, image in zip(paths, found, strict=True)
+        for entry in _coco_results(image, categories)
+    ]
+    if not results:
+        return 0.0, 0.0
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(truth, truth.loadRes(json.loads(json.dumps(results))), "segm")
+        evaluation.params.imgIds = [ids[path.name] for path in paths]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return float(evaluation.stats[0]), float(evaluation.stats[1])
+
+
+def _coco_results(image: ImageSegmentation, categories: Sequence[int]) -> Iterator[dict[str, Any]]:
+    for score, class_id, mask in zip(image.scores, image.class_ids, image.masks, strict=True):
+        if class_id < len(categories):
+            yield {
+                "category_id": categories[class_id],
+                "score": float(score),
+                "segmentation": {"size": [image.height, image.width], "counts": mask.decode()},
+            }
+
+
+def _matches(
+    expected: ImageSegmentation, actual: ImageSegmentation, left: int, right: int
+) -> Iterator[tuple[int, int]]:
+    """Pairs of indices: each detection, best first, takes the free reference of its class that it overlaps most."""
+    if not left or not right:
+        return
+    overlaps = _box_ious(actual.boxes[:right], expected.boxes[:left])
+    overlaps[actual.class_ids[:right, None] != expected.class_ids[None, :left]] = 0.0
+    for other in range(right):
+        one = int(np.argmax(overlaps[other]))
+        if overlaps[other, one] >= MATCH_IOU:
+            yield one, other
+            overlaps[:, one] = 0.0
+
+
+def _box_ious(boxes: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Intersection over union of every pair: float64 [n, m] of boxes [n, 4] and [m, 4], x1, y1, x2, y2."""
+    one, other = (array.astype(np.float64) for array in (boxes[:, None], others[None]))
+    sides = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
+    both = np.prod(np.maximum(sides, 0), axis=-1)
+    areas = [np.prod(array[..., 2:] - array[..., :2], axis=-1) for array in (one, other)]
+    result: NDArray[np.float64] = both / np.maximum(areas[0] + areas[1] - both, 1e-12)
+    return result
