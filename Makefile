@@ -3,7 +3,7 @@ PYTHON_IN_VENV := .venv/bin/python
 REPOSITORY ?= model_repository
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve build test lint format clean base dev
+.PHONY: help demo serve build test test-tensorrt lint format clean base dev tensorrt
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -13,6 +13,9 @@ base:
 
 dev:
 	@sh requirements/install.sh dev
+
+tensorrt: ## set up the builder's TensorRT profile: ModelOpt, PyTorch, TensorRT-RTX
+	@sh requirements/install.sh tensorrt
 
 demo: base ## from nothing to masks: build, serve, segment five photographs in three precisions over two protocols
 	@$(PYTHON_IN_VENV) -m serving demo --repository $(REPOSITORY) --out out
@@ -25,6 +28,11 @@ serve: build ## leave a server running on loopback and say how to call it
 
 test: dev ## unit tests, and integration tests against the real server
 	@$(PYTHON_IN_VENV) -m pytest
+
+test-tensorrt: tensorrt ## build TensorRT plans, and hold the builder against TensorRT's API
+	@$(PYTHON_IN_VENV) -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --require-hashes \
+		--target .cache/tensorrt-stubs -r requirements/tensorrt-stubs.txt
+	@TENSORRT_STUBS=.cache/tensorrt-stubs $(PYTHON_IN_VENV) -m pytest tests/unit/builder/tensorrt tests/integration/test_tensorrt_build.py
 
 lint: dev ## linter, formatter and type checker
 	@$(PYTHON_IN_VENV) -m ruff check .

@@ -11,11 +11,13 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from builder import versions_cli
+from builder.add_plan import add_plan
 from builder.build import build
 from builder.errors import BuilderError
 from builder.progress import Steps
 from builder.reference import fetch_reference
-from builder.repository import SHIPPED_REPOSITORY
+from builder.repository import SHIPPED_REPOSITORY, ModelRepository
 from builder.sensitivity_command import run_sensitivity
 from builder.settings import BuildSettings, load_settings
 from pipeline import contract
@@ -85,6 +87,18 @@ def _sensitivity(options: argparse.Namespace) -> int:
     return run_sensitivity(_settings(options), Steps(), options.out)
 
 
+def _add_plan(options: argparse.Namespace) -> int:
+    from builder.tensorrt.flavour import detect_flavour
+    from builder.tensorrt.gpu import gpu_at_hand
+
+    repository = ModelRepository.existing(options.repository)
+    reference = options.version
+    flavour, gpu = detect_flavour(), gpu_at_hand()
+    manifest = add_plan(repository, reference.precision, reference.version, flavour, gpu, Steps())
+    print(f"{manifest.tag}\t{', '.join(manifest.plans)}")
+    return 0
+
+
 def _precisions(text: str) -> tuple[str, ...]:
     chosen = tuple(part.strip() for part in text.split(","))
     unknown = [part for part in chosen if part not in contract.PRECISIONS]
@@ -120,6 +134,15 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("out/sensitivity"), help="folder for table and plot (default: out/sensitivity)"
     )
     sensitivity.set_defaults(run=_sensitivity, precisions=("int8",))
+
+    adding = commands.add_parser("add-plan", help="add a plan for this machine's GPU to a version that exists")
+    adding.add_argument(
+        "version", type=versions_cli.version_reference, metavar="MODEL/VERSION", help="such as segmentation_int8/2"
+    )
+    adding.add_argument("--repository", type=Path, default=SHIPPED_REPOSITORY, help="default: model_repository")
+    adding.set_defaults(run=_add_plan)
+
+    versions_cli.add_commands(commands)
     return parser
 
 

@@ -21,8 +21,13 @@ from builder.manifest import MANIFEST_NAME, Manifest
 from pipeline import contract
 
 SHIPPED_REPOSITORY: Final = Path(__file__).resolve().parent.parent / "model_repository"
+PROMOTIONS_NAME: Final = ".promotions.jsonl"
+"""Log of what was promoted, in each model's folder; Triton looks at numbered folders alone."""
+
 _STAGING_PREFIX: Final = ".building-"
-CONFIG_NAMES: Final = {"tensorrt": "config.pbtxt", "cpu": "configs/cpu.pbtxt"}
+_LOCK_NAME: Final = ".lock"
+_COPYING_NAME: Final = ".copying"
+CONFIG_NAMES: Final = {"tensorrt": "config.pbtxt", "cpu": "configs/cpu.pbtxt", "cuda": "configs/cuda.pbtxt"}
 """Where the configuration of a ``segmentation_*`` model lies, per profile."""
 
 
@@ -44,17 +49,42 @@ class ModelRepository:
             RepositoryError: the folder holds something else.
         """
         repository = cls(path)
-        if path.exists() and any(path.iterdir()):
-            if not (path / contract.PREPROCESS_MODEL / "config.pbtxt").is_file():
-                raise RepositoryError(
-                    f"{path} is not a model repository of this project (no {contract.PREPROCESS_MODEL}/config.pbtxt); "
-                    "give a new or empty folder with --repository"
-                )
+        if repository._is_whole():
             return repository
+        if path.exists() and not (path / _COPYING_NAME).exists() and _has_foreign_entries(path):
+            raise RepositoryError(
+                f"{path} is not a model repository of this project (no {contract.PREPROCESS_MODEL}/config.pbtxt); "
+                "give a new or empty folder with --repository"
+            )
         if not SHIPPED_REPOSITORY.is_dir():
             raise RepositoryError(f"{SHIPPED_REPOSITORY}: missing; run from a checkout of the project")
-        shutil.copytree(SHIPPED_REPOSITORY, path, ignore=_versions_and_caches, dirs_exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
+        with repository.locked():
+            if not repository._is_whole():  # another builder may have made it meanwhile
+                # Whoever finds this mark knows that the copy was cut short, and makes it again.
+                (path / _COPYING_NAME).touch()
+                shutil.copytree(SHIPPED_REPOSITORY, path, ignore=_versions_and_caches, dirs_exist_ok=True)
+                (path / _COPYING_NAME).unlink()
         return repository
+
+    @classmethod
+    def existing(cls, path: Path) -> ModelRepository:
+        """Open a repository that must be there; nothing is written.
+
+        Raises:
+            RepositoryError: there is none.
+        """
+        repository = cls(path)
+        if not repository._is_whole():
+            raise RepositoryError(
+                f"{path} is no model repository of this project; give one with --repository, or make one with "
+                f"`python -m builder build --repository {path}`"
+            )
+        return repository
+
+    def _is_whole(self) -> bool:
+        shipped = (self.path / contract.PREPROCESS_MODEL / "config.pbtxt").is_file()
+        return shipped and not (self.path / _COPYING_NAME).exists()
 
     def model_folder(self, precision: str) -> Path:
         """Folder of ``segmentation_<precision>``."""
@@ -87,9 +117,31 @@ class ModelRepository:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the repository for writing; a second builder waits."""
-        with (self.path / ".lock").open("w") as stream:
+        with (self.path / _LOCK_NAME).open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
+
+    def is_locked(self) -> bool:
+        """Whether somebody writes to the repository now."""
+        try:
+            with (self.path / _LOCK_NAME).open() as stream:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def leftovers(self, precision: str) -> list[Path]:
+        """Staging folders and half-written configurations that concern a precision.
+
+        While the repository is not locked, they are those of builders that were killed.
+        """
+        folder = self.model_folder(precision)
+        shared = [self.path / name for name in (contract.PREPROCESS_MODEL, contract.POSTPROCESS_MODEL)]
+        half_written = [file for place in (folder, folder / "configs", *shared) for file in place.glob(".*.pbtxt-*")]
+        half_written += [file for name in (".plan-*", f".{MANIFEST_NAME}-*") for file in folder.glob(f"[0-9]*/{name}")]
+        return sorted([*folder.glob(f"{_STAGING_PREFIX}*"), *half_written])
 
     @contextlib.contextmanager
     def staging(self, precision: str) -> Iterator[Path]:
@@ -99,8 +151,7 @@ class ModelRepository:
         killed, and is removed.
         """
         parent = self.model_folder(precision)
-        for leftover in parent.glob(f"{_STAGING_PREFIX}*"):
-            shutil.rmtree(leftover)
+        self._sweep(precision)
         folder = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=parent))
         try:
             yield folder
@@ -124,15 +175,42 @@ class ModelRepository:
         staged.rename(target)
         return target
 
+    def remove(self, precision: str, version: int) -> None:
+        """Remove a version: out of sight in one step, then deleted. To be used while the repository is locked."""
+        self._sweep(precision)
+        folder = self.model_folder(precision) / str(version)
+        hidden = folder.with_name(f"{_STAGING_PREFIX}removed-{version}")
+        folder.rename(hidden)
+        shutil.rmtree(hidden)
+
+    def _sweep(self, precision: str) -> None:
+        for leftover in self.leftovers(precision):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
+
     def promoted(self, precision: str, profile: str) -> list[int]:
         """Versions that the profile's configuration names and that can be served under it."""
-        named = read_config(self._config_path(precision, profile)).version_policy.specific.versions
+        named = self.named_versions(precision, profile)
         return [version for version in named if self.is_servable(precision, version, profile)]
+
+    def named_versions(self, precision: str, profile: str) -> list[int]:
+        """Versions that the profile's configuration names, there or not.
+
+        Raises:
+            RepositoryError: the configuration is missing or broken.
+        """
+        return list(read_config(self.config_path(precision, profile)).version_policy.specific.versions)
+
+    def profiles_of(self, precision: str, version: int) -> list[str]:
+        """Profiles under which the configuration names a version that can be served."""
+        return [profile for profile in contract.PROFILES if version in self.promoted(precision, profile)]
 
     def is_servable(self, precision: str, version: int, profile: str) -> bool:
         """Whether a version holds what the profile's backend loads."""
         folder = self.model_folder(precision) / str(version)
-        if profile == "cpu":
+        if profile in ("cpu", "cuda"):
             return (folder / "model.onnx").is_file() and (folder / "model.py").is_file()
         return any(folder.glob("*.plan"))
 
@@ -147,13 +225,14 @@ class ModelRepository:
                 f"version {version} of {contract.segmentation_model(precision)} cannot be served under the profile "
                 f"{profile}; `python -m builder list` shows which can"
             )
-        path = self._config_path(precision, profile)
+        path = self.config_path(precision, profile)
         config = read_config(path)
         if list(config.version_policy.specific.versions) != [version]:
             config.version_policy.specific.versions[:] = [version]
             write_config(path, config)
 
-    def _config_path(self, precision: str, profile: str) -> Path:
+    def config_path(self, precision: str, profile: str) -> Path:
+        """The configuration of ``segmentation_<precision>`` under a profile."""
         return self.model_folder(precision) / CONFIG_NAMES[profile]
 
     def next_version(self, precision: str) -> int:
@@ -257,6 +336,10 @@ def _fit(config: Any, sizes: dict[str, list[int]]) -> bool:
     return changed
 
 
+def _has_foreign_entries(folder: Path) -> bool:
+    return any(entry.name != _LOCK_NAME for entry in folder.iterdir())
+
+
 def _versions_and_caches(folder: str, names: list[str]) -> set[str]:
     """What of the shipped repository is not copied: built versions, caches, hidden leftovers."""
     segmentation = Path(folder).name.startswith("segmentation_")
@@ -264,6 +347,7 @@ def _versions_and_caches(folder: str, names: list[str]) -> set[str]:
         name
         for name in names
         if name == "__pycache__"
-        or name.startswith((_STAGING_PREFIX, ".lock"))
+        or name.startswith((_STAGING_PREFIX, _LOCK_NAME))
+        or name in (PROMOTIONS_NAME, _COPYING_NAME)
         or (segmentation and (Path(folder) / name / MANIFEST_NAME).is_file())
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -92,20 +93,18 @@ class Geometry:
         return clipped
 
 
-def letterbox(image: NDArray[np.uint8], out: NDArray[np.uint8]) -> Geometry:
+def letterbox(image: NDArray[np.uint8], out: NDArray[np.uint8], geometry: Geometry | None = None) -> Geometry:
     """Resize ``image`` into the middle of ``out`` and fill the border with grey.
-
-    Smaller by pixel area, larger bilinear: plain bilinear sampling of a larger image skips pixels, and the boxes
-    and masks of the reference model move by up to two pixels for it.
 
     Args:
         image: uint8 [height, width, 3].
         out: uint8 [input_height, input_width, 3], overwritten whole; C-contiguous.
+        geometry: where the image lies in ``out``, if ``image`` was decoded at a reduced size; None if it is whole.
 
     Returns:
         Where the image lies in ``out``.
     """
-    geometry = Geometry.fit(image.shape[0], image.shape[1], out.shape[0], out.shape[1])
+    geometry = geometry or Geometry.fit(image.shape[0], image.shape[1], out.shape[0], out.shape[1])
     top, left = geometry.pad_top, geometry.pad_left
     bottom, right = top + geometry.resized_height, left + geometry.resized_width
     out[:top] = PAD_VALUE
@@ -116,6 +115,41 @@ def letterbox(image: NDArray[np.uint8], out: NDArray[np.uint8]) -> Geometry:
     if image.shape == inside.shape:
         inside[:] = image
     else:
-        method = cv2.INTER_AREA if geometry.scale < 1 else cv2.INTER_LINEAR
-        inside[:] = cv2.resize(image, (inside.shape[1], inside.shape[0]), interpolation=method)
+        _resize(image, inside)
     return geometry
+
+
+def _resize(image: NDArray[np.uint8], inside: NDArray[np.uint8]) -> None:
+    """Resize ``image`` into ``inside``: smaller over pixel areas, larger bilinearly.
+
+    Plain bilinear sampling of a larger image skips pixels, and the boxes and masks of the reference model move by up
+    to two pixels for it. Averaging over areas by a factor between 1 and 2 is what OpenCV is slow at (6 ms a
+    megapixel). There a 3 x 3 blur in front of the bilinear sampling does the same in a third of the time: the
+    reference model's boxes stay within 0.25 of the network's pixels.
+    """
+    height, width = inside.shape[:2]
+    factor = max(image.shape[0] / height, image.shape[1] / width)
+    method = cv2.INTER_LINEAR
+    if factor >= _LEAST_AREA_FACTOR:
+        method = cv2.INTER_AREA
+    elif factor > _LEAST_BLUR_FACTOR:
+        image = np.asarray(cv2.GaussianBlur(image, (3, 3), _blur_sigma(factor)), np.uint8)
+    if inside.flags.c_contiguous:
+        cv2.resize(image, (width, height), dst=inside, interpolation=method)
+    else:
+        inside[:] = cv2.resize(image, (width, height), interpolation=method)
+
+
+_LEAST_AREA_FACTOR: Final = 2.0
+_LEAST_BLUR_FACTOR: Final = 1.1  # below it a blur changes pixels by less than one grey value on average
+
+
+def _blur_sigma(factor: float) -> float:
+    """Width of the blur that makes bilinear sampling as wide as averaging over areas.
+
+    Per axis, in source pixels: averaging over ``factor`` pixels has the variance (1 + factor^2) / 12, bilinear
+    sampling 2 / 12. The kernel [a, 1 - 2a, a] adds 2a, so a = (factor^2 - 1) / 24. OpenCV makes that kernel from the
+    sigma at which exp(-1 / (2 sigma^2)) = a / (1 - 2a).
+    """
+    side = (factor * factor - 1) / 24
+    return math.sqrt(-0.5 / math.log(side / (1 - 2 * side)))

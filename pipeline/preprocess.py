@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.images import ImageLimits, decode_image
+from pipeline.images import ImageLimits, decode_for
 from pipeline.letterbox import Geometry, letterbox
 
 
@@ -13,7 +13,7 @@ def preprocess(data: bytes, out: NDArray[np.uint8], limits: ImageLimits | None =
     """Decode ``data`` and letterbox it into ``out``.
 
     Args:
-        data: an encoded image (see :func:`pipeline.images.decode_image`).
+        data: an encoded image (see :func:`pipeline.images.decode_for`).
         out: uint8 [input_height, input_width, 3], overwritten whole with RGB pixels.
         limits: bounds on the image.
 
@@ -23,4 +23,6 @@ def preprocess(data: bytes, out: NDArray[np.uint8], limits: ImageLimits | None =
     Raises:
         ImageError: the bytes cannot be decoded within the limits.
     """
-    return letterbox(decode_image(data, limits), out)
+    input_height, input_width = out.shape[:2]
+    image, height, width = decode_for(data, input_height, input_width, limits)
+    return letterbox(image, out, Geometry.fit(height, width, input_height, input_width))

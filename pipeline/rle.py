@@ -25,14 +25,15 @@ def encode_all(masks: Sequence[MaskRuns]) -> list[bytes]:
     """
     if not masks:
         return []
-    counts = [_counts(mask) for mask in masks]
-    lengths = [len(one) for one in counts]
-    values = np.concatenate(counts)
-    index = np.concatenate([np.arange(length) for length in lengths])
-    deltas = values.copy()
-    deltas[2:] -= np.where(index[2:] > 2, values[:-2], 0)
+    counts, lengths = _counts(masks)
+    deltas = counts.copy()
+    deltas[2:] -= counts[:-2]
+    heads = np.cumsum(lengths) - lengths
+    for place in range(3):  # the first counts of a mask are stored as they are
+        own = heads[lengths > place] + place
+        deltas[own] = counts[own]
     text, sizes = _base32(deltas)
-    ends = np.cumsum(np.add.reduceat(sizes, np.cumsum([0, *lengths[:-1]])))
+    ends = np.cumsum(np.add.reduceat(sizes, heads)).tolist()
     return [text[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
@@ -62,34 +63,52 @@ def area(counts: bytes) -> int:
     return int(decompress(counts)[1::2].sum())
 
 
-def _counts(mask: MaskRuns) -> NDArray[np.int64]:
-    """Lengths of the alternating runs of 0 and 1 over the whole image, int64, the first one of 0."""
-    size = mask.height * mask.width
-    bounds = np.empty(2 * len(mask.starts) + 2, np.int64)
-    bounds[0] = 0
-    bounds[1:-1:2] = mask.starts
-    bounds[2:-1:2] = mask.ends
-    bounds[-1] = size
-    counts = np.diff(bounds)
-    # The last run of 0 is left out where the mask reaches the last pixel.
-    return counts[:-1] if len(mask.ends) and mask.ends[-1] == size else counts
+def _counts(masks: Sequence[MaskRuns]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Lengths of the alternating runs of 0 and 1 over the whole image, the first one of 0, mask behind mask.
+
+    Returns:
+        int64 [sum of lengths], and how many belong to each mask: int64 [masks].
+    """
+    runs = np.array([len(mask.starts) for mask in masks])
+    sizes = np.array([mask.height * mask.width for mask in masks])
+    starts = np.concatenate([mask.starts for mask in masks])
+    ends = np.concatenate([mask.ends for mask in masks])
+    behind = np.cumsum(runs)
+    some = runs > 0
+    previous = np.zeros_like(ends)  # end of the run before, 0 for a mask's first
+    previous[1:] = ends[:-1]
+    previous[(behind - runs)[some]] = 0
+    covered = np.zeros_like(sizes)
+    covered[some] = ends[behind[some] - 1]
+    # A mask has two counts per run, of 0 and of 1, and the last one of 0.
+    place = 2 * np.arange(len(starts)) + np.repeat(np.arange(len(masks)), runs)
+    counts = np.empty(2 * len(starts) + len(masks), np.int64)
+    counts[place] = starts - previous
+    counts[place + 1] = ends - starts
+    foot = 2 * behind + np.arange(len(masks))
+    counts[foot] = sizes - covered
+    # The last one is left out where the mask reaches the last pixel.
+    full = some & (covered == sizes)
+    return (np.delete(counts, foot[full]) if full.any() else counts), 2 * runs + 1 - full
 
 
 def _base32(values: NDArray[np.int64]) -> tuple[bytes, NDArray[np.int64]]:
     """Write numbers in COCO's base-32 form: all characters, and how many belong to each number."""
-    characters = np.zeros((len(values), _MAX_GROUPS), np.uint8)
-    used = np.zeros((len(values), _MAX_GROUPS), bool)
+    # A group holds five bits, the last one's first bit being the sign.
+    groups = (int(np.abs(values).max()).bit_length() + 5) // 5
+    characters = np.zeros((len(values), groups), np.uint8)
+    sizes = np.ones(len(values), np.int64)
     active = np.arange(len(values))
-    for group in range(_MAX_GROUPS):
+    for group in range(groups):
         low = values & 31
         values = values >> 5
-        more = np.where(low & 16, values != -1, values != 0)
-        characters[active, group] = low + np.where(more, 32 + 48, 48)
-        used[active, group] = True
+        more = values != -(low >> 4)  # what remains is more than the sign
+        characters[active, group] = low + 48 + 32 * more
         active, values = active[more], values[more]
         if not len(active):
             break
-    return characters[used].tobytes(), used.sum(axis=1)
+        sizes[active] += 1
+    return characters[characters > 0].tobytes(), sizes
 
 
 def decompress(counts: bytes) -> NDArray[np.int64]:

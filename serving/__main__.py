@@ -1,4 +1,4 @@
-"""``python -m serving``: run the server, or the whole demonstration."""
+"""``python -m serving``: run the server, look beforehand whether it can, or run the whole demonstration."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pipeline import contract
 from serving.demo import run_demo
 from serving.errors import ServingError
 from serving.models import servable_precisions
+from serving.preflight import check, preflight
 from serving.server import ServerOptions, TritonServer
 
 
@@ -40,6 +41,8 @@ class _Stopped(Exception):
 
 
 def _run(options: argparse.Namespace) -> int:
+    for line in check(options.repository, options.profile, options.precisions).lines():
+        print(line, file=sys.stderr)
     server = TritonServer(
         ServerOptions(
             repository=options.repository,
@@ -58,9 +61,9 @@ def _run(options: argparse.Namespace) -> int:
         del number, frame
         raise _Stopped
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
     try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
         server.start()
         server.wait_ready(options.ready_timeout_s)
         print(_how_to_call(server, options), flush=True)
@@ -73,6 +76,13 @@ def _run(options: argparse.Namespace) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         server.stop()
+
+
+def _preflight(options: argparse.Namespace) -> int:
+    found = preflight(options.repository, options.profile, options.precisions)
+    for line in found.lines():
+        print(line)
+    return 0 if all(status.ready for status in found.models) else 1
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -120,6 +130,22 @@ def _precisions(text: str) -> tuple[str, ...]:
     return chosen
 
 
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: more than 0 seconds")
+    return value
+
+
+def _verbosity(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a whole number, 0 or more")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m serving", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -133,9 +159,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--http-port", type=int, default=8000, help="0 takes a free one; likewise the other ports")
     run.add_argument("--grpc-port", type=int, default=8001)
     run.add_argument("--metrics-port", type=int, default=8002)
-    run.add_argument("--ready-timeout-s", type=float, default=120.0, help="how long to wait until ready")
-    run.add_argument("--log-verbose", type=int, default=0, help="Triton's verbosity")
+    run.add_argument("--ready-timeout-s", type=_positive, default=120.0, help="how long to wait until ready")
+    run.add_argument("--log-verbose", type=_verbosity, default=0, help="Triton's verbosity")
     run.set_defaults(run=_run)
+    looking = commands.add_parser("preflight", help="say which models can be served here, and what mends the others")
+    looking.add_argument("--profile", choices=contract.PROFILES, default="cpu", help="default: cpu")
+    looking.add_argument("--repository", type=Path, default=SHIPPED_REPOSITORY, help="model repository")
+    looking.add_argument("--precisions", type=_precisions, help="comma-separated (default: all)")
+    looking.set_defaults(run=_preflight)
     demo = commands.add_parser("demo", help="build, serve and segment the reference photographs in every precision")
     demo.add_argument("--repository", type=Path, default=SHIPPED_REPOSITORY, help="model repository")
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder for overlays and JSON (default: out)")

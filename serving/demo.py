@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import cv2
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from builder.build import build
 from builder.progress import Steps
 from builder.reference import Reference, fetch_reference
+from builder.scenes import draw_showcase
 from builder.settings import BuildSettings
 from client.coco import CocoDocument
 from client.files import write_atomically
@@ -42,7 +45,8 @@ def run_demo(repository: Path, out: Path) -> int:
 
     Args:
         repository: the model repository.
-        out: folder for overlay pictures, ``<precision>/<photograph>.png``, and COCO JSON, ``<precision>.json``.
+        out: folder for overlay pictures, ``<precision>/<photograph>.png``, COCO JSON, ``<precision>.json``, and
+            ``scene.jpg``, a drawn scene before and after.
 
     Returns:
         0; 1 if the two protocols do not agree.
@@ -55,7 +59,12 @@ def run_demo(repository: Path, out: Path) -> int:
     steps = Steps()
     with steps.step("fetch reference model"):
         reference = fetch_reference()
-    build(BuildSettings(repository=repository), steps)
+    for built in build(BuildSettings(repository=repository), steps):
+        if not built.promoted:
+            version = f"{built.manifest.model}/{built.manifest.version}"
+            steps.warn(
+                f"{version} is not served: an earlier version is. `python -m builder promote {version}` serves it"
+            )
     server = TritonServer(ServerOptions(repository, http_port=0, grpc_port=0, metrics_port=0))
     try:
         with steps.step("start tritonserver"):
@@ -66,6 +75,7 @@ def run_demo(repository: Path, out: Path) -> int:
             rows = _segment(server, reference, advance)
         with steps.step("write overlays and JSON", str(out)):
             _write(rows, out)
+            _write_scene(server, out / "scene.jpg")
     finally:
         with steps.step("stop tritonserver"):
             server.stop()
@@ -98,6 +108,16 @@ def _write(rows: list[_Row], out: Path) -> None:
                 picture = draw_overlay(decode_image(row.photograph.read_bytes()), row.result)
                 write_atomically(out / precision / f"{row.photograph.stem}.png", encode_pixels(picture))
         document.write(out / f"{precision}.json")
+
+
+def _write_scene(server: TritonServer, path: Path) -> None:
+    """A drawn scene without any real card, before and after, for showing to others."""
+    scene = draw_showcase(1)
+    with SegmentationClient(server.grpc_url, protocol="grpc", precision="int8") as client:
+        result = client.segment(scene.image)
+    pair = np.hstack([scene.image, draw_overlay(scene.image, result, class_names={0: "card"})])
+    half = cv2.resize(pair, None, fx=2 / 3, fy=2 / 3, interpolation=cv2.INTER_AREA)
+    write_atomically(path, encode_pixels(np.asarray(half, np.uint8), jpeg_quality=88))
 
 
 def _show(rows: list[_Row], out: Path) -> None:

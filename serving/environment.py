@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
+import re
+import shutil
 import socket
+import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +20,7 @@ from serving.errors import EnvironmentFault, PortInUse
 MIN_GLIBC: Final = (2, 35)
 PYTHON_VERSIONS: Final = ((3, 10), (3, 12))
 ARCHITECTURES: Final = ("x86_64", "aarch64")
+MAX_PORT: Final = 65535
 
 
 def check_platform(system: str | None = None, machine: str | None = None, glibc: str | None = None) -> None:
@@ -81,42 +86,85 @@ def find_libpython(folders: Iterable[Path] | None = None) -> Path:
     )
 
 
-def check_ports(host: str, ports: Mapping[str, int]) -> None:
-    """Check that nothing listens on the ports; 0 is passed over.
+def resolve_host(host: str) -> str:
+    """The IPv4 address to listen on; tritonserver takes IPv6 addresses in another spelling for each protocol.
 
     Args:
-        host: address to bind to.
+        host: an address of this machine, ``0.0.0.0`` for all of them, or a name such as ``localhost``.
+
+    Raises:
+        EnvironmentFault: the name has no IPv4 address, or it is not one of this machine.
+    """
+    remedy = "give an IPv4 address of this machine with --host, such as 127.0.0.1"
+    try:
+        address = str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
+    except (OSError, UnicodeError) as error:
+        raise EnvironmentFault(f"{host!r} has no IPv4 address; {remedy}") from error
+    if _bind_error(address, 0) == errno.EADDRNOTAVAIL:
+        raise EnvironmentFault(f"{host} is not an address of this machine; {remedy}")
+    return address
+
+
+def check_ports(host: str, ports: Mapping[str, int]) -> None:
+    """Check that the ports differ and that each can be listened on; 0 is passed over.
+
+    Args:
+        host: IPv4 address to bind to.
         ports: option name, such as ``--http-port``, to port.
 
     Raises:
-        PortInUse: names the port and the option that changes it.
+        EnvironmentFault: a port is out of range, or may not be used by this user.
+        PortInUse: something listens on it, or two options ask for it.
+        Both name the port and the option that changes it.
     """
+    asked: dict[int, str] = {}
     for option, port in ports.items():
-        if port and not is_free(host, port):
-            raise PortInUse(f"port {port} on {host} is in use or may not be used; choose another one with {option}")
+        if not 0 <= port <= MAX_PORT:
+            raise EnvironmentFault(
+                f"port {port} is out of range; give 1 to {MAX_PORT}, or 0 for a free one, with {option}"
+            )
+        if port == 0:
+            continue
+        if port in asked:
+            raise PortInUse(f"port {port} is asked for by {asked[port]} and {option}; choose another one with {option}")
+        asked[port] = option
+        fault = _bind_error(host, port)
+        if fault == errno.EADDRINUSE:
+            raise PortInUse(f"port {port} on {host} is in use; choose another one with {option}")
+        if fault:
+            raise EnvironmentFault(
+                f"port {port} on {host} may not be used ({os.strerror(fault)}); choose another one with {option}"
+            )
 
 
 def is_free(host: str, port: int) -> bool:
     """Whether the port can be listened on."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-        return True
+    return _bind_error(host, port) == 0
 
 
-def free_ports(host: str, count: int) -> list[int]:
-    """Ports that nothing listens on now."""
-    probes = [socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) for _ in range(count)]
+def free_ports(host: str, count: int, taken: Collection[int] = ()) -> list[int]:
+    """Ports that nothing listens on now, all different and none of ``taken``."""
+    probes = [socket.socket(socket.AF_INET) for _ in range(count + len(taken))]
     try:
         for probe in probes:
             probe.bind((host, 0))
-        return [probe.getsockname()[1] for probe in probes]
+        found = [int(probe.getsockname()[1]) for probe in probes]
     finally:
         for probe in probes:
             probe.close()
+    return [port for port in found if port not in taken][:count]
+
+
+def _bind_error(host: str, port: int) -> int:
+    """Number of the error of binding to a port, as in :mod:`errno`; 0 if it works."""
+    with socket.socket(socket.AF_INET) as probe:
+        # Connections of an earlier server that are still closing do not hinder tritonserver either.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
 
 
 def _glibc() -> str:
@@ -132,4 +180,18 @@ def _library_folders() -> list[Path]:
     folders = [Path(folder) for folder in named if folder]
     folders += [Path(sys.base_prefix) / "lib", Path(f"/usr/lib/{multiarch}"), Path(f"/lib/{multiarch}")]
     folders += [Path("/usr/lib64"), Path("/usr/lib"), Path("/usr/local/lib")]
-    return folders
+    folders += [Path(folder) for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
+    return folders + _linker_folders()
+
+
+def _linker_folders() -> list[Path]:
+    """Folders of the libpythons that the dynamic linker knows."""
+    # /sbin is not on the PATH of ordinary users on Debian.
+    ldconfig = shutil.which("ldconfig", path=f"{os.environ.get('PATH', '')}:/sbin:/usr/sbin")
+    if ldconfig is None:
+        return []
+    try:
+        listing = subprocess.run([ldconfig, "-p"], capture_output=True, text=True, check=False, timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [Path(file).parent for file in re.findall(r"libpython\S+ .*=> (\S+)", listing)]

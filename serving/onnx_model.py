@@ -1,4 +1,4 @@
-"""The network in the cpu profile: a version's ``model.onnx``, run by ONNX Runtime inside the Python backend."""
+"""The network in the profiles cpu and cuda: a version's ``model.onnx``, run by ONNX Runtime in the Python backend."""
 
 from __future__ import annotations
 
@@ -6,49 +6,71 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
 
 from pipeline import contract
-from serving.python_backend import config_parameter, internal_error
+from serving.cuda_runtime import CudaRuntime
+from serving.onnx_cpu import OUTPUT_NAMES, CpuNetwork, Outputs
+from serving.onnx_cuda import FixedSizeNetwork, cuda_session
+from serving.python_backend import config_choice, config_parameter, internal_error
+from serving.session_time import SessionTime
+
+PROVIDERS = ("cpu", "cuda")
+
+
+class _Network(Protocol):
+    def run(self, images: Sequence[NDArray[np.uint8]]) -> list[Outputs]: ...
 
 
 class TritonPythonModel:
-    """Runs the requests of one ``execute`` call as one batch.
+    """Runs the images of all requests of one ``execute`` call together.
 
-    The model's configuration may hold the parameter ``intra_op_threads`` (default: the cores this process may use).
+    The model's configuration may hold the parameters ``provider`` (``cpu``, the default, or ``cuda``) and
+    ``intra_op_threads`` (of the provider ``cpu``; by default the cores this process may use).
     """
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the session of the version that Triton asks for."""
+        """Load the version that Triton asks for, and prepare every batch size."""
         config = json.loads(args["model_config"])
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = config_parameter(config, "intra_op_threads", len(os.sched_getaffinity(0)))
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        if config_choice(config, "provider", PROVIDERS) == "cuda":
+            # An instance of KIND_GPU is told its GPU; one of KIND_CPU takes the first that it sees.
+            device = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else 0
+            self._network: _Network = _on_gpu(path, device, int(config["max_batch_size"]))
+        else:
+            threads = config_parameter(config, "intra_op_threads", len(os.sched_getaffinity(0)))
+            self._network = CpuNetwork(path, threads, int(config["max_batch_size"]))
+        self._time = SessionTime(args["model_name"], args["model_version"])
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Run the network on the images of all requests at once."""
         parts = [pb_utils.get_input_tensor_by_name(request, contract.IMAGES.name).as_numpy() for request in requests]
+        images = [part[index : index + 1] for part in parts for index in range(len(part))]
         try:
-            images = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            names = [contract.CANDIDATES.name, contract.PROTOTYPES.name]
-            candidates, prototypes = self._session.run(names, {contract.IMAGES.name: images})
+            with self._time.measured(len(images)):
+                outputs = iter(self._network.run(images))
         except Exception:  # ONNX Runtime raises types of its own; the server must outlive them all
             error = internal_error("the network")
             return [pb_utils.InferenceResponse(output_tensors=[], error=error) for _ in requests]
         responses = []
-        start = 0
         for part in parts:
-            end = start + len(part)
-            outputs = [
-                pb_utils.Tensor(contract.CANDIDATES.name, candidates[start:end]),
-                pb_utils.Tensor(contract.PROTOTYPES.name, prototypes[start:end]),
+            own = list(zip(*(next(outputs) for _ in part), strict=True))
+            tensors = [
+                pb_utils.Tensor(name, arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
+                for name, arrays in zip(OUTPUT_NAMES, own, strict=True)
             ]
-            responses.append(pb_utils.InferenceResponse(output_tensors=outputs))
-            start = end
+            responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
         return responses
+
+
+def _on_gpu(path: Path, device: int, max_batch_size: int) -> FixedSizeNetwork:
+    runtime = CudaRuntime()
+    runtime.sleep_while_waiting(device)
+    network = FixedSizeNetwork(cuda_session(path, device), max_batch_size, runtime.lock_pages)
+    for problem in runtime.problems:
+        pb_utils.Logger.log_warn(f"CUDA: {problem}")
+    return network

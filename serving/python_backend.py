@@ -55,6 +55,18 @@ def config_parameter(config: dict[str, Any], name: str, default: int) -> int:
     return int(text)
 
 
+def config_choice(config: dict[str, Any], name: str, allowed: Sequence[str]) -> str:
+    """One of a few words out of the ``parameters`` of a model's configuration; the first one is the default.
+
+    Raises:
+        ValueError: another word; names the parameter.
+    """
+    text = str(config.get("parameters", {}).get(name, {}).get("string_value", allowed[0]))
+    if text not in allowed:
+        raise ValueError(f"parameter {name!r} in config.pbtxt is {text!r}; allowed: {', '.join(allowed)}")
+    return text
+
+
 def _answer(request: Any, handle: Callable[[Any], list[Any]]) -> Any:
     try:
         return pb_utils.InferenceResponse(output_tensors=handle(request))

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 from serving.cache import cache_dir
 from serving.errors import ServingError
+
+SHM_PREFIX: Final = re.compile(r"segmentation_[0-9a-f]{8}_")
+"""Beginning of the names of a server's shared memory regions."""
+
+_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,7 @@ class RunningServer:
         grpc: host and port of its gRPC endpoint.
         metrics: host and port of its metrics endpoint.
         admin_secret: value of the header that opens the restricted APIs.
+        shm_prefix: beginning of the names of its shared memory regions.
     """
 
     pid: int
@@ -32,20 +40,26 @@ class RunningServer:
     grpc: str
     metrics: str
     admin_secret: str
+    shm_prefix: str = ""
 
     def write(self) -> Path:
-        """Write the state file, readable by this user alone."""
+        """Write the state file, whole or not at all, readable by this user alone."""
         folder = _folder()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = folder / f"{self.pid}.json"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        beside = folder / f".{self.pid}"
+        beside.unlink(missing_ok=True)  # of a process that had this number before
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as stream:
             json.dump(asdict(self), stream, indent=2)
-        return path
+        return beside.replace(path)
 
 
 def running_servers(repository: Path | None = None) -> list[RunningServer]:
-    """Servers of this user that are alive, of one repository or of all; files of dead ones are removed."""
+    """Servers of this user that are alive, of one repository or of all.
+
+    What dead ones left behind is removed: shared memory stays when both a server and its parent were killed.
+    """
     found = []
     for path in sorted(_folder().glob("*.json")):
         try:
@@ -53,6 +67,7 @@ def running_servers(repository: Path | None = None) -> list[RunningServer]:
         except (OSError, ValueError, TypeError):
             continue
         if not _is_alive(server.pid):
+            remove_shared_memory(server.shm_prefix)
             path.unlink(missing_ok=True)
         elif repository is None or Path(server.repository) == repository.resolve():
             found.append(server)
@@ -74,13 +89,23 @@ def find_server(repository: Path) -> RunningServer:
     return found[0]
 
 
+def remove_shared_memory(prefix: str, folder: Path = _SHARED_MEMORY) -> None:
+    """Remove a dead server's shared memory regions; anything but the prefix of one server is passed over."""
+    if SHM_PREFIX.fullmatch(prefix):
+        for region in folder.glob(f"{prefix}*"):
+            region.unlink(missing_ok=True)
+
+
 def _folder() -> Path:
     return cache_dir() / "servers"
 
 
 def _is_alive(pid: int) -> bool:
+    process = Path(f"/proc/{pid}")
     try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        # The program is known a moment before the command line of a process that is being started is; where
+        # tritonserver is a script, only the command line names it. A dead process has neither.
+        program = (process / "exe").readlink().name
+        return program.startswith("tritonserver") or b"tritonserver" in (process / "cmdline").read_bytes()
     except OSError:
         return False
-    return b"tritonserver" in command

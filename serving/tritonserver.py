@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import sys
@@ -41,12 +42,26 @@ class Installation:
         backends: folder of the backends.
         library_path: folders for ``LD_LIBRARY_PATH``, in front of what is there.
         embedded: unpacked from the wheel, rather than found on PATH.
+        version: of the server, such as ``2.51.0``; None if it does not say.
     """
 
     binary: Path
     backends: Path
     library_path: tuple[Path, ...]
     embedded: bool
+    version: str | None = None
+
+    def check_backend(self, name: str) -> None:
+        """Check that the server has a backend.
+
+        Raises:
+            ServingError: it has not.
+        """
+        if not (self.backends / name).is_dir():
+            raise ServingError(
+                f"tritonserver {self.version or ''} at {self.binary} has no {name} backend in {self.backends}; "
+                "use NVIDIA's container, whose server has it, or --profile cpu"
+            )
 
 
 def find_tritonserver() -> Installation:
@@ -59,13 +74,15 @@ def find_tritonserver() -> Installation:
     if on_path is not None:
         binary = Path(on_path).resolve()
         beside = binary.parent.parent / "backends"
-        return Installation(binary, beside if beside.is_dir() else _CONTAINER_BACKENDS, (), False)
+        backends = beside if beside.is_dir() else _CONTAINER_BACKENDS
+        # Set in NVIDIA's images.
+        return Installation(binary, backends, (), False, os.environ.get("TRITON_SERVER_VERSION"))
     check_platform()
     check_python()
     libpython = find_libpython()
     root = _unpacked()
     backends = root / "backends"
-    return Installation(root / "bin" / "tritonserver", backends, (root / "lib", libpython), True)
+    return Installation(root / "bin" / "tritonserver", backends, (root / "lib", libpython), True, EMBEDDED_VERSION)
 
 
 def _unpacked() -> Path:

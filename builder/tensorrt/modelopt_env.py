@@ -32,6 +32,8 @@ PACKAGES: Final = (
 )
 """ModelOpt 0.47 and the packages that its ONNX quantisation and AutoCast import."""
 
+_PATCHED_MODULES: Final = ("calibrate", "qdq_quantizer", "base_quantizer", "onnx_quantizer", "quantize", "quant_utils")
+
 
 def import_modelopt(name: str) -> ModuleType:
     """Import a module of ModelOpt.
@@ -80,6 +82,28 @@ def off_terminal() -> Iterator[None]:
             yield
     finally:
         _take_handlers_off()
+
+
+@contextmanager
+def own_onnxruntime() -> Iterator[None]:
+    """Take back what ModelOpt replaces in ``onnxruntime.quantization``, for all of a process, when it quantises.
+
+    Otherwise ONNX Runtime's own quantisation, which the cpu profile uses, would fail afterwards in the same process.
+    """
+    modules = [importlib.import_module(f"onnxruntime.quantization.{name}") for name in _PATCHED_MODULES]
+    classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
+    places: list[ModuleType | type] = [
+        *modules,
+        *(kind for kind in classes if kind.__module__.startswith("onnxruntime")),
+    ]
+    before = [(place, dict(vars(place))) for place in places]
+    try:
+        yield
+    finally:
+        for place, attributes in before:
+            for name, value in attributes.items():
+                if vars(place).get(name) is not value:
+                    setattr(place, name, value)
 
 
 def _take_handlers_off() -> None:

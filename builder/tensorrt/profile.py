@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from builder.add_plan import architecture, plan_facts, plan_name
 from builder.artefact import Artefact
 from builder.calibration import CalibrationSet
 from builder.errors import CalibrationError
@@ -189,29 +190,19 @@ class TensorRTProfile:
             return self._compile_step(path)
 
     def _artefact(self, model: onnx.ModelProto, plan: CompiledPlan, **facts: Any) -> Artefact:
-        architecture = self._gpu.architecture if self._gpu else ("portable" if self._flavour.is_rtx else "sm-unknown")
-        name = f"model-{architecture}{self._flavour.plan_suffix}"
+        name = plan_name(self._flavour, self._gpu)
+        kind = "trtrtx" if self._flavour.is_rtx else "trt"
         versions = toolchain("nvidia-modelopt", "torch")
         return Artefact(
             model=model,
-            runtime=f"trt{'rtx' if self._flavour.is_rtx else ''}{self._flavour.version_text}-{architecture}",
+            runtime=f"{kind}{self._flavour.version_text}-{architecture(self._flavour, self._gpu)}",
             layers={
                 "source": plan.counts.source,
                 "layers": plan.counts.layers,
                 "convolutions": plan.counts.convolutions,
             },
             plans={name: plan.plan},
-            plan_facts={
-                name: {
-                    "flavour": plan.flavour,
-                    "tensorrt": plan.tensorrt_version,
-                    "gpu": self._gpu.name if self._gpu else None,
-                    "compute_capability": self._gpu.compute_capability if self._gpu else None,
-                    "version_compatible": self._plan.version_compatible,
-                    "hardware_compatible": self._plan.hardware_compatible != "none",
-                    "batches": list(plan.batches),
-                }
-            },
+            plan_facts={name: plan_facts(plan, self._plan, self._gpu)},
             toolchain={
                 "tensorrt": plan.tensorrt_version,
                 "tensorrt_flavour": plan.flavour,

@@ -18,7 +18,7 @@ from builder.tensorrt.autocast import check_images
 from builder.tensorrt.errors import ConversionError
 from builder.tensorrt.exclusions import Exclusion, exact_patterns, int8_exclusions, names_of
 from builder.tensorrt.graph_names import GraphNames
-from builder.tensorrt.modelopt_env import import_modelopt, log_level, off_terminal
+from builder.tensorrt.modelopt_env import import_modelopt, log_level, off_terminal, own_onnxruntime
 from pipeline import contract
 
 _LOGGER = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def quantise(
         copy, output = Path(folder) / "model.onnx", Path(folder) / "model.int8.onnx"
         onnx.save(source, copy)
         try:
-            with off_terminal():
+            with off_terminal(), own_onnxruntime():
                 quantization.quantize(
                     onnx_path=str(copy),
                     quantize_mode="int8",

@@ -1,0 +1,105 @@
+"""``python -m builder add-plan``: one more GPU architecture for a version that exists."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from builder.errors import RepositoryError
+from builder.manifest import MANIFEST_NAME, FileEntry, Manifest
+from builder.progress import Steps
+from builder.repository import ModelRepository, write_text
+from builder.tensorrt.compile import CompiledPlan, PlanSettings, compile_plan
+from builder.tensorrt.flavour import Flavour
+from builder.tensorrt.gpu import Gpu
+
+
+def plan_name(flavour: Flavour, gpu: Gpu | None) -> str:
+    """File name of a plan; Triton finds it through ``cc_model_filenames``.
+
+    Args:
+        flavour: the TensorRT that builds it.
+        gpu: the GPU that it is built for.
+    """
+    return f"model-{architecture(flavour, gpu)}{flavour.plan_suffix}"
+
+
+def architecture(flavour: Flavour, gpu: Gpu | None) -> str:
+    """What a plan is for, such as ``sm90``; plans of TensorRT-RTX are portable."""
+    if flavour.is_rtx:
+        return "portable"
+    return gpu.architecture if gpu is not None else "sm-unknown"
+
+
+def plan_facts(plan: CompiledPlan, settings: PlanSettings, gpu: Gpu | None) -> dict[str, object]:
+    """What the manifest says of a plan."""
+    return {
+        "flavour": plan.flavour,
+        "tensorrt": plan.tensorrt_version,
+        "gpu": gpu.name if gpu else None,
+        "compute_capability": gpu.compute_capability if gpu else None,
+        "version_compatible": settings.version_compatible,
+        "hardware_compatible": settings.hardware_compatible != "none",
+        "batches": list(plan.batches),
+    }
+
+
+def add_plan(
+    repository: ModelRepository, precision: str, version: int, flavour: Flavour, gpu: Gpu | None, steps: Steps
+) -> Manifest:
+    """Build a plan for the GPU at hand out of a version's ``model.onnx``, and add it to the version.
+
+    The files that are there stay as they are. The plan is put in its place first and the manifest after it, so that a
+    run that is killed in between is finished by the next one.
+
+    Args:
+        repository: the model repository.
+        precision: fp32, fp16 or int8.
+        version: a version of the tensorrt profile.
+        flavour: TensorRT to build with.
+        gpu: the GPU at hand.
+        steps: where progress is shown.
+
+    Returns:
+        The version's new manifest.
+
+    Raises:
+        RepositoryError: the version is not one of the tensorrt profile, or has a plan for this GPU already.
+        TensorRTError: the plan cannot be built.
+    """
+    folder = repository.model_folder(precision) / str(version)
+    manifest = Manifest.read(folder)
+    if manifest.profile != "tensorrt":
+        raise RepositoryError(
+            f"{manifest.tag} was built for the profile {manifest.profile}; build one with --profile tensorrt first"
+        )
+    name = plan_name(flavour, gpu)
+    if name in manifest.plans:
+        raise RepositoryError(f"{manifest.tag} has {name} already; versions are never changed, build a new one instead")
+    batches = next((entry["batches"] for entry in manifest.plans.values() if "batches" in entry), [1, 8, 16])
+    settings = PlanSettings(min_batch=batches[0], opt_batch=batches[1], max_batch=batches[2])
+    with steps.step(f"{precision}: build plan", f"{flavour}, {gpu.name if gpu else 'no GPU at hand'}"):
+        plan = compile_plan(folder / "model.onnx", settings, flavour)
+    with repository.locked():
+        manifest = Manifest.read(folder)
+        _write_plan(folder / name, plan.plan)
+        changed = replace(
+            manifest,
+            files={**manifest.files, name: FileEntry.of(folder / name)},
+            plans={**manifest.plans, name: plan_facts(plan, settings, gpu)},
+        )
+        write_text(folder / MANIFEST_NAME, changed.to_json())
+        (folder / MANIFEST_NAME).chmod(0o444)
+    return changed
+
+
+def _write_plan(path: Path, plan: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".plan-", delete=False) as stream:
+        stream.write(plan)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary = Path(stream.name)
+    temporary.chmod(0o444)
+    temporary.replace(path)

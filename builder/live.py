@@ -1,0 +1,161 @@
+"""A running server of the repository: reloads a model through the model-control API, and checks what answers."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final, TypeVar
+
+import grpc
+import numpy as np
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from builder.errors import BuilderError
+from pipeline import contract
+from serving.server import ADMIN_HEADER
+from serving.state import RunningServer
+
+GRPC_ADMIN_HEADER: Final = f"triton-grpc-protocol-{ADMIN_HEADER}"
+"""gRPC metadata that opens the restricted APIs."""
+
+READY_TIMEOUT_S: Final = 60.0
+"""How long a server that is just starting is waited for."""
+
+_ANSWER_TIMEOUT_S: Final = 60.0
+_LOAD_TIMEOUT_S: Final = 300.0
+_POLL_S: Final = 0.1
+
+_Answer = TypeVar("_Answer")
+
+
+class LiveError(BuilderError):
+    """A running server did not do what it was asked."""
+
+
+class LiveServer:
+    """One running server, over gRPC.
+
+    Args:
+        url: host and port of its gRPC endpoint.
+        admin_secret: opens the model-control API.
+        name: for messages.
+    """
+
+    def __init__(self, url: str, admin_secret: str, name: str | None = None) -> None:
+        self.url = url
+        self.name = name or f"the server at {url}"
+        self._headers = {GRPC_ADMIN_HEADER: admin_secret}
+        self._client = triton.InferenceServerClient(url)
+
+    @classmethod
+    def of(cls, server: RunningServer) -> LiveServer:
+        """The server of a state file."""
+        return cls(server.grpc, server.admin_secret, f"the server at {server.grpc} (process {server.pid})")
+
+    def __enter__(self) -> LiveServer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def wait_live(self, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Wait until the server has loaded the models that it starts with.
+
+        Raises:
+            LiveError: not within the time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                if self._client.is_server_ready(client_timeout=5):
+                    return
+            except (InferenceServerException, grpc.RpcError):
+                pass  # it does not listen yet
+            if time.monotonic() > deadline:
+                raise LiveError(f"{self.name} was not ready within {timeout_s:.0f} s; its log says why")
+            time.sleep(_POLL_S)
+
+    def ready_versions(self, model: str) -> tuple[int, ...]:
+        """Versions of a model that are ready, rising; empty if the model is not loaded.
+
+        Raises:
+            LiveError: the server does not say.
+        """
+        index = self._ask(
+            "list its models",
+            lambda: self._client.get_model_repository_index(headers=self._headers, client_timeout=_ANSWER_TIMEOUT_S),
+        )
+        # A model with one version that was never loaded is listed without state or version.
+        ready = [int(entry.version) for entry in index.models if entry.name == model and entry.state == "READY"]
+        return tuple(sorted(ready))
+
+    def reload(self, model: str) -> None:
+        """Load a model as its configuration on disk says now.
+
+        Triton loads the new version, turns to it, then unloads the old one when its last request is done; ensembles
+        that use the model follow by themselves. If loading fails the old version goes on serving. (Seen on 2.51, under
+        traffic, to higher and to lower numbers.)
+
+        Raises:
+            LiveError: the server refused, or could not load the model; its reason is told.
+        """
+        self._ask(
+            f"load {model}",
+            lambda: self._client.load_model(model, headers=self._headers, client_timeout=_LOAD_TIMEOUT_S),
+        )
+
+    def check_answers(self, precision: str, version: int, input_dims: tuple[int, ...]) -> None:
+        """Check that a version is ready, answers a zero image, and is the one that unversioned requests reach.
+
+        Args:
+            precision: fp32, fp16 or int8.
+            version: number of the version.
+            input_dims: height, width and channels of the network's input.
+
+        Raises:
+            LiveError: one of these does not hold.
+        """
+        model = contract.segmentation_model(precision)
+        for asked in (str(version), ""):
+            answer = self._ask(
+                f"answer a zero image with {model}/{version}",
+                functools.partial(self._infer, model, asked, input_dims),
+            )
+            answered = int(answer.get_response().model_version)
+            if answered != version:
+                raise LiveError(f"{self.name} answers with {model}/{answered}; expected: {model}/{version}")
+            for spec in (contract.CANDIDATES, contract.PROTOTYPES):
+                values = answer.as_numpy(spec.name)
+                if values is None or not np.isfinite(values.astype(np.float32)).all():
+                    raise LiveError(f"{self.name}: {spec.name} of {model}/{version} is missing or not finite")
+
+    def is_model_ready(self, model: str) -> bool:
+        """Whether a model's latest version is ready.
+
+        Raises:
+            LiveError: the server does not say.
+        """
+        return bool(
+            self._ask(f"say whether {model} is ready", lambda: self._client.is_model_ready(model, client_timeout=10))
+        )
+
+    def _infer(self, model: str, version: str, dims: tuple[int, ...]) -> Any:
+        tensor = triton.InferInput(contract.IMAGES.name, [1, *dims], contract.IMAGES.dtype)
+        tensor.set_data_from_numpy(np.zeros((1, *dims), np.uint8))
+        return self._client.infer(model, [tensor], model_version=version, client_timeout=_ANSWER_TIMEOUT_S)
+
+    def _ask(self, what: str, call: Callable[[], _Answer]) -> _Answer:
+        try:
+            return call()
+        except (InferenceServerException, grpc.RpcError) as error:
+            said = error.message() if isinstance(error, InferenceServerException) else str(error)
+            raise LiveError(f"{self.name} could not {what}: {said}") from error

@@ -1,0 +1,253 @@
+"""Commands of ``python -m builder`` about versions: list, show, promote, rollback, prune, verify."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from builder.errors import RepositoryError
+from builder.integrity import verify
+from builder.live import LiveServer
+from builder.manifest import Manifest
+from builder.promotions import read_promotions
+from builder.repository import SHIPPED_REPOSITORY, ModelRepository
+from builder.versions import Promoted, VersionRef, gate_refusal, promote, prune, read_manifest, rollback
+from pipeline import contract
+
+_PIPE_COLUMNS: Final = 240
+"""Width of a table that no terminal bounds: a file or another program gets whole tags."""
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands to a parser's subparsers; each sets ``run``, which takes the parsed options."""
+    listing = commands.add_parser("list", help="list the versions in the repository")
+    listing.set_defaults(run=_list)
+
+    show = commands.add_parser("show", help="show all that is known of a version")
+    show.add_argument("version", type=version_reference, metavar="MODEL/VERSION", help="such as segmentation_int8/2")
+    show.add_argument("--json", action="store_true", help="print manifest.json as it is")
+    show.set_defaults(run=_show)
+
+    promoting = commands.add_parser("promote", help="serve a version, on running servers too")
+    promoting.add_argument(
+        "version", type=version_reference, metavar="MODEL/VERSION", help="such as segmentation_int8/2"
+    )
+    promoting.add_argument("--force", action="store_true", help="also if its accuracy gate did not pass")
+    _add_promotion_options(promoting, "default: the one it was built for")
+    promoting.set_defaults(run=_promote)
+
+    rolling = commands.add_parser("rollback", help="serve the version again that was served before")
+    rolling.add_argument("version", type=_model, metavar="MODEL", help="such as segmentation_int8")
+    _add_promotion_options(rolling, "default: the one with promotions")
+    rolling.set_defaults(run=_rollback)
+
+    pruning = commands.add_parser("prune", help="remove old versions; never a promoted one or a rollback's target")
+    pruning.add_argument("--keep", type=int, required=True, metavar="N", help="newest versions of each model that stay")
+    pruning.add_argument("--dry-run", action="store_true", help="say what would be removed")
+    pruning.set_defaults(run=_prune)
+
+    verifying = commands.add_parser(
+        "verify", help="check hashes, manifests, configurations, plans against this machine"
+    )
+    verifying.add_argument("version", type=_ref, nargs="?", metavar="MODEL[/VERSION]", help="default: everything")
+    verifying.set_defaults(run=_verify)
+
+    for parser in (listing, show, promoting, rolling, pruning, verifying):
+        parser.add_argument(
+            "--repository", type=Path, default=SHIPPED_REPOSITORY, help="model repository (default: model_repository)"
+        )
+
+
+def _add_promotion_options(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--profile", choices=contract.PROFILES, help=f"configuration to change ({default})")
+    parser.add_argument(
+        "--url",
+        metavar="HOST:PORT",
+        help="gRPC endpoint of a server to reload, such as one in a container (default: those started on this machine)",
+    )
+    parser.add_argument(
+        "--admin-secret-file", type=Path, metavar="FILE", help="holds the secret of that server's model-control API"
+    )
+
+
+def _list(options: argparse.Namespace) -> int:
+    repository = ModelRepository.existing(options.repository)
+    table = Table(Column("model", overflow="fold"), "version", Column("tag", overflow="fold"))
+    for name in ("profile", "gate", "MB", "created", "served"):
+        table.add_column(name)
+    broken = []
+    for precision in contract.PRECISIONS:
+        for version in repository.versions(precision):
+            ref = VersionRef(precision, version)
+            try:
+                manifest = read_manifest(repository, ref)
+                served = ", ".join(repository.profiles_of(precision, version))
+            except RepositoryError as error:
+                broken.append(f"{ref}: {error}")
+                continue
+            size = sum(entry.size_bytes for entry in manifest.files.values()) / 1e6
+            cells = (ref.model, str(version), manifest.tag, manifest.profile, _gate_word(manifest), f"{size:.1f}")
+            table.add_row(*map(Text, (*cells, manifest.created_utc, served)))
+    console = Console()
+    if not console.is_terminal:
+        console.width = _PIPE_COLUMNS
+    console.print(table)
+    for line in broken:
+        _print(line)
+    if not table.row_count and not broken:
+        _print(f"no version is built yet; `python -m builder build --repository {repository.path}` makes some")
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    repository = ModelRepository.existing(options.repository)
+    ref: VersionRef = options.version
+    manifest = read_manifest(repository, ref)
+    if options.json:
+        print(manifest.to_json(), end="")
+        return 0
+    served = ", ".join(repository.profiles_of(ref.precision, manifest.version))
+    _print(f"{ref}: {manifest.tag}")
+    _print(f"served under: {served or 'no profile'}")
+    refusal = gate_refusal(manifest)
+    _print(f"gate: {refusal or _gate_word(manifest)}")
+    values = json.loads(manifest.to_json())
+    for line in _outline({key: value for key, value in values.items() if key not in ("tag", "model", "version")}):
+        _print(line)
+    history = read_promotions(repository.model_folder(ref.precision))
+    mine = [one for one in history if manifest.version in (one.version, one.previous)]
+    for one in mine:
+        forced = ", forced" if one.forced else ""
+        _print(f"{one.time_utc}  {one.action} under {one.profile}: {one.previous or 'none'} -> {one.version}{forced}")
+    return 0
+
+
+def _promote(options: argparse.Namespace) -> int:
+    ref: VersionRef = options.version
+    repository = ModelRepository.existing(options.repository)
+    with ExitStack() as stack:
+        servers = _servers(options, stack)
+        done = promote(
+            repository, ref.precision, ref.version or 0, options.profile, force=options.force, servers=servers
+        )
+    _tell(ref.model, done)
+    return 0
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    ref: VersionRef = options.version
+    repository = ModelRepository.existing(options.repository)
+    with ExitStack() as stack:
+        servers = _servers(options, stack)
+        done = rollback(repository, ref.precision, options.profile, servers=servers)
+    _tell(ref.model, done)
+    return 0
+
+
+def _prune(options: argparse.Namespace) -> int:
+    removed = prune(ModelRepository.existing(options.repository), options.keep, dry_run=options.dry_run)
+    for ref in removed:
+        _print(f"{'would remove' if options.dry_run else 'removed'} {ref}")
+    if not removed:
+        _print("nothing to remove")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    ref: VersionRef | None = options.version
+    repository = ModelRepository.existing(options.repository)
+    findings = verify(repository, ref.precision if ref else None, ref.version if ref else None)
+    for note in findings.notes:
+        _print(f"note: {note}")
+    for fault in findings.faults:
+        _print(f"FAULT {fault.subject}: {fault.problem}\n      {fault.remedy}")
+    count = len(findings.faults)
+    _print(f"{findings.versions} versions checked: {f'{count} faults' if count else 'no fault'}")
+    return 1 if findings.faults else 0
+
+
+def _servers(options: argparse.Namespace, stack: ExitStack) -> list[LiveServer] | None:
+    """The server that the command line names; None means those of this machine."""
+    if options.url is None and options.admin_secret_file is None:
+        return None
+    if options.url is None or options.admin_secret_file is None:
+        raise RepositoryError("a server is reached with both: --url HOST:PORT and --admin-secret-file FILE")
+    try:
+        secret = options.admin_secret_file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RepositoryError(
+            f"{options.admin_secret_file}: cannot be read ({error}); give the server's file"
+        ) from error
+    return [stack.enter_context(LiveServer(options.url, secret))]
+
+
+def _tell(model: str, done: Promoted) -> None:
+    before = f"before: {done.previous}" if done.previous is not None else "before: none"
+    _print(f"{model}/{done.version} is served under the profile {done.profile} ({before})")
+    for name in done.servers:
+        _print(f"  {name} answers with it")
+    for name in done.not_serving:
+        _print(f"  {name} does not serve {model}; start it again to serve it too")
+    if not done.servers and not done.not_serving:
+        _print("  no server of this repository and profile runs here; the next one starts with it")
+
+
+def _gate_word(manifest: Manifest) -> str:
+    if manifest.verification is None:
+        return "not verified"
+    return "passed" if manifest.verification.get("passed") is True else "FAILED"
+
+
+def _outline(value: Any, indent: str = "  ") -> Iterator[str]:
+    """Nested JSON as indented lines; short lists stand in one line."""
+    items = value.items() if isinstance(value, dict) else ((f"- {index}", item) for index, item in enumerate(value, 1))
+    for key, item in items:
+        flat = not isinstance(item, dict | list) or not item
+        if isinstance(item, list) and all(not isinstance(entry, dict | list) for entry in item):
+            joined = ", ".join(_scalar(entry) for entry in item)
+            flat, item = True, joined or "none"  # noqa: PLW2901 - the list's text takes its place
+        if flat:
+            yield f"{indent}{key}: {_scalar(item)}"
+        else:
+            yield f"{indent}{key}:"
+            yield from _outline(item, indent + "  ")
+
+
+def _scalar(value: Any) -> str:
+    if value is None or value in ({}, []):
+        return "none"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _print(text: str) -> None:
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _ref(text: str) -> VersionRef:
+    try:
+        return VersionRef.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def version_reference(text: str) -> VersionRef:
+    """Read a version as a person names it, such as ``segmentation_int8/2``; for ``argparse``."""
+    ref = _ref(text)
+    if ref.version is None:
+        raise argparse.ArgumentTypeError(f"{text!r} names no version; expected such as {ref.model}/2")
+    return ref
+
+
+def _model(text: str) -> VersionRef:
+    ref = _ref(text)
+    if ref.version is not None:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected the model alone: {ref.model}")
+    return ref

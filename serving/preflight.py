@@ -1,0 +1,287 @@
+"""Before the server starts: which models can be served here, and if not, why and which command mends it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from builder.errors import RepositoryError
+from builder.integrity import build_command, misfit_of, plan_remedy, size_problems, version_faults
+from builder.manifest import Manifest
+from builder.plans import Machine, machine_at_hand
+from builder.promotions import read_promotions, was_forced
+from builder.repository import ModelRepository, read_config
+from builder.versions import gate_refusal, rollback_version
+from pipeline import contract
+from serving.errors import ServingError
+from serving.tritonserver import Installation, find_tritonserver
+
+_VERSION_COMPATIBLE: Final = "tritonserver needs --backend-config=tensorrt,version-compatible=true"
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """Whether one model can be served.
+
+    Attributes:
+        model: such as ``segmentation_int8``.
+        precision: fp32, fp16 or int8.
+        versions: those that the profile's configuration names and that are there.
+        reasons: why it cannot be served; empty if it can.
+        remedy: the command that mends it; empty if it can be served.
+        warnings: what is worth knowing though it can be served.
+        built: whether any version of the model is there for the profile.
+    """
+
+    model: str
+    precision: str
+    versions: tuple[int, ...] = ()
+    reasons: tuple[str, ...] = ()
+    remedy: str = ""
+    warnings: tuple[str, ...] = ()
+    built: bool = True
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can be served."""
+        return not self.reasons
+
+    def lines(self) -> list[str]:
+        """For people."""
+        if self.ready:
+            named = ", ".join(map(str, self.versions))
+            first = f"ready      {self.model}/{named}"
+        else:
+            first = f"not ready  {self.model}: {'; '.join(self.reasons)}"
+        more = [f"           mend it: {self.remedy}"] if self.remedy else []
+        return [first, *more, *(f"           warning: {warning}" for warning in self.warnings)]
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Outcome for a repository and profile.
+
+    Attributes:
+        profile: cpu or tensorrt.
+        models: one status per precision.
+        machine: what plans were compared with; None in the cpu profile.
+    """
+
+    profile: str
+    models: tuple[ModelStatus, ...]
+    machine: Machine | None = None
+
+    def lines(self) -> list[str]:
+        """For people."""
+        first = [f"profile {self.profile}" + (f": {self.machine}" if self.machine else "")]
+        return [*first, *(line for status in self.models for line in status.lines())]
+
+
+def preflight(
+    repository: Path,
+    profile: str,
+    precisions: Sequence[str] | None = None,
+    machine: Machine | None = None,
+    installation: Installation | None = None,
+) -> Preflight:
+    """Look whether the promoted versions can be served here; nothing is changed or started.
+
+    Args:
+        repository: the model repository.
+        profile: cpu or tensorrt.
+        precisions: which to look at; None looks at all.
+        machine: what to compare plans with; None looks at this one.
+        installation: the server; None looks for the one on PATH.
+
+    Raises:
+        ServingError: the folder is no model repository.
+    """
+    try:
+        opened = ModelRepository.existing(repository)
+    except RepositoryError as error:
+        raise ServingError(str(error)) from error
+    chosen = [name for name in contract.PRECISIONS if precisions is None or name in precisions]
+    if profile == "tensorrt":
+        machine = machine or machine_at_hand()
+        without = _without_backend(installation)
+    else:
+        machine, without = None, None
+    statuses = tuple(_Examination(opened, name, profile, machine).status(without) for name in chosen)
+    return Preflight(profile, statuses, machine)
+
+
+def check(repository: Path, profile: str, precisions: Sequence[str] | None = None) -> Preflight:
+    """Refuse to start a server that could not serve what it is asked to.
+
+    Precisions of which nothing is built are passed over unless they are asked for; a promoted version that cannot be
+    served is never left out in silence.
+
+    Raises:
+        ServingError: names model, reason and the command that mends it.
+    """
+    found = preflight(repository, profile, precisions)
+    wanted = [status for status in found.models if precisions is not None or status.built]
+    failed = [status for status in wanted if not status.ready]
+    if failed:
+        told = "\n".join(line for status in failed for line in status.lines())
+        others = ",".join(status.precision for status in wanted if status.ready)
+        hint = f"\nTo serve the others: --precisions {others}" if others else ""
+        raise ServingError(f"not everything can be served under the profile {profile}:\n{told}{hint}")
+    return found
+
+
+class _Examination:
+    """Looks at one model."""
+
+    def __init__(self, repository: ModelRepository, precision: str, profile: str, machine: Machine | None) -> None:
+        self._repository, self._precision, self._profile, self._machine = repository, precision, profile, machine
+        self._model = contract.segmentation_model(precision)
+        self._build = build_command(repository, precision, profile)
+        versions = repository.versions(precision)
+        self._servable = [version for version in versions if repository.is_servable(precision, version, profile)]
+        self._reasons: list[str] = []
+        self._remedies: list[str] = []
+        self._warnings: list[str] = []
+
+    def status(self, without_backend: str | None) -> ModelStatus:
+        """The model's status."""
+        try:
+            promoted = self._repository.promoted(self._precision, self._profile)
+            named = self._repository.named_versions(self._precision, self._profile)
+            problems = _config_problems(self._repository, self._precision)
+        except RepositoryError as error:
+            self._refuse(str(error), "copy the file from the shipped model_repository, then `python -m builder verify`")
+            return self._told(())
+        if not promoted:
+            return self._told((), built=self._explain_nothing(named))
+        for problem in problems:
+            self._refuse(problem, self._build)
+        if without_backend:
+            self._refuse(without_backend, "docker compose up")
+        for version in promoted:
+            self._examine(version)
+        return self._told(promoted)
+
+    def _explain_nothing(self, named: list[int]) -> bool:
+        """Say why no version is promoted; returns whether there is anything built for the profile."""
+        broken = [one for one in named if self._is_mine(one)]
+        if self._servable:
+            text = f"the configuration names the versions {named}, which are not there or lack what the profile loads"
+            self._refuse(text, self._promote(self._servable[-1]))
+            return True
+        for version in broken:
+            self._check_whole(version)
+            if not self._reasons and self._profile == "tensorrt":
+                self._check_plans(self._manifest(version))
+        if self._reasons:
+            return True
+        self._refuse(f"no version for the profile {self._profile} is built", self._build)
+        return False
+
+    def _examine(self, version: int) -> None:
+        if not self._check_whole(version):
+            return
+        manifest = self._manifest(version)
+        self._check_gate(manifest)
+        if self._machine is not None:
+            self._check_plans(manifest)
+
+    def _check_whole(self, version: int) -> bool:
+        faults = version_faults(self._repository, self._precision, version)
+        others = [one for one in self._servable if one != version]
+        for fault in faults:
+            remedy = self._promote(others[-1]) if others else f"{self._build} ({fault.remedy})"
+            self._refuse(f"version {version}: {fault.problem}", remedy)
+        return not faults
+
+    def _check_gate(self, manifest: Manifest) -> None:
+        refusal = gate_refusal(manifest)
+        if refusal is None:
+            return
+        text = f"version {manifest.version}: {refusal}"
+        promotions = read_promotions(self._repository.model_folder(self._precision), self._profile)
+        if manifest.verification is None:
+            self._warnings.append(text)
+        elif was_forced(promotions, manifest.version):
+            self._warnings.append(f"{text}; it was promoted with --force")
+        else:
+            force = f"to take the risk: {self._promote(manifest.version)} --force"
+            back = f"python -m builder rollback {self._model} --profile {self._profile}"
+            target = rollback_version(self._repository, self._precision, self._profile)
+            self._refuse(text, force if target is None else f"{back}, or {force}")
+
+    def _check_plans(self, manifest: Manifest) -> None:
+        machine = self._machine
+        if machine is None:
+            return
+        if any(facts.get("version_compatible") for facts in manifest.plans.values()):
+            # Such plans carry host code, which Triton loads only if told that they can be trusted.
+            self._warnings.append(f"version {manifest.version} is version compatible: {_VERSION_COMPATIBLE}")
+        misfit = misfit_of(self._repository, manifest, machine)
+        if misfit is None:
+            return
+        text = f"version {manifest.version}: {misfit.reason}"
+        if machine.gpu is None:
+            self._refuse(text, f"python -m serving run --profile cpu, or on a machine with a GPU: {self._build}")
+        elif misfit.known:
+            self._refuse(text, plan_remedy(self._repository, manifest, misfit))
+        else:
+            self._warnings.append(text)
+
+    def _is_mine(self, version: int) -> bool:
+        """Whether a version is there and was built for the profile, or does not say for which."""
+        if version not in self._repository.versions(self._precision):
+            return False
+        try:
+            return self._manifest(version).profile == self._profile
+        except RepositoryError:
+            return True
+
+    def _manifest(self, version: int) -> Manifest:
+        return Manifest.read(self._repository.model_folder(self._precision) / str(version))
+
+    def _promote(self, version: int) -> str:
+        return f"python -m builder promote {self._model}/{version} --profile {self._profile}"
+
+    def _refuse(self, reason: str, remedy: str) -> None:
+        self._reasons.append(reason)
+        self._remedies.append(remedy)
+
+    def _told(self, versions: Sequence[int], *, built: bool = True) -> ModelStatus:
+        return ModelStatus(
+            self._model,
+            self._precision,
+            tuple(versions),
+            tuple(self._reasons),
+            next(iter(self._remedies), ""),
+            tuple(self._warnings),
+            built,
+        )
+
+
+def _config_problems(repository: ModelRepository, precision: str) -> list[str]:
+    """Sizes of the steps around the network that differ from the newest version's."""
+    manifests = repository.manifests(precision)
+    if not manifests:
+        return []
+    sizes = manifests[-1].source.get("tensor_sizes", {})
+    problems = []
+    for name in (contract.PREPROCESS_MODEL, contract.POSTPROCESS_MODEL):
+        path = repository.path / name / "config.pbtxt"
+        problems += [f"{name}: {problem}" for problem in size_problems(read_config(path), sizes)]
+    read_config(repository.path / contract.ensemble_model(precision) / "config.pbtxt")
+    return problems
+
+
+def _without_backend(installation: Installation | None) -> str | None:
+    """Why the server at hand cannot run plans; None if it can."""
+    if installation is None and shutil.which("tritonserver") is None:
+        return "no tritonserver is on PATH, and the embedded one has no TensorRT backend"
+    try:
+        (installation or find_tritonserver()).check_backend("tensorrt")
+    except ServingError as error:
+        return str(error)
+    return None

@@ -1,0 +1,108 @@
+"""The README's commands, run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.server
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line.strip()
+]
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory):
+    """The tracked files in a folder of their own, with this environment as their ``.venv``."""
+    folder = tmp_path_factory.mktemp("checkout") / "repository"
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout
+    for name in filter(None, listed.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    (folder / ".venv").symlink_to(Path(sys.prefix))
+    (folder / ".cache").symlink_to(ROOT / ".cache")
+    return folder
+
+
+def run(command, folder, **options):
+    environment = {"PATH": f"{folder / '.venv' / 'bin'}:/usr/bin:/bin", "HOME": str(folder), "PYTHONPATH": str(folder)}
+    return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, check=True, timeout=900, **options)
+
+
+def start(command, folder):
+    """Start a server and wait until it has said how to call it."""
+    server = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    said = any("Ctrl-C stops" in line for line in server.stdout)
+    assert said, f"{command} ended without becoming ready"
+    return server
+
+
+def interrupt(server):
+    """Ctrl-C: it goes to the whole process group."""
+    os.killpg(server.pid, signal.SIGINT)
+    server.wait(60)
+
+
+def test_every_command_is_known():
+    known = ("make ", "python -m ", "sh requirements/install.sh ", ". .venv/bin/activate")
+    assert COMMANDS
+    assert all(command.startswith(known) for command in COMMANDS), COMMANDS
+
+
+def test_make_targets_exist():
+    targets = {command.split()[1] for command in COMMANDS if command.startswith("make ")}
+    assert {"demo", "test", "serve"} <= targets
+    for target in targets:
+        subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_demo_then_serve_then_the_client(checkout, reference):
+    """One after the other in one checkout: the versions that the demo builds are the ones that are served."""
+    assert "make demo" in COMMANDS
+    first = run("make demo", checkout, capture_output=True, text=True)
+    assert first.stdout.count("us_card_rotated.png") == 6
+    for precision in ("fp32", "fp16", "int8"):
+        assert (checkout / "out" / f"{precision}.json").is_file()
+        assert len(list((checkout / "out" / precision).glob("*.png"))) == 5
+    assert (checkout / "out" / "scene.jpg").is_file()
+    assert subprocess.run(["pgrep", "-f", "--", f"--model-repository={checkout}"], check=False).returncode == 1
+
+    (client,) = (command for command in COMMANDS if command.startswith("python -m client"))
+    (checkout / "photographs").mkdir()
+    for path in reference.photographs:
+        shutil.copy(path, checkout / "photographs")
+    server = start(["make", "serve"], checkout)
+    try:
+        result = run(client, checkout, capture_output=True, text=True)
+        assert "mklovin.png" in result.stdout
+        assert (checkout / "out" / "result.json").is_file()
+    finally:
+        interrupt(server)
+
+
+def test_an_export_of_ones_own(checkout, reference):
+    build, serve = (command for command in COMMANDS if "my_repository" in command)
+    shutil.copy(reference.onnx, checkout / "my-seg.onnx")
+    (checkout / "folder" / "of" / "images").mkdir(parents=True, exist_ok=True)
+    for path in reference.photographs:
+        shutil.copy(path, checkout / "folder" / "of" / "images")
+    result = run(build, checkout, capture_output=True, text=True)
+    assert result.stdout.count("served") == 3
+    ports = " --http-port 0 --grpc-port 0 --metrics-port 0"
+    server = start(["bash", "-c", f"exec .venv/bin/{serve}{ports}"], checkout)
+    interrupt(server)
+    assert server.returncode == 0

@@ -1,0 +1,26 @@
+"""The command line of ``python -m serving``: what is wrong is told in one line, before anything starts."""
+
+from __future__ import annotations
+
+import pytest
+
+from serving.__main__ import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--ready-timeout-s", "0"], "'0'; allowed: more than 0 seconds"),
+        (["--ready-timeout-s", "nan"], "'nan'; allowed: more than 0 seconds"),
+        (["--ready-timeout-s", "soon"], "'soon'; allowed: more than 0 seconds"),
+        (["--log-verbose", "-1"], "'-1'; allowed: a whole number, 0 or more"),
+        (["--log-verbose", "x"], "'x'; allowed: a whole number, 0 or more"),
+        (["--precisions", "int8,fp8"], "'fp8'; allowed: fp32, fp16, int8"),
+        (["--profile", "gpu"], "invalid choice: 'gpu'"),
+    ],
+)
+def test_a_wrong_option_is_refused(arguments, told, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["run", *arguments])
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err

@@ -1,0 +1,172 @@
+"""What is decided before tritonserver starts, and what is made of a program that is not a server."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from serving import server as server_module
+from serving.errors import EnvironmentFault, ServingError
+from serving.server import ADMIN_HEADER, ServerOptions, TritonServer
+from serving.tritonserver import Installation
+from tests.unit.serving.repositories import tiny_repository
+
+FREE = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return tiny_repository(tmp_path / "repository")
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """Puts a script on PATH in place of tritonserver."""
+    monkeypatch.setenv("TRITON_SEGMENTATION_CACHE", str(tmp_path / "cache"))
+
+    def make(text: str) -> None:
+        script = tmp_path / "opt" / "bin" / "tritonserver"
+        script.parent.mkdir(parents=True)
+        script.write_text(f"#!/bin/sh\n{text}\n")
+        script.chmod(0o755)
+        (tmp_path / "opt" / "backends" / "python").mkdir(parents=True)
+        monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({**FREE, "http_port": 70000}, "port 70000 is out of range.*--http-port"),
+        ({**FREE, "host": "::1"}, "'::1' has no IPv4 address"),
+        ({**FREE, "host": "192.0.2.1"}, "not an address of this machine"),
+        ({**FREE, "precisions": ("fp16",)}, "segmentation_fp16.*python -m builder build"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_fetched(repository, monkeypatch, options, told):
+    monkeypatch.setattr(server_module, "find_tritonserver", lambda: pytest.fail("looked for the server first"))
+    with pytest.raises(ServingError, match=told):
+        TritonServer(ServerOptions(repository, **options)).start()
+
+
+def test_a_profile_that_the_server_has_no_backend_for_is_refused(repository, program):
+    program("exit 0")
+    (repository / "segmentation_int8" / "1" / "model.plan").touch()
+    with pytest.raises(ServingError, match="has no tensorrt backend"):
+        TritonServer(ServerOptions(repository, profile="tensorrt", **FREE)).start()
+
+
+def test_a_program_that_ends_at_once_is_told_with_its_last_lines(repository, program, tmp_path):
+    program('echo "I1 starting"\necho "E1 no such thing" >&2\nexit 3')
+    server = TritonServer(ServerOptions(repository, **FREE))
+    with pytest.raises(ServingError, match=r"(?s)ended before it was ready.*E1 no such thing"), server:
+        pytest.fail("it became ready")
+    assert server.pid is None
+    assert list((tmp_path / "cache" / "servers").iterdir()) == []
+
+
+def test_waiting_until_ready_is_bounded(repository, program):
+    program('echo "I1 loading"\nexec sleep 60')
+    server = TritonServer(ServerOptions(repository, exit_timeout_s=1, **FREE))
+    server.start()
+    try:
+        started = time.monotonic()
+        with pytest.raises(ServingError, match=r"not ready within 1 s.*(?s:.*)I1 loading"):
+            server.wait_ready(1)
+        assert time.monotonic() - started < 5
+    finally:
+        server.stop()
+    assert server.pid is None
+
+
+def test_a_reader_of_the_log_that_fails_does_not_block_the_server(repository, program):
+    # Far more than a pipe holds: whoever stopped reading would leave the program blocked in a write.
+    program("i=0; while [ $i -lt 20000 ]; do echo 'a line of the log'; i=$((i+1)); done; echo done")
+    lines = []
+
+    def reader(line: str) -> None:
+        lines.append(line)
+        raise BrokenPipeError
+
+    server = TritonServer(ServerOptions(repository, **FREE), log=reader)
+    server.start()
+    try:
+        assert server.wait(30) == 0
+    finally:
+        server.stop()
+    assert len(lines) == 1
+    assert server.log_tail[-1] == "done"
+
+
+@contextlib.contextmanager
+def http_server(secret):
+    """Something on a port that says it is ready, and knows a secret."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def _answer(self):
+            open_to_all = self.path in ("/v2/health/ready", "/metrics")
+            self.send_response(200 if open_to_all or self.headers.get(ADMIN_HEADER) == secret else 403)
+            self.end_headers()
+
+        do_GET = do_POST = _answer  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=listening.serve_forever)
+    thread.start()
+    try:
+        yield listening.server_port
+    finally:
+        listening.shutdown()
+        thread.join()
+        listening.server_close()
+
+
+def test_only_the_server_that_knows_the_secret_counts_as_ready(repository):
+    server = TritonServer(ServerOptions(repository, **FREE))
+    for secret, expected in ((server.admin_secret, True), ("another server's", False)):
+        with http_server(secret) as port:
+            server._ports = (port, port, port)
+            assert server.is_ready() is expected
+    assert not server.is_ready()  # nothing listens there now
+
+
+def test_all_addresses_are_called_at_loopback(repository):
+    server = TritonServer(ServerOptions(repository, host="0.0.0.0", **FREE))  # noqa: S104 - what is tested
+    server._ports = (1, 2, 3)
+    assert (server.http_url, server.grpc_url, server.metrics_url) == ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3")
+
+
+def test_the_environment_leads_to_this_python_and_the_servers_libraries(repository, monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/mine")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
+    installation = Installation(Path("/s"), Path("/b"), (Path("/lib/one"), Path("/lib/two")), True)
+    environment = server_module._environment(installation, repository)
+    assert environment["PATH"] == f"{Path(sys.executable).parent}:/usr/bin"
+    assert environment["LD_LIBRARY_PATH"] == "/lib/one:/lib/two:/mine"
+    assert environment["OMP_NUM_THREADS"] == "1"
+    assert environment["OPENBLAS_NUM_THREADS"] == "3"  # the caller's choice stands
+    assert "CV_IO_MAX_IMAGE_PIXELS" not in environment
+
+
+def test_the_bound_on_pixels_reaches_opencv(repository):
+    path = repository / "preprocess" / "config.pbtxt"
+    path.write_text(path.read_text() + 'parameters [ { key: "max_image_pixels", value: { string_value: "1234" } } ]')
+    installation = Installation(Path("/s"), Path("/b"), (), False)
+    assert server_module._environment(installation, repository)["CV_IO_MAX_IMAGE_PIXELS"] == "1234"
+
+
+def test_a_fault_of_the_machine_is_a_fault_of_serving():
+    assert issubclass(EnvironmentFault, ServingError)
