@@ -202,7 +202,11 @@ def _run_once(model: onnx.ModelProto, input_name: str, height: int, width: int) 
         arrays = session.run(None, {input_name: np.zeros((1, 3, height, width), np.float32)})
     except Exception as error:  # ONNX Runtime raises types of its own, one per status
         raise ExportError(f"the export does not run in ONNX Runtime: {str(error).strip().splitlines()[0]}") from error
-    return {output.name: tuple(array.shape) for output, array in zip(session.get_outputs(), arrays, strict=True)}
+    outputs = list(zip((output.name for output in session.get_outputs()), arrays, strict=True))
+    for name, array in outputs:
+        if array.dtype != np.float32:
+            raise ExportError(f"the output {name!r} is {array.dtype}; expected: float32. Export again with half=False")
+    return {name: tuple(array.shape) for name, array in outputs}
 
 
 def _check_outputs(

@@ -167,7 +167,7 @@ def _file_problems(manifest: Manifest, folder: Path) -> Iterator[str]:
     known = {*manifest.files, MANIFEST_NAME, _CACHE}
     for extra in sorted(entry.name for entry in folder.iterdir() if entry.name not in known):
         if extra.endswith(".plan") and manifest.profile == "tensorrt":
-            yield f"{extra} is not in {MANIFEST_NAME}: an add-plan was cut short; `python -m builder add-plan` again mends it"
+            yield f"{extra} is not in {MANIFEST_NAME}: repeat `python -m builder add-plan`, which was cut short"
         elif not extra.startswith("."):  # half-written files are leftovers
             yield f"{extra} is not in {MANIFEST_NAME}"
 

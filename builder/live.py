@@ -68,7 +68,10 @@ class LiveServer:
         self._client.close()
 
     def wait_live(self, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Wait until the server has loaded the models that it starts with.
+        """Wait until the server answers, which it does once it has loaded the models that it starts with.
+
+        The server's readiness is not asked: Triton takes it back while any model is loaded, and for good when one
+        version of one model failed to load, though the others go on answering.
 
         Raises:
             LiveError: not within the time.
@@ -76,13 +79,17 @@ class LiveServer:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                if self._client.is_server_ready(client_timeout=5):
+                if self._client.is_server_live(client_timeout=5):
                     return
             except (InferenceServerException, grpc.RpcError):
                 pass  # it does not listen yet
             if time.monotonic() > deadline:
-                raise LiveError(f"{self.name} was not ready within {timeout_s:.0f} s; its log says why")
+                raise LiveError(f"{self.name} did not answer within {timeout_s:.0f} s; its log says why")
             time.sleep(_POLL_S)
+
+    def is_ready(self) -> bool:
+        """Whether the server says that all of its models are ready, as ``/v2/health/ready`` does."""
+        return bool(self._ask("say whether it is ready", lambda: self._client.is_server_ready(client_timeout=10)))
 
     def ready_versions(self, model: str) -> tuple[int, ...]:
         """Versions of a model that are ready, rising; empty if the model is not loaded.

@@ -15,18 +15,15 @@ from builder.tensorrt.gpu import Gpu, gpu_at_hand
 _AMPERE: Final = (8, 0)
 """Least compute capability of hardware compatible plans (TensorRT's ``HardwareCompatibilityLevel.AMPERE_PLUS``)."""
 
-# Read in a process of its own: the library is large, and loading a broken one must not end this process. From 10 on the
-# number is major * 10000 + minor * 100 + patch, before that major * 1000 + minor * 100 + patch (NvInferVersion.h).
+# In a process of its own: the library is large, and loading a broken one must not end this process.
 _READ_LIBRARY: Final = """
 import ctypes
-for name in ("libnvinfer.so.11", "libnvinfer.so.10", "libnvinfer.so"):
+for name in ("libnvinfer.so.11", "libnvinfer.so.10", "libnvinfer.so.8", "libnvinfer.so"):
     try:
-        number = ctypes.CDLL(name).getInferLibVersion()
+        print(ctypes.CDLL(name).getInferLibVersion())
+        break
     except (OSError, AttributeError):
         continue
-    unit = 10000 if number >= 100000 else 1000
-    print(f"{number // unit}.{number % unit // 100}.{number % 100}")
-    break
 """
 
 
@@ -149,4 +146,14 @@ def _library_version() -> tuple[int, ...] | None:
         ).stdout.strip()
     except (subprocess.SubprocessError, OSError):
         return None
-    return parse_version(answer) if answer else None
+    return library_version(int(answer)) if answer.isdigit() else None
+
+
+def library_version(number: int) -> tuple[int, int, int]:
+    """What ``getInferLibVersion`` means: major, minor and patch.
+
+    From TensorRT 10 on the number is major * 10000 + minor * 100 + patch, before that major * 1000 + minor * 100 +
+    patch (``NvInferVersion.h``).
+    """
+    unit = 10000 if number >= 100000 else 1000
+    return number // unit, number % unit // 100, number % 100

@@ -7,12 +7,16 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from builder.errors import RepositoryError
-from builder.integrity import version_faults
+from builder.integrity import misfit_of, plan_remedy, version_faults
 from builder.live import LiveError, LiveServer
 from builder.manifest import Manifest
+from builder.plans import machine_at_hand
 from builder.promotions import Action, Promotion, append_promotion, now_utc, read_promotions, rollback_target
 from builder.repository import ModelRepository, write_text
+from builder.verification import onnx_network
 from pipeline import contract
 from serving.state import running_servers
 
@@ -236,10 +240,13 @@ def _turn_to(
         previous = _current(repository, ref.precision, profile)
         named = repository.named_versions(ref.precision, profile)
         before = path.read_text()
+        local = servers is None
         if servers is None:
             found = [server for server in running_servers(repository.path) if server.profile == profile]
             servers = [stack.enter_context(LiveServer.of(server)) for server in found]
         serving = [server for server in servers if _serves(server, ref)]
+        if serving:
+            _try_before(repository, ref, manifest, profile, on_this_machine=local)
         repository.promote(ref.precision, profile, version)
         try:
             for server in serving:
@@ -256,6 +263,26 @@ def _turn_to(
             append_promotion(repository.model_folder(ref.precision), promotion)
     idle = tuple(server.name for server in servers if server not in serving)
     return Promoted(version, previous, profile, tuple(server.name for server in serving), idle)
+
+
+def _try_before(
+    repository: ModelRepository, ref: VersionRef, manifest: Manifest, profile: str, *, on_this_machine: bool
+) -> None:
+    """Refuse what could not be loaded before a server is asked to: a failed load leaves its mark there."""
+    if profile == "cpu":
+        dims = manifest.source["tensor_sizes"][contract.IMAGES.name]
+        path = repository.model_folder(ref.precision) / str(ref.version) / "model.onnx"
+        try:
+            onnx_network(path.read_bytes())(np.zeros((1, *dims), np.uint8))
+        except Exception as error:  # ONNX Runtime raises types of its own, one per status
+            raise PromotionError(
+                f"{ref} is not promoted: ONNX Runtime does not run its model.onnx ({error})"
+            ) from error
+    elif on_this_machine:
+        misfit = misfit_of(repository, manifest, machine_at_hand())
+        if misfit is not None and misfit.known:
+            remedy = plan_remedy(repository, manifest, misfit)
+            raise PromotionError(f"{ref} is not promoted: {misfit.reason}; on this machine: {remedy}")
 
 
 def _serves(server: LiveServer, ref: VersionRef) -> bool:
@@ -278,15 +305,19 @@ def _switch(server: LiveServer, precision: str, version: int, input_dims: tuple[
 
 def _reload_all(servers: Sequence[LiveServer], model: str) -> str:
     """Bring servers back to the configuration on disk; says how that went."""
-    faults = []
+    faults, unready = [], []
     for server in servers:
         try:
             server.reload(model)
+            if not server.is_ready():
+                unready.append(server.name)
         except LiveError as error:
             faults.append(str(error))
     if faults:
         return f"The configuration is as it was, but {'; '.join(faults)}: restart it"
-    return "Configuration and servers are as they were"
+    # Triton remembers a version that failed to load (seen on 2.51), and has no call that makes it forget.
+    told = f"; until it is restarted, /v2/health/ready of {', '.join(unready)} says 'not ready'" if unready else ""
+    return f"Configuration and servers answer as before{told}"
 
 
 def _current(repository: ModelRepository, precision: str, profile: str) -> int | None:

@@ -13,13 +13,18 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tritonclient.grpc
+import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
+from serving import server as server_module
 from serving.errors import PortInUse, ServingError
 from serving.server import ADMIN_HEADER, ServerOptions, TritonServer
-from serving.state import find_server
+from serving.state import find_server, running_servers
+from serving.tritonserver import find_tritonserver
+from tests.unit.serving.repositories import tiny_repository
 
 pytestmark = pytest.mark.server
 
@@ -52,6 +57,20 @@ def gone(group: int, within_s: float = 20) -> bool:
 
 def shared_memory() -> set[str]:
     return {entry.name for entry in Path("/dev/shm").iterdir()}  # noqa: S108
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A repository of this project whose models need no network; the server starts in a second."""
+    return tiny_repository(tmp_path / "tiny")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A server of such a repository."""
+    repository = tiny_repository(tmp_path_factory.mktemp("serving") / "tiny")
+    with TritonServer(ServerOptions(repository, **FREE)) as running:
+        yield running
 
 
 @pytest.fixture
@@ -133,21 +152,39 @@ def restricted_http(server, path, secret=None):
     return status
 
 
-def test_the_model_control_api_needs_the_secret(server, repository):
-    assert restricted_http(server, "/v2/repository/index") == http.client.FORBIDDEN
-    assert restricted_http(server, "/v2/repository/index", "wrong") == http.client.FORBIDDEN
-    assert restricted_http(server, "/v2/repository/index", server.admin_secret) == http.client.OK
-    assert find_server(repository).admin_secret == server.admin_secret
-    with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
-        with pytest.raises(InferenceServerException) as caught:
-            client.get_model_repository_index()
-        assert "UNAVAILABLE" in caught.value.status() or "PERMISSION" in caught.value.status()
-        headers = {f"triton-grpc-protocol-{ADMIN_HEADER}": server.admin_secret}
-        assert client.get_model_repository_index(headers=headers).models
+def test_the_model_control_api_needs_the_secret_over_http(small):
+    for path in ("/v2/repository/index", "/v2/repository/models/segment_int8/load"):
+        assert restricted_http(small, path) == http.client.FORBIDDEN
+        assert restricted_http(small, path, "wrong") == http.client.FORBIDDEN
+        assert restricted_http(small, path, small.admin_secret) == http.client.OK
+    assert find_server(small.options.repository).admin_secret == small.admin_secret
 
 
-def test_only_loopback_listens(server):
-    hexadecimal = {f"{int(url.split(':')[1]):04X}" for url in (server.http_url, server.grpc_url, server.metrics_url)}
+def test_the_model_control_api_needs_the_secret_over_grpc(small):
+    with tritonclient.grpc.InferenceServerClient(small.grpc_url) as client:
+        calls = [client.get_model_repository_index, lambda headers=None: client.load_model("segment_int8", headers)]
+        for call in calls:
+            for headers in (None, {f"triton-grpc-protocol-{ADMIN_HEADER}": "wrong"}):
+                with pytest.raises(InferenceServerException) as caught:
+                    call(headers=headers)
+                assert "UNAVAILABLE" in caught.value.status() or "PERMISSION" in caught.value.status()
+            call(headers={f"triton-grpc-protocol-{ADMIN_HEADER}": small.admin_secret})
+        assert client.is_model_ready("segment_int8")
+
+
+@pytest.mark.parametrize("triton", [tritonclient.grpc, tritonclient.http], ids=["grpc", "http"])
+def test_a_request_is_answered(small, triton):
+    images = np.array([[b"four"], [b""], [bytes(100_000)]], object)
+    tensor = triton.InferInput("image", images.shape, "BYTES")
+    tensor.set_data_from_numpy(images)
+    url = small.grpc_url if triton is tritonclient.grpc else small.http_url
+    with triton.InferenceServerClient(url) as client:
+        answer = client.infer("segment_int8", [tensor])
+    assert answer.as_numpy("num_detections").tolist() == [[4], [0], [100_000]]
+
+
+def test_only_loopback_listens(small):
+    hexadecimal = {f"{int(url.split(':')[1]):04X}" for url in (small.http_url, small.grpc_url, small.metrics_url)}
     listening = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in Path(table).read_text().splitlines()[1:]:
@@ -160,32 +197,94 @@ def test_only_loopback_listens(server):
     assert listening <= loopback
 
 
-def test_a_port_in_use_is_named(repository):
+def test_a_port_in_use_is_named(tiny):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(PortInUse, match=f"port {port}.*--grpc-port"):
-            TritonServer(ServerOptions(repository, http_port=0, grpc_port=port, metrics_port=0)).start()
+        with pytest.raises(PortInUse, match=rf"port {port}.*--grpc-port"):
+            TritonServer(ServerOptions(tiny, http_port=0, grpc_port=port, metrics_port=0)).start()
 
 
-def test_a_server_that_cannot_load_its_models_says_why(repository, tmp_path):
-    import shutil
+@pytest.mark.parametrize("lost", [0, 1, 2], ids=["http", "grpc", "metrics"])
+def test_a_free_port_that_is_lost_before_the_server_listens_is_chosen_again(tiny, monkeypatch, lost):
+    """Another server, ready and healthy, takes the port between the choice and the start."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        choose = server_module.free_ports
+        choices = []
 
-    broken = tmp_path / "repository"
-    shutil.copytree(repository, broken)
-    (broken / "preprocess" / "1" / "model.py").write_text("import a_module_that_is_not_there\n")
+        def unlucky_once(*arguments):
+            ports = choose(*arguments)
+            if not choices:
+                ports[lost] = taken
+            choices.append(ports)
+            return ports
+
+        monkeypatch.setattr(server_module, "free_ports", unlucky_once)
+        with TritonServer(ServerOptions(tiny, **FREE)) as server:
+            assert len(choices) == 2
+            assert server.is_ready()
+            assert str(taken) not in (server.http_url + server.grpc_url + server.metrics_url)
+
+
+def test_a_server_that_cannot_load_its_models_says_why(tmp_path):
+    broken = tiny_repository(tmp_path / "broken", model="import a_module_that_is_not_there\n")
+    before = shared_memory()
     server = TritonServer(ServerOptions(broken, **FREE))
     with pytest.raises(ServingError, match="a_module_that_is_not_there"), server:
         pytest.fail("it became ready")
     assert server.pid is None
+    assert not {name for name in shared_memory() - before if name.startswith(server._shm_prefix)}
 
 
-def test_nothing_is_left_after_stop(repository):
-    before = shared_memory()
-    with TritonServer(ServerOptions(repository, precisions=("fp32",), **FREE)) as server:
+def test_nothing_is_left_after_stop(tiny):
+    with TritonServer(ServerOptions(tiny, **FREE)) as server:
         group = server.pid
         assert os.getpgid(group) == group
         assert any("triton_python_backend_stub" in line for line in processes(group))
+        assert any(name.startswith(server._shm_prefix) for name in shared_memory())
     assert not processes(group)
-    assert shared_memory() <= before
+    assert not find_leftovers(group)
+    assert not any(name.startswith(server._shm_prefix) for name in shared_memory())
+
+
+def test_a_server_that_hangs_is_killed_with_its_stubs(tiny):
+    server = TritonServer(ServerOptions(tiny, exit_timeout_s=0, **FREE))
+    server.start()
+    server.wait_ready()
+    group = server.pid
+    os.kill(group, signal.SIGSTOP)
+    started = time.monotonic()
+    server.stop()
+    assert time.monotonic() - started < 20
+    assert gone(group, 5), processes(group)
+    assert not any(name.startswith(server._shm_prefix) for name in shared_memory())
+
+
+def test_what_a_server_killed_with_its_parent_left_is_swept_by_the_next(tiny, tmp_path, monkeypatch):
+    # A cache of its own: any other server of this user that starts meanwhile would sweep, too.
+    unpacked = find_tritonserver().binary.parent.parent
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / unpacked.name).symlink_to(unpacked)
+    monkeypatch.setenv("TRITON_SEGMENTATION_CACHE", str(cache))
+    script = (
+        "import sys, time; from pathlib import Path; from serving.server import *\n"
+        f"s = TritonServer(ServerOptions(Path({str(tiny)!r}), http_port=0, grpc_port=0, metrics_port=0))\n"
+        "s.start(); s.wait_ready(); print(s.pid, s._shm_prefix, flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    pid, prefix = process.stdout.readline().split()
+    os.kill(process.pid, signal.SIGSTOP)  # so that it cannot clean up
+    os.kill(int(pid), signal.SIGKILL)
+    process.kill()
+    process.wait()
+    assert gone(int(pid), 10)
+    (Path("/dev/shm") / f"{prefix}left").touch()  # noqa: S108 - which regions stay is a matter of chance
+    assert find_leftovers(int(pid))
+    assert int(pid) not in [running.pid for running in running_servers()]
+    assert not find_leftovers(int(pid))
+    assert not any(name.startswith(prefix) for name in shared_memory())

@@ -14,10 +14,11 @@ import cv2
 import numpy as np
 import pytest
 
+from builder import versions
 from builder.errors import BuilderError, RepositoryError
 from builder.integrity import verify
 from builder.live import LiveError
-from builder.plans import Machine, plan_misfit
+from builder.plans import Machine, library_version, plan_misfit
 from builder.promotions import Promotion, append_promotion, read_promotions, rollback_target
 from builder.repository import PROMOTIONS_NAME, SHIPPED_REPOSITORY, ModelRepository, read_config
 from builder.tensorrt.gpu import Gpu
@@ -138,6 +139,9 @@ class FakeServer:
     def is_model_ready(self, model):
         return True
 
+    def is_ready(self):
+        return self.broken is None
+
     def reload(self, model):
         named = tuple(served(self.repository))
         self.loads.append(named)
@@ -149,11 +153,28 @@ class FakeServer:
             raise LiveError("the fake answers nonsense")
 
 
+@pytest.fixture
+def any_network(monkeypatch):
+    """Takes the contents of these tests' model.onnx for a network."""
+    monkeypatch.setattr(versions, "onnx_network", lambda content: lambda images: None)
+
+
+def test_a_network_that_does_not_run_is_not_given_to_a_server(repository):
+    add_version(repository)
+    add_version(repository)
+    server = FakeServer(repository)
+    with pytest.raises(PromotionError, match="ONNX Runtime does not run"):
+        promote(repository, "int8", 2, servers=[server])
+    assert not server.loads
+    assert list(served(repository)) == [1]
+
+
+@pytest.mark.usefixtures("any_network")
 def test_what_a_server_cannot_serve_is_taken_back_everywhere(repository):
     add_version(repository)
     add_version(repository)
     servers = [FakeServer(repository), FakeServer(repository, broken=2)]
-    with pytest.raises(PromotionError, match=r"answers nonsense.*are as they were"):
+    with pytest.raises(PromotionError, match=r"answers nonsense.*answer as before; until it is restarted"):
         promote(repository, "int8", 2, servers=servers)
     assert list(served(repository)) == [1]
     assert [server.ready for server in servers] == [(1,), (1,)]
@@ -360,6 +381,13 @@ def test_plans_are_compared_with_the_machine(plans, machine, reason):
         assert misfit is None
     else:
         assert reason in misfit.reason
+
+
+@pytest.mark.parametrize(
+    ("number", "version"), [(101300, (10, 13, 0)), (110201, (11, 2, 1)), (100001, (10, 0, 1)), (8601, (8, 6, 1))]
+)
+def test_the_version_of_the_library_is_read(number, version):
+    assert library_version(number) == version
 
 
 def test_a_promoted_plan_that_does_not_fit_is_a_fault_others_are_noted(repository):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
+import tarfile
 import zipfile
 
 import pytest
@@ -46,6 +48,25 @@ def test_a_file_is_fetched_and_then_served_from_the_cache(index, sha256, tmp_pat
     (index / NAME).unlink()
     monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("pip was called"))
     assert fetch_archive(REQUIREMENT, sha256, cache) == fetched
+
+
+def test_a_source_archive_is_fetched_though_there_is_a_wheel(index, tmp_path):
+    archive = index / "pinned_thing-1.2.3.tar.gz"
+    parts = {
+        "pyproject.toml": '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
+        '[project]\nname = "pinned-thing"\nversion = "1.2.3"\n',
+        "PKG-INFO": "Metadata-Version: 2.1\nName: pinned-thing\nVersion: 1.2.3\n",
+        "pinned_thing.py": "",
+    }
+    with tarfile.open(archive, "w:gz") as packed:
+        for name, text in parts.items():
+            entry = tarfile.TarInfo(f"pinned_thing-1.2.3/{name}")
+            entry.size = len(text)
+            packed.addfile(entry, io.BytesIO(text.encode()))
+    sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
+    fetched = fetch_archive(REQUIREMENT, sha256, tmp_path / "cache", source=True)
+    assert fetched.name == archive.name
+    assert fetched.read_bytes() == archive.read_bytes()
 
 
 def test_a_file_put_there_by_hand_will_do_under_any_name(index, sha256, tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from serving import server as server_module
-from serving.errors import EnvironmentFault, ServingError
+from serving.errors import ServingError
 from serving.server import ADMIN_HEADER, ServerOptions, TritonServer
 from serving.tritonserver import Installation
 from tests.unit.serving.repositories import tiny_repository
@@ -116,7 +116,7 @@ def http_server(secret):
             self.send_response(200 if open_to_all or self.headers.get(ADMIN_HEADER) == secret else 403)
             self.end_headers()
 
-        do_GET = do_POST = _answer  # noqa: N815
+        do_GET = do_POST = _answer
 
         def log_message(self, *_):
             pass
@@ -166,7 +166,3 @@ def test_the_bound_on_pixels_reaches_opencv(repository):
     path.write_text(path.read_text() + 'parameters [ { key: "max_image_pixels", value: { string_value: "1234" } } ]')
     installation = Installation(Path("/s"), Path("/b"), (), False)
     assert server_module._environment(installation, repository)["CV_IO_MAX_IMAGE_PIXELS"] == "1234"
-
-
-def test_a_fault_of_the_machine_is_a_fault_of_serving():
-    assert issubclass(EnvironmentFault, ServingError)

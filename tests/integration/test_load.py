@@ -1,0 +1,280 @@
+"""Load on a real server: counts that agree with Triton's, faults that are told, and runs that always end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from load.__main__ import main
+from load.generator import run_step
+from load.options import UserOptions
+from load.payloads import Payload, load_payloads, save, with_expectations
+from load.results import Load, StepResult
+from load.step_spec import StepSpec
+from load.triton_statistics import TritonStatistics, difference
+from serving.environment import free_ports
+from serving.server import ServerOptions, TritonServer
+
+pytestmark = pytest.mark.server
+
+ROOT = Path(__file__).parents[2]
+LOCUST = [sys.executable, "-m", "locust", "-f", str(ROOT / "load" / "locustfile.py")]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def int8_server(repository):
+    """A server of its own, of int8 alone: it is stopped by a test, and lacks the other precisions."""
+    options = ServerOptions(repository, precisions=("int8",), http_port=0, grpc_port=0, metrics_port=0)
+    with TritonServer(options) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def comparison(server, tmp_path_factory):
+    """A small comparison of a server that runs: exit status, folder, report."""
+    out = tmp_path_factory.mktemp("comparison")
+    status = main(
+        [
+            *("compare", "--precisions", "fp32,int8", "--users", "1,2", "--rounds", "1", "--duration", "1.5"),
+            *("--warm-up", "0.3", "--url-grpc", server.grpc_url, "--url-http", server.http_url, "--out", str(out)),
+            *("--fail-if", "int8.error_rate > 0", "--fail-if", "int8.mask_iou < 0.5"),
+        ]
+    )
+    return status, out, json.loads((out / "report.json").read_text())
+
+
+def test_comparison_ends_well(comparison):
+    status, out, report = comparison
+    assert status == 0
+    assert report["warnings"] == []
+    assert (out / "report.html").stat().st_size > 50_000
+    assert len(report["steps"]) == 2 * 2 * 2
+    assert sorted(report["expected_detections"]["images"].values()) == [1, 1, 1, 2, 3]
+    assert {version["precision"]: bool(version["tag"]) for version in report["versions"]} == {
+        "fp32": True,
+        "int8": True,
+    }
+    assert all(0.9 < version["mask_iou"] <= 1.0 for version in report["versions"])
+    assert not any(condition["holds"] for condition in report["conditions"])
+
+
+def test_users_count_what_the_server_counts(comparison):
+    _, _, report = comparison
+    for step in report["steps"]:
+        ensemble = step["server"][f"segment_{step['precision']}"]
+        assert step["requests"] == ensemble["success"] > 0
+        assert ensemble["failed"] == step["failures"] == 0
+        assert all(counters["success"] == step["requests"] for counters in step["server"].values())
+        network = step["server"][f"segmentation_{step['precision']}"]
+        assert sum(int(size) * count for size, count in network["batches"].items()) == step["requests"]
+        assert network["compute_infer_ms"] > 1
+
+
+def test_machine_is_watched(comparison):
+    _, _, report = comparison
+    assert all(0 < step["metrics"]["cpu_utilisation"]["mean"] <= 1 for step in report["steps"])
+    assert report["machine"]["cores"] >= 1
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: the page was not looked at in a browser")
+def test_charts_are_seen_in_a_browser(comparison, tmp_path):
+    _, out, _ = comparison
+    shot = tmp_path / "report.png"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command = [str(CHROMIUM), *flags, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1250,2600"]
+    page = (out / "report.html").as_uri()
+    subprocess.run([*command, f"--screenshot={shot}", page], check=True, timeout=120, capture_output=True)
+    pixels = cv2.imread(str(shot)).astype(int)
+    for name, bgr in {"fp32": (178, 114, 0), "int8": (115, 158, 0), "network": (0, 94, 213)}.items():
+        seen = (np.abs(pixels - bgr).max(axis=2) < 12).sum()
+        assert seen > (2000 if name == "network" else 150), f"{name}'s colour covers {seen} pixels"
+
+
+def step_of(server, protocol, payloads, folder, precision="int8", options=None, **changes):
+    """One step, and what the server counted meanwhile."""
+    save(payloads, folder)
+    url = server.grpc_url if protocol == "grpc" else server.http_url
+    values = {"users": 2, "rate": None, "warm_up_s": 0.0, "duration_s": 1.5, **changes}
+    spec = StepSpec(precision, protocol, url, payloads=folder, options=options or UserOptions(), **values)
+    statistics = TritonStatistics(protocol, url)
+    before = statistics.read(precision)
+    result = StepResult.of(precision, protocol, Load(values["users"]), 0, run_step(spec))
+    result.server = difference(before, statistics.read(precision))
+    statistics.close()
+    return result
+
+
+def test_refused_requests_are_failures_on_both_sides(server, protocol, tmp_path):
+    good = load_payloads(UserOptions())[0]
+    result = step_of(server, protocol, [good, Payload("noise", b"no image", (10, 10), 0)], tmp_path)
+    assert result.kinds["ok"] > 0
+    assert result.kinds["refused"] > 0
+    assert result.disagreement() is None
+    assert result.server["segment_int8"].failed == result.kinds["refused"]
+    assert result.first_errors["refused"]
+
+
+def test_a_prompt_wrong_answer_is_a_failure(server, protocol, tmp_path):
+    payload = load_payloads(UserOptions())[0]
+    expecting_more = Payload(payload.name, payload.data, payload.image_size, 3)
+    result = step_of(server, protocol, [expecting_more], tmp_path)
+    assert set(result.kinds) == {"wrong"}
+    assert "1 detections; expected 3" in result.first_errors["wrong"]
+    assert result.disagreement() is None
+
+
+def test_sizes_batches_parameters_and_open_loop(server, url, protocol, tmp_path):
+    parameters = {"confidence": 0.3, "mask_format": "polygon"}
+    options = UserOptions(megapixels=(0.2, 1.0), batch_sizes=(1, 3), parameters=parameters)
+    payloads = with_expectations(load_payloads(options), protocol, url, "fp32", options)
+    assert len(payloads) == 10
+    result = step_of(server, protocol, payloads, tmp_path, "fp32", options, users=1, rate=4.0, duration_s=3.0)
+    assert set(result.kinds) == {"ok"}, result.first_errors
+    assert result.disagreement() is None
+    assert result.server["segment_fp32"].images > result.requests
+
+
+def test_missing_model_is_told_before_anything_starts(int8_server, tmp_path, capsys):
+    urls = ["--url-grpc", int8_server.grpc_url, "--url-http", int8_server.http_url]
+    assert main(["compare", "--precisions", "fp16", "--duration", "1", "--out", str(tmp_path), *urls]) == 1
+    assert "segment_fp16 is not served there; nothing was started" in capsys.readouterr().err
+    for user in ("GrpcUser", "HttpUser"):
+        ended = locust(user, "--headless", "-u", "1", "-t", "5s", "--precision", "fp16", *urls)
+        assert ended.returncode == 1
+        assert "segment_fp16 is not served there; nothing was started" in ended.stderr
+
+
+def test_no_server_is_told(capsys, tmp_path):
+    port = free_ports("127.0.0.1", 1)[0]
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["compare", "--protocols", "grpc", "--url-grpc", f"127.0.0.1:{port}", *out]) == 1
+    assert f"127.0.0.1:{port} is not available" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_workers_count_what_one_process_counts(server, tmp_path):
+    """Three seconds between requests make the total a matter of counting, however busy this machine is."""
+    common = ["--url-grpc", server.grpc_url, "--url-http", server.http_url, "--precision", "int8"]
+    run = ["--headless", "-u", "6", "-r", "6", "-t", "9s", "--think-time-s", "3", *common]
+    statistics = TritonStatistics("grpc", server.grpc_url)
+
+    def served():
+        return statistics.read("int8")["segment_int8"].success
+
+    before = served()
+    ended = locust("GrpcUser", "HttpUser", *run, "--json-file", str(tmp_path / "one"))
+    assert ended.returncode == 0, ended.stderr
+    alone, counted = total(tmp_path / "one.json"), served() - before
+    assert alone == counted > 0
+
+    port = str(free_ports("127.0.0.1", 1)[0])
+    master = ["--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--expect-workers", "2"]
+    worker = [*LOCUST, "GrpcUser", "HttpUser", "--worker", "--master-host", "127.0.0.1", "--master-port", port]
+    before = served()
+    workers = [subprocess.Popen(worker, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
+    try:
+        ended = locust("GrpcUser", "HttpUser", *master, *run, "--json-file", str(tmp_path / "two"))
+        assert [process.wait(30) for process in workers] == [0, 0]
+    finally:
+        for process in workers:
+            process.kill()
+    assert ended.returncode == 0, ended.stderr
+    together = total(tmp_path / "two.json")
+    assert together == served() - before
+    assert abs(together - alone) <= 0.1 * alone
+    statistics.close()
+
+
+def test_web_page_drives_users(server):
+    port = free_ports("127.0.0.1", 1)[0]
+    command = [sys.executable, "-m", "load", "ui", "--web-port", str(port)]
+    command += ["--url-grpc", server.grpc_url, "--url-http", server.http_url, "--", "--precision", "int8"]
+    page = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert "Locust" in wait_for(lambda: get(page + "/"), 30)
+        form = {"user_count": 2, "spawn_rate": 2, "user_classes": "GrpcUser", "precision": "fp32", "confidence": "0.4"}
+        assert json.loads(get(page + "/swarm", urllib.parse.urlencode(form).encode()))["success"]
+
+        def enough():
+            totals = [
+                one for one in json.loads(get(page + "/stats/requests"))["stats"] if one["name"] == "segment_fp32"
+            ]
+            return totals[0] if totals and totals[0]["num_requests"] >= 3 else None
+
+        assert wait_for(enough, 30)["num_failures"] == 0
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.communicate(timeout=45)
+        finally:
+            process.kill()
+
+
+def test_server_that_stops_ends_the_run(int8_server, tmp_path):
+    """The last test of its server."""
+    command = [sys.executable, "-m", "load", "compare", "--precisions", "int8", "--users", "2", "--duration", "6"]
+    command += ["--url-grpc", int8_server.grpc_url, "--url-http", int8_server.http_url, "--request-timeout-s", "10"]
+    process = subprocess.Popen(
+        [*command, "--rounds", "20", "--out", str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        first = process.stderr.readline()
+        assert first.startswith("[1/40]"), first
+        time.sleep(3.5)
+        int8_server.stop()
+        _, errors = process.communicate(timeout=90)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "failed: the comparison ended early" in errors
+    assert "requests to int8" in errors
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert 2 <= len(report["steps"]) < 40
+    assert report["steps"][-1]["kinds"]["unavailable"] > 0
+    assert "ended early" in report["warnings"][0]
+    assert (tmp_path / "report.html").is_file()
+
+
+def locust(*arguments):
+    """Run Locust's own command to its end."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*LOCUST, *arguments], cwd="/", env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def total(path):
+    return sum(entry["num_requests"] for entry in json.loads(path.read_text()))
+
+
+def get(url, data=None):
+    with urllib.request.urlopen(url, data, timeout=10) as answer:  # noqa: S310 - loopback
+        return answer.read().decode()
+
+
+def wait_for(ask, timeout_s):
+    """The first true answer."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            if found := ask():
+                return found
+        except OSError:
+            pass
+        time.sleep(0.3)
+    raise AssertionError(f"no answer within {timeout_s} s")
