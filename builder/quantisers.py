@@ -29,7 +29,7 @@ def remove_quantisers(quantised: onnx.ModelProto, original: onnx.ModelProto, nod
     producers = {output: node for node in graph.node for output in node.output}
     before = {node.name: node for node in original.graph.node}
     weights = {tensor.name: tensor for tensor in original.graph.initializer}
-    present = {tensor.name for tensor in graph.initializer} | set(producers) | {value.name for value in graph.input}
+    present = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
         if node.name not in nodes or node.name not in before or node.op_type in _QUANTISERS:
             continue
@@ -37,10 +37,13 @@ def remove_quantisers(quantised: onnx.ModelProto, original: onnx.ModelProto, nod
             producer = producers.get(name)
             if producer is None or producer.op_type != "DequantizeLinear":
                 continue
-            if old not in present and old in weights:
-                graph.initializer.append(weights[old])
-                present.add(old)
-            if old in present:
+            quantiser = producers.get(producer.input[0])
+            if quantiser is not None and quantiser.op_type == "QuantizeLinear":
+                node.input[index] = quantiser.input[0]
+            elif old in weights:
+                if old not in present:
+                    graph.initializer.append(weights[old])
+                    present.add(old)
                 node.input[index] = old
     _sweep(graph)
     return result

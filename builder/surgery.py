@@ -24,6 +24,8 @@ from pipeline import contract
 BATCH = "batch"
 _NETWORK_INPUT = "network_input"
 _PREFIX = "ends"
+PROTOTYPES_NODE = f"{_PREFIX}/prototypes"
+"""The grafted node that takes the prototypes out of the network."""
 _REDUCE_AXES_ARE_INPUTS_SINCE_OPSET = 18
 
 

@@ -14,6 +14,7 @@ All instances of an image go through each step together, for a call into NumPy c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import cv2
@@ -90,8 +91,8 @@ class _Spans:
         low = np.minimum(np.maximum(np.floor(start), 0), cells - 1)
         stop = (last + 0.5) * step + pad - 0.5
         high = np.minimum(np.maximum(np.floor(stop) + 2, low + 1), cells)
-        whole = (first, last - first + 1, low, high)
-        return cls(*(values.astype(np.int64) for values in whole), start - low, step)
+        first, count, low, high = (values.astype(np.int64) for values in (first, last - first + 1, low, high))
+        return cls(first, count, low, high, start - low, step)
 
     def __getitem__(self, chosen: NDArray[np.int64]) -> _Spans:
         return _Spans(
@@ -147,11 +148,10 @@ _OUTSIDE: Final = np.float32(-1)  # any value that is not above 0
 
 def _widened(region: NDArray[np.float16] | NDArray[np.float32]) -> NDArray[np.float32]:
     """The region that any box touches, as contiguous float32."""
-    region = np.ascontiguousarray(region)
     if region.dtype != np.float16:
-        return region.astype(np.float32, copy=False)
+        return np.ascontiguousarray(region, np.float32)
     # OpenCV widens with the processor's own instruction, NumPy 1 bit by bit.
-    wide = cv2.convertFp16(region.reshape(len(region), -1).view(np.int16))
+    wide = cv2.convertFp16(np.ascontiguousarray(region).reshape(len(region), -1).view(np.int16))
     return np.asarray(wide, np.float32).reshape(region.shape)
 
 
@@ -193,7 +193,7 @@ def _runs(
     position = column.astype(np.float32) * np.float32(x.step) + x.offset.astype(np.float32)[box]
     position = np.minimum(np.maximum(position, np.float32(0)), (cells - 1).astype(np.float32)[box])
     cell = np.minimum(position.astype(np.intp), np.maximum(cells - 2, 0)[box])
-    fraction = position - cell.astype(np.float32)
+    fraction: NDArray[np.float32] = position - cell.astype(np.float32)
     cell += (np.cumsum(cells) - cells)[box]
     neighbour = np.minimum(cell + 1, len(planes) - 1)
     grid = _Columns(planes, cell, neighbour, fraction)
@@ -285,5 +285,5 @@ def _joined(
     if boxes == 1:
         return [starts], [ends]
     bounds = np.searchsorted(box, np.arange(boxes + 1)).tolist()
-    parts = list(zip(bounds[:-1], bounds[1:], strict=True))
+    parts = list(pairwise(bounds))
     return [starts[low:high] for low, high in parts], [ends[low:high] for low, high in parts]

@@ -17,7 +17,8 @@ _SUCCESS: Final = 0
 class CudaRuntime:
     """Page-locked memory, and threads that sleep while the GPU works.
 
-    Both are for speed alone: where the library is missing or refuses, :attr:`problems` says so and nothing else changes.
+    Both are for speed alone: where the library is missing or refuses, :attr:`problems` says so, and nothing else
+    changes.
 
     Attributes:
         problems: what could not be done.

@@ -47,10 +47,10 @@ class FixedSizeNetwork:
         if page_lock is not None:
             for buffer in (self._images, self._candidates, self._prototypes):
                 page_lock(buffer)
-        self._bindings = {size: self._bind(size) for size in self._sizes}
+        self._bindings = {size: self._bind_outputs(size) for size in self._sizes}
         for size in self._sizes:  # the first runs of each size prepare it
             for _ in range(2):
-                self._session.run_with_iobinding(self._bindings[size])
+                self._run(size)
 
     def run(self, images: Sequence[NDArray[np.uint8]]) -> list[Outputs]:
         """Run the network.
@@ -70,17 +70,21 @@ class FixedSizeNetwork:
             raise ValueError(f"{count} images came together; allowed: {self._sizes[-1]}")
         for place, image in enumerate(images):
             self._images[place] = image[0]
-        self._session.run_with_iobinding(self._bindings[size])
+        self._run(size)
         return list(self._views(count))
 
     def _views(self, count: int) -> Iterator[Outputs]:
         for place in range(count):
             yield self._candidates[place : place + 1], self._prototypes[place : place + 1]
 
-    def _bind(self, size: int) -> Any:
-        binding = self._session.io_binding()
-        images = self._images[:size]
+    def _run(self, size: int) -> None:
+        binding, images = self._bindings[size], self._images[:size]
+        # ONNX Runtime copies an input to the GPU when it is bound, not when the session runs: bind it every time.
         binding.bind_input(contract.IMAGES.name, "cpu", 0, np.uint8, images.shape, images.ctypes.data)
+        self._session.run_with_iobinding(binding)
+
+    def _bind_outputs(self, size: int) -> Any:
+        binding = self._session.io_binding()
         for name, buffer in zip(OUTPUT_NAMES, (self._candidates, self._prototypes), strict=True):
             part = buffer[:size]
             binding.bind_output(name, "cpu", 0, part.dtype.type, part.shape, part.ctypes.data)

@@ -319,19 +319,29 @@ class TritonServer:
         return ". Its log ends:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
 
 
+def model_environment() -> dict[str, str]:
+    """Environment variables that the server and its Python models run under, unless the caller's own set them.
+
+    The instances of a model are its threads, so maths libraries must not start more in each. And glibc gives blocks of
+    a tensor's size back to the kernel when they are freed, so that the next tensor is paid for in page faults; kept
+    instead, they cost a third less of the processor time outside of the network.
+    """
+    return {
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "MALLOC_MMAP_THRESHOLD_": str(_KEPT_BLOCK_BYTES),
+        "MALLOC_TRIM_THRESHOLD_": str(8 * _KEPT_BLOCK_BYTES),
+    }
+
+
 def _environment(installation: Installation, repository: Path) -> dict[str, str]:
     environment = dict(os.environ)
     libraries = [*map(str, installation.library_path), environment.get("LD_LIBRARY_PATH", "")]
     environment["LD_LIBRARY_PATH"] = ":".join(filter(None, libraries))
     # The stub finds this virtual environment through the first python3 on PATH.
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
-    # The instances of a model are its threads; maths libraries must not start more in each.
-    environment.setdefault("OMP_NUM_THREADS", "1")
-    environment.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # glibc gives blocks of a tensor's size back to the kernel when they are freed, and the next tensor is paid for in
-    # page faults. Kept instead, they cost a third less of the processor time outside of the network.
-    environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(_KEPT_BLOCK_BYTES))
-    environment.setdefault("MALLOC_TRIM_THRESHOLD_", str(8 * _KEPT_BLOCK_BYTES))
+    for name, value in model_environment().items():
+        environment.setdefault(name, value)
     # OpenCV's own bound, should its idea of an image's size ever differ from the header that was checked.
     parameters = read_config(repository / contract.PREPROCESS_MODEL / "config.pbtxt").parameters
     if "max_image_pixels" in parameters:

@@ -94,6 +94,16 @@ def test_demo_then_serve_then_the_client(checkout, reference):
         interrupt(server)
 
 
+def test_versions_are_listed_and_checked(checkout):
+    """After the demonstration has built some."""
+    assert "segmentation_int8" in run("python -m builder list", checkout, capture_output=True, text=True).stdout
+    assert "0 faults" in run("python -m builder verify", checkout, capture_output=True, text=True).stdout
+    ready = run("python -m serving preflight", checkout, capture_output=True, text=True).stdout
+    assert ready.count("ready ") == 3
+    for command in ("python -m builder list", "python -m builder verify", "python -m serving preflight"):
+        assert command in COMMANDS
+
+
 def test_an_export_of_ones_own(checkout, reference):
     build, serve = (command for command in COMMANDS if "my_repository" in command)
     shutil.copy(reference.onnx, checkout / "my-seg.onnx")

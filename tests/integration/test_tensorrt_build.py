@@ -1,0 +1,206 @@
+"""TensorRT-RTX plans of real networks, built without a GPU: staged, counted, gated, and recomputed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from rich.console import Console
+
+from builder.build import build
+from builder.datasets import resolve_datasets
+from builder.errors import RepositoryError
+from builder.manifest import Manifest
+from builder.progress import Steps
+from builder.reference import fetch_reference
+from builder.repository import ModelRepository
+from builder.settings import load_settings
+from builder.verification import compare, mask_map, onnx_network, segment_set
+from pipeline import contract
+
+pytest.importorskip("modelopt", reason="needs ModelOpt: make test-tensorrt")
+pytest.importorskip("tensorrt_rtx_bindings", reason="needs TensorRT-RTX: make test-tensorrt")
+
+from builder.tensorrt.compile import PlanBuildError
+from builder.tensorrt.errors import LogLine
+from builder.tensorrt.fallback import FallbackError
+from builder.tensorrt.graph_names import GraphNames
+from builder.tensorrt.profile import TensorRTProfile
+from tests.yolo import export
+
+QUIET = Console(quiet=True)
+OPEN_GATES = {"fp16": {"f1": 0, "mask_iou": 0}, "int8": {"f1": 0, "mask_iou": 0}}
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    entries = {
+        "profile": "tensorrt",
+        "repository": tmp_path_factory.mktemp("reference") / "repository",
+        "calibration.scenes": 48,
+        "verification.scenes": 48,
+        "fallback.sensitivity_images": 8,
+        "plan.flavour": "tensorrt-rtx",
+    }
+    return load_settings(None, entries)
+
+
+@pytest.fixture(scope="module")
+def built(settings):
+    return {entry.manifest.precision: entry for entry in build(settings, Steps(QUIET))}
+
+
+def test_plans_are_built_where_triton_does_not_look(built):
+    assert list(built) == list(contract.PRECISIONS)
+    for entry in built.values():
+        (plan,) = entry.folder.glob("*plan")
+        assert plan.suffix == ".rtxplan"
+        assert plan.stat().st_size > 1_000_000
+        assert entry.manifest.plans[plan.name]["batches"] == [1, 8, 16]
+        assert entry.manifest.plans[plan.name]["flavour"] == "tensorrt-rtx"
+        assert entry.manifest.tag.endswith(entry.manifest.files[plan.name].sha256[:8])
+        assert (entry.folder / "report.html").is_file()
+        assert not entry.promoted
+
+
+def test_layers_are_counted_per_precision(built):
+    counts = {precision: entry.manifest.layers["convolutions"] for precision, entry in built.items()}
+    assert counts["fp32"] == {"fp32": 76}
+    assert counts["fp16"]["fp16"] == 75
+    assert counts["int8"]["int8"] >= 60
+    assert all(sum(count.values()) == 76 for count in counts.values())
+    assert {entry.manifest.layers["source"] for entry in built.values()} == {"strongly typed network"}
+
+
+def test_gates_are_passed_and_recorded(built):
+    for precision in ("fp16", "int8"):
+        verification = built[precision].manifest.verification
+        metrics, gate = verification["metrics"], verification["gate"]
+        assert verification["passed"]
+        assert metrics["f1"] >= gate["f1"]
+        assert metrics["mask_iou"] >= gate["mask_iou"]
+        assert verification["measured"].startswith("model.onnx, run by ONNX Runtime")
+
+
+def test_metrics_recomputed_from_what_was_written_equal_the_manifest(settings, built):
+    """Nothing of the build but the settings and the written version is used."""
+    verification = resolve_datasets(settings, fetch_reference(), Steps(QUIET)).verification
+    size = (640, 640)
+    found = {}
+    for precision, entry in built.items():
+        network = onnx_network(entry.folder / "model.onnx")
+        found[precision] = segment_set(network, verification.paths, size, settings.verification, lambda: None, True)
+    for precision, entry in built.items():
+        recorded = Manifest.read(entry.folder).verification["metrics"]
+        again = compare(found["fp32"], found[precision], settings.verification.confidence).as_dict()
+        for name in ("f1", "mask_iou", "score_difference", "matched", "detections"):
+            assert again[name] == pytest.approx(recorded[name], abs=1e-6), (precision, name)
+        map50_95, map50 = mask_map(found[precision], verification.paths, verification.annotations)
+        assert map50_95 == pytest.approx(recorded["map50_95"], abs=1e-6)
+        assert map50 == pytest.approx(recorded["map50"], abs=1e-6)
+
+
+def test_a_plan_of_tensorrt_rtx_cannot_be_promoted(settings, built):
+    repository = ModelRepository(settings.repository)
+    version = built["int8"].manifest.version
+    assert not repository.is_servable("int8", version, "tensorrt")
+    with pytest.raises(RepositoryError, match="cannot be served under the profile tensorrt"):
+        repository.promote("int8", "tensorrt", version)
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        noise = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"{index}.png"), cv2.resize(noise, (320, 240), interpolation=cv2.INTER_CUBIC))
+    return folder
+
+
+@pytest.mark.parametrize("profile", ["tensorrt", "cpu"])
+@pytest.mark.parametrize(
+    ("family", "classes", "size", "convolutions"),
+    [("yolov8n-seg", 80, (320, 320), 76), ("yolo11n-seg", 5, (256, 320), 100)],
+)
+def test_other_exports(tmp_path, images, profile, family, classes, size, convolutions):
+    entries = {
+        "profile": profile,
+        "onnx": export(tmp_path / "export.onnx", family, classes, size),
+        "repository": tmp_path / "repository",
+        "calibration.images": (images,),
+        "calibration.method": "max",
+        "gates": OPEN_GATES,
+    }
+    built = build(load_settings(None, entries), Steps(QUIET))
+    assert [entry.manifest.precision for entry in built] == list(contract.PRECISIONS)
+    for entry in built:
+        assert entry.manifest.tag.startswith(family)
+        assert entry.manifest.source["num_classes"] == classes
+        assert entry.manifest.source["class_names"][1] == "thing 1"
+        assert sum(entry.manifest.layers["convolutions"].values()) == convolutions
+    assert built[2].manifest.layers["convolutions"]["int8"] >= 0.75 * convolutions
+
+
+def refusing(names, forever=False):
+    """A compile step that fails, as TensorRT 8.6 did, while any of the nodes is quantised."""
+
+    def replace(profile: TensorRTProfile) -> TensorRTProfile:
+        real = profile._compile
+
+        def step(path):
+            graph = GraphNames.from_file(path)
+            for name in names:
+                if forever or graph.is_quantised(name):
+                    fused = f"{name} + PWN(PWN({name.replace('conv/Conv', 'act/Sigmoid')}), {name})"
+                    line = f"Error Code 10: Internal Error (Could not find any implementation for node {fused}.)"
+                    raise PlanBuildError("no plan", (LogLine("ERROR", line),))
+            return real(path)
+
+        profile._compile_step = step
+        return profile
+
+    return replace
+
+
+PROTO = "/model.22/proto/cv3/conv/Conv"
+STEM = "/model.1/conv/Conv"
+
+
+def small_build(tmp_path, images, replace, **changes):
+    entries = {
+        "profile": "tensorrt",
+        "precisions": ("int8",),
+        "onnx": export(tmp_path / "export.onnx", "yolov8n-seg", 3, (256, 256)),
+        "repository": tmp_path / "repository",
+        "calibration.images": (images,),
+        "calibration.method": "max",
+        "gates": OPEN_GATES,
+        **changes,
+    }
+    return build(load_settings(None, entries), Steps(QUIET), replace)
+
+
+def test_a_failed_build_is_tried_again_without_the_nodes_that_failed(tmp_path, images):
+    (built,) = small_build(tmp_path, images, refusing([PROTO, STEM]))
+    attempts = built.manifest.attempts
+    assert [attempt["succeeded"] for attempt in attempts] == [False, False, True]
+    assert attempts[0]["added"] == [PROTO]
+    assert attempts[1]["added"] == [STEM]
+    assert {PROTO, STEM} <= set(built.manifest.excluded_nodes)
+    graph = GraphNames.from_file(built.folder / "model.onnx")
+    assert not graph.is_quantised(PROTO)
+    assert graph.is_quantised("/model.2/cv1/conv/Conv")
+
+
+def test_a_build_that_never_succeeds_says_what_to_do_and_writes_nothing(tmp_path, images):
+    with pytest.raises(FallbackError) as caught:
+        small_build(tmp_path, images, refusing([PROTO], forever=True))
+    for words in (PROTO, "TensorRT", "keep fp16", "upgrade"):
+        assert words.lower() in str(caught.value).lower()
+    repository = ModelRepository(tmp_path / "repository")
+    assert repository.versions("int8") == []
+    assert repository.leftovers("int8") == []

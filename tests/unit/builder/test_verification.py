@@ -1,0 +1,131 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from builder.errors import CalibrationError
+from builder.settings import Gate
+from builder.verification import VerificationSet, compare, mask_map
+from pipeline import rle
+from pipeline.postprocess import ImageSegmentation
+
+HEIGHT, WIDTH = 80, 100
+
+
+def image(*instances):
+    """Instances of (left, top, right, bottom, score, class); masks fill the boxes."""
+    boxes = np.array([instance[:4] for instance in instances], np.float32).reshape(-1, 4)
+    masks = []
+    for left, top, right, bottom, *_ in instances:
+        mask = np.zeros((HEIGHT, WIDTH), bool)
+        mask[top:bottom, left:right] = True
+        masks.append(rle.encode(mask))
+    scores = np.array([instance[4] for instance in instances], np.float32)
+    classes = np.array([instance[5] for instance in instances], np.int32)
+    return ImageSegmentation(boxes, scores, classes, masks, HEIGHT, WIDTH)
+
+
+ONE = (10, 10, 50, 50, 0.9, 0)
+TWO = (60, 20, 90, 60, 0.8, 1)
+
+
+def test_equal_results():
+    result = compare([image(ONE, TWO), image()], [image(ONE, TWO), image()], 0.25)
+    assert (result.f1, result.mask_iou, result.score_difference, result.matched) == (1, 1, 0, 2)
+    assert result.failures(Gate(f1=1, mask_iou=1)) == []
+
+
+def test_a_missing_and_a_surplus_detection():
+    assert compare([image(ONE, TWO)], [image(ONE)], 0.25).f1 == pytest.approx(2 / 3)
+    assert compare([image(ONE)], [image(ONE, TWO)], 0.25).f1 == pytest.approx(2 / 3)
+
+
+def test_shifted_boxes_and_scores():
+    shifted = (14, 10, 54, 50, 0.7, 0)
+    result = compare([image(ONE)], [image(shifted)], 0.25)
+    assert result.f1 == 1
+    assert result.mask_iou == pytest.approx(36 / 44)
+    assert result.score_difference == pytest.approx(0.2)
+    (failure,) = result.failures(Gate(f1=0.9, mask_iou=0.95))
+    assert failure == "mask IoU 0.8182 < 0.95"
+
+
+def test_another_class_is_no_match():
+    result = compare([image(ONE)], [image((*ONE[:5], 1))], 0.25)
+    assert (result.f1, result.matched) == (0, 0)
+
+
+def test_scores_below_the_threshold_do_not_count():
+    low = (60, 20, 90, 60, 0.1, 1)
+    assert compare([image(ONE, low)], [image(ONE)], 0.25).f1 == 1
+
+
+def test_each_reference_is_matched_once():
+    twin = (11, 10, 51, 50, 0.6, 0)
+    assert compare([image(ONE)], [image(ONE, twin)], 0.25).matched == 1
+
+
+def test_two_empty_masks_are_the_same():
+    empty = ImageSegmentation(
+        np.array([[1, 1, 9, 9]], np.float32),
+        np.array([0.9], np.float32),
+        np.array([0], np.int32),
+        [rle.encode(np.zeros((HEIGHT, WIDTH), bool))],
+        HEIGHT,
+        WIDTH,
+    )
+    assert compare([empty], [empty], 0.25).mask_iou == 1
+
+
+def test_a_reference_that_finds_nothing_passes_no_gate():
+    assert "finds nothing" in compare([image()], [image()], 0.25).failures(Gate(f1=0, mask_iou=0))[0]
+
+
+def coco_file(path, *annotations):
+    names = sorted({name for name, *_ in annotations})
+    document = {
+        "images": [{"id": 7 + i, "file_name": name, "width": WIDTH, "height": HEIGHT} for i, name in enumerate(names)],
+        "categories": [{"id": 1, "name": "a"}, {"id": 5, "name": "b"}],
+        "annotations": [
+            {
+                "id": index + 1,
+                "image_id": 7 + names.index(name),
+                "category_id": category,
+                "bbox": [left, top, right - left, bottom - top],
+                "area": (right - left) * (bottom - top),
+                "iscrowd": 0,
+                "segmentation": [[left, top, right, top, right, bottom, left, bottom]],
+            }
+            for index, (name, left, top, right, bottom, category) in enumerate(annotations)
+        ],
+    }
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_map_of_known_results(tmp_path):
+    annotations = coco_file(tmp_path / "a.json", ("x.png", 10, 10, 50, 50, 1), ("x.png", 60, 20, 90, 60, 5))
+    paths = [tmp_path / "x.png"]
+    assert mask_map([image(ONE, TWO)], paths, annotations) == pytest.approx((1, 1), abs=1e-3)
+    assert mask_map([image(ONE)], paths, annotations) == pytest.approx((0.5, 0.5), abs=1e-3)
+    # 36 of 44 columns agree: right at IoU 0.5 to 0.8, wrong at 0.85 and above.
+    shifted = (14, 10, 54, 50, 0.9, 0)
+    assert mask_map([image(shifted, TWO)], paths, annotations) == pytest.approx((0.85, 1), abs=1e-3)
+    assert mask_map([image()], paths, annotations) == (0, 0)
+
+
+def test_annotations_of_other_images_are_refused(tmp_path):
+    annotations = coco_file(tmp_path / "a.json", ("x.png", 10, 10, 50, 50, 1))
+    with pytest.raises(CalibrationError, match=r"lacks 1 of the images, y\.png"):
+        mask_map([image(ONE)], [tmp_path / "y.png"], annotations)
+    (tmp_path / "b.json").write_text("{")
+    with pytest.raises(CalibrationError, match="not a COCO instances file"):
+        mask_map([image(ONE)], [tmp_path / "x.png"], tmp_path / "b.json")
+
+
+def test_calibration_images_are_left_out_by_content(tmp_path):
+    for name, value in (("a", 1), ("b", 2), ("copy_of_a", 1)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((4, 4, 3), value, np.uint8))
+    found = VerificationSet.of(sorted(tmp_path.glob("*.png")), calibration=[tmp_path / "a.png"])
+    assert [path.name for path in found.paths] == ["b.png"]
