@@ -28,6 +28,7 @@ from builder.repository import ModelRepository, tensor_sizes
 from builder.sensitivity import GroupCost, Subject, Trade, groups_of, int8_size_bytes, rank_groups
 from builder.settings import BuildSettings
 from builder.surgery import find_head, make_batch_dynamic
+from builder.trade import trade_table
 from builder.verification import Comparison, compare, mask_map, onnx_network, segment_set
 from pipeline import contract
 from pipeline.postprocess import ImageSegmentation
@@ -217,6 +218,7 @@ class Build:
             trades.append(self._trade(worst, verified))
             if not verified.failures:
                 break
+        self._steps.console.print(trade_table(trades))
         return _Verified(
             verified.artefact,
             verified.comparison,
@@ -357,9 +359,8 @@ class Build:
         chosen = choose_examples(reference, verified.found, self._settings.verification.confidence)
         paths = self._datasets.verification.paths
         examples = [Example(paths[index], reference[index], verified.found[index]) for index in chosen]
-        write_report(
-            path, Report(manifest, tuple(self._finished), tuple(examples), self._settings.verification.confidence)
-        )
+        confidence = self._settings.verification.confidence
+        write_report(path, Report(manifest, tuple(self._finished), tuple(examples), verified.trades, confidence))
 
     def _source(self) -> dict[str, Any]:
         export = self._export

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,10 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from builder.errors import BuilderError
 from builder.manifest import Manifest
+from builder.sensitivity import Trade
+from builder.trade import plot_trades
 from client.overlay import draw_overlay
 from client.result import Segmentation
 from pipeline import rle
@@ -49,12 +53,14 @@ class Report:
         manifest: of the version.
         earlier: of the precisions that were built before it in the same run.
         examples: images to show.
+        trades: what taking layers out of int8 bought; empty if the gate held at once.
         confidence: least score of a detection that is drawn.
     """
 
     manifest: Manifest
     earlier: Sequence[Manifest]
     examples: Sequence[Example]
+    trades: Sequence[Trade]
     confidence: float
 
 
@@ -91,8 +97,25 @@ def write_report(path: Path, report: Report) -> None:
         for example in report.examples
     ]
     path.write_text(
-        template.render(manifest=report.manifest, stages=[*report.earlier, report.manifest], pictures=pictures)
+        template.render(
+            manifest=report.manifest,
+            stages=[*report.earlier, report.manifest],
+            pictures=pictures,
+            trade_plot=_trade_plot(report.trades),
+        )
     )
+
+
+def _trade_plot(trades: Sequence[Trade]) -> str | None:
+    """The trade as a data URI; None without one, or where matplotlib is not installed (the table says the same)."""
+    if not trades:
+        return None
+    stream = io.BytesIO()
+    try:
+        plot_trades(trades, stream)
+    except BuilderError:
+        return None
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
 def _picture(path: Path, image: ImageSegmentation, confidence: float) -> str:

@@ -130,12 +130,12 @@ def mask_runs(
     x1, y1, x2, y2 = boxes.T.astype(np.float64)
     across = _Spans.of(x1, x2, geometry.width, geometry.scale_x / stride, geometry.pad_left / stride, proto_width)
     down = _Spans.of(y1, y2, geometry.height, geometry.scale_y / stride, geometry.pad_top / stride, proto_height)
-    left, top = int(across.low.min()), int(down.low.min())
-    region = _widened(prototypes[:, top : int(down.high.max()), left : int(across.high.max())])
+    top = int(down.low.min())
+    region = _widened(prototypes, top, int(down.high.max()))
     masks: list[MaskRuns] = [_NOTHING] * len(boxes)
     for group in _groups_of_like_height(down.high - down.low):
         x, y = across[group], down[group]
-        planes = _logits(region, coefficients[group], x, y, left, top)
+        planes = _logits(region, coefficients[group], x, y, top)
         runs = _runs(planes, x, y, geometry.height)
         for index, starts, ends in zip(group.tolist(), *runs, strict=True):
             masks[index] = MaskRuns(starts, ends, geometry.height, geometry.width)
@@ -146,13 +146,14 @@ _NOTHING: Final = MaskRuns(np.zeros(0, np.int64), np.zeros(0, np.int64), 0, 0)
 _OUTSIDE: Final = np.float32(-1)  # any value that is not above 0
 
 
-def _widened(region: NDArray[np.float16] | NDArray[np.float32]) -> NDArray[np.float32]:
-    """The region that any box touches, as contiguous float32."""
-    if region.dtype != np.float16:
-        return np.ascontiguousarray(region, np.float32)
-    # OpenCV widens with the processor's own instruction, NumPy 1 bit by bit.
-    wide = cv2.convertFp16(np.ascontiguousarray(region).reshape(len(region), -1).view(np.int16))
-    return np.asarray(wide, np.float32).reshape(region.shape)
+def _widened(prototypes: NDArray[np.float16] | NDArray[np.float32], top: int, bottom: int) -> NDArray[np.float32]:
+    """The rows that any box touches, as float32 [C, bottom - top, proto_width]."""
+    channels, _, width = prototypes.shape
+    rows = prototypes.reshape(channels, -1)[:, top * width : bottom * width]
+    if rows.dtype == np.float16:
+        # OpenCV widens with the processor's own instruction, NumPy 1 bit by bit.
+        rows = np.asarray(cv2.convertFp16(rows.view(np.int16)), np.float32)
+    return rows.astype(np.float32, copy=False).reshape(channels, bottom - top, width)
 
 
 def _groups_of_like_height(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -164,7 +165,7 @@ def _groups_of_like_height(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 
 
 def _logits(
-    region: NDArray[np.float32], coefficients: NDArray[np.float32], x: _Spans, y: _Spans, left: int, top: int
+    region: NDArray[np.float32], coefficients: NDArray[np.float32], x: _Spans, y: _Spans, top: int
 ) -> NDArray[np.float32]:
     """Logits at the prototype cells of every box: float32 [sum of the boxes' cells across, most cells down].
 
@@ -174,7 +175,7 @@ def _logits(
     columns = (x.high - x.low).tolist()
     planes = np.full((sum(columns), max(rows)), _OUTSIDE)
     first = 0
-    corners = zip((x.low - left).tolist(), (y.low - top).tolist(), strict=True)
+    corners = zip(x.low.tolist(), (y.low - top).tolist(), strict=True)
     for weights, width, height, (column, row) in zip(coefficients, columns, rows, corners, strict=True):
         cells = region[:, row : row + height, column : column + width]
         values = weights @ cells.reshape(len(weights), -1)

@@ -224,6 +224,7 @@ def test_costly_layers_are_restored_until_the_gate_holds(make):
     assert "stem8" in verification["trades"][-1]["restored"]
     costs = [entry["cost"] for entry in verification["sensitivity"]]
     assert costs == sorted(costs, reverse=True)
+    assert "data:image/png;base64," in (built.folder / "report.html").read_text()
     counts = [trade["int8_convolutions"] for trade in verification["trades"]]
     assert counts == sorted(counts, reverse=True)
 
