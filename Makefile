@@ -3,7 +3,7 @@ PYTHON_IN_VENV := .venv/bin/python
 REPOSITORY ?= model_repository
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve build test test-tensorrt lint format clean base dev tensorrt
+.PHONY: help demo serve build test test-tensorrt load load-ui bench bench-gpu lint format clean base dev tensorrt
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,12 @@ test-tensorrt: tensorrt ## build TensorRT plans, and hold the builder against Te
 	@$(PYTHON_IN_VENV) -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --require-hashes \
 		--target .cache/tensorrt-stubs -r requirements/tensorrt-stubs.txt
 	@TENSORRT_STUBS=.cache/tensorrt-stubs $(PYTHON_IN_VENV) -m pytest tests/unit/builder/tensorrt tests/integration/test_tensorrt_build.py
+
+bench: dev build ## measure the ensemble against the bare model, the plain ways and other packages (a few minutes)
+	@$(PYTHON_IN_VENV) -m load bench all --repository $(REPOSITORY) --out out/bench
+
+bench-gpu: dev ## the ensemble on a GPU machine, profile cuda (versions promoted for it; needs onnxruntime-gpu)
+	@$(PYTHON_IN_VENV) -m load bench gpu --repository $(REPOSITORY) --out out/bench
 
 lint: dev ## linter, formatter and type checker
 	@$(PYTHON_IN_VENV) -m ruff check .

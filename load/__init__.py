@@ -1,0 +1,1 @@
+"""Load tests: Locust users, the comparison of precisions with its report, and benchmarks."""

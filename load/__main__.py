@@ -1,0 +1,42 @@
+"""``python -m load``: compare precisions under load, measure the ensemble, or open Locust's web page."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from builder.errors import BuilderError
+from client.errors import SegmentationError
+from load import compare_command, ui_command
+from load.bench import cli as bench
+from load.errors import LoadError
+from serving.errors import ServingError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0; 1 if it failed, a condition held, or requests failed; 2 for a wrong command line.
+    """
+    parser = argparse.ArgumentParser(prog="python -m load", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (compare_command, ui_command):
+        command.add_parser(commands)
+    bench.add_commands(commands)
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (LoadError, ServingError, BuilderError, SegmentationError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,389 @@
+"""From the steps of a comparison to its answer: curves, the knee, ratios with their spread, a recommendation."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from load.results import PERCENTILES, Load, StepResult
+from load.triton_statistics import PHASES, steps_of
+from load.versions import MeasuredVersion
+from pipeline import contract
+
+MIN_ROUNDS: Final = 3
+"""Below this many rounds the spread of a ratio is not known, and no difference is claimed."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A value per round: median, least and most.
+
+    Attributes:
+        median: the middle one.
+        low: the least.
+        high: the most.
+        rounds: how many.
+    """
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Sum up values; NaN throughout where there are none."""
+        if not values:
+            return cls(math.nan, math.nan, math.nan, 0)
+        return cls(statistics.median(values), min(values), max(values), len(values))
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """Plain values."""
+        median, low, high = (None if math.isnan(value) else value for value in (self.median, self.low, self.high))
+        return {"median": median, "low": low, "high": high, "rounds": self.rounds}
+
+
+@dataclass(frozen=True)
+class Share:
+    """Where a part of the mean request's time goes.
+
+    Attributes:
+        step: ``preprocess``, ``segmentation``, ``postprocess`` or ``rest`` (network, scheduling of the ensemble).
+        phase: ``queue``, ``compute``, or empty for the rest.
+        milliseconds: per request.
+    """
+
+    step: str
+    phase: str
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """One load on one precision over one protocol, over all rounds.
+
+    Attributes:
+        load: what was asked.
+        steps: the rounds' steps.
+        throughput: images per second.
+        latency_ms: percentile to milliseconds.
+    """
+
+    load: Load
+    steps: tuple[StepResult, ...]
+    throughput: Spread
+    latency_ms: dict[int, Spread]
+
+    @classmethod
+    def of(cls, load: Load, steps: Sequence[StepResult]) -> Point:
+        """Sum up the rounds of a load; those without a right answer count as no throughput and no latency."""
+        whole = [step for step in steps if not step.is_broken]
+        return cls(
+            load,
+            tuple(steps),
+            Spread.of([step.throughput for step in steps if step.error is None]),
+            {percentile: Spread.of([step.percentile_ms(percentile) for step in whole]) for percentile in PERCENTILES},
+        )
+
+    @property
+    def mean_ms(self) -> float:
+        """Median over the rounds of the mean latency."""
+        means = [step.mean_ms for step in self.steps if not step.is_broken]
+        return statistics.median(means) if means else math.nan
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it can be compared: some round brought right answers."""
+        return self.throughput.rounds > 0 and not math.isnan(self.mean_ms)
+
+    def shares(self) -> list[Share]:
+        """Where the mean request's time goes, over all rounds: out of the server's counters."""
+        known = [step for step in self.steps if step.server and not step.is_broken]
+        if not known:
+            return []
+        shares = []
+        for model in steps_of(known[0].precision):
+            step = "segmentation" if model.startswith("segmentation") else model
+            for phase, parts in (("queue", PHASES[:1]), ("compute", PHASES[1:])):
+                counted = [one.server[model] for one in known if model in one.server]
+                values = [sum(counters.phase_ms(part) for part in parts) for counters in counted]
+                shares.append(Share(step, phase, statistics.fmean(values) if values else 0.0))
+        whole = statistics.fmean(one.mean_ms for one in known)
+        return [*shares, Share("rest", "", max(0.0, whole - sum(share.milliseconds for share in shares)))]
+
+    def batches(self) -> dict[int, int]:
+        """Batch sizes that the server formed for the network, to how often."""
+        total: dict[int, int] = defaultdict(int)
+        for step in self.steps:
+            counters = step.server.get(contract.segmentation_model(step.precision))
+            for size, count in (counters.batches if counters else {}).items():
+                total[size] += count
+        return dict(sorted(total.items()))
+
+    @property
+    def requests(self) -> int:
+        """All requests of all rounds."""
+        return sum(step.requests for step in self.steps)
+
+    @property
+    def failures(self) -> int:
+        """Requests without a right answer."""
+        return sum(step.failures for step in self.steps)
+
+    def gauge(self, name: str) -> float | None:
+        """Mean of a gauge over the rounds; None where it was not measured."""
+        values = [step.metrics[name]["mean"] for step in self.steps if name in step.metrics]
+        return statistics.fmean(values) if values else None
+
+
+@dataclass(frozen=True)
+class Series:
+    """One precision over one protocol, load by load.
+
+    Attributes:
+        precision: which ensemble.
+        protocol: ``grpc`` or ``http``.
+        points: by load, closed loop first.
+        budget_ms: bound on p95; None for none.
+    """
+
+    precision: str
+    protocol: str
+    points: tuple[Point, ...]
+    budget_ms: float | None = None
+
+    @property
+    def closed(self) -> tuple[Point, ...]:
+        """Points of the closed loop that can be compared."""
+        return tuple(point for point in self.points if not point.load.is_open and point.is_usable)
+
+    @property
+    def open(self) -> tuple[Point, ...]:
+        """Points with given arrivals that can be compared."""
+        return tuple(point for point in self.points if point.load.is_open and point.is_usable)
+
+    @property
+    def knee(self) -> Point | None:
+        """The load of most throughput per latency, beyond which waiting grows faster than work done.
+
+        Source: "power", L. Kleinrock, Power and deterministic rules of thumb for probabilistic problems in computer
+        communications, ICC 1979.
+        """
+        points = self.closed or self.open
+        return max(points, key=lambda point: point.throughput.median / point.mean_ms, default=None)
+
+    @property
+    def best(self) -> Point | None:
+        """The point of most throughput, of those that keep p95 within the budget; None if none does."""
+        return max(self.within_budget, key=lambda point: point.throughput.median, default=None)
+
+    @property
+    def within_budget(self) -> tuple[Point, ...]:
+        """Points whose p95 (median over the rounds) is within the budget; all without one."""
+        points = (*self.closed, *self.open)
+        if self.budget_ms is None:
+            return points
+        return tuple(point for point in points if point.latency_ms[95].median <= self.budget_ms)
+
+    @property
+    def is_limited_by_loads(self) -> bool:
+        """Whether the best load is the highest that was tried, so that more might have been possible."""
+        best = self.best
+        if best is None:
+            return False
+        return best.load == (self.open if best.load.is_open else self.closed)[-1].load
+
+    @property
+    def requests(self) -> int:
+        """All requests of all steps."""
+        return sum(point.requests for point in self.points)
+
+    @property
+    def failures(self) -> int:
+        """Requests without a right answer."""
+        return sum(point.failures for point in self.points)
+
+    @property
+    def error_rate(self) -> float | None:
+        """Share of the requests without a right answer; None without requests."""
+        return self.failures / self.requests if self.requests else None
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How two precisions compare, each at its best load.
+
+    Attributes:
+        precision: above the line.
+        base: below it.
+        protocol: ``grpc`` or ``http``.
+        throughput: ratio of images per second, taken within each round.
+    """
+
+    precision: str
+    base: str
+    protocol: str
+    throughput: Spread
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether the rounds lie on both sides of 1."""
+        return self.throughput.low <= 1.0 <= self.throughput.high
+
+    @property
+    def is_untold(self) -> bool:
+        """Whether the rounds are too few to tell a difference from noise."""
+        return self.throughput.rounds < MIN_ROUNDS
+
+    @property
+    def doubt(self) -> str:
+        """Why no difference is claimed, in words; empty if one is."""
+        rounds = self.throughput.rounds
+        if self.is_untold:
+            return f"{rounds} round{'s' * (rounds != 1)}: too few to judge"
+        return "inside the noise" if self.is_noise else ""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The answer.
+
+    Attributes:
+        series: per precision and protocol.
+        versions: per precision.
+        budget_ms: bound on p95; None for none.
+    """
+
+    series: tuple[Series, ...]
+    versions: Mapping[str, MeasuredVersion]
+    budget_ms: float | None
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """In the order in which they were asked for."""
+        return tuple(dict.fromkeys(one.protocol for one in self.series))
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """In the order in which they were asked for."""
+        return tuple(dict.fromkeys(one.precision for one in self.series))
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether a GPU was seen."""
+        return any(point.gauge("gpu_utilisation") is not None for one in self.series for point in one.points)
+
+    def of(self, precision: str, protocol: str) -> Series | None:
+        """One series; None if it was not measured."""
+        found = (one for one in self.series if (one.precision, one.protocol) == (precision, protocol))
+        return next(found, None)
+
+    def ratio(self, precision: str, base: str, protocol: str) -> Ratio | None:
+        """Compare two precisions at their best loads, round by round; None where one has none."""
+        upper, lower = self.of(precision, protocol), self.of(base, protocol)
+        above, below = (one.best if one is not None else None for one in (upper, lower))
+        if above is None or below is None:
+            return None
+        bases = {step.round: step.throughput for step in below.steps if step.error is None}
+        values = [
+            step.throughput / bases[step.round]
+            for step in above.steps
+            if step.error is None and bases.get(step.round, 0.0) > 0
+        ]
+        return Ratio(precision, base, protocol, Spread.of(values)) if values else None
+
+    def ratios(self) -> list[Ratio]:
+        """int8 to fp16, int8 to fp32 and fp16 to fp32, per protocol, as far as they were measured."""
+        pairs = (("int8", "fp32"), ("int8", "fp16"), ("fp16", "fp32"))
+        found = [self.ratio(*pair, protocol) for protocol in self.protocols for pair in pairs]
+        return [one for one in found if one is not None]
+
+    def lookup(self, precision: str, protocol: str, value: str) -> float | None:
+        """A value for ``--fail-if``: speeds and latencies are those at the best load, counts those of all steps."""
+        series, version = self.of(precision, protocol), self.versions.get(precision)
+        if series is None or version is None:
+            return None
+        known: dict[str, float | None] = {
+            "mask_iou": version.mask_iou,
+            "f1": version.f1,
+            "map50_95": version.map50_95,
+            "requests": series.requests,
+            "failures": series.failures,
+            "error_rate": series.error_rate,
+        }
+        if series.best is not None:
+            known["throughput"] = series.best.throughput.median
+            known["mean_ms"] = series.best.mean_ms
+            known.update({f"p{one}_ms": spread.median for one, spread in series.best.latency_ms.items()})
+        return known.get(value)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "budget_ms": self.budget_ms,
+            "series": [_series_json(one) for one in self.series],
+            "ratios": [
+                {
+                    "precision": one.precision,
+                    "base": one.base,
+                    "protocol": one.protocol,
+                    "throughput": one.throughput.to_json(),
+                    "doubt": one.doubt or None,
+                }
+                for one in self.ratios()
+            ],
+            "versions": [version.to_json() for version in self.versions.values()],
+        }
+
+
+def analyse(
+    results: Sequence[StepResult], versions: Mapping[str, MeasuredVersion], budget_ms: float | None
+) -> Analysis:
+    """Group steps to points and points to series."""
+    grouped: dict[tuple[str, str], dict[Load, list[StepResult]]] = {}
+    for step in results:
+        grouped.setdefault((step.precision, step.protocol), {}).setdefault(step.load, []).append(step)
+    series = tuple(
+        Series(
+            precision,
+            protocol,
+            tuple(Point.of(load, steps) for load, steps in sorted(loads.items(), key=lambda item: item[0].order)),
+            budget_ms,
+        )
+        for (precision, protocol), loads in sorted(
+            grouped.items(), key=lambda item: (item[0][1], contract.PRECISIONS.index(item[0][0]))
+        )
+    )
+    return Analysis(series, versions, budget_ms)
+
+
+def _series_json(series: Series) -> dict[str, Any]:
+    best, knee = series.best, series.knee
+    return {
+        "precision": series.precision,
+        "protocol": series.protocol,
+        "requests": series.requests,
+        "failures": series.failures,
+        "knee": knee.load.label if knee else None,
+        "best": best.load.label if best else None,
+        "best_is_highest_tried": series.is_limited_by_loads,
+        "points": [
+            {
+                "load": point.load.label,
+                "users": None if point.load.is_open else point.load.users,
+                "rate": point.load.rate or None,
+                "throughput": point.throughput.to_json(),
+                **{f"p{percentile}_ms": spread.to_json() for percentile, spread in point.latency_ms.items()},
+                "where_time_goes_ms": [
+                    {"step": share.step, "phase": share.phase, "milliseconds": share.milliseconds}
+                    for share in point.shares()
+                ],
+                "batches": {str(size): count for size, count in point.batches().items()},
+            }
+            for point in series.points
+        ],
+    }

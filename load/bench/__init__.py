@@ -1,0 +1,1 @@
+"""Benchmarks: what is compared runs side by side, interleaved, in one run on one machine."""

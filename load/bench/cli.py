@@ -1,0 +1,187 @@
+"""``python -m load bench``: every part of the benchmark as a command."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from builder.errors import BuilderError
+from builder.repository import SHIPPED_REPOSITORY
+from load.bench.report import Comparison, draw_parts
+from load.errors import LoadError
+from pipeline import contract
+from serving.errors import ServingError
+from serving.server import model_environment
+
+
+def add_commands(subparsers: Any) -> None:
+    """Add ``bench`` with its parts to the commands of ``python -m load``.
+
+    Args:
+        subparsers: what ``argparse.ArgumentParser.add_subparsers`` returned. Each command sets ``run``, a call from the
+            parsed options to the exit status.
+    """
+    bench = subparsers.add_parser("bench", help="measure against the bare model, the plain ways and other packages")
+    parts = bench.add_subparsers(required=True, metavar="PART")
+    helps = {
+        "postprocess": "masks, against the whole-mask method and other packages",
+        "preprocess": "decode and letterbox, against the plain way and ultralytics",
+        "ensemble": "throughput, latency and CPU time per image under load",
+        "precision": "fp32, fp16 and int8 through the ensemble",
+        "all": "the four parts above",
+    }
+    for name, text in helps.items():
+        part = parts.add_parser(name, help=text)
+        _add_common(part)
+        part.add_argument("--rounds", type=int, default=5, help="rounds of the comparison (default: 5)")
+        part.add_argument("--seconds", type=float, default=3.0, help="length of each window under load (default: 3)")
+        part.add_argument("--in-flight", type=_numbers, default=(1, 4, 16), help="ensemble: default 1,4,16")
+        part.add_argument(
+            "--precision", choices=contract.PRECISIONS, default="fp32", help="ensemble: of the network (default: fp32)"
+        )
+        part.set_defaults(run=_run_parts, parts=tuple(_PARTS) if name == "all" else (name,))
+    _add_gpu(parts)
+
+
+def _run_parts(options: argparse.Namespace) -> int:
+    from load.bench.measure import METHOD
+
+    _say(METHOD)
+    for name in options.parts:
+        _in_server_conditions(_PARTS[name], options)
+    return 0
+
+
+def _in_server_conditions(part: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> None:
+    """Run a part in a new process with the settings of memory and threads that the server gives its models.
+
+    Raises:
+        LoadError: the part failed; it has said why.
+    """
+    os.environ.update(model_environment())
+    process = multiprocessing.get_context("spawn").Process(target=_run_part, args=(part, options))
+    process.start()
+    process.join()
+    if process.exitcode != 0:
+        raise LoadError(f"the benchmark ended with status {process.exitcode}; its message is above")
+
+
+def _run_part(part: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> None:
+    try:
+        part(options)
+    except (LoadError, ServingError, BuilderError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _postprocess(options: argparse.Namespace) -> None:
+    from load.bench.postprocess import run
+
+    _write(run(options.rounds, _say), options)
+
+
+def _preprocess(options: argparse.Namespace) -> None:
+    from load.bench.preprocess import run
+
+    _write(run(options.repository, options.rounds, _say), options)
+
+
+def _ensemble(options: argparse.Namespace) -> None:
+    from load.bench.ensemble import EnsembleSettings, overhead_parts, run
+
+    settings = EnsembleSettings(
+        options.repository, options.precision, options.in_flight, options.seconds, options.rounds
+    )
+    comparison = run(settings, _say)
+    _write(comparison, options)
+    picture = options.out / "ensemble-parts.png"
+    draw_parts(overhead_parts(comparison), picture, "Where the time outside of the network goes, per image")
+    _say(f"written: {picture}")
+
+
+def _precision(options: argparse.Namespace) -> None:
+    from load.bench.precision import run
+
+    _write(run(options.repository, options.seconds, options.rounds, _say), options)
+
+
+_PARTS: Final = {
+    "postprocess": _postprocess,
+    "preprocess": _preprocess,
+    "ensemble": _ensemble,
+    "precision": _precision,
+}
+
+
+def _write(comparison: Comparison, options: argparse.Namespace) -> None:
+    data, picture = comparison.write(options.out)
+    _say(f"written: {data} {picture}")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _add_gpu(parts: Any) -> None:
+    gpu = parts.add_parser("gpu", help="the ensemble on a GPU machine (profile cuda)")
+    _add_common(gpu)
+    cores = len(os.sched_getaffinity(0))
+    gpu.add_argument("--profile", choices=("cuda", "cpu"), default="cuda", help="cpu tries this out without a GPU")
+    gpu.add_argument("--in-flight", type=_numbers, default=(1, 16, 64, 128), help="default: 1,16,64,128")
+    gpu.add_argument("--seconds", type=float, default=6.0, help="length of each window (default: 6)")
+    gpu.add_argument("--precisions", type=_precisions, default=("fp32", "fp16"), help="default: fp32,fp16")
+    gpu.add_argument("--processes", type=int, default=max(2, min(6, cores // 2)), help="that generate load")
+    gpu.add_argument("--preprocess-instances", type=int, default=max(2, cores // 2), help="default: half of the cores")
+    gpu.add_argument("--postprocess-instances", type=int, default=max(1, cores // 4), help="default: a quarter")
+    gpu.add_argument("--network-instances", type=int, help="default: as configured")
+    gpu.add_argument("--network-kind", choices=("cpu", "gpu"), help="instance kind (default: as configured)")
+    gpu.set_defaults(run=_run_gpu)
+
+
+def _run_gpu(options: argparse.Namespace) -> int:
+    from load.bench.gpu import GpuSettings, run
+    from load.bench.variant import Variant
+
+    variant = Variant(
+        preprocess_instances=options.preprocess_instances,
+        postprocess_instances=options.postprocess_instances,
+        network_instances=options.network_instances,
+        network_kind=options.network_kind,
+    )
+    return run(
+        GpuSettings(
+            repository=options.repository,
+            out=options.out,
+            profile=options.profile,
+            precisions=options.precisions,
+            in_flight=options.in_flight,
+            seconds=options.seconds,
+            processes=options.processes,
+            variant=variant,
+        )
+    )
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repository", type=Path, default=SHIPPED_REPOSITORY, help="built model repository")
+    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder to write to (default: out/bench)")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    values = tuple(int(part) for part in text.split(","))
+    if any(value < 1 for value in values):
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: whole numbers from 1, comma-separated")
+    return values
+
+
+def _precisions(text: str) -> tuple[str, ...]:
+    chosen = tuple(text.split(","))
+    unknown = [part for part in chosen if part not in contract.PRECISIONS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r}; allowed: {', '.join(contract.PRECISIONS)}")
+    return chosen

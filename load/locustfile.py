@@ -1,0 +1,132 @@
+"""For Locust's own command line, its web page, and distributed runs (workers take their options from the master).
+
+locust -f load/locustfile.py                                            # web page on port 8089
+locust -f load/locustfile.py GrpcUser --headless -u 4 -t 30s --precision int8
+locust -f load/locustfile.py --master --headless --expect-workers 2 -u 4 -t 30s
+locust -f load/locustfile.py --worker                                   # on each machine
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from locust import events
+from locust.env import Environment
+from locust.exception import StopTest
+from locust.runners import MasterRunner, WorkerRunner
+
+from load.errors import LoadError
+from load.options import UserOptions, add_url_arguments, add_user_arguments, checked_url_of
+from load.payloads import Payload, check_ready, load_payloads, reference_precision, with_expectations
+from load.users import GrpcUser, HttpUser, SegmentationUser, Session, check_arrivals
+from pipeline import contract
+
+__all__ = ["GrpcUser", "HttpUser"]
+
+_log = logging.getLogger(__name__)
+_asked: dict[str, list[Payload]] = {}
+_read: dict[tuple[Path | None, tuple[float, ...]], list[Payload]] = {}
+
+
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
+def _add_arguments(parser: Any) -> None:
+    group = parser.add_argument_group("Segmentation")
+    group.add_argument("--precision", default="int8", choices=contract.PRECISIONS, help="which ensemble to call")
+    add_url_arguments(group, defaults=True)
+    add_user_arguments(group)
+    group.add_argument(
+        "--arrivals-per-second", type=float, default=0.0, help="open loop: requests per second of each user (0: closed)"
+    )
+
+
+@events.init.add_listener  # type: ignore[untyped-decorator]
+def _prepare_early(environment: Environment, **_: Any) -> None:
+    """Without a web page the options are final: what is missing is told at once, and no run time is spent on it."""
+    options = environment.parsed_options
+    if options is None or not (options.headless or isinstance(environment.runner, WorkerRunner)):
+        return
+    try:
+        if isinstance(environment.runner, WorkerRunner):
+            # The master's options are yet to come, and count; started with the same ones, a worker is ready for them.
+            with contextlib.suppress(LoadError, ValueError):
+                _session(environment)
+        else:
+            SegmentationUser.session = _session(environment)
+    except (LoadError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+@events.test_start.add_listener  # type: ignore[untyped-decorator]
+def _prepare(environment: Environment, **_: Any) -> None:
+    """Make sure of the model, read the images, and ask what to expect, before any user starts."""
+    session = SegmentationUser.session
+    try:
+        if session is None or environment.web_ui is not None or isinstance(environment.runner, WorkerRunner):
+            session = _session(environment)
+    except (LoadError, ValueError) as error:
+        SegmentationUser.session = None
+        environment.process_exit_code = 1
+        if isinstance(environment.runner, WorkerRunner):
+            # The master reports it; this worker's users, being without a session, do not start.
+            _log.error("error: %s", error)
+            environment.runner.send_message("exception", {"msg": str(error), "traceback": str(error)})
+            return
+        raise StopTest(f"error: {error}") from error
+    SegmentationUser.session = session
+    # Users finish the request that they are at, so that both sides count the same.
+    environment.stop_timeout = max(environment.stop_timeout, session.stop_timeout_s)
+
+
+@events.test_stop.add_listener  # type: ignore[untyped-decorator]
+def _ended(environment: Environment, **_: Any) -> None:
+    """A worker waits for its stop timeout before it listens again, though its users have ended by now."""
+    if isinstance(environment.runner, WorkerRunner):
+        environment.stop_timeout = 0.0
+
+
+@events.quitting.add_listener  # type: ignore[untyped-decorator]
+def _collect(environment: Environment, **_: Any) -> None:
+    """Let workers finish and report before the master leaves; by itself it waits half a second."""
+    if isinstance(environment.runner, MasterRunner):
+        environment.runner.stop()
+
+
+def _session(environment: Environment) -> Session:
+    given = environment.parsed_options
+    if given is None:
+        raise LoadError("no options; run this file with Locust's command line")
+    options = UserOptions.of(given)
+    used = {user.protocol for user in environment.user_classes if issubclass(user, SegmentationUser)}
+    urls = {name: checked_url_of(name, getattr(given, f"url_{name}")) for name in sorted(used)}
+    for protocol, url in urls.items():
+        check_ready(protocol, url, options.timeout_s, given.precision)
+    if isinstance(environment.runner, MasterRunner):
+        payloads = _payloads(options)
+    else:
+        payloads = _expecting(options, given.precision, urls)
+    arrivals = check_arrivals(float(given.arrivals_per_second))
+    # Workers draw their images and arrivals differently; alone there is no index.
+    seed = int(getattr(environment.runner, "worker_index", 0))
+    return Session(urls, given.precision, tuple(payloads), options, arrivals, seed)
+
+
+def _expecting(options: UserOptions, precision: str, urls: dict[str, str]) -> list[Payload]:
+    """Images and what to expect in them, asked for once."""
+    key = f"{options} {precision} {urls}"
+    if key not in _asked:
+        protocol, url = next(iter(urls.items()))
+        reference = reference_precision(protocol, url, options.timeout_s, precision)
+        _asked[key] = with_expectations(_payloads(options), protocol, url, reference, options)
+    return _asked[key]
+
+
+def _payloads(options: UserOptions) -> list[Payload]:
+    """Images of the options, read once."""
+    key = (options.images, options.megapixels)
+    if key not in _read:
+        _read[key] = load_payloads(options)
+    return _read[key]

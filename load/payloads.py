@@ -1,0 +1,151 @@
+"""What is sent, and what must come back: encoded images, each with its size and expected detections."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from builder.reference import fetch_reference
+from client.errors import SegmentationError
+from client.request import Request
+from client.sources import SourceError, find_images
+from client.transport import transport
+from load.bench.photographs import as_jpeg, at_megapixels, encode
+from load.errors import LoadError
+from load.options import UserOptions
+from pipeline import contract
+from pipeline.errors import ImageError
+from pipeline.images import ImageLimits, decode_image
+
+_INDEX_NAME: Final = "payloads.json"
+# What the server accepts is its own to say; here the size is only read.
+_NO_LIMITS: Final = ImageLimits(max_pixels=2**30, max_bytes=2**31)
+
+
+@dataclass(frozen=True)
+class Payload:
+    """One encoded image and what is known of it.
+
+    Attributes:
+        name: what messages call it.
+        data: the bytes that are sent.
+        image_size: height and width in pixels, upright.
+        expected: detections that the reference precision finds in it; None: not asked.
+    """
+
+    name: str
+    data: bytes
+    image_size: tuple[int, int]
+    expected: int | None = None
+
+
+def load_payloads(options: UserOptions) -> list[Payload]:
+    """Read the images that the options name, in the sizes that they name.
+
+    Raises:
+        LoadError: a file is missing or no image.
+    """
+    try:
+        if options.images is not None:
+            files = [source.path for source in find_images([options.images])]
+        else:
+            files = list(fetch_reference().photographs)
+        if options.megapixels:
+            return [
+                _payload(f"{file.stem}@{size:g}MP", encode(at_megapixels(file, size), ".jpg"))
+                for file in files
+                for size in options.megapixels
+            ]
+        encoded = [file.read_bytes() for file in files] if options.images is not None else as_jpeg(files)
+        return [_payload(file.stem, data) for file, data in zip(files, encoded, strict=True)]
+    except (SourceError, OSError, ImageError) as error:
+        raise LoadError(f"images to send: {error}; name others with --images") from error
+
+
+def with_expectations(
+    payloads: Sequence[Payload], protocol: str, url: str, precision: str, options: UserOptions
+) -> list[Payload]:
+    """Ask one precision about every payload once, and note how many detections it finds.
+
+    Raises:
+        LoadError: it does not answer.
+    """
+    sender = transport(protocol, url, options.timeout_s)
+    parameters = options.parameters or {}
+    counted = []
+    try:
+        for payload in payloads:
+            request = Request((payload.data,), (payload.name,), parameters)
+            answer = sender.infer(contract.ensemble_model(precision), request.tensor(), parameters)
+            counted.append(dataclasses.replace(payload, expected=len(request.parse(answer)[0])))
+    except SegmentationError as error:
+        raise LoadError(f"{contract.ensemble_model(precision)} does not say what to expect: {error}") from error
+    finally:
+        sender.close()
+    return counted
+
+
+def reference_precision(protocol: str, url: str, timeout_s: float, otherwise: str) -> str:
+    """The precision that says what to expect: fp32 where it is served, else the one given.
+
+    Raises:
+        LoadError: nothing answers at the url.
+    """
+    return "fp32" if is_ready(protocol, url, timeout_s, "fp32") else otherwise
+
+
+def is_ready(protocol: str, url: str, timeout_s: float, precision: str) -> bool:
+    """Whether the ensemble of a precision answers.
+
+    Raises:
+        LoadError: nothing answers at the url.
+    """
+    sender = transport(protocol, url, timeout_s)
+    try:
+        return sender.is_ready(contract.ensemble_model(precision))
+    except SegmentationError as error:
+        raise LoadError(str(error)) from error
+    finally:
+        sender.close()
+
+
+def check_ready(protocol: str, url: str, timeout_s: float, precision: str) -> None:
+    """Make sure of a model before load is put on it.
+
+    Raises:
+        LoadError: nothing answers at the url, or the precision is not served there; says so.
+    """
+    if not is_ready(protocol, url, timeout_s, precision):
+        raise LoadError(
+            f"the server at {url} answers, but {contract.ensemble_model(precision)} is not served there; nothing was "
+            f"started. Build it with `python -m builder build --precisions {precision}` and restart the server, or "
+            "choose another precision"
+        )
+
+
+def save(payloads: Sequence[Payload], folder: Path) -> None:
+    """Write payloads for another process to read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    index = []
+    for number, payload in enumerate(payloads):
+        (folder / str(number)).write_bytes(payload.data)
+        index.append({"name": payload.name, "image_size": payload.image_size, "expected": payload.expected})
+    (folder / _INDEX_NAME).write_text(json.dumps(index))
+
+
+def read(folder: Path) -> list[Payload]:
+    """Read what :func:`save` wrote."""
+    index = json.loads((folder / _INDEX_NAME).read_text())
+    return [
+        Payload(entry["name"], (folder / str(number)).read_bytes(), tuple(entry["image_size"]), entry["expected"])
+        for number, entry in enumerate(index)
+    ]
+
+
+def _payload(name: str, data: bytes) -> Payload:
+    height, width = decode_image(data, _NO_LIMITS).shape[:2]
+    return Payload(name, data, (height, width))

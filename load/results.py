@@ -1,0 +1,184 @@
+"""What one step of a comparison brought, as measured by its users and as counted by the server."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from load.triton_statistics import ModelCounters
+from pipeline import contract
+
+PERCENTILES: Final = (50, 95, 99)
+_SUCCEEDED_ON_SERVER: Final = ("ok", "wrong")
+_UNKNOWN_TO_SERVER: Final = ("unavailable", "not_sent")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What was asked of the server.
+
+    Attributes:
+        users: closed loop: requests kept in flight.
+        rate: open loop: arrivals per second; 0 in a closed loop.
+    """
+
+    users: int
+    rate: float = 0.0
+
+    @property
+    def order(self) -> tuple[bool, float, int]:
+        """For sorting: closed loops by users, then open loops by rate."""
+        return self.is_open, self.rate, self.users
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are sent at given times, answered or not."""
+        return self.rate > 0
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.rate:g}/s arriving" if self.is_open else f"{self.users} user{'s' * (self.users != 1)}"
+
+
+@dataclass
+class StepResult:
+    """One step.
+
+    Attributes:
+        precision: which ensemble.
+        protocol: ``grpc`` or ``http``.
+        load: what was asked.
+        round: number of the round, from 0.
+        window_s: length of the window that was measured, in seconds.
+        throughput: right answers within the window, in images per second.
+        latencies_ms: of the right answers to requests sent (open loop: due) within the window.
+        kinds: what became of all requests, those outside of the window too: ``ok``, ``wrong``, ``refused``,
+            ``timeout``, ``unavailable``, ``not_sent`` to their number.
+        first_errors: text of the first failure of each kind.
+        client_cores: processor cores that the generator used; near 1 it is what limits the load.
+        server: model to what Triton counted meanwhile; empty where the server did not say.
+        metrics: gauge to mean and peak.
+        error: why the step ended early or brought nothing; None if it did not.
+    """
+
+    precision: str
+    protocol: str
+    load: Load
+    round: int
+    window_s: float = 0.0
+    throughput: float = 0.0
+    latencies_ms: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    kinds: Counter[str] = field(default_factory=Counter)
+    first_errors: dict[str, str] = field(default_factory=dict)
+    client_cores: float = 0.0
+    server: dict[str, ModelCounters] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    error: str | None = None
+
+    @classmethod
+    def of(cls, precision: str, protocol: str, load: Load, number: int, values: dict[str, Any]) -> StepResult:
+        """Sum up what ``python -m load.step`` wrote.
+
+        Args:
+            precision: which ensemble.
+            protocol: ``grpc`` or ``http``.
+            load: what was asked.
+            number: of the round.
+            values: see :func:`load.step.run`.
+        """
+        window_s = float(values["window_s"])
+        begun, ended = np.array(values["begun_s"], float), np.array(values["ended_s"], float)
+        right = np.array([kind == "ok" for kind in values["kinds"]], bool)
+        images = np.array(values["images"], float)
+        within = right & (ended >= 0) & (ended < window_s)
+        sent_within = right & (begun >= 0) & (begun < window_s)
+        return cls(
+            precision,
+            protocol,
+            load,
+            number,
+            window_s=window_s,
+            throughput=float(images[within].sum() / window_s) if window_s > 0 else 0.0,
+            latencies_ms=np.sort(ended[sent_within] - begun[sent_within]) * 1e3,
+            kinds=Counter(values["kinds"]),
+            first_errors=dict(values["first_errors"]),
+            client_cores=float(values["client_cores"]),
+            error="connections were refused and nothing answered for 5 s" if values["server_gone"] else None,
+        )
+
+    @property
+    def requests(self) -> int:
+        """All requests."""
+        return sum(self.kinds.values())
+
+    @property
+    def failures(self) -> int:
+        """Requests without a right answer."""
+        return self.requests - self.kinds["ok"]
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether nothing can be learnt from it."""
+        return self.error is not None or not len(self.latencies_ms)
+
+    def percentile_ms(self, percentile: float) -> float:
+        """Of the latencies; NaN if there is none."""
+        return float(np.percentile(self.latencies_ms, percentile)) if len(self.latencies_ms) else float("nan")
+
+    @property
+    def mean_ms(self) -> float:
+        """Mean latency; NaN if there is none."""
+        return float(self.latencies_ms.mean()) if len(self.latencies_ms) else float("nan")
+
+    def disagreement(self) -> str | None:
+        """Where the users' count differs from the server's; None if it does not.
+
+        A request that timed out may have been answered by the server all the same, so timeouts widen what agrees.
+        """
+        ensemble = self.server.get(contract.ensemble_model(self.precision))
+        if ensemble is None:
+            return "the server's counters are not known"
+        succeeded = sum(self.kinds[kind] for kind in _SUCCEEDED_ON_SERVER)
+        unknown = sum(self.kinds[kind] for kind in _UNKNOWN_TO_SERVER)
+        failed = self.requests - succeeded - unknown - self.kinds["timeout"]
+        open_ended = self.kinds["timeout"]
+        extra = ensemble.success - succeeded, ensemble.failed - failed
+        if min(extra) >= 0 and sum(extra) <= open_ended:
+            return None
+        return (
+            f"the users count {succeeded} successes and {failed} failures, the server {ensemble.success} and "
+            f"{ensemble.failed}; others may be using it"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "precision": self.precision,
+            "protocol": self.protocol,
+            "users": self.load.users if not self.load.is_open else None,
+            "rate": self.load.rate or None,
+            "round": self.round,
+            "window_s": round(self.window_s, 3),
+            "throughput": self.throughput,
+            "mean_ms": number(self.mean_ms),
+            **{f"p{percentile}_ms": number(self.percentile_ms(percentile)) for percentile in PERCENTILES},
+            "requests": self.requests,
+            "failures": self.failures,
+            "kinds": dict(self.kinds),
+            "first_errors": self.first_errors,
+            "client_cores": round(self.client_cores, 3),
+            "server": {model: counters.to_json() for model, counters in self.server.items()},
+            "counters_agree": self.disagreement() is None,
+            "metrics": self.metrics,
+            "error": self.error,
+        }
+
+
+def number(value: float) -> float | None:
+    """A number as JSON knows it: NaN becomes null."""
+    return None if np.isnan(value) else float(value)

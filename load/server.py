@@ -1,0 +1,57 @@
+"""The server under test: one that runs, or one that is started for the test."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from builder.repository import SHIPPED_REPOSITORY
+from load.compare import Endpoints
+from load.options import add_url_arguments, checked_url_of
+from pipeline import contract
+from serving.server import ServerOptions, TritonServer
+from serving.state import running_servers
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare where the server is, or what to start."""
+    group = parser.add_argument_group("server", "without a url, one is started for as long as this takes")
+    group.add_argument("--repository", type=Path, help=f"model repository (default: {SHIPPED_REPOSITORY.name})")
+    group.add_argument("--profile", choices=contract.PROFILES, default="cpu", help="of the server to start (cpu)")
+    add_url_arguments(group, defaults=False)
+    group.add_argument("--url-metrics", default="", help="HOST:PORT of its metrics, for CPU, memory and GPU")
+
+
+@contextmanager
+def server_under_test(
+    options: argparse.Namespace, protocols: Sequence[str], precisions: Sequence[str] | None
+) -> Iterator[tuple[Endpoints, dict[str, Any]]]:
+    """Where the server listens, and what the report says of it.
+
+    Raises:
+        ValueError: a url is missing or has another form than ``host:port``.
+        ServingError: a server cannot be started.
+    """
+    given = {name: getattr(options, f"url_{name}") for name in ("grpc", "http") if getattr(options, f"url_{name}")}
+    if given:
+        missing = [protocol for protocol in protocols if protocol not in given]
+        if missing:
+            raise ValueError(f"--url-{missing[0]} is missing; give it too, or leave {missing[0]} out of --protocols")
+        urls = {protocol: checked_url_of(protocol, url) for protocol, url in given.items()}
+        metrics, repository = options.url_metrics or None, options.repository
+        for server in running_servers():
+            # One of this machine's own: what it serves and where its metrics are need not be told.
+            if urls.get("grpc") == server.grpc or urls.get("http") == server.http:
+                metrics, repository = metrics or server.metrics, repository or Path(server.repository)
+        yield Endpoints(urls, metrics, repository), {"started by": "someone else", **urls}
+        return
+    repository = options.repository or SHIPPED_REPOSITORY
+    wanted = tuple(dict.fromkeys(precisions)) if precisions is not None else None
+    settings = ServerOptions(repository, options.profile, wanted, http_port=0, grpc_port=0, metrics_port=0)
+    with TritonServer(settings) as started:
+        urls = {"grpc": started.grpc_url, "http": started.http_url}
+        described = {"started by": "this command", "profile": options.profile, **urls}
+        yield Endpoints(urls, started.metrics_url, repository), described

@@ -1,0 +1,53 @@
+"""``python -m load ui``: Locust's web page, with a server to press on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from load.server import add_server_arguments, server_under_test
+
+_LOCUSTFILE: Final = Path(__file__).with_name("locustfile.py")
+_GOODBYE_S: Final = 2.0
+_STOP_S: Final = 40.0
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("ui", help="open Locust's web page on a server", description=__doc__)
+    add_server_arguments(parser)
+    parser.add_argument("--web-host", default="127.0.0.1", help="address of the page (default: 127.0.0.1)")
+    parser.add_argument("--web-port", type=int, default=8089, help="port of the page (default: 8089)")
+    parser.add_argument("locust", nargs=argparse.REMAINDER, help="behind --: options of Locust's own")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run Locust until it is stopped; returns its exit status."""
+    more = options.locust[1:] if options.locust[:1] == ["--"] else options.locust
+    with server_under_test(options, (), None) as (endpoints, _):
+        urls = [f"--url-{protocol}={url}" for protocol, url in endpoints.urls.items()]
+        environment = dict(os.environ)
+        root = str(_LOCUSTFILE.parents[1])
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+        print(f"Locust's page: http://{options.web_host}:{options.web_port}   Ctrl-C stops", flush=True)
+        web = [f"--web-host={options.web_host}", f"--web-port={options.web_port}", "--class-picker"]
+        command = [sys.executable, "-m", "locust", "-f", str(_LOCUSTFILE), *web, *urls, *more]
+        process = subprocess.Popen(command, env=environment)
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            # A terminal has sent the signal to Locust too; others may have sent it to this process alone.
+            try:
+                return process.wait(_GOODBYE_S)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                return process.wait(_STOP_S)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()

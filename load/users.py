@@ -1,0 +1,239 @@
+"""Locust users that send images to ``segment_<precision>`` over gRPC and HTTP, and check what comes back.
+
+Greenlets and gRPC: gRPC's core blocks in C, where gevent cannot switch, so one waiting request would stop all users.
+``init_gevent`` makes the core wait on gevent's loop instead; it has to run before the first channel is made
+(grpc/grpc, ``grpc.experimental.gevent``), and blocking stubs must be used. tritonclient's HTTP client runs on gevent
+by itself; every connection is used by one greenlet at a time.
+"""
+
+from __future__ import annotations
+
+import locust  # isort: skip  # patches the standard library for gevent: before everything else
+
+import itertools
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import gevent
+import gevent.pool
+from grpc.experimental import gevent as grpc_gevent
+from locust.env import Environment
+
+from client.errors import RequestTimeoutError, SegmentationError, ServerUnavailableError
+from client.request import Request, Tensors
+from client.transport import Transport, transport
+from load.errors import LoadError
+from load.options import UserOptions
+from load.payloads import Payload
+from load.validation import fault_of
+from pipeline import contract
+
+grpc_gevent.init_gevent()
+
+UNAVAILABLE_PAUSE_S: Final = 0.25
+"""After a refused connection: a server that is gone is not asked thousands of times a second."""
+
+MAX_IN_FLIGHT: Final = 512
+"""Open-loop requests in flight per user; arrivals beyond count as failures, so that memory stays bounded."""
+
+
+class WrongAnswer(SegmentationError):
+    """The server called it a success, but the result is wrong."""
+
+
+class NotSent(SegmentationError):
+    """An arrival found too many requests in flight."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What all users of this process share.
+
+    Attributes:
+        urls: protocol to ``host:port``.
+        precision: which ensemble to call.
+        payloads: what to send.
+        options: how to behave.
+        arrivals_per_second: open loop: mean requests per second of each user, at random times (Poisson), sent whether
+            or not earlier ones are answered. None: closed loop, a user waits for its answer.
+        seed: of images' order and arrivals.
+    """
+
+    urls: dict[str, str]
+    precision: str
+    payloads: tuple[Payload, ...]
+    options: UserOptions
+    arrivals_per_second: float | None = None
+    seed: int = 0
+
+    @property
+    def stop_timeout_s(self) -> float:
+        """How long users may take to finish their last request."""
+        return self.options.timeout_s + 5.0
+
+
+class SegmentationUser(locust.User):
+    """One simulated user. Its subclasses say over which protocol.
+
+    Every request, answered, refused or wrong, is reported by one event with its time from being sent (open loop: from
+    when it was due) to the whole answer's arrival; checking the answer is not part of the time.
+    """
+
+    abstract = True
+    protocol: ClassVar[str]
+    session: ClassVar[Session | None] = None
+    _numbers: ClassVar[Iterator[int]] = itertools.count()
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        session = SegmentationUser.session
+        if session is None:
+            raise LoadError(f"{type(self).__name__} has no session; it is made when a test starts (load/locustfile.py)")
+        self._session = session
+        self._random = random.Random(session.seed * 10_007 + next(self._numbers))  # noqa: S311 - an order, no secret
+        start = self._random.randrange(len(session.payloads))
+        self._payloads = itertools.islice(itertools.cycle(session.payloads), start, None)
+        self._batch_sizes = itertools.cycle(session.options.batch_sizes)
+        self._idle: list[Transport] = []
+        self._flights = gevent.pool.Pool()
+        self._due: float | None = None
+
+    def wait_time(self) -> float:
+        """Seconds until the next request: think time, or the time until the next arrival."""
+        if self._due is not None:
+            return max(0.0, self._due - time.perf_counter())
+        low, high = self._session.options.think_time_s
+        return self._random.uniform(low, high)
+
+    @locust.task
+    def segment(self) -> None:
+        """Send one request; in an open loop, let it fly and go on."""
+        rate = self._session.arrivals_per_second
+        if rate is None:
+            self._request(self._draw(), None)
+            return
+        now = time.perf_counter()
+        if self._due is not None and self._due <= now:
+            draw = self._draw()
+            if len(self._flights) >= MAX_IN_FLIGHT:
+                self._report(draw, self._due, time.time(), NotSent(f"{MAX_IN_FLIGHT} requests are in flight"), 0)
+            else:
+                self._flights.spawn(self._request, draw, self._due)
+        self._due = (now if self._due is None else self._due) + self._random.expovariate(rate)
+
+    def on_stop(self) -> None:
+        """Let requests in flight end, then close the connections."""
+        self._flights.join(timeout=self._session.stop_timeout_s)
+        self._flights.kill()
+        for sender in self._idle:
+            sender.close()
+        self._idle.clear()
+
+    def _draw(self) -> list[Payload]:
+        return list(itertools.islice(self._payloads, next(self._batch_sizes)))
+
+    def _request(self, payloads: list[Payload], due: float | None) -> None:
+        session = self._session
+        parameters = session.options.parameters or {}
+        request = Request(
+            tuple(payload.data for payload in payloads), tuple(payload.name for payload in payloads), parameters
+        )
+        tensor = request.tensor()
+        sender = self._idle.pop() if self._idle else self._connect()
+        failure: Exception | None = None
+        tensors: Tensors = {}
+        wall, begun = time.time(), time.perf_counter() if due is None else due
+        try:
+            tensors = sender.infer(contract.ensemble_model(session.precision), tensor, parameters)
+        except Exception as error:
+            # Whatever it is, the request has failed and has to be counted.
+            failure = error
+        ended = time.perf_counter()
+        self._idle.append(sender)
+        failure = failure or self._fault(request, tensors, payloads)
+        size = sum(array.nbytes for array in tensors.values())
+        self._report(payloads, begun, wall, failure, size, ended)
+        if isinstance(failure, ServerUnavailableError):
+            gevent.sleep(UNAVAILABLE_PAUSE_S)
+
+    def _connect(self) -> Transport:
+        return transport(self.protocol, self._session.urls[self.protocol], self._session.options.timeout_s)
+
+    def _fault(self, request: Request, tensors: Tensors, payloads: list[Payload]) -> Exception | None:
+        try:
+            results = request.parse(tensors)
+        except SegmentationError as error:
+            return WrongAnswer(str(error))
+        tolerance = self._session.options.tolerance
+        pairs = zip(results, payloads, strict=True)
+        faults = (fault for result, payload in pairs if (fault := fault_of(result, payload, tolerance)))
+        fault = next(faults, None)
+        return WrongAnswer(fault) if fault else None
+
+    def _report(
+        self,
+        payloads: list[Payload],
+        begun: float,
+        wall: float,
+        failure: Exception | None,
+        size: int,
+        ended: float | None = None,
+    ) -> None:
+        """The one place that tells Locust of a request."""
+        ended = time.perf_counter() if ended is None else ended
+        if failure is not None:
+            # Locust keeps the exception. Its frames would keep the connection, and gRPC's channels, when they are
+            # closed by the interpreter's end instead of by on_stop, can wait there for a loop that has gone.
+            failure.__traceback__ = failure.__cause__ = failure.__context__ = None
+        self.environment.events.request.fire(
+            request_type=self.protocol,
+            name=contract.ensemble_model(self._session.precision),
+            response_time=(ended - begun) * 1e3,
+            response_length=size,
+            exception=failure,
+            context={"images": len(payloads), "kind": kind_of(failure), "begun": begun, "ended": ended},
+            start_time=wall,
+        )
+
+
+class GrpcUser(SegmentationUser):
+    """Calls over gRPC."""
+
+    protocol = "grpc"
+
+
+class HttpUser(SegmentationUser):
+    """Calls over HTTP."""
+
+    protocol = "http"
+
+
+USER_CLASSES: Final[dict[str, type[SegmentationUser]]] = {"grpc": GrpcUser, "http": HttpUser}
+
+
+def kind_of(failure: Exception | None) -> str:
+    """What became of a request: ``ok``, ``wrong``, ``timeout``, ``unavailable``, ``not_sent`` or ``refused``."""
+    if failure is None:
+        return "ok"
+    kinds: tuple[tuple[type[Any], str], ...] = (
+        (WrongAnswer, "wrong"),
+        (RequestTimeoutError, "timeout"),
+        (ServerUnavailableError, "unavailable"),
+        (NotSent, "not_sent"),
+    )
+    return next((kind for error, kind in kinds if isinstance(failure, error)), "refused")
+
+
+def check_arrivals(arrivals_per_second: float) -> float | None:
+    """Arrivals per second and user as Locust's command line gives them: 0 is a closed loop.
+
+    Raises:
+        ValueError: below 0 or not finite.
+    """
+    if not 0 <= arrivals_per_second < math.inf:
+        raise ValueError(f"arrivals per second are {arrivals_per_second}; allowed: a number from 0")
+    return arrivals_per_second or None

@@ -1,0 +1,76 @@
+"""The versions that were measured: tag and verified accuracy, out of their manifests."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from builder.errors import BuilderError
+from builder.manifest import Manifest
+from pipeline import contract
+
+
+@dataclass(frozen=True)
+class MeasuredVersion:
+    """One served version.
+
+    Attributes:
+        precision: fp32, fp16 or int8.
+        version: number of its folder, as the server names it.
+        tag: its tag; None if its manifest is not known.
+        size_bytes: of the network's file; None if not known.
+        passed: whether its gate was passed; None: it was not verified, or that is not known.
+        mask_iou: mean mask IoU of its detections with fp32's, in [0, 1].
+        f1: agreement of its detections with fp32's, in [0, 1].
+        map50_95: mask mAP against annotations, in [0, 1].
+        note: what of the accuracy is known, in words.
+    """
+
+    precision: str
+    version: str
+    tag: str | None = None
+    size_bytes: int | None = None
+    passed: bool | None = None
+    mask_iou: float | None = None
+    f1: float | None = None
+    map50_95: float | None = None
+    note: str = "not known: no manifest; name the server's model repository with --repository"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def describe_version(precision: str, version: str, repository: Path | None) -> MeasuredVersion:
+    """Read what a version's manifest says.
+
+    Args:
+        precision: fp32, fp16 or int8.
+        version: number of its folder.
+        repository: the server's model repository; None where it is not at hand.
+    """
+    if repository is None:
+        return MeasuredVersion(precision, version)
+    try:
+        manifest = Manifest.read(repository / contract.segmentation_model(precision) / version)
+    except BuilderError as error:
+        return MeasuredVersion(precision, version, note=f"not known: {error}")
+    largest = max((entry.size_bytes for entry in manifest.files.values()), default=None)
+    verification = manifest.verification
+    if not verification:
+        return MeasuredVersion(precision, version, manifest.tag, largest, note="not verified")
+    metrics = verification.get("metrics") or {}
+    passed = bool(verification.get("passed"))
+    images = verification.get("images")
+    return MeasuredVersion(
+        precision,
+        version,
+        manifest.tag,
+        largest,
+        passed,
+        metrics.get("mask_iou"),
+        metrics.get("f1"),
+        metrics.get("map50_95"),
+        f"gate {'passed' if passed else 'NOT passed'} on {images} images",
+    )

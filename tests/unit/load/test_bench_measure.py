@@ -1,0 +1,67 @@
+import os
+import time
+
+import pytest
+
+from load.bench.measure import ProcessTree, Summary, interleave, ratio
+from load.bench.server_meter import Reading, Usage, parse_metrics
+
+
+def test_summary_is_median_and_quartiles():
+    summary = Summary.of([5, 1, 2, 4, 3])
+    assert (summary.low, summary.median, summary.high, summary.count) == (2, 3, 4, 5)
+    assert Summary.of([7]) == Summary(7, 7, 7, 1)
+    with pytest.raises(ValueError, match="nothing was measured"):
+        Summary.of([])
+
+
+def test_ratios_are_taken_round_by_round():
+    # A machine that was twice as slow in the second round must not show in the ratio.
+    assert ratio([10, 20], [5, 10]) == Summary(2, 2, 2, 2)
+    with pytest.raises(ValueError, match="zip"):
+        ratio([1, 2], [1])
+
+
+def test_every_way_runs_once_in_every_round_in_changing_order():
+    calls = []
+    ways = {name: (lambda name=name: calls.append(name) or len(calls)) for name in "abc"}
+    results = interleave(ways, rounds=6, warm_up=1)
+    assert {name: len(values) for name, values in results.items()} == {"a": 6, "b": 6, "c": 6}
+    rounds = [tuple(calls[start : start + 3]) for start in range(0, len(calls), 3)]
+    assert len(rounds) == 7
+    assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
+    assert len(set(rounds)) > 1
+    assert min(value for values in results.values() for value in values) > 3  # the warm-up's are dropped
+
+
+def test_processor_time_of_a_process():
+    tree = ProcessTree(os.getpid())
+    before = sum(tree.cpu_seconds_by_name().values())
+    deadline = time.process_time() + 0.3
+    while time.process_time() < deadline:
+        pass
+    assert 0.2 <= sum(tree.cpu_seconds_by_name().values()) - before <= 1.0
+
+
+def test_metrics_of_one_model():
+    text = (
+        "# HELP cpu_total Processor time\n"
+        'cpu_total{model="segmentation_int8",version="1"} 1.5\n'
+        'cpu_total{version="2",model="segmentation_int8"} 2\n'
+        'cpu_total{model="segmentation_int8_other",version="1"} 100\n'
+        'other{model="segmentation_int8"} 7e-1\n'
+    )
+    assert parse_metrics(text, "segmentation_int8") == {"cpu_total": 3.5, "other": 0.7}
+
+
+def test_usage_is_per_image_and_leaves_the_session_out():
+    before = Reading({"tritonserver": 1.0, "segmentation_fp32": 10.0}, 9.0, 100, {1: 3})
+    after = Reading({"tritonserver": 1.2, "segmentation_fp32": 11.1}, 10.0, 120, {1: 3, 4: 5})
+    usage = Usage.between(before, after)
+    assert usage.images == 20
+    assert usage.session_ms == pytest.approx(50)
+    assert usage.other_ms == pytest.approx((0.2 + 1.1 - 1.0) / 20 * 1e3)
+    assert usage.by_process_ms == pytest.approx({"tritonserver": 10, "segmentation_fp32": 55})
+    assert usage.batches == {4: 5}
+    with pytest.raises(ValueError, match="no image"):
+        Usage.between(before, before)
