@@ -34,6 +34,13 @@ test-tensorrt: tensorrt ## build TensorRT plans, and hold the builder against Te
 		--target .cache/tensorrt-stubs -r requirements/tensorrt-stubs.txt
 	@TENSORRT_STUBS=.cache/tensorrt-stubs $(PYTHON_IN_VENV) -m pytest tests/unit/builder/tensorrt tests/integration/test_tensorrt_build.py
 
+load: dev build ## from nothing to a two-minute comparison of the precisions under load; prints where its report is
+	@$(PYTHON_IN_VENV) -m load compare --repository $(REPOSITORY) --protocols grpc --users 1,2,4 --duration 2.5 \
+		--warm-up 0.5 --rounds 3 --out out/load
+
+load-ui: dev build ## Locust's web page on 127.0.0.1:8089, with a server to press on
+	@$(PYTHON_IN_VENV) -m load ui --repository $(REPOSITORY)
+
 bench: dev build ## measure the ensemble against the bare model, the plain ways and other packages (a few minutes)
 	@$(PYTHON_IN_VENV) -m load bench all --repository $(REPOSITORY) --out out/bench
 

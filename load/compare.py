@@ -29,8 +29,8 @@ SETTLE_S: Final = 2.0
 """How long to wait for the server's counters to come up to the users' after a step."""
 
 _POLL_S: Final = 0.1
-WARM_UP_REQUESTS: Final = 3
-"""Rounds of every image through every precision before anything is measured."""
+WARM_UP_PASSES: Final = 2
+"""How often every image goes through every precision before anything is measured."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def run_comparison(plan: Plan, endpoints: Endpoints, say: Callable[[str], None])
     first = plan.protocols[0]
     reference = reference_precision(first, endpoints.urls[first], timeout_s, plan.precisions[0])
     payloads = load_payloads(plan.options)
-    for precision in (*plan.precisions * (WARM_UP_REQUESTS - 1), reference):
+    for precision in (*plan.precisions * WARM_UP_PASSES, reference):
         payloads = with_expectations(payloads, first, endpoints.urls[first], precision, plan.options)
     statistics = TritonStatistics(first, endpoints.urls[first], timeout_s)
     results: list[StepResult] = []

@@ -104,6 +104,14 @@ def test_versions_are_listed_and_checked(checkout):
         assert command in COMMANDS
 
 
+def test_a_comparison_under_load(checkout):
+    """With the versions that the demonstration has built."""
+    assert "make load" in COMMANDS
+    run("make load", checkout, capture_output=True, text=True)
+    for name in ("report.html", "report.json"):
+        assert (checkout / "out" / "load" / name).is_file()
+
+
 def test_an_export_of_ones_own(checkout, reference):
     build, serve = (command for command in COMMANDS if "my_repository" in command)
     shutil.copy(reference.onnx, checkout / "my-seg.onnx")
