@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 
@@ -38,7 +39,7 @@ class Steps:
         if total is not None:
             columns[2:2] = [BarColumn(), MofNCompleteColumn()]
         started = time.perf_counter()
-        label = f"{name} [dim]{detail}[/dim]" if detail else name
+        label = f"{escape(name)} [dim]{escape(detail)}[/dim]" if detail else escape(name)
         # Where nobody watches (a log file), a bar would only leave empty lines.
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
             task = progress.add_task(label, total=total)
@@ -50,8 +51,8 @@ class Steps:
 
     def note(self, text: str) -> None:
         """Print a line between steps."""
-        self.console.print(f"  {text}", highlight=False, soft_wrap=True)
+        self.console.print(f"  {escape(text)}", highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Print a warning."""
-        self.console.print(f"[yellow]! {text}[/yellow]", highlight=False, soft_wrap=True)
+        self.console.print(f"[yellow]! {escape(text)}[/yellow]", highlight=False, soft_wrap=True)

@@ -6,7 +6,7 @@ Written from the published architectures; convolutions stand without batch norma
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -228,7 +228,33 @@ class Yolo(nn.Module):
         return self.model[-1]([kept[index] for index in self.outputs])
 
 
-def export(path: Path, family: str, classes: int, size: tuple[int, int]) -> Path:
+@torch.no_grad()
+def _initialise(network: Yolo, size: tuple[int, int]) -> None:
+    """Give random weights the scale of trained ones, so that scores spread, boxes differ and masks have edges.
+
+    Every convolution is scaled to an output of unit variance on one image of noise (layer-sequential unit variance,
+    Mishkin and Matas, 2016), the last ones of the head to what a head gives.
+    """
+    head = network.model[-1]
+    wanted = {cv[-1]: (std, mean) for cvs, std, mean in ((head.cv2, 2, 0), (head.cv3, 2, -5)) for cv in cvs}
+
+    def scale(layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        std, mean = wanted.get(layer, (1, 0))
+        factor = std / output.std()
+        layer.weight.mul_(factor)
+        layer.bias.mul_(factor).add_(mean)
+        return output * factor + mean
+
+    layers = [layer for layer in network.modules() if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))]
+    hooks = [layer.register_forward_hook(scale) for layer in layers if layer is not head.dfl.conv]
+    network(torch.rand(1, 3, *size))
+    for hook in hooks:
+        hook.remove()
+
+
+def export(
+    path: Path, family: str, classes: int, size: tuple[int, int], metadata: Mapping[str, str] | None = None
+) -> Path:
     """Write an export of batch 1 as ultralytics does: opset 17, metadata, the size fixed.
 
     Args:
@@ -236,14 +262,11 @@ def export(path: Path, family: str, classes: int, size: tuple[int, int]) -> Path
         family: ``yolov8n-seg`` or ``yolo11n-seg``.
         classes: number of classes.
         size: height and width.
+        metadata: the file's properties; None takes those of ultralytics, the classes called ``thing 0`` and so on.
     """
     torch.manual_seed(0)
     network = Yolo(family, classes).eval()
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d) and module.weight.requires_grad and module.kernel_size != (0, 0):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        network.model[-1].dfl = DFL()
+    _initialise(network, size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -256,11 +279,10 @@ def export(path: Path, family: str, classes: int, size: tuple[int, int]) -> Path
             dynamo=False,
         )
     model = onnx.load(path)
-    names = {index: f"thing {index}" for index in range(classes)}
-    title = family.replace("yolo", "YOLO")
-    onnx.helper.set_model_props(
-        model,
-        {"names": str(names), "task": "segment", "description": f"Ultralytics {title} model trained on coco.yaml"},
-    )
+    if metadata is None:
+        names = {index: f"thing {index}" for index in range(classes)}
+        title = f"Ultralytics {family.replace('yolo', 'YOLO')} model trained on coco.yaml"
+        metadata = {"names": str(names), "task": "segment", "description": title}
+    onnx.helper.set_model_props(model, dict(metadata))
     onnx.save(model, path)
     return path

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from builder import __main__ as command
 from builder.build import build
 from builder.datasets import resolve_datasets
 from builder.errors import RepositoryError
@@ -30,6 +31,8 @@ from builder.tensorrt.graph_names import GraphNames
 from builder.tensorrt.profile import TensorRTProfile
 from tests.yolo import export
 
+pytestmark = pytest.mark.tensorrt
+
 QUIET = Console(quiet=True)
 OPEN_GATES = {"fp16": {"f1": 0, "mask_iou": 0}, "int8": {"f1": 0, "mask_iou": 0}}
 
@@ -41,7 +44,8 @@ def settings(tmp_path_factory):
         "repository": tmp_path_factory.mktemp("reference") / "repository",
         "calibration.scenes": 48,
         "verification.scenes": 48,
-        "fallback.sensitivity_images": 8,
+        "calibration.method": "max",
+        "fallback.sensitivity_images": 12,
         "plan.flavour": "tensorrt-rtx",
     }
     return load_settings(None, entries)
@@ -63,6 +67,7 @@ def test_plans_are_built_where_triton_does_not_look(built):
         assert entry.manifest.tag.endswith(entry.manifest.files[plan.name].sha256[:8])
         assert (entry.folder / "report.html").is_file()
         assert not entry.promoted
+        assert not list(entry.folder.glob("*.plan"))
 
 
 def test_layers_are_counted_per_precision(built):
@@ -145,7 +150,11 @@ def test_other_exports(tmp_path, images, profile, family, classes, size, convolu
     assert built[2].manifest.layers["convolutions"]["int8"] >= 0.75 * convolutions
 
 
-def refusing(names, forever=False):
+FUSED = "{name} + PWN(PWN({sigmoid}), {name})"
+FOREIGN = "{{ForeignNode[{name}...{sigmoid}]}}"
+
+
+def refusing(names, forever=False, form=FUSED):
     """A compile step that fails, as TensorRT 8.6 did, while any of the nodes is quantised."""
 
     def replace(profile: TensorRTProfile) -> TensorRTProfile:
@@ -155,8 +164,8 @@ def refusing(names, forever=False):
             graph = GraphNames.from_file(path)
             for name in names:
                 if forever or graph.is_quantised(name):
-                    fused = f"{name} + PWN(PWN({name.replace('conv/Conv', 'act/Sigmoid')}), {name})"
-                    line = f"Error Code 10: Internal Error (Could not find any implementation for node {fused}.)"
+                    layer = form.format(name=name, sigmoid=name.replace("conv/Conv", "act/Sigmoid"))
+                    line = f"Error Code 10: Internal Error (Could not find any implementation for node {layer}.)"
                     raise PlanBuildError("no plan", (LogLine("ERROR", line),))
             return real(path)
 
@@ -184,23 +193,44 @@ def small_build(tmp_path, images, replace, **changes):
     return build(load_settings(None, entries), Steps(QUIET), replace)
 
 
-def test_a_failed_build_is_tried_again_without_the_nodes_that_failed(tmp_path, images):
-    (built,) = small_build(tmp_path, images, refusing([PROTO, STEM]))
+@pytest.mark.parametrize("form", [FUSED, FOREIGN], ids=["fused", "foreign"])
+def test_a_failed_build_is_tried_again_without_the_nodes_that_failed(tmp_path, images, form):
+    (built,) = small_build(tmp_path, images, refusing([PROTO, STEM], form=form))
     attempts = built.manifest.attempts
     assert [attempt["succeeded"] for attempt in attempts] == [False, False, True]
-    assert attempts[0]["added"] == [PROTO]
-    assert attempts[1]["added"] == [STEM]
+    # A ForeignNode is known by its ends alone, so what lies between them in the graph's order goes as well.
+    assert PROTO in attempts[0]["added"]
+    assert STEM in attempts[1]["added"]
+    added = [*attempts[0]["added"], *attempts[1]["added"]]
+    assert len(added) == 2 if form is FUSED else len(added) < 10
     assert {PROTO, STEM} <= set(built.manifest.excluded_nodes)
     graph = GraphNames.from_file(built.folder / "model.onnx")
     assert not graph.is_quantised(PROTO)
+    assert not graph.is_quantised(STEM)
     assert graph.is_quantised("/model.2/cv1/conv/Conv")
 
 
-def test_a_build_that_never_succeeds_says_what_to_do_and_writes_nothing(tmp_path, images):
-    with pytest.raises(FallbackError) as caught:
-        small_build(tmp_path, images, refusing([PROTO], forever=True))
-    for words in (PROTO, "TensorRT", "keep fp16", "upgrade"):
-        assert words.lower() in str(caught.value).lower()
+def test_a_build_that_never_succeeds_says_what_to_do_and_writes_nothing(tmp_path, images, monkeypatch, capsys):
     repository = ModelRepository(tmp_path / "repository")
+    monkeypatch.setattr(command, "build", lambda settings, steps: build(settings, steps, refusing([PROTO], True)))
+    config = tmp_path / "builder.yaml"
+    config.write_text(
+        "calibration: {method: max}\ngates: {int8: {f1: 0, mask_iou: 0}}\nplan: {flavour: tensorrt-rtx}\n"
+    )
+    export(tmp_path / "export.onnx", "yolov8n-seg", 3, (256, 256))
+    options = ["--profile", "tensorrt", "--precisions", "int8", "--config", str(config), "--images", str(images)]
+    files = ["--onnx", str(tmp_path / "export.onnx"), "--repository", str(tmp_path / "repository")]
+    assert command.main(["build", *options, *files]) == 1
+    message = capsys.readouterr().err
+    for words in (PROTO, "TensorRT-RTX", "Sigmoid", "keep fp16", "upgrade"):
+        assert words.lower() in message.lower()
     assert repository.versions("int8") == []
     assert repository.leftovers("int8") == []
+
+
+def test_a_build_that_goes_on_failing_stops_at_the_bound(tmp_path, images):
+    names = [PROTO, STEM, "/model.2/cv1/conv/Conv"]
+    with pytest.raises(FallbackError, match=r"2 builds failed, which is the bound") as caught:
+        small_build(tmp_path, images, refusing(names), **{"fallback.max_attempts": 2})
+    assert [attempt.succeeded for attempt in caught.value.attempts] == [False, False]
+    assert ModelRepository(tmp_path / "repository").versions("int8") == []

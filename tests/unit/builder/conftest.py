@@ -1,0 +1,45 @@
+"""A small network and its Q/DQ twin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+
+from builder.calibration import calibration_set
+from builder.export import load_export
+from builder.quantize_cpu import quantize_for_cpu
+from builder.surgery import find_head, graft_ends, make_batch_dynamic
+from tests.exports import segmentation_export
+
+
+@dataclass(frozen=True)
+class Networks:
+    """A network in fp32 and in int8, their ends grafted, and the export and the images that they were made of."""
+
+    original: onnx.ModelProto
+    quantised: onnx.ModelProto
+    export: Path
+    paths: tuple[Path, ...]
+
+
+@pytest.fixture(scope="session")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
+    folder = tmp_path_factory.mktemp("networks")
+    images = folder / "images"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        noise = cv2.resize(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), (64, 64))
+        cv2.imwrite(str(images / f"{index}.png"), noise)
+    path = segmentation_export(folder / "export.onnx")
+    export, model = load_export(path)
+    network = make_batch_dynamic(model, export)
+    calibration = calibration_set([images], "")
+    head = find_head(network, export)
+    quantised = quantize_for_cpu(network, export, calibration, head.decode_nodes, lambda: None).model
+    return Networks(graft_ends(network, export), graft_ends(quantised, export), path, calibration.paths)
