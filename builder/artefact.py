@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -67,6 +66,3 @@ class Profile(Protocol):
     def reference(self) -> onnx.ModelProto:
         """The grafted fp32 network that everything is compared with."""
         ...
-
-
-OnItem = Callable[[], None]
