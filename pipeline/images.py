@@ -67,7 +67,7 @@ def read_header(data: bytes) -> ImageHeader:
         ImageError: the bytes are of no accepted format, or the header is broken.
     """
     if not data:
-        raise ImageError("the image is empty (0 bytes); send the bytes of an encoded image", "empty")
+        raise ImageError("the image is empty (0 bytes); send the bytes of an encoded image")
     if data[:16] == _PNG_START and len(data) >= _PNG_HEADER_BYTES:
         # Read here: Pillow asks for more than the header, and a header alone is enough to refuse an image.
         return ImageHeader("PNG", *struct.unpack_from(">II", data, len(_PNG_START)))
@@ -78,14 +78,13 @@ def read_header(data: bytes) -> ImageHeader:
             orientation = image.getexif().get(_EXIF_ORIENTATION, 1) if name == "WEBP" else 1
             return ImageHeader(name, image.width, image.height, orientation)
     except Image.DecompressionBombError as error:
-        raise ImageError(f"the image is too large: {error} Send a smaller image", "too_large") from None
+        raise ImageError(f"the image is too large: {error} Send a smaller image") from None
     except Exception as error:  # Pillow raises many types on broken headers
         accepted = ", ".join(FORMATS)
         detail = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise ImageError(
             f"the bytes are not an image of an accepted format{detail}: {len(data)} bytes that start with "
-            f"{data[:8]!r}; accepted: {accepted}",
-            "format",
+            f"{data[:8]!r}; accepted: {accepted}"
         ) from None
 
 
@@ -96,21 +95,17 @@ def check_image(data: bytes, limits: ImageLimits) -> ImageHeader:
         ImageError: empty, too large, of no accepted format, or truncated.
     """
     if len(data) > limits.max_bytes:
-        text = f"the image has {len(data)} bytes; allowed: {limits.max_bytes}. Send a smaller file"
-        raise ImageError(text, "too_large")
+        raise ImageError(f"the image has {len(data)} bytes; allowed: {limits.max_bytes}. Send a smaller file")
     header = read_header(data)
     if header.width * header.height > limits.max_pixels:
         raise ImageError(
             f"the image is {header.width}x{header.height} pixels, {header.width * header.height} in all; "
-            f"allowed: {limits.max_pixels}. Send a smaller image",
-            "too_large",
+            f"allowed: {limits.max_pixels}. Send a smaller image"
         )
     if header.format == "JPEG" and not _jpeg_is_complete(data):
-        text = f"the JPEG is truncated: no end-of-image marker in its {len(data)} bytes. Send the whole file"
-        raise ImageError(text, "truncated")
+        raise ImageError(f"the JPEG is truncated: no end-of-image marker in its {len(data)} bytes. Send the whole file")
     if header.format == "PNG" and b"IEND" not in data[-64:] and data.rfind(b"IEND") < 0:
-        text = f"the PNG is truncated: no IEND chunk in its {len(data)} bytes. Send the whole file"
-        raise ImageError(text, "truncated")
+        raise ImageError(f"the PNG is truncated: no IEND chunk in its {len(data)} bytes. Send the whole file")
     return header
 
 
@@ -192,12 +187,11 @@ def _decode(data: bytes, header: ImageHeader, flags: int) -> NDArray[np.uint8]:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        raise ImageError(f"the {header.format} could not be decoded: {error.err or error}", "damaged") from None
+        raise ImageError(f"the {header.format} could not be decoded: {error.err or error}") from None
     if image is None:
         raise ImageError(
             f"the {header.format} of {header.width}x{header.height} pixels could not be decoded: "
-            "its data is damaged or truncated. Send the whole file",
-            "damaged",
+            "its data is damaged or truncated. Send the whole file"
         )
     return _orient(np.asarray(image, np.uint8), header.orientation)
 

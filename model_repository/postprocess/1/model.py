@@ -11,7 +11,6 @@ import triton_python_backend_utils as pb_utils
 from pipeline import contract
 from pipeline.letterbox import Geometry
 from pipeline.postprocess import pack_response, postprocess
-from serving.metrics import DetectionMetrics
 from serving.python_backend import answer_each, request_parameters
 
 
@@ -20,22 +19,21 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Keep OpenCV to one thread: the instances of this model are its threads."""
-        self._metrics = DetectionMetrics(args["model_name"], args["model_version"])
         cv2.setNumThreads(1)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer each request by itself."""
-        return answer_each(requests, self._postprocess)
+        return answer_each(requests, _postprocess)
 
-    def _postprocess(self, request: Any) -> list[Any]:
-        parameters = request_parameters(request)
-        candidates, prototypes, geometries = (
-            pb_utils.get_input_tensor_by_name(request, spec.name).as_numpy()
-            for spec in (contract.CANDIDATES, contract.PROTOTYPES, contract.GEOMETRY)
-        )
-        images = [
-            postprocess(rows, planes, Geometry.from_array(geometry), parameters)
-            for rows, planes, geometry in zip(candidates, prototypes, geometries, strict=True)
-        ]
-        self._metrics.count(len(image.scores) for image in images)
-        return [pb_utils.Tensor(name, array) for name, array in pack_response(images).items()]
+
+def _postprocess(request: Any) -> list[Any]:
+    parameters = request_parameters(request)
+    candidates, prototypes, geometries = (
+        pb_utils.get_input_tensor_by_name(request, spec.name).as_numpy()
+        for spec in (contract.CANDIDATES, contract.PROTOTYPES, contract.GEOMETRY)
+    )
+    images = [
+        postprocess(rows, planes, Geometry.from_array(geometry), parameters)
+        for rows, planes, geometry in zip(candidates, prototypes, geometries, strict=True)
+    ]
+    return [pb_utils.Tensor(name, array) for name, array in pack_response(images).items()]

@@ -14,7 +14,6 @@ from pipeline import contract
 from pipeline.errors import ImageError
 from pipeline.images import ImageLimits
 from pipeline.preprocess import preprocess
-from serving.metrics import DecodingMetrics
 from serving.python_backend import answer_each, config_parameter, request_parameters
 
 
@@ -30,7 +29,6 @@ class TritonPythonModel:
             max_pixels=config_parameter(config, "max_image_pixels", ImageLimits.max_pixels),
             max_bytes=config_parameter(config, "max_image_bytes", ImageLimits.max_bytes),
         )
-        self._metrics = DecodingMetrics(args["model_name"], args["model_version"])
         cv2.setNumThreads(1)  # the instances of this model are its threads
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -46,10 +44,8 @@ class TritonPythonModel:
             try:
                 geometry[index] = preprocess(data, images[index], self._limits).to_array()
             except ImageError as error:
-                self._metrics.count(index, error.reason)
                 where = f"image {index + 1} of {len(encoded)}: " if len(encoded) > 1 else ""
-                raise ImageError(f"{where}{error}", error.reason) from None
-        self._metrics.count(len(encoded))
+                raise ImageError(f"{where}{error}") from None
         return [
             pb_utils.Tensor(contract.IMAGES.name, images),
             pb_utils.Tensor(contract.GEOMETRY.name, geometry),
