@@ -7,11 +7,13 @@ from client.errors import (
     RequestError,
     RequestTimeoutError,
     SegmentationError,
+    ServerBusyError,
     ServerError,
     ServerUnavailableError,
 )
 from client.images import ImageInput, encode_pixels
 from client.result import Detection, Segmentation
+from client.retry import RetryPolicy
 from client.segmentation import AsyncSegmentationClient, SegmentationClient
 
 __all__ = [
@@ -20,9 +22,11 @@ __all__ = [
     "ImageInput",
     "RequestError",
     "RequestTimeoutError",
+    "RetryPolicy",
     "Segmentation",
     "SegmentationClient",
     "SegmentationError",
+    "ServerBusyError",
     "ServerError",
     "ServerUnavailableError",
     "encode_pixels",

@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from client.commands import run_photos, run_video
 from client.errors import SegmentationError
+from client.retry import RetryPolicy
 from client.segmentation import AsyncSegmentationClient
 from client.sources import VIDEO_SUFFIXES, SourceError
 from client.transport import DEFAULT_URLS
@@ -47,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 async def _run(options: argparse.Namespace) -> int:
     video = _video_source(options)
-    client = AsyncSegmentationClient(options.url, options.protocol, options.precision, options.timeout_s)
+    retry = RetryPolicy(options.retries)
+    client = AsyncSegmentationClient(options.url, options.protocol, options.precision, options.timeout_s, retry)
     async with client:
         if video is not None:
             return await run_video(client, video, options)
@@ -138,6 +140,13 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument("--precision", choices=contract.PRECISIONS, default="int8", help="default: int8")
     server.add_argument(
         "--timeout-s", type=_seconds, default=30.0, metavar="S", help="bound on one answer (default: 30)"
+    )
+    server.add_argument(
+        "--retries",
+        type=_whole(0),
+        default=RetryPolicy.retries,
+        metavar="N",
+        help=f"how often a request that a busy server refused is sent again (default: {RetryPolicy.retries})",
     )
     server.add_argument(
         "--batch-size",

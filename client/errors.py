@@ -9,6 +9,8 @@ from typing import Final
 
 from tritonclient.utils import InferenceServerException
 
+from pipeline.errors import BUSY
+
 START_REMEDY: Final = "start a server with `python -m serving run`, or name the right one (url, --url)"
 
 
@@ -31,6 +33,10 @@ class RequestError(SegmentationError, ValueError):
 
 class ServerUnavailableError(SegmentationError):
     """Nothing answers at the url, or the model is not ready; the message says how to start a server."""
+
+
+class ServerBusyError(SegmentationError):
+    """The server refused the request at once, because its answer would have come too late; nothing was done for it."""
 
 
 class RequestTimeoutError(SegmentationError, TimeoutError):
@@ -68,6 +74,8 @@ def error_of_status(status: str | None, message: str, url: str, timeout_s: float
         timeout_s: bound that was in force, in seconds.
     """
     kind = _ERROR_OF_STATUS.get(status or "", ServerError)
+    if kind is ServerUnavailableError and BUSY in message:
+        return ServerBusyError(f"{url}: {message}", status)
     if kind is ServerUnavailableError:
         return kind(
             f"{url} is not available: {message}. If no server runs there, {START_REMEDY}; if one does, check that this "

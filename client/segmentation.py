@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Final
 
-from client.errors import START_REMEDY, RequestError, RequestTimeoutError, ServerUnavailableError
+from client.errors import START_REMEDY, RequestError, RequestTimeoutError, ServerBusyError, ServerUnavailableError
 from client.images import ImageInput
-from client.request import Parameters, Request, chunks, parameters_of
+from client.request import Parameters, Request, Tensors, chunks, parameters_of
 from client.result import Segmentation
+from client.retry import RetryPolicy
 from client.transport import (
     DEFAULT_URLS,
     AsyncTransport,
@@ -35,10 +36,16 @@ class _Endpoint:
         precision: ``fp32``, ``fp16`` or ``int8``.
         model: name of the ensemble.
         timeout_s: bound on one answer, in seconds.
+        retry: when a request that a busy server refused is sent again.
     """
 
     def __init__(
-        self, url: str | None = None, protocol: str = "grpc", precision: str = "int8", timeout_s: float = 30.0
+        self,
+        url: str | None = None,
+        protocol: str = "grpc",
+        precision: str = "int8",
+        timeout_s: float = 30.0,
+        retry: RetryPolicy | None = None,
     ) -> None:
         if precision not in contract.PRECISIONS:
             raise RequestError(f"precision {precision!r}; allowed: {', '.join(contract.PRECISIONS)}")
@@ -49,6 +56,7 @@ class _Endpoint:
         self.precision = precision
         self.model = contract.ensemble_model(precision)
         self.timeout_s = float(timeout_s)
+        self.retry = RetryPolicy() if retry is None else retry
 
     def _not_ready(self, last: Exception | None) -> ServerUnavailableError:
         if isinstance(last, ServerUnavailableError):
@@ -76,15 +84,21 @@ class SegmentationClient(_Endpoint):
         protocol: ``grpc`` or ``http``.
         precision: ``fp32``, ``fp16`` or ``int8``: which ensemble answers.
         timeout_s: bound on one answer, in seconds. Over HTTP it bounds each wait for the server, not their sum.
+        retry: how a request that a busy server refused is sent again; ``RetryPolicy(retries=0)`` never does.
 
     Raises:
         RequestError: a value that is not allowed.
     """
 
     def __init__(
-        self, url: str | None = None, protocol: str = "grpc", precision: str = "int8", timeout_s: float = 30.0
+        self,
+        url: str | None = None,
+        protocol: str = "grpc",
+        precision: str = "int8",
+        timeout_s: float = 30.0,
+        retry: RetryPolicy | None = None,
     ) -> None:
-        super().__init__(url, protocol, precision, timeout_s)
+        super().__init__(url, protocol, precision, timeout_s, retry)
         self._transport: Transport = transport(self.protocol, self.url, self.timeout_s)
 
     def __enter__(self) -> SegmentationClient:
@@ -153,6 +167,7 @@ class SegmentationClient(_Endpoint):
         Raises:
             RequestError: the image or a parameter is at fault.
             ServerUnavailableError: no server answers, or the model is not ready.
+            ServerBusyError: the server has more to do than it can, and refused every attempt.
             RequestTimeoutError: no answer within ``timeout_s``.
             ServerError: the server failed.
         """
@@ -198,10 +213,18 @@ class SegmentationClient(_Endpoint):
     def _send(self, images: Sequence[ImageInput], parameters: Parameters) -> list[Segmentation]:
         request = Request.of(images, parameters)
         try:
-            tensors = self._transport.infer(self.model, request.tensor(), parameters)
+            tensors = self._infer(request, parameters)
         except RequestError as error:
             raise request.named(error) from error
         return request.parse(tensors)
+
+    def _infer(self, request: Request, parameters: Parameters) -> Tensors:
+        for pause_s in self.retry.pauses(self.timeout_s):
+            try:
+                return self._transport.infer(self.model, request.tensor(), parameters)
+            except ServerBusyError:
+                time.sleep(pause_s)
+        return self._transport.infer(self.model, request.tensor(), parameters)
 
 
 class AsyncSegmentationClient(_Endpoint):
@@ -215,15 +238,21 @@ class AsyncSegmentationClient(_Endpoint):
         protocol: see :class:`SegmentationClient`.
         precision: see :class:`SegmentationClient`.
         timeout_s: bound on one answer, in seconds.
+        retry: see :class:`SegmentationClient`.
 
     Raises:
         RequestError: a value that is not allowed.
     """
 
     def __init__(
-        self, url: str | None = None, protocol: str = "grpc", precision: str = "int8", timeout_s: float = 30.0
+        self,
+        url: str | None = None,
+        protocol: str = "grpc",
+        precision: str = "int8",
+        timeout_s: float = 30.0,
+        retry: RetryPolicy | None = None,
     ) -> None:
-        super().__init__(url, protocol, precision, timeout_s)
+        super().__init__(url, protocol, precision, timeout_s, retry)
         self._opened: AsyncTransport | None = None
 
     async def __aenter__(self) -> AsyncSegmentationClient:
@@ -301,7 +330,15 @@ class AsyncSegmentationClient(_Endpoint):
     async def _send(self, images: Sequence[ImageInput], parameters: Parameters) -> list[Segmentation]:
         request = await asyncio.to_thread(Request.of, images, parameters)
         try:
-            tensors = await self._transport().infer(self.model, request.tensor(), parameters)
+            tensors = await self._infer(request, parameters)
         except RequestError as error:
             raise request.named(error) from error
         return request.parse(tensors)
+
+    async def _infer(self, request: Request, parameters: Parameters) -> Tensors:
+        for pause_s in self.retry.pauses(self.timeout_s):
+            try:
+                return await self._transport().infer(self.model, request.tensor(), parameters)
+            except ServerBusyError:
+                await asyncio.sleep(pause_s)
+        return await self._transport().infer(self.model, request.tensor(), parameters)

@@ -61,6 +61,7 @@ IMAGES: Final = TensorSpec("images", "UINT8", (-1, -1, 3))
 GEOMETRY: Final = TensorSpec("geometry", "FP32", (5,))
 CANDIDATES: Final = TensorSpec("candidates", "FP32", (-1, -1))
 PROTOTYPES: Final = TensorSpec("prototypes", "FP16", (-1, -1, -1))
+ADMISSION: Final = TensorSpec("admission", "INT64", (3,))  # slot, moment, images under way: see serving.admission
 
 # Columns of one row of ``candidates``; the mask coefficients follow.
 SCORE_COLUMN: Final = 0

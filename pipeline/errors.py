@@ -1,4 +1,9 @@
-"""Errors of the caller's making. Their text goes to the caller as it stands."""
+"""Errors whose text goes to the caller as it stands."""
+
+from typing import Final
+
+IMAGE_FAULTS: Final = ("empty", "format", "truncated", "too_large", "damaged")
+"""What can be wrong with an encoded image."""
 
 
 class InputError(ValueError):
@@ -9,8 +14,27 @@ class InputError(ValueError):
 
 
 class ImageError(InputError):
-    """The bytes are not an image that can be decoded within the limits."""
+    """The bytes are not an image that can be decoded within the limits.
+
+    Attributes:
+        reason: one of :data:`IMAGE_FAULTS`, for counting.
+    """
+
+    def __init__(self, message: str, reason: str = "damaged") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class ParameterError(InputError):
     """A request parameter is unknown, of the wrong type or out of range."""
+
+
+BUSY: Final = "the server is busy"
+"""Words by which a caller knows a refusal for overload from a server that is not there."""
+
+
+class OverloadError(Exception):
+    """More is asked than can be answered in time; the same request may succeed later.
+
+    The server answers it with ``UNAVAILABLE`` (HTTP 503); the message begins with :data:`BUSY`.
+    """

@@ -67,7 +67,7 @@ def read_header(data: bytes) -> ImageHeader:
         ImageError: the bytes are of no accepted format, or the header is broken.
     """
     if not data:
-        raise ImageError("the image is empty (0 bytes); send the bytes of an encoded image")
+        raise ImageError("the image is empty (0 bytes); send the bytes of an encoded image", "empty")
     if data[:16] == _PNG_START and len(data) >= _PNG_HEADER_BYTES:
         # Read here: Pillow asks for more than the header, and a header alone is enough to refuse an image.
         return ImageHeader("PNG", *struct.unpack_from(">II", data, len(_PNG_START)))
@@ -78,13 +78,14 @@ def read_header(data: bytes) -> ImageHeader:
             orientation = image.getexif().get(_EXIF_ORIENTATION, 1) if name == "WEBP" else 1
             return ImageHeader(name, image.width, image.height, orientation)
     except Image.DecompressionBombError as error:
-        raise ImageError(f"the image is too large: {error} Send a smaller image") from None
+        raise ImageError(f"the image is too large: {error} Send a smaller image", "too_large") from None
     except Exception as error:  # Pillow raises many types on broken headers
         accepted = ", ".join(FORMATS)
         detail = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise ImageError(
             f"the bytes are not an image of an accepted format{detail}: {len(data)} bytes that start with "
-            f"{data[:8]!r}; accepted: {accepted}"
+            f"{data[:8]!r}; accepted: {accepted}",
+            "format",
         ) from None
 
 
@@ -95,17 +96,21 @@ def check_image(data: bytes, limits: ImageLimits) -> ImageHeader:
         ImageError: empty, too large, of no accepted format, or truncated.
     """
     if len(data) > limits.max_bytes:
-        raise ImageError(f"the image has {len(data)} bytes; allowed: {limits.max_bytes}. Send a smaller file")
+        fault = f"the image has {len(data)} bytes; allowed: {limits.max_bytes}. Send a smaller file"
+        raise ImageError(fault, "too_large")
     header = read_header(data)
     if header.width * header.height > limits.max_pixels:
         raise ImageError(
             f"the image is {header.width}x{header.height} pixels, {header.width * header.height} in all; "
-            f"allowed: {limits.max_pixels}. Send a smaller image"
+            f"allowed: {limits.max_pixels}. Send a smaller image",
+            "too_large",
         )
     if header.format == "JPEG" and not _jpeg_is_complete(data):
-        raise ImageError(f"the JPEG is truncated: no end-of-image marker in its {len(data)} bytes. Send the whole file")
+        fault = f"the JPEG is truncated: no end-of-image marker in its {len(data)} bytes. Send the whole file"
+        raise ImageError(fault, "truncated")
     if header.format == "PNG" and b"IEND" not in data[-64:] and data.rfind(b"IEND") < 0:
-        raise ImageError(f"the PNG is truncated: no IEND chunk in its {len(data)} bytes. Send the whole file")
+        fault = f"the PNG is truncated: no IEND chunk in its {len(data)} bytes. Send the whole file"
+        raise ImageError(fault, "truncated")
     return header
 
 

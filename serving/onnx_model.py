@@ -16,7 +16,7 @@ from pipeline import contract
 from serving.cuda_runtime import CudaRuntime
 from serving.onnx_cpu import OUTPUT_NAMES, CpuNetwork, Outputs
 from serving.onnx_cuda import FixedSizeNetwork, cuda_session
-from serving.python_backend import config_choice, config_parameter, internal_error
+from serving.python_backend import cancellation, cancelled, config_choice, config_parameter, internal_error
 from serving.session_time import SessionTime
 
 PROVIDERS = ("cpu", "cuda")
@@ -47,7 +47,13 @@ class TritonPythonModel:
         self._time = SessionTime(args["model_name"], args["model_version"])
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Run the network on the images of all requests at once."""
+        """Run the network on the images of all requests at once, but for those whose callers have gone away."""
+        waiting = [request for request in requests if not cancelled(request)]
+        responses = iter(self._run(waiting) if waiting else [])
+        kept = set(map(id, waiting))
+        return [next(responses) if id(request) in kept else cancellation() for request in requests]
+
+    def _run(self, requests: Sequence[Any]) -> list[Any]:
         parts = [pb_utils.get_input_tensor_by_name(request, contract.IMAGES.name).as_numpy() for request in requests]
         images = [part[index : index + 1] for part in parts for index in range(len(part))]
         try:

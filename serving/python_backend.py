@@ -9,7 +9,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, OverloadError
 from pipeline.parameters import RequestParameters
 
 
@@ -18,8 +18,9 @@ def answer_each(requests: Sequence[Any], handle: Callable[[Any], list[Any]]) -> 
 
     Args:
         requests: ``InferenceRequest`` objects.
-        handle: returns the output tensors of one request. An :class:`InputError` becomes ``INVALID_ARG`` with its
-            text; anything else becomes ``INTERNAL`` with a general text, its traceback in the server's log.
+        handle: returns the output tensors of one request. An :class:`InputError` becomes ``INVALID_ARG`` and an
+            :class:`OverloadError` becomes ``UNAVAILABLE``, with their texts; anything else becomes ``INTERNAL`` with a
+            general text, its traceback in the server's log. Not called for a request whose caller has gone away.
 
     Returns:
         One ``InferenceResponse`` per request, in order.
@@ -67,11 +68,27 @@ def config_choice(config: dict[str, Any], name: str, allowed: Sequence[str]) -> 
     return text
 
 
+def cancelled(request: Any) -> bool:
+    """Whether the caller has gone away or its deadline has passed, so that nobody waits for the answer."""
+    return bool(request.is_cancelled())
+
+
+def cancellation() -> Any:
+    """The answer to a request that nobody waits for."""
+    error = pb_utils.TritonError("the request was cancelled by its caller", pb_utils.TritonError.CANCELLED)
+    return pb_utils.InferenceResponse(output_tensors=[], error=error)
+
+
 def _answer(request: Any, handle: Callable[[Any], list[Any]]) -> Any:
+    if cancelled(request):
+        return cancellation()
     try:
         return pb_utils.InferenceResponse(output_tensors=handle(request))
     except InputError as error:
         refusal = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+        return pb_utils.InferenceResponse(output_tensors=[], error=refusal)
+    except OverloadError as error:
+        refusal = pb_utils.TritonError(str(error), pb_utils.TritonError.UNAVAILABLE)
         return pb_utils.InferenceResponse(output_tensors=[], error=refusal)
     except Exception:  # whatever it is, the other requests of this batch go on
         return pb_utils.InferenceResponse(output_tensors=[], error=internal_error("the request"))

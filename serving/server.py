@@ -21,6 +21,7 @@ from typing import Final
 
 from builder.repository import read_config
 from pipeline import contract
+from serving.admission import SHM_PREFIX_VARIABLE
 from serving.environment import check_ports, free_ports, is_free, resolve_host
 from serving.errors import ServingError
 from serving.models import models_to_load
@@ -163,7 +164,7 @@ class TritonServer:
         self._lines.clear()
         self._process = subprocess.Popen(
             self._command(installation, models),
-            env=_environment(installation, options.repository),
+            env={**_environment(installation, options.repository), SHM_PREFIX_VARIABLE: self._shm_prefix},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -8,13 +8,21 @@ from builder.repository import SHIPPED_REPOSITORY, write_config
 from pipeline import contract
 
 CONFIGS = sorted(SHIPPED_REPOSITORY.rglob("*.pbtxt"))
-TYPES = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32", "FP16": "TYPE_FP16", "INT32": "TYPE_INT32", "UINT8": "TYPE_UINT8"}
+TYPES = {
+    "BYTES": "TYPE_STRING",
+    "FP32": "TYPE_FP32",
+    "FP16": "TYPE_FP16",
+    "INT32": "TYPE_INT32",
+    "INT64": "TYPE_INT64",
+    "UINT8": "TYPE_UINT8",
+}
 SPECS = {
     spec.name: spec
     for spec in (
         contract.IMAGE,
         contract.IMAGES,
         contract.GEOMETRY,
+        contract.ADMISSION,
         contract.CANDIDATES,
         contract.PROTOTYPES,
         *contract.RESPONSE_TENSORS,

@@ -1,4 +1,4 @@
-"""Encoded images to letterboxed pixels and their geometry."""
+"""Encoded images to letterboxed pixels and their geometry; requests that would wait too long are refused here."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from pipeline import contract
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, OverloadError
 from pipeline.images import ImageLimits
 from pipeline.preprocess import preprocess
+from serving.admission import Admission, state_path
 from serving.python_backend import answer_each, config_parameter, request_parameters
+from serving.step_metrics import PreprocessMetrics
 
 
 class TritonPythonModel:
@@ -29,6 +31,8 @@ class TritonPythonModel:
             max_pixels=config_parameter(config, "max_image_pixels", ImageLimits.max_pixels),
             max_bytes=config_parameter(config, "max_image_bytes", ImageLimits.max_bytes),
         )
+        self._admission = Admission(state_path(), config_parameter(config, "max_latency_ms", 2000) / 1000)
+        self._metrics = PreprocessMetrics(args["model_name"])
         cv2.setNumThreads(1)  # the instances of this model are its threads
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -38,14 +42,30 @@ class TritonPythonModel:
     def _preprocess(self, request: Any) -> list[Any]:
         request_parameters(request)  # refused here, before any work is done
         encoded = pb_utils.get_input_tensor_by_name(request, contract.IMAGE.name).as_numpy().reshape(-1)
+        try:
+            ticket = self._admission.admit(len(encoded))
+        except OverloadError:
+            self._metrics.request_refused()
+            raise
+        try:
+            tensors = self._letterbox(encoded)
+        except BaseException:
+            self._admission.finish(ticket, answered=False)
+            raise
+        self._metrics.decoded(len(encoded))
+        tickets = np.tile(ticket, (len(encoded), 1))
+        return [*tensors, pb_utils.Tensor(contract.ADMISSION.name, tickets)]
+
+    def _letterbox(self, encoded: Sequence[bytes]) -> list[Any]:
         images = np.empty((len(encoded), *self._input_shape), np.uint8)
         geometry = np.empty((len(encoded), *contract.GEOMETRY.shape), np.float32)
         for index, data in enumerate(encoded):
             try:
                 geometry[index] = preprocess(data, images[index], self._limits).to_array()
             except ImageError as error:
+                self._metrics.image_refused(error.reason)
                 where = f"image {index + 1} of {len(encoded)}: " if len(encoded) > 1 else ""
-                raise ImageError(f"{where}{error}") from None
+                raise ImageError(f"{where}{error}", error.reason) from None
         return [
             pb_utils.Tensor(contract.IMAGES.name, images),
             pb_utils.Tensor(contract.GEOMETRY.name, geometry),

@@ -1,0 +1,140 @@
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from pipeline.errors import BUSY, OverloadError
+from serving.admission import FLOOR_IMAGES, Admission
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "admission"
+
+
+def serve(admission, images, seconds_per_image):
+    """Let images in at once, and finish them at a steady rate, as a server that is full does."""
+    tickets = [admission.admit(1) for _ in range(images)]
+    for ticket in tickets:
+        time.sleep(seconds_per_image)
+        admission.finish(ticket)
+
+
+def admitted_at_once(admission, most=200):
+    tickets = []
+    try:
+        while len(tickets) < most:
+            tickets.append(admission.admit(1))
+    except OverloadError:
+        pass
+    return tickets
+
+
+def test_a_few_callers_are_let_in_however_slow_the_server_is(path):
+    admission = Admission(path, max_latency_s=1e-3)
+    assert len(admitted_at_once(admission)) == FLOOR_IMAGES
+
+
+def test_the_bound_follows_the_measured_speed(path):
+    admission = Admission(path, max_latency_s=0.5)
+    serve(admission, 8, 0.02)
+    serve(admission, 8, 0.02)
+    # 0.5 s at 20 ms an image is 25; the samples of a server that was not full yet lie above its time per image.
+    assert 12 <= len(admitted_at_once(admission)) <= 30
+
+
+def test_a_refusal_says_that_the_server_is_busy_and_costs_nothing(path):
+    admission = Admission(path, max_latency_s=1e-3)
+    admitted_at_once(admission)
+    before = admission.images_under_way
+    with pytest.raises(
+        OverloadError, match=rf"^{BUSY}: with the 8 images under way.* allowed: 0.001 s. Try again later"
+    ):
+        admission.admit(1)
+    assert admission.images_under_way == before
+
+
+def test_one_stalled_request_does_not_close_the_door(path):
+    admission = Admission(path, max_latency_s=0.4)
+    serve(admission, 8, 0.005)
+    slow = admission.admit(1)
+    time.sleep(0.3)
+    admission.finish(slow)
+    assert len(admitted_at_once(admission)) > 2 * FLOOR_IMAGES
+
+
+def test_a_full_request_is_let_in_when_nothing_else_is_under_way(path):
+    admission = Admission(path, max_latency_s=1e-3)
+    ticket = admission.admit(100)
+    assert admission.images_under_way == 100
+    with pytest.raises(OverloadError):
+        admission.admit(1)
+    admission.finish(ticket)
+    admission.admit(100)
+
+
+def test_requests_that_never_finish_stop_counting_at_twice_the_bound(path):
+    admission = Admission(path, max_latency_s=0.05)
+    admitted_at_once(admission)
+    assert admission.images_under_way == FLOOR_IMAGES
+    time.sleep(0.11)
+    assert admission.images_under_way == 0
+
+
+@pytest.mark.parametrize("ticket", [(0, 0, 0), (-1, 1, 1), (10**6, 5, 1), (0, 12345, 1)])
+def test_unknown_tickets_are_passed_over(path, ticket):
+    admission = Admission(path, max_latency_s=1.0)
+    admission.admit(1)
+    admission.finish(np.array(ticket, np.int64))
+    assert admission.images_under_way == 1
+
+
+def test_finishing_twice_counts_once(path):
+    admission = Admission(path, max_latency_s=1.0)
+    first = admission.admit(1)
+    admission.finish(first)
+    second = admission.admit(1)
+    assert second[0] == first[0]  # the same slot
+    admission.finish(first)
+    assert admission.images_under_way == 1
+
+
+def test_processes_share_the_count(path):
+    mine = Admission(path, max_latency_s=60.0)
+    ticket = mine.admit(3)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool.apply(_admit_and_finish, (path, ticket))
+    assert mine.images_under_way == 2
+
+
+def _admit_and_finish(path, ticket):
+    other = Admission(path, max_latency_s=60.0)
+    assert other.images_under_way == 3
+    other.admit(2)
+    other.finish(ticket)
+
+
+def test_a_process_that_is_killed_inside_the_lock_blocks_nobody(path):
+    context = multiprocessing.get_context("spawn")
+    holds = context.Event()
+    process = context.Process(target=_hold, args=(path, holds))
+    process.start()
+    assert holds.wait(30)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    Admission(path, max_latency_s=1.0).admit(1)
+
+
+def _hold(path, holds):
+    admission = Admission(path, max_latency_s=1.0)
+    with admission._locked():
+        holds.set()
+        time.sleep(60)
+
+
+def test_the_state_is_readable_by_its_owner_alone(path):
+    Admission(path, max_latency_s=1.0)
+    assert path.stat().st_mode & 0o777 == 0o600
