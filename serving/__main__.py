@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Final
 
 from builder.errors import BuilderError
 from builder.repository import SHIPPED_REPOSITORY
@@ -17,7 +18,11 @@ from serving.demo import run_demo
 from serving.errors import ServingError
 from serving.models import servable_precisions
 from serving.preflight import check, preflight
+from serving.secret import secret_in
 from serving.server import ServerOptions, TritonServer
+from serving.tritonserver import EMBEDDED_VERSION, unpack_tritonserver
+
+MAX_INSTANCES: Final = 256
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +58,10 @@ def _run(options: argparse.Namespace) -> int:
             grpc_port=options.grpc_port,
             metrics_port=options.metrics_port,
             log_verbose=options.log_verbose,
+            preprocess_instances=options.preprocess_instances,
+            postprocess_instances=options.postprocess_instances,
+            exit_timeout_s=options.exit_timeout_s,
+            admin_secret=secret_in(options.admin_secret_file) if options.admin_secret_file is not None else None,
         ),
         log=lambda line: print(line, file=sys.stderr, flush=True),
     )
@@ -83,6 +92,12 @@ def _preflight(options: argparse.Namespace) -> int:
     for line in found.lines():
         print(line)
     return 0 if all(status.ready for status in found.models) else 1
+
+
+def _unpack(options: argparse.Namespace) -> int:
+    unpack_tritonserver(options.folder)
+    print(f"tritonserver {EMBEDDED_VERSION} is in {options.folder}")
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -140,6 +155,12 @@ def _positive(text: str) -> float:
     return value
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_INSTANCES:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: 1 to {MAX_INSTANCES}")
+    return int(text)
+
+
 def _verbosity(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r}; allowed: a whole number, 0 or more")
@@ -159,6 +180,17 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--http-port", type=int, default=8000, help="0 takes a free one; likewise the other ports")
     run.add_argument("--grpc-port", type=int, default=8001)
     run.add_argument("--metrics-port", type=int, default=8002)
+    run.add_argument(
+        "--admin-secret-file",
+        type=Path,
+        metavar="FILE",
+        help="holds the secret of the restricted APIs; made if missing (default: a new secret at every start)",
+    )
+    run.add_argument("--preprocess-instances", type=_count, help="processes that decode images (default: configured)")
+    run.add_argument("--postprocess-instances", type=_count, help="processes that make masks (default: configured)")
+    run.add_argument(
+        "--exit-timeout-s", type=_count, default=10, help="what requests in flight are given at the end (default: 10)"
+    )
     run.add_argument("--ready-timeout-s", type=_positive, default=120.0, help="how long to wait until ready")
     run.add_argument("--log-verbose", type=_verbosity, default=0, help="Triton's verbosity")
     run.set_defaults(run=_run)
@@ -167,6 +199,9 @@ def _parser() -> argparse.ArgumentParser:
     looking.add_argument("--repository", type=Path, default=SHIPPED_REPOSITORY, help="model repository")
     looking.add_argument("--precisions", type=_precisions, help="comma-separated (default: all)")
     looking.set_defaults(run=_preflight)
+    unpacking = commands.add_parser("unpack", help="fetch tritonserver and unpack it into a folder, for an image")
+    unpacking.add_argument("folder", type=Path, help="made; must not exist")
+    unpacking.set_defaults(run=_unpack)
     demo = commands.add_parser("demo", help="build, serve and segment the reference photographs in every precision")
     demo.add_argument("--repository", type=Path, default=SHIPPED_REPOSITORY, help="model repository")
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder for overlays and JSON (default: out)")

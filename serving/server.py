@@ -25,13 +25,18 @@ from serving.admission import SHM_PREFIX_VARIABLE
 from serving.environment import check_ports, free_ports, is_free, resolve_host
 from serving.errors import ServingError
 from serving.models import models_to_load
-from serving.state import RunningServer, remove_shared_memory, running_servers
+from serving.overlay import overlay
+from serving.secret import new_secret
+from serving.state import RunningServer, clear_after, running_servers, scratch_folder
 from serving.tritonserver import Installation, find_tritonserver
 
 ADMIN_HEADER: Final = "admin-secret"
 """HTTP header that opens the restricted APIs; over gRPC, metadata ``triton-grpc-protocol-admin-secret``."""
 
 RESTRICTED_APIS: Final = "model-repository,shared-memory,trace,logging"
+
+MAX_REQUEST_BYTES: Final = 128 * 1024 * 1024
+"""Of one HTTP request, on servers that can bound it; single images are bounded in ``preprocess/config.pbtxt``."""
 
 _PORT_ATTEMPTS: Final = 3
 _KEPT_LOG_LINES: Final = 200
@@ -56,6 +61,9 @@ class ServerOptions:
         log_verbose: Triton's verbosity, 0 is quiet.
         stub_timeout_s: how long one process of the Python backend may take to start, to load its model, or to end.
         shm_default_bytes: shared memory that each of these processes starts with; it grows when needed.
+        preprocess_instances: processes that decode images; None takes the model's configuration, likewise the next.
+        postprocess_instances: processes that make masks.
+        admin_secret: opens the restricted APIs; None makes a random one.
         extra_arguments: passed to tritonserver as they are; HTTP and metrics must stay on, readiness is read there.
     """
 
@@ -70,6 +78,9 @@ class ServerOptions:
     log_verbose: int = 0
     stub_timeout_s: int = 60
     shm_default_bytes: int = 1 << 20
+    preprocess_instances: int | None = None
+    postprocess_instances: int | None = None
+    admin_secret: str | None = None
     extra_arguments: tuple[str, ...] = field(default_factory=tuple)
 
 
@@ -81,7 +92,7 @@ class TritonServer:
 
     Attributes:
         options: how it runs.
-        admin_secret: value of :data:`ADMIN_HEADER`, new at every start.
+        admin_secret: value of :data:`ADMIN_HEADER`.
     """
 
     def __init__(self, options: ServerOptions, log: Callable[[str], None] | None = None) -> None:
@@ -92,7 +103,7 @@ class TritonServer:
             log: gets each line of the server's log; None keeps only the last lines, for errors.
         """
         self.options = options
-        self.admin_secret = secrets.token_urlsafe(24)
+        self.admin_secret = options.admin_secret or new_secret()
         self._log = log
         self._lines: deque[str] = deque(maxlen=_KEPT_LOG_LINES)
         self._process: subprocess.Popen[str] | None = None
@@ -162,8 +173,9 @@ class TritonServer:
         self._ports = tuple(port or next(spare) for port in given)  # type: ignore[assignment]  # always three
         self._shm_prefix = f"segmentation_{secrets.token_hex(4)}_"
         self._lines.clear()
+        served = self._served_repository()
         self._process = subprocess.Popen(
-            self._command(installation, models),
+            self._command(installation, served, models),
             env={**_environment(installation, options.repository), SHM_PREFIX_VARIABLE: self._shm_prefix},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -261,18 +273,28 @@ class TritonServer:
         if self._reader is not None:
             self._reader.join(5)
         self._process = None
-        remove_shared_memory(self._shm_prefix)
+        clear_after(self._shm_prefix)
         if self._state_file is not None:
             self._state_file.unlink(missing_ok=True)
 
-    def _command(self, installation: Installation, models: Sequence[str]) -> list[str]:
+    def _served_repository(self) -> Path:
+        """The repository itself, or a view of it with other instance counts."""
+        counts = {
+            contract.PREPROCESS_MODEL: self.options.preprocess_instances,
+            contract.POSTPROCESS_MODEL: self.options.postprocess_instances,
+        }
+        asked = {model: count for model, count in counts.items() if count is not None}
+        repository = self.options.repository.resolve()
+        return overlay(repository, scratch_folder(self._shm_prefix), asked) if asked else repository
+
+    def _command(self, installation: Installation, repository: Path, models: Sequence[str]) -> list[str]:
         options = self.options
         http_port, grpc_port, metrics_port = self._ports
         # Triton takes the secret from its command line alone, so other users of this machine can see it there.
         secret = f"{RESTRICTED_APIS}:{ADMIN_HEADER}={self.admin_secret}"
         command = [
             str(installation.binary),
-            f"--model-repository={options.repository.resolve()}",
+            f"--model-repository={repository}",
             f"--backend-directory={installation.backends}",
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in models),
@@ -295,6 +317,8 @@ class TritonServer:
             command += [f"--model-config-name={options.profile}"]
         if options.profile == "cpu":
             command += ["--allow-gpu-metrics=false"]
+        if installation.has_request_bound:
+            command += [f"--http-max-input-size={MAX_REQUEST_BYTES}"]
         return [*command, *options.extra_arguments]
 
     def _read_log(self, process: subprocess.Popen[str]) -> None:

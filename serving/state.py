@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -67,7 +68,7 @@ def running_servers(repository: Path | None = None) -> list[RunningServer]:
         except (OSError, ValueError, TypeError):
             continue
         if not _is_alive(server.pid):
-            remove_shared_memory(server.shm_prefix)
+            clear_after(server.shm_prefix)
             path.unlink(missing_ok=True)
         elif repository is None or Path(server.repository) == repository.resolve():
             found.append(server)
@@ -87,6 +88,18 @@ def find_server(repository: Path) -> RunningServer:
             f"`python -m serving run --repository {repository}`"
         )
     return found[0]
+
+
+def scratch_folder(prefix: str) -> Path:
+    """Where a server may keep files of its own; see :func:`clear_after`."""
+    return _folder() / f"{prefix}files"
+
+
+def clear_after(prefix: str) -> None:
+    """Remove what a server that has ended leaves: shared memory and its own files."""
+    if SHM_PREFIX.fullmatch(prefix):
+        remove_shared_memory(prefix)
+        shutil.rmtree(scratch_folder(prefix), ignore_errors=True)
 
 
 def remove_shared_memory(prefix: str, folder: Path = _SHARED_MEMORY) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -30,6 +31,8 @@ _PYTHON_BACKEND: Final = "pytriton/tritonserver/backends/python/"
 _STUBS: Final = "pytriton/tritonserver/python_backend_stubs/"
 _LIBRARIES: Final = "nvidia_pytriton.libs/"
 _STUB_NAME: Final = "triton_python_backend_stub"
+# Added by triton-inference-server/server pull request 8174, of April 2025; taken with two releases to spare.
+_REQUEST_BOUND_SINCE: Final = (2, 60)
 _CONTAINER_BACKENDS: Final = Path("/opt/tritonserver/backends")
 
 
@@ -50,6 +53,12 @@ class Installation:
     library_path: tuple[Path, ...]
     embedded: bool
     version: str | None = None
+
+    @property
+    def has_request_bound(self) -> bool:
+        """Whether the server can bound an HTTP request's size (``--http-max-input-size``, from 2.60 on)."""
+        numbers = re.match(r"(\d+)\.(\d+)", self.version or "")
+        return numbers is not None and tuple(map(int, numbers.groups())) >= _REQUEST_BOUND_SINCE
 
     def check_backend(self, name: str) -> None:
         """Check that the server has a backend.
@@ -85,10 +94,24 @@ def find_tritonserver() -> Installation:
     return Installation(root / "bin" / "tritonserver", backends, (root / "lib", libpython), True, EMBEDDED_VERSION)
 
 
+def unpack_tritonserver(root: Path) -> None:
+    """Fetch the server for this architecture and Python, and unpack it into a new folder, for an image to hold.
+
+    Raises:
+        ServingError: the folder exists, or the server cannot be fetched.
+    """
+    if root.exists():
+        raise ServingError(f"{root} exists; give a new folder")
+    unpack_wheel(fetch_archive(WHEEL, WHEEL_SHA256[platform.machine()], cache_dir() / "archives"), root, _python())
+
+
+def _python() -> str:
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
 def _unpacked() -> Path:
     """The unpacked server for this architecture and Python; made at the first call."""
-    machine = platform.machine()
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    machine, python = platform.machine(), _python()
     target = cache_dir() / f"tritonserver-{EMBEDDED_VERSION}-{machine}-py{python}"
     if target.is_dir():
         return target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from serving import tritonserver
 from serving.errors import ServingError
-from serving.tritonserver import Installation, find_tritonserver, unpack_wheel
+from serving.tritonserver import Installation, find_tritonserver, unpack_tritonserver, unpack_wheel
 
 SERVER = "pytriton/tritonserver/bin/tritonserver"
 STUB = "pytriton/tritonserver/python_backend_stubs/{}/triton_python_backend_stub"
@@ -159,3 +160,20 @@ def test_a_missing_backend_is_told_before_the_start(tmp_path):
     installation.check_backend("python")
     with pytest.raises(ServingError, match=r"tritonserver 2\.51\.0 .*no tensorrt backend.*--profile cpu"):
         installation.check_backend("tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("version", "bounded"), [("2.51.0", False), ("2.59.1", False), ("2.60.0", True), ("3.0.0", True), (None, False)]
+)
+def test_only_servers_that_know_the_option_are_told_the_bound_on_requests(version, bounded):
+    assert Installation(Path("tritonserver"), Path("backends"), (), False, version).has_request_bound is bounded
+
+
+def test_an_image_gets_the_server_into_a_new_folder(wheel, tmp_path, monkeypatch):
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    made = wheel(**{STUB.format(python): b"stub of this Python"})
+    monkeypatch.setattr(tritonserver, "fetch_archive", lambda *_: made)
+    unpack_tritonserver(tmp_path / "tritonserver")
+    assert (tmp_path / "tritonserver/bin/tritonserver").read_bytes() == b"server"
+    with pytest.raises(ServingError, match="give a new folder"):
+        unpack_tritonserver(tmp_path / "tritonserver")

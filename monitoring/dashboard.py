@@ -1,0 +1,486 @@
+"""Generates the Grafana dashboard: ``python -m monitoring.dashboard`` writes it, ``--check`` compares.
+
+Panels are data here, so that a test can ask a real Prometheus each of their queries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+DASHBOARD_FILE: Final = Path(__file__).parent / "grafana" / "dashboards" / "segmentation.json"
+DATASOURCE_UID: Final = "prometheus"
+"""As provisioned in ``grafana/provisioning/datasources/prometheus.yml``."""
+
+STEPS: Final = "preprocess|postprocess|segmentation_.+"
+ENSEMBLES: Final = "segment_.+"
+NETWORKS: Final = "segmentation_.+"
+
+RATE: Final = "$__rate_interval"
+"""Grafana's own variable: at least four scrapes."""
+
+_COLUMNS: Final = 24
+_HEIGHT: Final = 8
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query of a panel.
+
+    Attributes:
+        expr: PromQL, with Grafana's variables ``$instance`` and ``$__rate_interval``.
+        legend: how Grafana names its series.
+    """
+
+    expr: str
+    legend: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel.
+
+    Attributes:
+        title: what it shows.
+        description: how to read it.
+        queries: what it asks.
+        unit: Grafana's name of the unit.
+        kind: ``timeseries``, ``stat``, ``bargauge`` or ``table``.
+        width: columns of 24.
+        needs_gpu: whether its series exist on servers with a GPU alone.
+        needs_onnx: whether its series exist in the profiles that run the network in ONNX Runtime alone.
+    """
+
+    title: str
+    description: str
+    queries: tuple[Query, ...]
+    unit: str = "short"
+    kind: str = "timeseries"
+    width: int = 8
+    needs_gpu: bool = False
+    needs_onnx: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """Panels under one heading."""
+
+    title: str
+    panels: tuple[Panel, ...]
+
+
+def _of(metric: str, model: str = "", more: str = "") -> str:
+    """A metric on the chosen servers, of the models that a regular expression matches."""
+    labels = ['job=~".*triton.*"', 'instance=~"$instance"']
+    labels += [f'model=~"{model}"'] if model else []
+    labels += [more] if more else []
+    return f"{metric}{{{', '.join(labels)}}}"
+
+
+def _rate(metric: str, model: str = "", by: str = "model") -> str:
+    return f"sum by ({by}) (rate({_of(metric, model)}[{RATE}]))"
+
+
+def _ratio(over: str, under: str, model: str, by: str = "model", scale: str = "") -> str:
+    """One rate by another; nothing where the other stands still, rather than a division by zero."""
+    return f"{_rate(over, model, by)}{scale} / ({_rate(under, model, by)} > 0)"
+
+
+def _milliseconds(metric: str, model: str) -> str:
+    """Mean of a duration per request."""
+    return _ratio(metric, "nv_inference_request_success", model, scale=" / 1e3")
+
+
+def rows() -> tuple[Row, ...]:
+    """The dashboard's content."""
+    return (_state(), _traffic(), _latency(), _precisions(), _images(), _machine())
+
+
+def _state() -> Row:
+    return Row(
+        "State",
+        (
+            Panel(
+                "Servers up",
+                "Servers whose metrics were scraped.",
+                (Query('sum(up{job=~".*triton.*", instance=~"$instance"})', "up"),),
+                kind="stat",
+                width=4,
+            ),
+            Panel(
+                "Alerts firing",
+                "Of the rules in monitoring/rules.yml.",
+                (Query('count(ALERTS{alertstate="firing"}) or vector(0)', "firing"),),
+                kind="stat",
+                width=4,
+            ),
+            Panel(
+                "Versions served",
+                "Loaded versions of each network, with the number of servers that hold them. Two versions of one model "
+                "on one server, for longer than a promotion takes, are worth a question.",
+                (Query(f"count by (model, version) ({_of('nv_inference_request_success', NETWORKS)})", "servers"),),
+                kind="table",
+            ),
+            Panel(
+                "Requests by version",
+                "Which version of each network answers: a promotion shows as one line falling while another rises.",
+                (Query(_rate("nv_inference_request_success", NETWORKS, "model, version"), "{{model}} v{{version}}"),),
+                unit="reqps",
+            ),
+        ),
+    )
+
+
+def _traffic() -> Row:
+    return Row(
+        "Traffic",
+        (
+            Panel(
+                "Requests",
+                "Answered requests of each ensemble.",
+                (Query(_rate("nv_inference_request_success", ENSEMBLES), "{{model}}"),),
+                unit="reqps",
+            ),
+            Panel(
+                "Failures by reason",
+                "OTHER is what a step refused or failed at, REJECTED a full queue, CANCELED a caller that gave up, "
+                "BACKEND a fault of the runtime; servers of version 2.51 count each of an ensemble twice. Busy is what "
+                "preprocess refused because its answer would have come too late: callers try again, or add replicas.",
+                (
+                    Query(_rate("nv_inference_request_failure", ENSEMBLES, "model, reason"), "{{model}} {{reason}}"),
+                    Query(_rate("segmentation_requests_refused_total", by="instance"), "{{instance}} busy"),
+                ),
+                unit="reqps",
+            ),
+            Panel(
+                "Images",
+                "Images segmented; a request carries one to eight.",
+                (Query(_rate("nv_inference_count", ENSEMBLES), "{{model}}"),),
+                unit="cps",
+            ),
+        ),
+    )
+
+
+def _latency() -> Row:
+    inside = ("queue", "compute_input", "compute_infer", "compute_output")
+    return Row(
+        "Latency",
+        (
+            Panel(
+                "Mean latency of a request",
+                "From the request's arrival to its answer, inside the server.",
+                (Query(_milliseconds("nv_inference_request_duration_us", ENSEMBLES), "{{model}}"),),
+                unit="ms",
+            ),
+            Panel(
+                "Mean latency by step",
+                "What each step of the ensembles takes, its queue included. The step that grows under load is the one "
+                "that saturates first.",
+                (Query(_milliseconds("nv_inference_request_duration_us", STEPS), "{{model}}"),),
+                unit="ms",
+            ),
+            Panel(
+                "Queue time by step",
+                "How long a request waits before a step takes it up. For preprocess and postprocess, more instances "
+                "help; for a network, another replica or a lower precision.",
+                (Query(_milliseconds("nv_inference_queue_duration_us", STEPS), "{{model}}"),),
+                unit="ms",
+            ),
+            Panel(
+                "Where the time goes",
+                "All steps together: waiting, handing tensors in, computing, handing tensors out.",
+                tuple(
+                    Query(
+                        f"sum(rate({_of(f'nv_inference_{part}_duration_us', STEPS)}[{RATE}])) / 1e3 / "
+                        f"(sum(rate({_of('nv_inference_request_success', ENSEMBLES)}[{RATE}])) > 0)",
+                        part.replace("_", " "),
+                    )
+                    for part in inside
+                ),
+                unit="ms",
+            ),
+            Panel(
+                "Batch size",
+                "Images per execution. A network's batch grows with load; one that stays at 1 under load leaves speed "
+                "unused (max_queue_delay_microseconds, the plan's opt_batch).",
+                (Query(_ratio("nv_inference_count", "nv_inference_exec_count", STEPS), "{{model}}"),),
+            ),
+            Panel(
+                "Requests waiting",
+                "Requests that a step has not taken up yet.",
+                (Query(f"sum by (model) ({_of('nv_inference_pending_request_count', STEPS)})", "{{model}}"),),
+            ),
+        ),
+    )
+
+
+def _precisions() -> Row:
+    return Row(
+        "Precisions side by side",
+        (
+            Panel(
+                "Network time per image",
+                "Time of the network's executions by the images in them, in each precision.",
+                (
+                    Query(
+                        _ratio(
+                            "nv_inference_compute_infer_duration_us", "nv_inference_count", NETWORKS, scale=" / 1e3"
+                        ),
+                        "{{model}}",
+                    ),
+                ),
+                unit="ms",
+                kind="bargauge",
+            ),
+            Panel(
+                "Share of the requests",
+                "Which precision callers use.",
+                (
+                    Query(
+                        f"{_rate('nv_inference_request_success', ENSEMBLES)} / scalar("
+                        f"sum(rate({_of('nv_inference_request_success', ENSEMBLES)}[{RATE}])) > 0)",
+                        "{{model}}",
+                    ),
+                ),
+                unit="percentunit",
+                kind="bargauge",
+            ),
+            Panel(
+                "Processor time per image",
+                "Of the network alone, over all cores (profiles cpu and cuda).",
+                (
+                    Query(
+                        _ratio("segmentation_session_cpu_seconds_total", "segmentation_session_images_total", NETWORKS),
+                        "{{model}}",
+                    ),
+                ),
+                unit="s",
+                kind="bargauge",
+                needs_onnx=True,
+            ),
+        ),
+    )
+
+
+def _images() -> Row:
+    detections = "segmentation_detections_per_image"
+    return Row(
+        "Images",
+        (
+            Panel(
+                "Images decoded",
+                "By preprocess, over all precisions.",
+                (Query(_rate("segmentation_images_decoded_total", by="instance"), "{{instance}}"),),
+                unit="cps",
+            ),
+            Panel(
+                "Images refused by reason",
+                "empty: no bytes. format: not an accepted image format. truncated: cut off on the way. too_large: "
+                "above the limits in preprocess/config.pbtxt. damaged: could not be decoded.",
+                (Query(_rate("segmentation_decode_errors_total", by="reason"), "{{reason}}"),),
+                unit="cps",
+            ),
+            Panel(
+                "Instances found per image",
+                "A sudden change here, with no change in latency, is a change of the images or of the model's quality.",
+                (
+                    Query(
+                        f"sum(rate({_of(detections + '_sum')}[{RATE}])) / "
+                        f"(sum(rate({_of(detections + '_count')}[{RATE}])) > 0)",
+                        "mean",
+                    ),
+                    Query(
+                        f"histogram_quantile(0.9, sum by (le) (rate({_of(detections + '_bucket')}[{RATE}])))",
+                        "90th percentile",
+                    ),
+                ),
+            ),
+        ),
+    )
+
+
+def _machine() -> Row:
+    return Row(
+        "Machine",
+        (
+            Panel(
+                "CPU",
+                "All cores of the machine together.",
+                (Query(_of("nv_cpu_utilization"), "{{instance}}"),),
+                unit="percentunit",
+            ),
+            Panel(
+                "Memory",
+                "Of the machine.",
+                (
+                    Query(_of("nv_cpu_memory_used_bytes"), "{{instance}} used"),
+                    Query(_of("nv_cpu_memory_total_bytes"), "{{instance}} all"),
+                ),
+                unit="bytes",
+            ),
+            Panel(
+                "Pinned memory",
+                "Of Triton's pool for copies to and from the GPU; when it is used up, copies get slower.",
+                (
+                    Query(_of("nv_pinned_memory_pool_used_bytes"), "{{instance}} used"),
+                    Query(_of("nv_pinned_memory_pool_total_bytes"), "{{instance}} all"),
+                ),
+                unit="bytes",
+            ),
+            Panel(
+                "GPU",
+                "Share of the time in which a kernel ran; a full GPU with short queues is a good one.",
+                (Query(_of("nv_gpu_utilization"), "{{instance}} {{gpu_uuid}}"),),
+                unit="percentunit",
+                needs_gpu=True,
+            ),
+            Panel(
+                "GPU memory",
+                "Plans, their activations and Triton's pools.",
+                (
+                    Query(_of("nv_gpu_memory_used_bytes"), "{{gpu_uuid}} used"),
+                    Query(_of("nv_gpu_memory_total_bytes"), "{{gpu_uuid}} all"),
+                ),
+                unit="bytes",
+                needs_gpu=True,
+            ),
+            Panel(
+                "GPU power",
+                "At the limit, clocks fall, and latency rises without a change in load.",
+                (
+                    Query(_of("nv_gpu_power_usage"), "{{gpu_uuid}} drawn"),
+                    Query(_of("nv_gpu_power_limit"), "{{gpu_uuid}} limit"),
+                ),
+                unit="watt",
+                needs_gpu=True,
+            ),
+        ),
+    )
+
+
+def dashboard() -> dict[str, Any]:
+    """The dashboard in Grafana's JSON layout."""
+    panels: list[dict[str, Any]] = []
+    y = 0
+    for row in rows():
+        panels.append(
+            {"type": "row", "title": row.title, "collapsed": False, "panels": [], "gridPos": _place(0, y, 24, 1)}
+        )
+        x, y = 0, y + 1
+        for panel in row.panels:
+            if x + panel.width > _COLUMNS:
+                x, y = 0, y + _HEIGHT
+            panels.append(_panel(panel, _place(x, y, panel.width, _HEIGHT)))
+            x += panel.width
+        y += _HEIGHT
+    for number, entry in enumerate(panels, 1):
+        entry["id"] = number
+    return {
+        "uid": "segmentation",
+        "title": "Instance segmentation on Triton",
+        "tags": ["triton", "segmentation"],
+        "schemaVersion": 39,
+        "version": 1,
+        "editable": False,
+        "graphTooltip": 1,
+        "refresh": "10s",
+        "time": {"from": "now-30m", "to": "now"},
+        "templating": {"list": [_instance_variable()]},
+        "annotations": {"list": []},
+        "panels": panels,
+    }
+
+
+def _panel(panel: Panel, place: dict[str, int]) -> dict[str, Any]:
+    note = " (only with a GPU)" if panel.needs_gpu else ""
+    instant = panel.kind == "table"
+    entry: dict[str, Any] = {
+        "type": panel.kind,
+        "title": panel.title,
+        "description": panel.description + note,
+        "datasource": _datasource(),
+        "gridPos": place,
+        "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
+        "options": _OPTIONS[panel.kind],
+        "targets": [
+            {
+                "refId": chr(ord("A") + index),
+                "datasource": _datasource(),
+                "expr": query.expr,
+                "legendFormat": query.legend,
+                "instant": instant,
+                "range": not instant,
+                "format": "table" if instant else "time_series",
+            }
+            for index, query in enumerate(panel.queries)
+        ],
+    }
+    if instant:
+        entry["transformations"] = [{"id": "organize", "options": {"excludeByName": {"Time": True}}}]
+    return entry
+
+
+_LAST: Final = {"calcs": ["lastNotNull"], "fields": "", "values": False}
+_OPTIONS: Final[dict[str, dict[str, Any]]] = {
+    "timeseries": {
+        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
+        "tooltip": {"mode": "multi", "sort": "desc"},
+    },
+    "stat": {"reduceOptions": _LAST, "colorMode": "none", "graphMode": "area"},
+    "bargauge": {"reduceOptions": _LAST, "displayMode": "basic", "orientation": "horizontal"},
+    "table": {"showHeader": True, "cellHeight": "sm"},
+}
+
+
+def _instance_variable() -> dict[str, Any]:
+    query = 'label_values(up{job=~".*triton.*"}, instance)'
+    return {
+        "name": "instance",
+        "label": "server",
+        "type": "query",
+        "datasource": _datasource(),
+        "query": {"query": query, "refId": "instance"},
+        "definition": query,
+        "refresh": 2,
+        "includeAll": True,
+        "allValue": ".*",
+        "multi": True,
+        "current": {"text": "All", "value": "$__all"},
+    }
+
+
+def _datasource() -> dict[str, str]:
+    return {"type": "prometheus", "uid": DATASOURCE_UID}
+
+
+def _place(x: int, y: int, width: int, height: int) -> dict[str, int]:
+    return {"x": x, "y": y, "w": width, "h": height}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the dashboard, or compare.
+
+    Returns:
+        0; 1 if the file is not what is generated.
+    """
+    parser = argparse.ArgumentParser(prog="python -m monitoring.dashboard", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="compare with the file instead of writing it")
+    options = parser.parse_args(arguments)
+    text = json.dumps(dashboard(), indent=2) + "\n"
+    if not options.check:
+        DASHBOARD_FILE.write_text(text)
+        return 0
+    if DASHBOARD_FILE.is_file() and DASHBOARD_FILE.read_text() == text:
+        return 0
+    print(f"{DASHBOARD_FILE} is out of date; write it with `python -m monitoring.dashboard`", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""``docker-compose.yml`` as Compose's own program resolves it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tests.tools import compose
+
+ROOT = Path(__file__).resolve().parent.parent
+PROFILES = ("cpu", "build", "monitoring", "load")
+
+
+def resolved(*profiles: str, **variables: str) -> dict[str, Any]:
+    """The file with its defaults, or with variables of ``.env`` given."""
+    # An .env of this checkout must not change what is tested.
+    command = [compose(), "--env-file", os.devnull, "-f", ROOT / "docker-compose.yml"]
+    for profile in profiles:
+        command += ["--profile", profile]
+    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **variables}
+    result = subprocess.run(
+        [*command, "config", "--format", "json"], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert not result.stderr, result.stderr  # a variable without a default is a warning
+    return dict(json.loads(result.stdout))

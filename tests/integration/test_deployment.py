@@ -1,0 +1,206 @@
+"""What is deployed, without a container engine: the services' commands, and the images' steps, on this machine."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
+
+from builder.live import GRPC_ADMIN_HEADER
+from client import SegmentationClient
+from serving.server import ADMIN_HEADER
+from tests.compose import ROOT, resolved
+from tests.dockerfiles import stages
+
+pytestmark = pytest.mark.server
+
+PORTS = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
+SERVING = {stage.name: stage for stage in stages(ROOT / "serving/Dockerfile")}
+
+
+@contextmanager
+def started(command, environment, cwd=ROOT):
+    """A server started by a command; yields its process and where it listens."""
+    process = subprocess.Popen(
+        command, env=environment, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        found = {}
+        for line in process.stdout:
+            found.update(re.findall(r"(HTTP|gRPC) (127\.0\.0\.1:\d+)", line))
+            if "Ctrl-C stops" in line:
+                break
+        assert set(found) == {"HTTP", "gRPC"}, "the server did not become ready"
+        yield process, found["HTTP"], found["gRPC"]
+    finally:
+        process.kill() if process.poll() is None else None
+        process.wait()
+
+
+def substituted(words, places):
+    """Words with the paths of a container replaced, in one pass, so that nothing is replaced twice."""
+    pattern = re.compile("|".join(re.escape(place) for place in sorted(places, key=len, reverse=True)))
+    return [pattern.sub(lambda found: str(places[found[0]]), word) for word in words]
+
+
+@pytest.fixture(params=["triton", "triton-cpu"])
+def service(request, repository, tmp_path):
+    """One server of docker-compose.yml: its resolved form, process and urls; ``triton`` with the profile cpu."""
+    config = resolved("cpu", SEGMENTATION_PROFILE="cpu")["services"][request.param]
+    stage = SERVING[config["build"]["target"]]
+    places = {
+        "/models": repository,
+        "/run/segmentation": tmp_path,
+        "/tmp/segmentation": tmp_path / "cache",  # noqa: S108 - of the image
+        "0.0.0.0": "127.0.0.1",  # noqa: S104 - of the service
+    }
+    entry = [sys.executable, *json.loads(stage.all("ENTRYPOINT")[0])[1:]]
+    image = {name: value for name, value in stage.environment().items() if name in ("PYTHONUNBUFFERED",)}
+    environment = {**os.environ, **image, **config.get("environment", {})}
+    with started([*entry, *substituted(config["command"], places), *PORTS], environment) as (
+        process,
+        http_url,
+        grpc_url,
+    ):
+        yield config, process, http_url, grpc_url, tmp_path / "admin_secret"
+
+
+def test_a_service_segments_guards_its_control_and_stops_in_time(service, reference):
+    config, process, http_url, grpc_url, secret_file = service
+    for protocol, url in (("http", http_url), ("grpc", grpc_url)):
+        with SegmentationClient(url, protocol, "int8") as client:
+            assert len(client.segment(reference.photographs[0])) >= 1
+
+    # The secret was made at the first start, for its owner's eyes alone.
+    secret = secret_file.read_text().strip()
+    assert secret_file.stat().st_mode & 0o777 == 0o600
+    assert restricted_over_http(http_url, {}) == http.client.FORBIDDEN
+    assert restricted_over_http(http_url, {ADMIN_HEADER: "wrong"}) == http.client.FORBIDDEN
+    assert restricted_over_http(http_url, {ADMIN_HEADER: secret}) == http.client.OK
+    control = tritonclient.grpc.InferenceServerClient(grpc_url)
+    with pytest.raises(InferenceServerException, match="expecting header"):
+        control.get_model_repository_index()
+    assert control.get_model_repository_index(headers={GRPC_ADMIN_HEADER: secret}).models
+    control.close()
+
+    # The instance counts are those of the service, not those of the repository.
+    counts = dict(re.findall(r"--(preprocess|postprocess)-instances=(\d+)", " ".join(config["command"])))
+    for model, count in counts.items():
+        assert len(stubs(process.pid, model)) == int(count)
+
+    # The health check, where the ports are.
+    test = [sys.executable, *substituted(config["healthcheck"]["test"][2:], {"127.0.0.1:8000": http_url})]
+    assert subprocess.run(test, check=False).returncode == 0
+
+    started_at = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    assert time.monotonic() - started_at < int(config["stop_grace_period"].removesuffix("s"))
+    assert subprocess.run(test, check=False, stderr=subprocess.DEVNULL).returncode != 0
+
+
+@pytest.mark.parametrize("name", ["serving", "load"])
+def test_an_images_steps_run_in_a_clean_environment(name, tmp_path, repository, reference):
+    """All steps but the base image and the user's entry, which are the container engine's; then the image's command."""
+    stage = SERVING["cpu"] if name == "serving" else stages(ROOT / name / "Dockerfile")[-1]
+    root = tmp_path / "image"
+    places = {
+        "/opt/": f"{root}/opt/",
+        "/models": root / "models",
+        "/run/segmentation": root / "run/segmentation",
+        "/tmp/": f"{root}/tmp/",  # noqa: S108 - of the image
+        " /cache": f" {root}/cache",
+        "/usr/local/lib": sysconfig.get_config_var("LIBDIR"),
+    }
+    base = {key: value for key, value in os.environ.items() if key.startswith(("PIP_", "SSL_", "HTTP", "HOME"))}
+    base |= {"PATH": f"{Path(sys.base_prefix) / 'bin'}:/usr/bin:/bin", "UID": str(os.getuid())}
+    run_steps(stage, root, places, base)
+    environment = {key: substituted([value], places)[0] for key, value in stage.environment().items()}
+    environment = base | environment | {"PATH": environment["PATH"].replace("$PATH", base["PATH"])}
+    workdir = root / "opt/segmentation"
+    if name == "load":
+        entry = json.loads(stage.all("ENTRYPOINT")[0])
+        program = shutil.which(entry[0], path=environment["PATH"])
+        assert Path(program).is_relative_to(root)
+        listed = subprocess.run(
+            [program, *entry[1:], "--list"], env=environment, cwd=workdir, capture_output=True, text=True, check=True
+        )
+        assert {"GrpcUser", "HttpUser"} <= set(listed.stdout.split())
+        return
+    command = [*json.loads(stage.all("ENTRYPOINT")[0]), *json.loads(stage.all("CMD")[0])]
+    program = shutil.which(command[0], path=environment["PATH"])
+    assert Path(program).is_relative_to(root)
+    (root / "models").rmdir()
+    (root / "models").symlink_to(repository)
+    words = substituted(command[1:], {**places, "0.0.0.0": "127.0.0.1"})  # noqa: S104 - of the image
+    with started([program, *words, *PORTS], environment, workdir) as (process, _, grpc_url):
+        binary = next(iter(tritonservers(process.pid)))
+        assert binary.is_relative_to(root / "opt/tritonserver")
+        with SegmentationClient(grpc_url, precision="int8") as client:
+            assert len(client.segment(reference.photographs[0])) >= 1
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def run_steps(stage, root, places, environment):
+    """COPY and RUN of a stage below a folder."""
+    workdir = root / "opt/segmentation"
+    workdir.mkdir(parents=True)
+    (root / "tmp").mkdir()
+    for instruction, arguments in stage.instructions:
+        if instruction == "COPY":
+            *sources, target = arguments.split()
+            for source in sources:
+                for file in tracked(source):
+                    into = workdir / target / (file.relative_to(source) if (ROOT / source).is_dir() else file.name)
+                    into.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(ROOT / file, into)
+        elif instruction == "RUN":
+            steps = [step.strip() for step in arguments.split("&&")]
+            steps = [step for step in steps if not step.startswith("useradd")]
+            script = substituted([" && ".join(steps)], places)[0]
+            done = subprocess.run(
+                ["sh", "-ec", script], env=environment, cwd=workdir, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"{script}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+
+
+def tracked(source):
+    listed = subprocess.run(["git", "ls-files", source], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [Path(name) for name in listed.stdout.split()]
+
+
+def restricted_over_http(url, headers):
+    host, port = url.split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=10)
+    connection.request("POST", "/v2/repository/index", headers=headers)
+    return connection.getresponse().status
+
+
+def children(pid):
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    found = [int(child) for child in listed]
+    return found + [below for child in found for below in children(child)]
+
+
+def stubs(pid, model):
+    lines = [Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0") for child in children(pid)]
+    return [line for line in lines if "stub" in line[0] and f"/{model}/" in line[1]]
+
+
+def tritonservers(pid):
+    programs = [Path(f"/proc/{child}/exe").readlink() for child in children(pid)]
+    return [program for program in programs if program.name == "tritonserver"]

@@ -1,0 +1,92 @@
+"""The images' recipes: what a linter says, what they copy and install."""
+
+import fnmatch
+import subprocess
+
+import pytest
+import yaml
+
+from tests.dockerfiles import DOCKERFILES, ROOT, stages
+from tests.tools import hadolint
+
+STAGES = [(path, stage) for path in DOCKERFILES for stage in stages(path)]
+IDS = [f"{path.parent.name}-{stage.name or 'only'}" for path, stage in STAGES]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
+def test_the_linter_has_no_complaint(path):
+    result = subprocess.run([hadolint(), path], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "")
+
+
+def test_the_linter_would_complain(tmp_path):
+    careless = tmp_path / "Dockerfile"
+    careless.write_text("FROM python\nRUN cd /tmp && pip install numpy\n")
+    result = subprocess.run([hadolint(), careless], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "DL3006" in result.stdout  # no tag
+
+
+@pytest.mark.parametrize(("path", "stage"), STAGES, ids=IDS)
+def test_every_copied_file_is_there_tracked_and_not_ignored(path, stage):
+    ignored = ignore_rules()
+    for sources, _ in stage.copies():
+        for source in sources:
+            assert (ROOT / source).exists(), source
+            assert not is_ignored(source.rstrip("/"), ignored), source
+            tracked = subprocess.run(["git", "ls-files", source], cwd=ROOT, capture_output=True, text=True, check=True)
+            assert tracked.stdout, source
+
+
+def test_built_versions_and_secrets_stay_out_of_the_images():
+    rules = ignore_rules()
+    for name in (".env", ".git", "out", ".cache", "images", "tests", "model_repository/segmentation_int8/1"):
+        assert is_ignored(name, rules), name
+    assert not is_ignored("model_repository/segment_int8/1/.gitkeep", rules)  # Triton wants the folder
+
+
+@pytest.mark.parametrize(("path", "stage"), STAGES, ids=IDS)
+def test_packages_come_from_the_lock_with_hashes(path, stage):
+    installs = [command for run in stage.all("RUN") for command in run.split("&&") if "pip" in command.split()]
+    locked = [command for command in installs if "--require-hashes" in command]
+    assert len(locked) == 1
+    lock = locked[0].split("-r ")[1].strip()
+    assert (ROOT / lock).is_file()
+    for command in installs:
+        if command not in locked:
+            # The project itself, without its dependencies; and torch, which is installed beside the lock everywhere.
+            assert "--no-deps --no-build-isolation --editable ." in command or "torch==2.13.0" in command
+    assert "torch==2.13.0" in (ROOT / "requirements/install.sh").read_text()
+
+
+@pytest.mark.parametrize(("path", "stage"), STAGES, ids=IDS)
+def test_nothing_runs_as_root_and_bases_are_pinned(path, stage):
+    assert stage.all("USER") == ["$UID"]
+    assert int(stage.arguments["UID"]) > 0
+    assert ":" in stage.base
+    assert not stage.base.endswith(":latest")
+
+
+def test_server_and_builder_stand_on_the_same_month():
+    months = {stage.base.rsplit(":", 1)[1] for _, stage in STAGES if stage.base.startswith("nvcr.io")}
+    assert len(months) == 1
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    for name in ("triton", "builder"):
+        assert compose["services"][name]["build"]["args"]["MONTH"] == "${TRITON_MONTH:-26.08}"
+    assert months == {"26.08-py3"}
+
+
+def ignore_rules():
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def is_ignored(name, rules):
+    """As Docker reads .dockerignore: the last rule that fits the path or a folder above it decides."""
+    above = ["/".join(name.split("/")[: depth + 1]) for depth in range(name.count("/") + 1)]
+    ignored = False
+    for rule in rules:
+        pattern = rule.lstrip("!").replace("**/", "*")
+        if any(part.count("/") >= pattern.count("/") and fnmatch.fnmatch(part, pattern) for part in above):
+            ignored = not rule.startswith("!")
+    return ignored
