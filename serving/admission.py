@@ -33,20 +33,21 @@ FLOOR_IMAGES: Final = contract.MAX_REQUEST_BATCH
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
 _SLOTS: Final = 1024  # requests under way at once
 _SAMPLES: Final = 32
-_LOST_AFTER: Final = 2.0  # bounds
-_UNKNOWN_S: Final = 0.1  # per image, until one has been finished
+_LOST_AFTER: Final = 3.0  # times the predicted latency, and never sooner than the next
+_LOST_AFTER_S: Final = 1.0
+_UNKNOWN_S: Final = 0.1  # per image under way: what is taken for a sample that there is not yet
 
-# Words of the state, 64 bits each: a counter of requests, a counter of samples, the samples (seconds per image under
-# way), and for each slot the moment of admission (nanoseconds of the monotonic clock, 0 is free) and the images.
-_COUNTERS: Final = 2
-_WORDS: Final = _COUNTERS + _SAMPLES + 2 * _SLOTS
+# Words of the state, 64 bits each: a counter of samples, the samples (seconds per image under way), and for each slot
+# the moment of admission (nanoseconds of the monotonic clock, 0 is free), the moment from which it counts as lost, and
+# the images.
+_WORDS: Final = 1 + _SAMPLES + 3 * _SLOTS
 
 
 class Admission:
     """Who is let into the ensemble, for all processes of one server.
 
-    A request that never reaches the last step (its step failed, its caller went away) counts until it is twice as old
-    as the bound, then no more.
+    A request that never reaches the last step (its step failed, its caller went away) counts until it has taken three
+    times as long as was predicted, and a second, then no more.
 
     Attributes:
         max_latency_s: bound on the predicted time from admission to the end of the last step, in seconds.
@@ -70,9 +71,9 @@ class Admission:
             os.posix_fallocate(descriptor, 0, _WORDS * 8)  # fails here, not with SIGBUS later, where no room is left
         fcntl.flock(self._file, fcntl.LOCK_UN)
         words: NDArray[np.int64] = np.frombuffer(mmap(descriptor, _WORDS * 8), np.int64)
-        self._counters = words[:_COUNTERS]
-        self._samples = words[_COUNTERS : _COUNTERS + _SAMPLES].view(np.float64)
-        self._admitted, self._images = words[_COUNTERS + _SAMPLES :].reshape(2, _SLOTS)
+        self._finished = words[:1]
+        self._samples = words[1 : 1 + _SAMPLES].view(np.float64)
+        self._admitted, self._lost_from, self._images = words[1 + _SAMPLES :].reshape(3, _SLOTS)
 
     def admit(self, images: int) -> NDArray[np.int64]:
         """Let a request in.
@@ -99,6 +100,7 @@ class Admission:
                 )
             slot = int(free[0])
             self._admitted[slot], self._images[slot] = now, images
+            self._lost_from[slot] = now + int(max(_LOST_AFTER * predicted_s, _LOST_AFTER_S) * 1e9)
         return np.array([slot, now, total], np.int64)
 
     def finish(self, ticket: NDArray[np.int64], answered: bool = True) -> None:
@@ -115,8 +117,8 @@ class Admission:
                 return
             self._admitted[slot] = 0
             if answered:
-                self._samples[int(self._counters[1]) % _SAMPLES] = (now - admitted) / 1e9 / total
-                self._counters[1] += 1
+                self._samples[int(self._finished[0]) % _SAMPLES] = (now - admitted) / 1e9 / total
+                self._finished[0] += 1
 
     @property
     def images_under_way(self) -> int:
@@ -125,8 +127,7 @@ class Admission:
             return int(self._images[self._under_way(time.monotonic_ns())].sum())
 
     def _under_way(self, now: int) -> NDArray[np.bool_]:
-        oldest = now - int(_LOST_AFTER * self.max_latency_s * 1e9)
-        return np.asarray(self._admitted > max(oldest, 0), np.bool_)
+        return np.asarray((self._admitted > 0) & (self._lost_from > now), np.bool_)
 
     def _seconds_per_image(self) -> float:
         """Latency by images under way at admission: above the time per image of a full server, and equal to it there.
@@ -134,8 +135,7 @@ class Admission:
         (Little's law: latency = images under way / images per second.) The median, so that one stalled request does not
         close the door for all.
         """
-        known = min(int(self._counters[1]), _SAMPLES)
-        return float(np.median(self._samples[:known])) if known else _UNKNOWN_S
+        return float(np.median(np.where(self._samples > 0, self._samples, _UNKNOWN_S)))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -82,3 +82,17 @@ def test_both_profiles_have_the_same_tensors(precision):
     tensorrt, cpu = parse(folder / "config.pbtxt"), parse(folder / "configs" / "cpu.pbtxt")
     assert list(tensorrt.input) == list(cpu.input)
     assert list(tensorrt.output) == list(cpu.output)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(SHIPPED_REPOSITORY)))
+def test_no_queue_of_triton_is_bounded(path):
+    """Before 26.03 an ensemble never answers a request whose step's queue is full; admission control sheds load."""
+    batching = parse(path).dynamic_batching
+    assert batching.default_queue_policy.max_queue_size == 0
+    assert batching.default_queue_policy.default_timeout_microseconds == 0
+    assert not batching.priority_queue_policy
+
+
+def test_the_latency_bound_is_configured():
+    parameters = parse(SHIPPED_REPOSITORY / "preprocess" / "config.pbtxt").parameters
+    assert int(parameters["max_latency_ms"].string_value) > 0

@@ -1,0 +1,117 @@
+"""More than the server can do, and callers that go away: everybody is told, nothing hangs, no work is wasted."""
+
+from __future__ import annotations
+
+import threading
+import time
+import urllib.request
+
+import pytest
+
+from builder.repository import read_config, write_config
+from client import RequestTimeoutError, RetryPolicy, SegmentationClient, ServerBusyError
+from serving.server import ServerOptions, TritonServer
+from tests.chaos import overload
+
+pytestmark = pytest.mark.server
+
+FREE = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+NEVER = RetryPolicy(retries=0)
+
+
+def test_overload_is_refused_at_once_and_the_rest_is_answered_in_time(repository, tmp_path):
+    result = overload.run(repository, tmp_path, seconds=15.0)
+    assert result["faults"] == []
+    assert set(result["outcomes"]) == {"answered", "refused"}
+    assert sum(entry["requests"] for entry in result["outcomes"].values()) == result["sent"]
+
+
+def test_the_checker_notices_what_is_not_as_promised():
+    sent = [overload.Sent("answered", 9.0), overload.Sent("refused", 3.0, "go away"), overload.Sent("ServerError", 0.1)]
+    result = overload._summary(sent, 1.0)
+    result |= {"capacity_images_per_s": 10.0, "bound_s": 2.0, "recovery_s": 7.0}
+    assert len(overload._faults(result, sent)) == 6
+
+
+@pytest.fixture(scope="module")
+def strict(repository, tmp_path_factory):
+    """A server with a bound so low that the second full request is refused."""
+    import shutil
+
+    copy = tmp_path_factory.mktemp("strict") / "repository"
+    shutil.copytree(repository, copy)
+    config = read_config(copy / "preprocess/config.pbtxt")
+    config.parameters["max_latency_ms"].string_value = "1"
+    write_config(copy / "preprocess/config.pbtxt", config)
+    with TritonServer(ServerOptions(copy, precisions=("int8",), **FREE)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_refused_request_gets_the_status_that_says_to_come_back(strict, reference, protocol):
+    url = strict.grpc_url if protocol == "grpc" else strict.http_url
+    image = reference.photographs[0].read_bytes()
+    refusals, answers = [], []
+    occupied = threading.Thread(target=occupy, args=(strict, image, answers))
+    occupied.start()
+    with SegmentationClient(url, protocol, "int8", retry=NEVER) as client:
+        while occupied.is_alive():
+            try:
+                client.segment(image)
+            except ServerBusyError as error:
+                refusals.append(error)
+    occupied.join()
+    assert len(answers) == 8  # the full request itself was answered
+    assert refusals
+    assert {error.status for error in refusals} == {"StatusCode.UNAVAILABLE" if protocol == "grpc" else "503"}
+    assert all("Try again later" in str(error) for error in refusals)
+    # With retries, the same caller is answered once the full request is done.
+    occupied = threading.Thread(target=occupy, args=(strict, image, answers))
+    occupied.start()
+    with SegmentationClient(url, protocol, "int8", retry=RetryPolicy(retries=50, first_s=0.2)) as client:
+        assert len(client.segment(image)) >= 1
+    occupied.join()
+    assert metric(strict, "segmentation_requests_refused_total") >= len(refusals)
+
+
+def occupy(server, image, answers):
+    # It is refused itself as long as the other caller's image is under way.
+    with SegmentationClient(server.grpc_url, precision="int8", retry=RetryPolicy(retries=200, first_s=0.01)) as client:
+        answers += client.segment_batch([image] * 8)
+
+
+def test_deadlines_free_the_server(server, reference):
+    """Callers whose deadline passes: what waits for the network is dropped, not worked off."""
+    image = reference.photographs[0].read_bytes()
+    with SegmentationClient(server.grpc_url, precision="fp32") as client:
+        client.segment(image)
+        before = metric(server, "segmentation_session_images_total")
+        asked = 64
+        gone = []
+        callers = [threading.Thread(target=impatient, args=(server, image, gone)) for _ in range(asked // 8)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        assert len(gone) == asked // 8
+        started = time.monotonic()
+        client.segment(image)
+        waited = time.monotonic() - started
+        worked = metric(server, "segmentation_session_images_total") - before - 1
+    assert worked <= asked / 2
+    assert waited < 2.0
+
+
+def impatient(server, image, gone):
+    """Eight images at once, with a deadline that passes while the first of them are at the network."""
+    with SegmentationClient(server.grpc_url, precision="fp32", timeout_s=0.25, retry=NEVER) as client:
+        try:
+            client.segment_batch([image] * 8)
+        except (RequestTimeoutError, ServerBusyError) as error:
+            gone.append(error)
+
+
+def metric(server, name):
+    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
