@@ -61,6 +61,7 @@ def _run(options: argparse.Namespace) -> int:
             preprocess_instances=options.preprocess_instances,
             postprocess_instances=options.postprocess_instances,
             exit_timeout_s=options.exit_timeout_s,
+            extra_arguments=tuple(options.arguments),
             admin_secret=secret_in(options.admin_secret_file) if options.admin_secret_file is not None else None,
         ),
         log=lambda line: print(line, file=sys.stderr, flush=True),
@@ -193,6 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--ready-timeout-s", type=_positive, default=120.0, help="how long to wait until ready")
     run.add_argument("--log-verbose", type=_verbosity, default=0, help="Triton's verbosity")
+    run.add_argument("arguments", nargs="*", metavar="OPTION", help="behind --: options of tritonserver's own")
     run.set_defaults(run=_run)
     looking = commands.add_parser("preflight", help="say which models can be served here, and what mends the others")
     looking.add_argument("--profile", choices=contract.PROFILES, default="cpu", help="default: cpu")

@@ -11,7 +11,7 @@ from typing import Any
 from tests.tools import compose
 
 ROOT = Path(__file__).resolve().parent.parent
-PROFILES = ("cpu", "build", "monitoring", "load")
+PROFILES = ("cpu", "build", "client", "monitoring", "load")
 
 
 def resolved(*profiles: str, **variables: str) -> dict[str, Any]:

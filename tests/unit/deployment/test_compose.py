@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from client.__main__ import _parser as client_parser
 from monitoring.dashboard import DATASOURCE_UID
 from serving.__main__ import _parser
 from tests.compose import PROFILES, ROOT, resolved
 
 SERVICES = sorted(resolved(*PROFILES)["services"])
 SERVERS = ("triton", "triton-cpu")
-ONE_SHOT = ("builder", "builder-cpu")
+ONE_SHOT = ("builder", "builder-cpu", "client")
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,7 @@ def services():
         ((), {"triton"}),
         (("cpu",), {"triton", "triton-cpu", "builder-cpu"}),
         (("build",), {"triton", "builder"}),
+        (("client",), {"triton", "client"}),
         (("monitoring",), {"triton", "prometheus", "grafana"}),
         (("load",), {"triton", "load-master", "load-worker"}),
     ],
@@ -108,6 +110,13 @@ def test_the_environment_example_holds_the_knobs_and_their_defaults():
     assert resolved(*PROFILES, **example)["services"]["triton"] == resolved(*PROFILES)["services"]["triton"]
 
 
+def test_the_client_of_the_stack_is_the_projects(services):
+    assert services["client"]["image"] == services["triton"]["image"]
+    entry = services["client"]["entrypoint"]
+    assert entry[:3] == ["python", "-m", "client"]
+    assert client_parser().parse_args([*entry[3:], "/images", "--out", "/out"]).url == "segmentation-server:8001"
+
+
 def test_knobs_reach_the_server(services):
     changed = resolved(PREPROCESS_INSTANCES="7", SEGMENTATION_PROFILE="cpu", TRITON_MONTH="26.09", GPU="1")
     triton = changed["services"]["triton"]
@@ -123,6 +132,7 @@ def test_prometheus_scrapes_the_servers_by_the_name_that_they_have(services):
     for name in SERVERS:
         assert host in services[name]["networks"]["default"]["aliases"]
     assert int(port) == 8002
+    assert f"--url={host}:8001" in services["client"]["entrypoint"]
     for name in ("load-master", "load-worker"):
         assert f"--url-grpc={host}:8001" in services[name]["command"]
 
@@ -130,7 +140,7 @@ def test_prometheus_scrapes_the_servers_by_the_name_that_they_have(services):
 @pytest.mark.parametrize("name", SERVICES)
 def test_mounted_files_are_there(services, name):
     for volume in services[name].get("volumes", []):
-        if volume["type"] == "bind" and volume["target"] not in ("/images",):
+        if volume["type"] == "bind" and volume["target"] not in ("/images", "/out"):
             assert Path(volume["source"]).exists(), volume
 
 
