@@ -20,6 +20,7 @@ from serving.models import servable_precisions
 from serving.preflight import check, preflight
 from serving.secret import secret_in
 from serving.server import ServerOptions, TritonServer
+from serving.supervisor import RestartPolicy, supervise
 from serving.tritonserver import EMBEDDED_VERSION, unpack_tritonserver
 
 MAX_INSTANCES: Final = 256
@@ -74,11 +75,13 @@ def _run(options: argparse.Namespace) -> int:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
-        server.start()
-        server.wait_ready(options.ready_timeout_s)
-        print(_how_to_call(server, options), flush=True)
-        status = server.wait()
-        raise ServingError(f"tritonserver ended with status {status}; its log above says why")
+        supervise(
+            server,
+            RestartPolicy(options.restarts),
+            options.ready_timeout_s,
+            on_ready=lambda: print(_how_to_call(server, options), flush=True),
+            say=lambda line: print(line, file=sys.stderr, flush=True),
+        )
     except _Stopped:
         print("stopping …", file=sys.stderr, flush=True)
         return 0
@@ -162,7 +165,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _verbosity(text: str) -> int:
+def _whole(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r}; allowed: a whole number, 0 or more")
     return int(text)
@@ -193,7 +196,14 @@ def _parser() -> argparse.ArgumentParser:
         "--exit-timeout-s", type=_count, default=10, help="what requests in flight are given at the end (default: 10)"
     )
     run.add_argument("--ready-timeout-s", type=_positive, default=120.0, help="how long to wait until ready")
-    run.add_argument("--log-verbose", type=_verbosity, default=0, help="Triton's verbosity")
+    run.add_argument(
+        "--restarts",
+        type=_whole,
+        default=RestartPolicy.restarts,
+        metavar="N",
+        help=f"how often a server that died is started again, with growing pauses (default: {RestartPolicy.restarts})",
+    )
+    run.add_argument("--log-verbose", type=_whole, default=0, help="Triton's verbosity")
     run.add_argument("arguments", nargs="*", metavar="OPTION", help="behind --: options of tritonserver's own")
     run.set_defaults(run=_run)
     looking = commands.add_parser("preflight", help="say which models can be served here, and what mends the others")

@@ -109,6 +109,7 @@ class TritonServer:
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._shm_prefix = ""
+        self._asked_ports = (options.http_port, options.grpc_port, options.metrics_port)
         self._ports = (0, 0, 0)
         self._host = options.host
         self._state_file: Path | None = None
@@ -163,7 +164,7 @@ class TritonServer:
         options = self.options
         models = models_to_load(options.repository, options.profile, options.precisions)
         self._host = resolve_host(options.host)
-        given = (options.http_port, options.grpc_port, options.metrics_port)
+        given = self._asked_ports
         check_ports(self._host, dict(zip(("--http-port", "--grpc-port", "--metrics-port"), given, strict=True)))
         # Last of the checks: it may fetch the server.
         installation = find_tritonserver()
@@ -199,6 +200,16 @@ class TritonServer:
         )
         self._state_file = server.write()
 
+    def restart(self) -> None:
+        """Stop what is left of the server and start it again where it was: same ports, same secret.
+
+        Raises:
+            ServingError: see :meth:`start`.
+        """
+        self.stop()
+        self._asked_ports = self._ports
+        self.start()
+
     def wait_ready(self, timeout_s: float = 120.0) -> None:
         """Wait until every model is ready.
 
@@ -214,9 +225,9 @@ class TritonServer:
                     self.stop()
                     self.start()
                     continue
-                raise ServingError(f"tritonserver ended before it was ready{self._last_words()}")
+                raise ServingError(f"tritonserver ended before it was ready{self.last_words()}")
             if time.monotonic() > deadline:
-                raise ServingError(f"tritonserver was not ready within {timeout_s:.0f} s{self._last_words()}")
+                raise ServingError(f"tritonserver was not ready within {timeout_s:.0f} s{self.last_words()}")
             time.sleep(0.1)
 
     def is_ready(self) -> bool:
@@ -332,11 +343,11 @@ class TritonServer:
 
     def _lost_a_port(self) -> bool:
         """Whether a port that was free when it was chosen has been taken since."""
-        given = (self.options.http_port, self.options.grpc_port, self.options.metrics_port)
-        pairs = zip(given, self._ports, strict=True)
+        pairs = zip(self._asked_ports, self._ports, strict=True)
         return any(wanted == 0 and not is_free(self._host, port) for wanted, port in pairs)
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
+        """The telling lines at the end of the log, to be put behind an error; empty if there is none."""
         if self._reader is not None and self.pid is None:
             self._reader.join(5)
         telling = [line for line in self._lines if line[:1] in ("E", "F") or "error" in line.lower()]

@@ -1,0 +1,95 @@
+"""Keeps a server running: one that died is started again, with growing pauses; one that cannot stay up is given up."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from serving.errors import ServingError
+from serving.server import TritonServer
+
+
+@dataclass(frozen=True)
+class RestartPolicy:
+    """When a server that died is started again.
+
+    Attributes:
+        restarts: how often, one after the other; 0 never.
+        first_s: upper bound of the pause before the first restart, in seconds; it doubles from restart to restart.
+        most_s: upper bound of any pause, in seconds.
+        steady_s: a server that stayed up so long has its restarts counted anew, in seconds.
+    """
+
+    restarts: int = 5
+    first_s: float = 1.0
+    most_s: float = 30.0
+    steady_s: float = 60.0
+
+    def pause_s(self, restart: int) -> float:
+        """The pause before a restart, in seconds: half of its bound or more, at random.
+
+        Args:
+            restart: 1 for the first.
+        """
+        bound = min(self.most_s, self.first_s * 2 ** (restart - 1))
+        return float(bound * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+
+
+def supervise(
+    server: TritonServer,
+    policy: RestartPolicy,
+    ready_timeout_s: float,
+    on_ready: Callable[[], None],
+    say: Callable[[str], None],
+) -> NoReturn:
+    """Start a server and keep it running, on the same ports and with the same secret; ends with an exception alone.
+
+    A server that does not become ready at its first start is not started again: its configuration is at fault.
+
+    Args:
+        server: not started yet.
+        policy: when to start it again.
+        ready_timeout_s: how long a start may take, in seconds.
+        on_ready: called once, when it is ready for the first time.
+        say: gets a line about every death and every restart.
+
+    Raises:
+        ServingError: the first start failed, or the server died once more than the policy restarts it.
+    """
+    server.start()
+    server.wait_ready(ready_timeout_s)
+    on_ready()
+    deaths = 0
+    while True:
+        since = time.monotonic()
+        status = server.wait()
+        up_s = time.monotonic() - since
+        deaths = 1 if up_s >= policy.steady_s else deaths + 1
+        fault = f"tritonserver ended {_how(status)}"
+        while True:
+            if deaths > policy.restarts:
+                times = f", {deaths} times without staying up for {policy.steady_s:g} s" if deaths > 1 else ""
+                raise ServingError(f"{fault}{times}; giving up. See its log above{server.last_words()}")
+            pause_s = policy.pause_s(deaths)
+            say(f"{fault}; starting it again in {pause_s:.1f} s (restart {deaths} of {policy.restarts})")
+            time.sleep(pause_s)
+            try:
+                server.restart()
+                server.wait_ready(ready_timeout_s)
+                break
+            except ServingError as error:
+                fault, deaths = str(error), deaths + 1
+        say(f"tritonserver is ready again (process {server.pid})")
+
+
+def _how(status: int) -> str:
+    if status >= 0:
+        return f"with status {status}"
+    try:
+        return f"by signal {signal.Signals(-status).name}"
+    except ValueError:
+        return f"by signal {-status}"

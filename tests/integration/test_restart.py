@@ -1,0 +1,129 @@
+"""``python -m serving run`` with a server that dies: started again where it was, or given up with a clear message."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import tritonclient.grpc
+
+from builder.live import GRPC_ADMIN_HEADER
+
+pytestmark = pytest.mark.server
+
+SECRET = "0123456789abcdef0123456789abcdef"
+
+
+class Run:
+    """The command, and what it has said so far."""
+
+    def __init__(self, repository, folder, *options):
+        (folder / "secret").write_text(SECRET)
+        places = ["--http-port=0", "--grpc-port=0", "--metrics-port=0", f"--admin-secret-file={folder / 'secret'}"]
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "serving",
+                "run",
+                "--repository",
+                str(repository),
+                "--precisions=int8",
+                *places,
+                *options,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.lines = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.url = self.said(r"gRPC (127\.0\.0\.1:\d+)").group(1)
+
+    def _read(self):
+        for line in self.process.stdout:
+            self.lines.append(line)
+
+    def said(self, pattern, times=1, within_s=60):
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            found = [match for line in list(self.lines) if (match := re.search(pattern, line))]
+            if len(found) >= times:
+                return found[times - 1]
+            if self.process.poll() is not None and not self._reader.is_alive():
+                break
+            time.sleep(0.05)
+        raise AssertionError(f"{pattern!r} was not said {times} times:\n{''.join(self.lines)}")
+
+    @property
+    def server_pid(self):
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(children[0])
+
+    def kill_server(self):
+        os.kill(self.server_pid, signal.SIGKILL)
+
+    def answers(self):
+        client = tritonclient.grpc.InferenceServerClient(self.url)
+        try:
+            index = client.get_model_repository_index(headers={GRPC_ADMIN_HEADER: SECRET}, client_timeout=10)
+            return "segment_int8" in [model.name for model in index.models if model.state == "READY"]
+        finally:
+            client.close()
+
+
+@pytest.fixture
+def run(repository, tmp_path):
+    started = []
+
+    def make(*options):
+        started.append(Run(repository, tmp_path, *options))
+        return started[-1]
+
+    yield make
+    for each in started:
+        each.process.kill()
+        each.process.wait()
+
+
+def test_a_killed_server_comes_back_on_the_same_ports_with_the_same_secret(run):
+    running = run()
+    assert running.answers()
+    before = running.server_pid
+    running.kill_server()
+    running.said("tritonserver ended by signal SIGKILL; starting it again")
+    running.said("tritonserver is ready again")
+    assert running.server_pid != before
+    assert running.answers()
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(40) == 0
+
+
+def test_a_server_that_cannot_stay_up_is_given_up(run):
+    running = run("--restarts=1")
+    running.kill_server()
+    running.said("tritonserver is ready again")
+    running.kill_server()
+    assert running.process.wait(40) == 1
+    running.said("error: tritonserver ended by signal SIGKILL, 2 times without staying up for 60 s; giving up")
+
+
+def test_a_signal_ends_a_pause_at_once(run):
+    running = run("--restarts=5")
+    for time_ in (1, 2):
+        running.kill_server()
+        running.said("tritonserver is ready again", times=time_)
+    running.kill_server()
+    running.said(r"restart 3 of 5")  # a pause of two to four seconds
+    started = time.monotonic()
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(10) == 0
+    assert time.monotonic() - started < 1.5

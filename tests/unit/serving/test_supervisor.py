@@ -1,0 +1,103 @@
+"""When a server that died is started again. The server is a stand-in here; tests/integration kill the real one."""
+
+from __future__ import annotations
+
+import pytest
+
+from serving import supervisor
+from serving.errors import ServingError
+from serving.supervisor import RestartPolicy, supervise
+
+
+class Clock:
+    def __init__(self):
+        self.now, self.pauses = 0.0, []
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.pauses.append(seconds)
+        self.now += seconds
+
+
+class Server:
+    """Dies as it is told to: seconds of life and exit status of each start; a start may fail instead."""
+
+    pid = 42
+
+    def __init__(self, clock, lives):
+        self.clock, self.lives, self.starts = clock, list(lives), 0
+
+    def start(self):
+        self.starts += 1
+        self.life = self.lives.pop(0)
+        if isinstance(self.life, str):
+            raise ServingError(self.life)
+
+    restart = start
+
+    def wait_ready(self, timeout_s):
+        assert timeout_s == 120.0
+
+    def wait(self):
+        seconds, status = self.life
+        self.clock.now += seconds
+        return status
+
+    def last_words(self):
+        return ". Its log ends:\n  E out of luck"
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(supervisor, "time", clock)
+    return clock
+
+
+def run(clock, lives, policy=RestartPolicy(restarts=3)):  # noqa: B008 - frozen
+    server, said, ready = Server(clock, lives), [], []
+    with pytest.raises(ServingError) as given_up:
+        supervise(server, policy, 120.0, lambda: ready.append(1), said.append)
+    return server, said, ready, str(given_up.value)
+
+
+def test_a_server_that_cannot_stay_up_is_given_up_with_its_last_words(clock):
+    server, said, ready, error = run(clock, [(5, -9)] * 4)
+    assert server.starts == 4
+    assert ready == [1]
+    assert "by signal SIGKILL, 4 times without staying up for 60 s; giving up" in error
+    assert "E out of luck" in error
+    assert next(line for line in said if "starting it again" in line).startswith("tritonserver ended by signal SIGKILL")
+    assert sum("ready again (process 42)" in line for line in said) == 3
+
+
+def test_pauses_double_up_to_their_bound(clock):
+    policy = RestartPolicy(restarts=8, first_s=1.0, most_s=10.0)
+    run(clock, [(0.1, 1)] * 9, policy)
+    bounds = [1, 2, 4, 8, 10, 10, 10, 10]
+    assert all(bound / 2 <= pause <= bound for pause, bound in zip(clock.pauses, bounds, strict=True))
+
+
+def test_a_server_that_stayed_up_is_counted_anew(clock):
+    server, _, _, _ = run(clock, [(5, 1), (5, 1), (5, 1), (100, 1), (5, 1), (5, 1), (5, 1)])
+    assert server.starts == 7
+
+
+def test_a_first_start_that_fails_is_not_tried_again(clock):
+    server, said, ready, error = run(clock, ["no version can be served"])
+    assert (server.starts, said, ready, error) == (1, [], [], "no version can be served")
+
+
+def test_a_restart_that_fails_counts_as_a_death(clock):
+    server, said, _, error = run(clock, [(5, 1), "port 8000 is in use", "port 8000 is in use", "port 8000 is in use"])
+    assert server.starts == 4
+    assert "port 8000 is in use, 4 times" in error
+    assert any(line.startswith("port 8000 is in use; starting it again") for line in said)
+
+
+def test_no_restarts_when_none_are_asked_for(clock):
+    server, said, _, error = run(clock, [(1000, 3)], RestartPolicy(restarts=0))
+    assert (server.starts, said) == (1, [])
+    assert error.startswith("tritonserver ended with status 3; giving up")
