@@ -105,19 +105,37 @@ class LiveServer:
         ready = [int(entry.version) for entry in index.models if entry.name == model and entry.state == "READY"]
         return tuple(sorted(ready))
 
-    def reload(self, model: str) -> None:
-        """Load a model as its configuration on disk says now.
+    def config(self, model: str) -> dict[str, Any]:
+        """The configuration that a model is loaded with, in protobuf's JSON form.
+
+        Raises:
+            LiveError: the server does not say.
+        """
+        answer = self._ask(
+            f"tell the configuration of {model}",
+            lambda: self._client.get_model_config(model, as_json=True, client_timeout=_ANSWER_TIMEOUT_S),
+        )
+        return dict(answer["config"])
+
+    def reload(self, model: str, config: str | None = None) -> None:
+        """Load a model as its configuration on disk says now, or as another one says.
 
         Triton loads the new version, turns to it, then unloads the old one when its last request is done; ensembles
         that use the model follow by themselves. If loading fails the old version goes on serving. (Seen on 2.51, under
         traffic, to higher and to lower numbers.)
+
+        Args:
+            model: its name.
+            config: JSON; a configuration that differs from the present one makes Triton load the model anew.
 
         Raises:
             LiveError: the server refused, or could not load the model; its reason is told.
         """
         self._ask(
             f"load {model}",
-            lambda: self._client.load_model(model, headers=self._headers, client_timeout=_LOAD_TIMEOUT_S),
+            lambda: self._client.load_model(
+                model, headers=self._headers, config=config, client_timeout=_LOAD_TIMEOUT_S
+            ),
         )
 
     def check_answers(self, precision: str, version: int, input_dims: tuple[int, ...]) -> None:

@@ -22,6 +22,7 @@ from serving.secret import secret_in
 from serving.server import ServerOptions, TritonServer
 from serving.supervisor import RestartPolicy, supervise
 from serving.tritonserver import EMBEDDED_VERSION, unpack_tritonserver
+from serving.watch import watch_over
 
 MAX_INSTANCES: Final = 256
 
@@ -65,8 +66,9 @@ def _run(options: argparse.Namespace) -> int:
             extra_arguments=tuple(options.arguments),
             admin_secret=secret_in(options.admin_secret_file) if options.admin_secret_file is not None else None,
         ),
-        log=lambda line: print(line, file=sys.stderr, flush=True),
+        log=_say,
     )
+    policy = RestartPolicy(options.restarts)
 
     def stop(number: int, frame: FrameType | None) -> None:
         del number, frame
@@ -77,10 +79,11 @@ def _run(options: argparse.Namespace) -> int:
             signal.signal(number, stop)
         supervise(
             server,
-            RestartPolicy(options.restarts),
+            policy,
             options.ready_timeout_s,
             on_ready=lambda: print(_how_to_call(server, options), flush=True),
-            say=lambda line: print(line, file=sys.stderr, flush=True),
+            say=_say,
+            watch=lambda running: watch_over(running, policy, _say),
         )
     except _Stopped:
         print("stopping …", file=sys.stderr, flush=True)
@@ -89,6 +92,10 @@ def _run(options: argparse.Namespace) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         server.stop()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _preflight(options: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline import contract
 from pipeline.errors import BUSY, OverloadError
+from serving.state import SHARED_MEMORY
 
 SHM_PREFIX_VARIABLE: Final = "TRITON_SEGMENTATION_SHM_PREFIX"
 """Environment variable with the beginning of the names of one server's shared memory files."""
@@ -30,7 +31,6 @@ SHM_PREFIX_VARIABLE: Final = "TRITON_SEGMENTATION_SHM_PREFIX"
 FLOOR_IMAGES: Final = contract.MAX_REQUEST_BATCH
 """So many images are always let in: one full request, or a few callers that wait for each answer."""
 
-_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
 _SLOTS: Final = 1024  # requests under way at once
 _SAMPLES: Final = 32
 _LOST_AFTER: Final = 3.0  # times the predicted latency, and never sooner than the next
@@ -149,7 +149,12 @@ class Admission:
 
 def state_path() -> Path:
     """The state of the server that this process of the Python backend belongs to."""
-    return _SHARED_MEMORY / f"{os.environ.get(SHM_PREFIX_VARIABLE) or _parent()}admission"
+    return Path(f"{shm_path()}admission")
+
+
+def shm_path() -> Path:
+    """Beginning of the paths of that server's files in shared memory."""
+    return SHARED_MEMORY / (os.environ.get(SHM_PREFIX_VARIABLE) or _parent())
 
 
 def _parent() -> str:

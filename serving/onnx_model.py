@@ -16,7 +16,7 @@ from pipeline import contract
 from serving.cuda_runtime import CudaRuntime
 from serving.onnx_cpu import OUTPUT_NAMES, CpuNetwork, Outputs
 from serving.onnx_cuda import FixedSizeNetwork, cuda_session
-from serving.python_backend import cancellation, cancelled, config_choice, config_parameter, internal_error
+from serving.python_backend import cancellation, cancelled, config_choice, config_parameter, heartbeat, internal_error
 from serving.session_time import SessionTime
 
 PROVIDERS = ("cpu", "cuda")
@@ -57,7 +57,7 @@ class TritonPythonModel:
         parts = [pb_utils.get_input_tensor_by_name(request, contract.IMAGES.name).as_numpy() for request in requests]
         images = [part[index : index + 1] for part in parts for index in range(len(part))]
         try:
-            with self._time.measured(len(images)):
+            with heartbeat().busy(), self._time.measured(len(images)):
                 outputs = iter(self._network.run(images))
         except Exception:  # ONNX Runtime raises types of its own; the server must outlive them all
             error = internal_error("the network")

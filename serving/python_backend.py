@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import traceback
 from collections.abc import Callable, Sequence
@@ -11,6 +12,8 @@ import triton_python_backend_utils as pb_utils
 
 from pipeline.errors import InputError, OverloadError
 from pipeline.parameters import RequestParameters
+from serving.admission import shm_path
+from serving.heartbeat import Heartbeat
 
 
 def answer_each(requests: Sequence[Any], handle: Callable[[Any], list[Any]]) -> list[Any]:
@@ -25,7 +28,14 @@ def answer_each(requests: Sequence[Any], handle: Callable[[Any], list[Any]]) -> 
     Returns:
         One ``InferenceResponse`` per request, in order.
     """
-    return [_answer(request, handle) for request in requests]
+    with heartbeat().busy():
+        return [_answer(request, handle) for request in requests]
+
+
+@functools.cache
+def heartbeat() -> Heartbeat:
+    """Of this process."""
+    return Heartbeat(shm_path())
 
 
 def internal_error(what: str) -> Any:

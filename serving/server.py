@@ -27,7 +27,7 @@ from serving.errors import ServingError
 from serving.models import models_to_load
 from serving.overlay import overlay
 from serving.secret import new_secret
-from serving.state import RunningServer, clear_after, running_servers, scratch_folder
+from serving.state import SHARED_MEMORY, RunningServer, clear_after, running_servers, scratch_folder
 from serving.tritonserver import Installation, find_tritonserver
 
 ADMIN_HEADER: Final = "admin-secret"
@@ -149,6 +149,11 @@ class TritonServer:
     def pid(self) -> int | None:
         """Process number of tritonserver; None if it does not run."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    @property
+    def shm_path(self) -> Path:
+        """Beginning of the paths of the server's files in shared memory."""
+        return SHARED_MEMORY / self._shm_prefix
 
     @property
     def log_tail(self) -> list[str]:

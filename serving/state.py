@@ -16,7 +16,7 @@ from serving.errors import ServingError
 SHM_PREFIX: Final = re.compile(r"segmentation_[0-9a-f]{8}_")
 """Beginning of the names of a server's shared memory regions."""
 
-_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
+SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def clear_after(prefix: str) -> None:
         shutil.rmtree(scratch_folder(prefix), ignore_errors=True)
 
 
-def remove_shared_memory(prefix: str, folder: Path = _SHARED_MEMORY) -> None:
+def remove_shared_memory(prefix: str, folder: Path = SHARED_MEMORY) -> None:
     """Remove a dead server's shared memory regions; anything but the prefix of one server is passed over."""
     if SHM_PREFIX.fullmatch(prefix):
         for region in folder.glob(f"{prefix}*"):

@@ -45,6 +45,7 @@ def supervise(
     ready_timeout_s: float,
     on_ready: Callable[[], None],
     say: Callable[[str], None],
+    watch: Callable[[TritonServer], str] | None = None,
 ) -> NoReturn:
     """Start a server and keep it running, on the same ports and with the same secret; ends with an exception alone.
 
@@ -56,6 +57,7 @@ def supervise(
         ready_timeout_s: how long a start may take, in seconds.
         on_ready: called once, when it is ready for the first time.
         say: gets a line about every death and every restart.
+        watch: returns when the server has died, and says how; by default that is all it does.
 
     Raises:
         ServingError: the first start failed, or the server died once more than the policy restarts it.
@@ -66,10 +68,9 @@ def supervise(
     deaths = 0
     while True:
         since = time.monotonic()
-        status = server.wait()
+        fault = (watch or wait_for_end)(server)
         up_s = time.monotonic() - since
         deaths = 1 if up_s >= policy.steady_s else deaths + 1
-        fault = f"tritonserver ended {_how(status)}"
         while True:
             if deaths > policy.restarts:
                 times = f", {deaths} times without staying up for {policy.steady_s:g} s" if deaths > 1 else ""
@@ -84,6 +85,19 @@ def supervise(
             except ServingError as error:
                 fault, deaths = str(error), deaths + 1
         say(f"tritonserver is ready again (process {server.pid})")
+
+
+def wait_for_end(server: TritonServer, timeout_s: float | None = None) -> str:
+    """Wait until the server has died; returns how.
+
+    Args:
+        server: the server.
+        timeout_s: how long to wait, in seconds; None waits without end.
+
+    Raises:
+        subprocess.TimeoutExpired: it still runs.
+    """
+    return f"tritonserver ended {_how(server.wait(timeout_s))}"
 
 
 def _how(status: int) -> str:

@@ -40,7 +40,8 @@ class Server:
     def wait_ready(self, timeout_s):
         assert timeout_s == 120.0
 
-    def wait(self):
+    def wait(self, timeout_s=None):
+        assert timeout_s is None
         seconds, status = self.life
         self.clock.now += seconds
         return status

@@ -1,0 +1,179 @@
+"""The processes of Triton's Python backend: which died or hang, and how a model gets new ones.
+
+Triton (seen on 2.51) does not start such a process again: every request that comes its way is answered with "Stub
+process is not healthy" after a second, for good. Loading the model anew with a configuration that differs makes Triton
+start new processes beside the old ones and turn to them, while other requests go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from builder.live import LiveError, LiveServer
+from serving.errors import ServingError
+from serving.heartbeat import busy_for_s, heartbeat_path
+from serving.server import TritonServer
+
+HANG_S: Final = 60.0
+"""A call that has taken so long has hung: ten times what the largest request takes on two slow cores."""
+
+STOPPED_S: Final = 2.0
+"""A process that has been stopped by a signal for so long is given up."""
+
+_DRAIN_S: Final = 10.0
+_CONFIRM_S: Final = 0.5
+_RELOADED: Final = "reloaded_at"
+
+
+@dataclass(frozen=True)
+class Stub:
+    """One process of the Python backend.
+
+    Attributes:
+        pid: of the process.
+        model: such as ``preprocess``.
+        version: of the model, as a folder's name.
+        instance: Triton's name of the instance.
+        stopped: whether a signal has stopped it.
+    """
+
+    pid: int
+    model: str
+    version: str
+    instance: str
+    stopped: bool = False
+
+
+def stubs_of(server_pid: int) -> list[Stub]:
+    """The live processes of the Python backend below a server."""
+    found = []
+    for child in _children(server_pid):
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            words = Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0")
+            state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
+            if "triton_python_backend_stub" not in words[0] or state == "Z":
+                continue
+            # stub, path of model.py, region, sizes …, the instance's name, the backend's name
+            *_, model, version, _ = Path(words[1]).parts
+            instance = next((word for word in words[2:] if word.startswith(f"{model}_")), "")
+            found.append(Stub(child, model, version, instance, state in ("T", "t")))
+    return found
+
+
+class StubWatch:
+    """Looks after the stubs of one server that runs.
+
+    Args:
+        server: the server.
+        hang_s: see :data:`HANG_S`.
+    """
+
+    def __init__(self, server: TritonServer, hang_s: float = HANG_S) -> None:
+        self._server = server
+        self._hang_s = hang_s
+        self._known: dict[int, Stub] = {}
+        self._missing: dict[int, tuple[Stub, float]] = {}
+        self._dead: dict[int, Stub] = {}
+        self._stopped_since: dict[int, float] = {}
+        self._retired: dict[int, float] = {}
+
+    def poll(self) -> list[Stub]:
+        """Look once; to be called several times a second. Processes that hang are killed, and reported a moment later.
+
+        Returns:
+            Those that died while their version is served, and have not been replaced yet.
+
+        Raises:
+            ServingError: the server does not say which versions are served.
+        """
+        if self._server.pid is None:
+            return []
+        now = time.monotonic()
+        alive = {stub.pid: stub for stub in stubs_of(self._server.pid)}
+        for stub in alive.values():
+            if self._is_stuck(stub, now):
+                _kill(stub.pid)
+        for gone in set(self._known) - set(alive):
+            self._missing[gone] = (self._known[gone], now)
+            heartbeat_path(self._server.shm_path, gone).unlink(missing_ok=True)
+        self._known = alive
+        self._end_retired(now)
+        # A process may also have gone because its version was replaced; that is settled a moment later.
+        for pid in [pid for pid, (_, since) in self._missing.items() if now - since >= _CONFIRM_S]:
+            stub, _ = self._missing.pop(pid)
+            if self._is_missed(stub):
+                self._dead[pid] = stub
+        return list(self._dead.values())
+
+    def replace(self, stub: Stub) -> None:
+        """Load a dead stub's model anew; returns when the new processes answer.
+
+        Raises:
+            ServingError: the server could not load it.
+        """
+        before = [other.pid for other in self._known.values() if other.model == stub.model]
+        with self._live() as live:
+            config = live.config(stub.model)
+            config.setdefault("parameters", {})[_RELOADED] = {"string_value": str(time.time_ns())}
+            live.reload(stub.model, json.dumps(config))
+        self._dead = {pid: dead for pid, dead in self._dead.items() if dead.model != stub.model}
+        # Triton keeps the sound processes beside the dead one for ever; they are given time for what they have begun.
+        self._retired |= dict.fromkeys(before, time.monotonic() + _DRAIN_S)
+
+    def kill(self, model: str) -> bool:
+        """Kill all processes of a model, so that it is replaced; returns whether it has any."""
+        mine = [stub.pid for stub in self._known.values() if stub.model == model]
+        for pid in mine:
+            _kill(pid)
+        return bool(mine)
+
+    def _is_stuck(self, stub: Stub, now: float) -> bool:
+        if stub.stopped:
+            return now - self._stopped_since.setdefault(stub.pid, now) > STOPPED_S
+        self._stopped_since.pop(stub.pid, None)
+        return busy_for_s(self._server.shm_path, stub.pid) > self._hang_s
+
+    def _is_missed(self, stub: Stub) -> bool:
+        """Whether a process that is gone should be there: its version is served, and no other has its place."""
+        place = (stub.model, stub.version, stub.instance)
+        if any((other.model, other.version, other.instance) == place for other in self._known.values()):
+            return False
+        with self._live() as live:
+            return int(stub.version) in live.ready_versions(stub.model)
+
+    def _end_retired(self, now: float) -> None:
+        for pid in [pid for pid, due in self._retired.items() if due <= now]:
+            del self._retired[pid]
+            if self._known.pop(pid, None) is not None:  # so that it is not missed when it goes
+                _kill(pid)
+                heartbeat_path(self._server.shm_path, pid).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _live(self) -> Iterator[LiveServer]:
+        try:
+            with LiveServer(self._server.grpc_url, self._server.admin_secret) as live:
+                yield live
+        except LiveError as error:
+            raise ServingError(str(error)) from error
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found += [int(child) for child in (thread / "children").read_text().split()]
+    return found
