@@ -3,7 +3,7 @@ PYTHON_IN_VENV := .venv/bin/python
 REPOSITORY ?= model_repository
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve build test test-tensorrt load load-ui bench bench-gpu lint format clean base dev tensorrt
+.PHONY: help demo serve build test test-tensorrt load load-ui bench bench-gpu chaos soak lint audit format clean base dev tensorrt
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,9 @@ lint: dev ## linter, formatter and type checker
 	@$(PYTHON_IN_VENV) -m ruff check .
 	@$(PYTHON_IN_VENV) -m ruff format --check .
 	@$(PYTHON_IN_VENV) -m mypy
+
+audit: dev ## look every pinned package up: withdrawn, changed, how old; known vulnerabilities where pip-audit can look
+	@$(PYTHON_IN_VENV) requirements/audit.py
 
 format: dev ## format the code
 	@$(PYTHON_IN_VENV) -m ruff format .

@@ -1,0 +1,113 @@
+"""Everything that is installed or fetched is pinned, hashed, and has a stated reason."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = None
+
+
+def load_audit():
+    spec = importlib.util.spec_from_file_location("audit", ROOT / "requirements/audit.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["audit"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+audit = load_audit()
+
+
+@pytest.mark.parametrize("lock", audit.LOCKS)
+def test_every_pin_has_hashes_and_names_no_index(lock):
+    text = (ROOT / f"requirements/{lock}.txt").read_text()
+    pins = audit.read_lock(ROOT / f"requirements/{lock}.txt")
+    assert len(pins) > 50
+    assert all(pin.hashes for pin in pins)
+    assert len(pins) == len(re.findall(r"^[A-Za-z0-9._-]+==", text, re.MULTILINE))
+    assert "http" not in text.replace("httpx", "").replace("geventhttpclient", "").replace("aiohttp", "").split("==")[0]
+    assert not re.search(r"^(--(extra-)?index-url|--find-links|-e|git\+)", text, re.MULTILINE)
+
+
+def test_the_document_lists_what_is_pinned():
+    text = audit.DOCUMENT.read_text()
+    listed = set(re.findall(r"^\| ([a-z0-9-]+) \| (\S+) \| (?:\d{4}-\d\d-\d\d|unknown) \|$", text, re.MULTILINE))
+    pinned = {
+        (pin.name, pin.version) for lock in audit.LOCKS for pin in audit.read_lock(ROOT / f"requirements/{lock}.txt")
+    }
+    assert listed == pinned, "write it again with `make audit`"
+
+
+@pytest.mark.skipif(tomllib is None, reason="tomllib is of Python 3.11")
+def test_every_direct_dependency_has_a_reason_and_is_pinned():
+    text = (ROOT / "pyproject.toml").read_text()
+    lines = text.splitlines()
+    project = tomllib.loads(text)["project"]
+    for requirement in project["dependencies"]:
+        place = next(index for index, line in enumerate(lines) if line.strip().startswith(f'"{requirement}"'))
+        before = next(line for line in reversed(lines[:place]) if not line.strip().startswith('"'))
+        assert before.strip().startswith("#"), requirement
+    for extra in project["optional-dependencies"]:
+        place = next(index for index, line in enumerate(lines) if line.startswith(f"{extra} = ["))
+        assert lines[place - 1].startswith("#"), extra
+    pinned = {pin.name for pin in audit.read_lock(ROOT / "requirements/tensorrt.txt")} | {"torch"}
+    wanted = [*project["dependencies"]]
+    for extra, requirements in project["optional-dependencies"].items():
+        wanted += requirements if extra != "bench" else []
+    for requirement in wanted:
+        name = re.sub(r"[-_.]+", "-", re.match(r"[A-Za-z0-9._-]+", requirement)[0]).lower()
+        assert name in pinned, requirement
+
+
+def test_what_is_fetched_elsewhere_is_hashed():
+    """Outside of pip and its lock files nothing downloads: every fetch goes through serving.fetch with a SHA-256."""
+    offenders = []
+    for path in [*ROOT.glob("*/*.py"), *ROOT.glob("*/*/*.py"), *ROOT.glob("*/*/*/*.py")]:
+        if path.parts[len(ROOT.parts)] in (".venv", ".cache", "tests", "requirements", "out"):
+            continue
+        text = path.read_text()
+        if re.search(r"urlretrieve|requests\.get|https?://(?!127\.0\.0\.1|\{)", text) and "urlopen" in text:
+            offenders.append(path)
+    assert offenders == []
+
+
+def test_a_changed_a_withdrawn_and_a_missing_file_are_noticed(monkeypatch, tmp_path):
+    lock = tmp_path / "lock.txt"
+    lock.write_text(
+        f"Good_one==1.0 \\\n    --hash=sha256:{'a' * 64}\nbad==2.0 ; python_version < '3.12' \\\n"
+        f"    --hash=sha256:{'b' * 64} \\\n    --hash=sha256:{'c' * 64}\n"
+    )
+    good, bad = audit.read_lock(lock)
+    assert (good.name, good.version, len(bad.hashes)) == ("good-one", "1.0", 2)
+    files = {
+        "good-one": [{"hashes": {"sha256": "a" * 64}, "upload-time": "2025-01-02T03:04:05Z", "yanked": False}],
+        "bad": [{"hashes": {"sha256": "b" * 64}, "upload-time": "2025-01-02T03:04:05Z", "yanked": "wrong file"}],
+    }
+
+    class Answer:
+        def __init__(self, request, timeout):
+            self.name = request.full_url.split("/")[-2]
+
+        def __enter__(self):
+            import io
+            import json
+
+            return io.StringIO(json.dumps({"files": files[self.name]}))
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(audit.urllib.request, "urlopen", Answer)
+    assert audit.look_up(good, "https://index/simple") == audit.Release(good, date(2025, 1, 2))
+    problems = audit.look_up(bad, "https://index/simple").problems
+    assert problems == ("1 of 2 pinned files are not in the index", "withdrawn: wrong file")
