@@ -47,6 +47,12 @@ bench: dev build ## measure the ensemble against the bare model, the plain ways 
 bench-gpu: dev ## the ensemble on a GPU machine, profile cuda (versions promoted for it; needs onnxruntime-gpu)
 	@$(PYTHON_IN_VENV) -m load bench gpu --repository $(REPOSITORY) --out out/bench
 
+chaos: dev build ## hostile input, overload and faults on the real server; writes docs/reliability.md's figures (half an hour)
+	@$(PYTHON_IN_VENV) -m tests.chaos --repository $(REPOSITORY) --out out/chaos
+
+soak: dev build ## twenty minutes of mixed traffic, every answer compared
+	@$(PYTHON_IN_VENV) -m tests.chaos.soak --repository $(REPOSITORY) --minutes 20 --out out/chaos
+
 lint: dev ## linter, formatter and type checker
 	@$(PYTHON_IN_VENV) -m ruff check .
 	@$(PYTHON_IN_VENV) -m ruff format --check .
