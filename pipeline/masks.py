@@ -176,10 +176,16 @@ def _logits(
     planes = np.full((sum(columns), max(rows)), _OUTSIDE)
     first = 0
     corners = zip(x.low.tolist(), (y.low - top).tolist(), strict=True)
+    whole_width = region.shape[2]
     for weights, width, height, (column, row) in zip(coefficients, columns, rows, corners, strict=True):
-        cells = region[:, row : row + height, column : column + width]
-        values = weights @ cells.reshape(len(weights), -1)
-        planes[first : first + width, :height] = values.reshape(height, width).T
+        if 2 * width > whole_width:
+            # Whole rows lie in memory as they are; a part of each would be copied first, which costs more than it saves.
+            values = weights @ region[:, row : row + height].reshape(len(weights), -1)
+            values = values.reshape(height, whole_width)[:, column : column + width]
+        else:
+            cells = region[:, row : row + height, column : column + width]
+            values = (weights @ cells.reshape(len(weights), -1)).reshape(height, width)
+        planes[first : first + width, :height] = values.T
         first += width
     return planes
 
