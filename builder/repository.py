@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -29,6 +30,17 @@ _LOCK_NAME: Final = ".lock"
 _COPYING_NAME: Final = ".copying"
 CONFIG_NAMES: Final = {"tensorrt": "config.pbtxt", "cpu": "configs/cpu.pbtxt", "cuda": "configs/cuda.pbtxt"}
 """Where the configuration of a ``segmentation_*`` model lies, per profile."""
+
+_MAKE_ROOM: Final = "make room on that disk, then repeat the command"
+_BE_ALLOWED: Final = "make the repository writable for this user, then repeat the command"
+_DISK_REMEDIES: Final = {
+    errno.ENOSPC: _MAKE_ROOM,
+    errno.EDQUOT: _MAKE_ROOM,
+    errno.EFBIG: _MAKE_ROOM,
+    errno.EROFS: _BE_ALLOWED,
+    errno.EACCES: _BE_ALLOWED,
+    errno.EPERM: _BE_ALLOWED,
+}
 
 
 class ModelRepository:
@@ -58,7 +70,8 @@ class ModelRepository:
             )
         if not SHIPPED_REPOSITORY.is_dir():
             raise RepositoryError(f"{SHIPPED_REPOSITORY}: missing; run from a checkout of the project")
-        path.mkdir(parents=True, exist_ok=True)
+        with _disk_faults_told(path):
+            path.mkdir(parents=True, exist_ok=True)
         with repository.locked():
             if not repository._is_whole():  # another builder may have made it meanwhile
                 # Whoever finds this mark knows that the copy was cut short, and makes it again.
@@ -116,8 +129,12 @@ class ModelRepository:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the repository for writing; a second builder waits."""
-        with (self.path / _LOCK_NAME).open("w") as stream:
+        """Hold the repository for writing; a second builder waits.
+
+        Raises:
+            RepositoryError: it cannot be written to, or there is no room; what is written appears whole or not at all.
+        """
+        with _disk_faults_told(self.path), (self.path / _LOCK_NAME).open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 
@@ -318,12 +335,28 @@ def write_config(path: Path, config: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file beside its place, then rename it into it."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False) as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary = Path(stream.name)
-    temporary.chmod(0o644)
-    temporary.replace(path)
+        temporary = Path(stream.name)
+        try:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _disk_faults_told(path: Path) -> Iterator[None]:
+    """Turn what only a person can mend into an error that says so; other errors of the system are left as they are."""
+    try:
+        yield
+    except OSError as error:
+        remedy = _DISK_REMEDIES.get(error.errno or 0)
+        if remedy is None:
+            raise
+        raise RepositoryError(f"{error.filename or path}: {error.strerror}; {remedy}") from error
 
 
 def _fit(config: Any, sizes: dict[str, list[int]]) -> bool:

@@ -83,7 +83,8 @@ def supervise(
                 server.wait_ready(ready_timeout_s)
                 break
             except ServingError as error:
-                fault, deaths = str(error), deaths + 1
+                # Its log is told when the server is given up.
+                fault, deaths = str(error).partition(". Its log ends:")[0], deaths + 1
         say(f"tritonserver is ready again (process {server.pid})")
 
 

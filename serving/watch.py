@@ -83,7 +83,11 @@ class StubKeeper:
             Why the server must be started again; None if it need not.
         """
         now = time.monotonic()
-        for model, stub in {stub.model: stub for stub in self.watch.poll()}.items():
+        try:
+            dead = {stub.model: stub for stub in self.watch.poll()}
+        except ServingError as error:
+            return str(error)
+        for model, stub in dead.items():
             if model not in self._due:
                 steady = now - self._replaced.get(model, float("-inf")) >= self._policy.steady_s
                 deaths = self._deaths[model] = 1 if steady else self._deaths[model] + 1

@@ -98,6 +98,20 @@ def test_a_restart_that_fails_counts_as_a_death(clock):
     assert any(line.startswith("port 8000 is in use; starting it again") for line in said)
 
 
+def test_the_log_of_a_restart_that_fails_is_quoted_once(clock):
+    broken = "tritonserver ended before it was ready. Its log ends:\n  E out of luck"
+    _, said, _, error = run(clock, [(5, 1), broken, broken, broken])
+    assert "ended before it was ready, 4 times" in error
+    assert error.count("E out of luck") == 1
+    assert not any("\n" in line for line in said)
+
+
+def test_another_watch_may_say_what_the_server_died_of(clock):
+    server, said = Server(clock, [(5, 1)]), []
+    with pytest.raises(ServingError, match="it hung; giving up"):
+        supervise(server, RestartPolicy(restarts=0), 120.0, lambda: None, said.append, watch=lambda running: "it hung")
+
+
 def test_no_restarts_when_none_are_asked_for(clock):
     server, said, _, error = run(clock, [(1000, 3)], RestartPolicy(restarts=0))
     assert (server.starts, said) == (1, [])

@@ -1,0 +1,199 @@
+"""What is known of a fault once it was tried, and the traffic that notices it."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from builder.reference import fetch_reference
+from client import RetryPolicy, SegmentationClient
+from client.errors import SegmentationError
+from pipeline import contract
+from tests.chaos.expected import Case, Network, fingerprint
+from tests.chaos.faults_service import wait_for
+
+PRECISION: Final = "int8"
+LONGEST_S: Final = 10.0
+"""A caller must have its answer or an error within this time, in seconds."""
+
+_CALLERS: Final = (("grpc", 3), ("http", 1))
+_SETTLED: Final = 12
+_NO_RETRY: Final = RetryPolicy(retries=0)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One fault that was tried.
+
+    Attributes:
+        fault: what was done.
+        lost: which requests or data.
+        callers_see: what a caller is told, and how soon.
+        recovery: how it goes on, and whether a person is needed.
+        seconds: from the fault until every request is answered again; None where nothing had to recover.
+        evidence: what was counted and quoted.
+        broken: what was not as promised.
+    """
+
+    fault: str
+    lost: str
+    callers_see: str
+    recovery: str
+    seconds: float | None
+    evidence: dict[str, Any] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request: when it was sent and settled, by ``time.monotonic``, and its error, if it had one."""
+
+    started: float
+    ended: float
+    right: bool
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """What callers noticed of a fault.
+
+    Attributes:
+        under_way: requests that failed and were under way when it happened.
+        later: requests that failed and were sent later.
+        answered: requests that were answered.
+        wrong: of those, with another answer than the right one.
+        slowest_s: the longest that a failed request took, in seconds.
+        seconds: from the fault to the first answer after the last failure; 0 if nothing failed.
+        errors: the different texts of the errors.
+    """
+
+    under_way: int
+    later: int
+    answered: int
+    wrong: int
+    slowest_s: float
+    seconds: float
+    errors: list[str]
+
+    @property
+    def failed(self) -> int:
+        """Requests that failed."""
+        return self.under_way + self.later
+
+    def broken(self, allowed: str, within_s: float) -> list[str]:
+        """What was not as promised.
+
+        Args:
+            allowed: pattern that every error must match.
+            within_s: how soon requests must be answered again, in seconds.
+        """
+        found = [f"an error that should not be: {error}" for error in self.errors if not re.search(allowed, error)]
+        if self.wrong:
+            found.append(f"{self.wrong} wrong answers")
+        if self.slowest_s > LONGEST_S:
+            found.append(f"a caller waited {self.slowest_s:.1f} s for its error")
+        if self.seconds > within_s:
+            found.append(f"it took {self.seconds:.1f} s until requests were answered; allowed: {within_s:g} s")
+        return found
+
+
+class Callers:
+    """Requests without a pause, each compared with the right answer, from ``with`` to its end.
+
+    Args:
+        urls: ``grpc`` and ``http`` to host and port.
+        repository: of which version 1 answers.
+    """
+
+    def __init__(self, urls: dict[str, str], repository: Path) -> None:
+        self._image = fetch_reference().photographs[0].read_bytes()
+        network = repository / contract.segmentation_model(PRECISION) / "1" / "model.onnx"
+        self._right = Network(network).answer(Case("", self._image, {}))
+        self._urls = urls
+        self._asked: list[Asked] = []
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(protocol,), daemon=True)
+            for protocol, count in _CALLERS
+            for _ in range(count)
+        ]
+
+    def __enter__(self) -> Callers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(2 * LONGEST_S)
+
+    def disturbed_by(self, fault: Callable[[], None], until: Callable[[], object]) -> Disturbance:
+        """Do something while the requests go on.
+
+        Args:
+            fault: does it.
+            until: returns when it has been mended.
+
+        Returns:
+            What the callers noticed, up to a dozen answers in a row afterwards.
+        """
+        wait_for(lambda: self._good_since(0.0) >= _SETTLED, 30, "requests to be answered")
+        at = time.monotonic()
+        fault()
+        until()
+        settled = time.monotonic()
+        wait_for(lambda: self._good_since(settled) >= _SETTLED, 60, "requests to be answered again")
+        self.__exit__()
+        asked = [one for one in self._asked if one.ended >= at]
+        failed = [one for one in asked if one.error is not None]
+        last = max((one.started for one in failed), default=None)
+        again = min((one.ended for one in asked if one.error is None and one.started > (last or 0.0)), default=at)
+        return Disturbance(
+            under_way=sum(one.started < at for one in failed),
+            later=sum(one.started >= at for one in failed),
+            answered=len(asked) - len(failed),
+            wrong=sum(one.error is None and not one.right for one in self._asked),
+            slowest_s=max((one.ended - one.started for one in failed), default=0.0),
+            seconds=again - at if failed else 0.0,
+            errors=sorted({one.error for one in failed if one.error is not None}),
+        )
+
+    def _good_since(self, moment: float) -> int:
+        """Answers in a row, up to now, of requests that were sent after a moment."""
+        count = 0
+        for one in reversed(list(self._asked)):
+            if one.error is not None or one.started < moment:
+                break
+            count += 1
+        return count
+
+    def _run(self, protocol: str) -> None:
+        with SegmentationClient(self._urls[protocol], protocol, PRECISION, LONGEST_S, _NO_RETRY) as client:
+            while not self._stop.is_set():
+                started = time.monotonic()
+                try:
+                    answer = fingerprint(client.segment(self._image))
+                    self._asked.append(Asked(started, time.monotonic(), answer == self._right))
+                except SegmentationError as error:
+                    text = f"{type(error).__name__}: {without_names(str(error))}"
+                    self._asked.append(Asked(started, time.monotonic(), False, text))
+                    time.sleep(0.02)  # a server that is gone refuses at once
+
+
+def without_names(text: str) -> str:
+    """A message without what differs from run to run: addresses, instances, names of regions."""
+    text = re.sub(r"\b\d+\.\d+\.\d+\.\d+:\d+", "HOST:PORT", " ".join(text.split()))
+    text = re.sub(r"\b(pre|post)process_0_\d+|\bsegmentation_\w+_0_\d+", "INSTANCE", text)
+    return re.sub(r"segmentation_[0-9a-f]{8}_[0-9a-f-]+", "REGION", text)
+
+
+def quoted(texts: Sequence[str]) -> str:
+    """The first of some errors, for a cell of a table."""
+    return f'"{texts[0]}"' if texts else "nothing"

@@ -1,0 +1,168 @@
+"""``python -m serving run`` as a person starts it, for tests that look at its processes and at what it says."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import psutil
+
+from serving.state import RunningServer, running_servers
+
+# Root needs no namespace of users, in which the server's other processes could not be looked at.
+_USERS: Final = () if os.geteuid() == 0 else ("--user", "--map-root-user")
+IN_OWN_MOUNTS: Final = ("unshare", *_USERS, "--mount")
+"""In front of a command: it may mount file systems, which nobody else sees (util-linux; no root needed)."""
+
+_START_S: Final = 120.0
+_END_S: Final = 40.0
+
+_Found = TypeVar("_Found")
+
+
+class Service:
+    """A supervised server on free ports, from ``with`` to its end.
+
+    Args:
+        repository: the model repository.
+        arguments: more of the command's options.
+        wrap: command in front of it, such as :data:`IN_OWN_MOUNTS` with a script.
+        environment: variables besides this process's own.
+        program: what Python runs.
+
+    Attributes:
+        lines: what it has said so far.
+        process: the command.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        *arguments: str,
+        wrap: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        program: Sequence[str] = ("-m", "serving"),
+    ) -> None:
+        self.lines: list[str] = []
+        self._repository = repository
+        ports = ("--http-port=0", "--grpc-port=0", "--metrics-port=0")
+        command = [sys.executable, *program, "run", f"--repository={repository}", *ports, *arguments]
+        self.process = subprocess.Popen(
+            [*wrap, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, **(environment or {})},
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Service:
+        try:
+            self.wait_said("Ctrl-C stops the server", _START_S)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def stop(self) -> int:
+        """End it as Ctrl-C does; returns its exit status."""
+        self.process.terminate()
+        try:
+            return self.process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+        finally:
+            self._reader.join(5)
+
+    @property
+    def server(self) -> RunningServer:
+        """The server that runs now."""
+        return wait_for(lambda: next(iter(running_servers(self._repository)), None), 10, "a running server")
+
+    def stubs(self, model: str | None = None) -> list[psutil.Process]:
+        """Live processes of the Python backend, of one model or of all."""
+        found = []
+        for child in psutil.Process(self.server.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                code = next((word for word in child.cmdline() if word.endswith("/model.py")), None)
+                if code is not None and model in (None, Path(code).parts[-3]):
+                    found.append(child)
+        return found
+
+    def wait_said(self, pattern: str, within_s: float, times: int = 1) -> str:
+        """Wait until so many lines match a pattern; returns the last of them.
+
+        Raises:
+            RuntimeError: not within the time, or it ended before.
+        """
+
+        def said() -> str | None:
+            found = [line for line in list(self.lines) if re.search(pattern, line)]
+            if len(found) < times and self.process.poll() is not None and not self._reader.is_alive():
+                raise RuntimeError(f"it ended and had not said {pattern!r}:\n{self.tail()}")
+            return found[times - 1] if len(found) >= times else None
+
+        return wait_for(said, within_s, f"{pattern!r} to be said")
+
+    def tail(self, count: int = 20) -> str:
+        """The last lines that it said."""
+        return "\n".join(self.lines[-count:])
+
+    def _read(self) -> None:
+        for line in self.process.stdout or ():
+            self.lines.append(line.rstrip("\n"))
+
+
+def into_mounts(pid: int) -> tuple[str, ...]:
+    """In front of a command: it runs where a process that was started with :data:`IN_OWN_MOUNTS` does."""
+    users = ("--user", "--preserve-credentials") if _USERS else ()
+    return ("nsenter", f"--target={pid}", *users, "--mount")
+
+
+def wait_for(condition: Callable[[], _Found | None], within_s: float, what: str) -> _Found:
+    """Wait until a condition gives something.
+
+    Raises:
+        RuntimeError: not within the time.
+    """
+    deadline = time.monotonic() + within_s
+    while True:
+        found = condition()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"waited {within_s:g} s for {what}")
+        time.sleep(0.05)
+
+
+def command(*arguments: str, wrap: Sequence[str] = (), **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run one of the project's commands to its end.
+
+    Args:
+        arguments: such as ``builder``, ``verify``.
+        wrap: command in front of it.
+        options: of :func:`subprocess.run`.
+    """
+    words = [*wrap, sys.executable, "-m", *arguments]
+    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=300, **options)
+
+
+def last_line(result: subprocess.CompletedProcess[str]) -> str:
+    """The error that a command ended with, in one line."""
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    told = next((line for line in lines if line.startswith("error:")), lines[-1] if lines else "")
+    return " ".join(told.split())

@@ -1,0 +1,125 @@
+"""Memory, file descriptors and shared memory of a server's processes over time, and whether they stay flat."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import psutil
+
+SERIES: Final = {
+    "memory_mib": "memory of all processes, MiB",
+    "file_descriptors": "open files of all processes",
+    "shared_memory_regions": "shared memory regions",
+    "shared_memory_mib": "shared memory, MiB",
+    "processes": "processes",
+}
+"""Name of a series to what it is."""
+
+ALLOWED_PERCENT: Final = 5.0
+"""How far the median of the last quarter may lie above that of the second quarter."""
+
+_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
+
+
+class Sampler:
+    """Takes samples from ``with`` to its end.
+
+    Args:
+        pid: of the process that started the server; it and all below it are looked at.
+        shm_prefix: beginning of the names of the server's shared memory regions.
+        every_s: distance of the samples, in seconds.
+
+    Attributes:
+        samples: dictionaries with ``at_s`` and the names of :data:`SERIES`.
+    """
+
+    def __init__(self, pid: int, shm_prefix: str, every_s: float) -> None:
+        self.samples: list[dict[str, float]] = []
+        self._root = psutil.Process(pid)
+        self._prefix = shm_prefix
+        self._every_s = every_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Sampler:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        started = time.monotonic()
+        while not self._stop.wait(self._every_s):
+            with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):  # one ended while it was looked at
+                self.samples.append({"at_s": time.monotonic() - started, **self._sample()})
+
+    def _sample(self) -> dict[str, float]:
+        processes = [self._root, *self._root.children(recursive=True)]
+        regions = [path.stat() for path in _SHARED_MEMORY.glob(f"{self._prefix}*")]
+        return {
+            # PSS: what several processes share is counted once.
+            "memory_mib": sum(process.memory_full_info().pss for process in processes) / 2**20,
+            "file_descriptors": sum(process.num_fds() for process in processes),
+            "shared_memory_regions": len(regions),
+            "shared_memory_mib": sum(region.st_blocks * 512 for region in regions) / 2**20,
+            "processes": len(processes),
+        }
+
+
+def flatness(samples: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Compare the last quarter of the time with the second one; the first is for warming up.
+
+    Returns:
+        Per series the medians, the change in percent and the slope per hour; and ``faults``.
+    """
+    series: dict[str, Any] = {}
+    faults = []
+    for name, values in _columns(samples):
+        quarter = len(values) // 4
+        if quarter < 2:
+            faults.append(f"{name}: {len(values)} samples are too few")
+            continue
+        at_s = np.array([sample["at_s"] for sample in samples])
+        # Medians: while a version is being replaced there are two of them.
+        second, last = np.median(values[quarter : 2 * quarter]), np.median(values[-quarter:])
+        change = 100 * (last / second - 1)
+        series[name] = {
+            "second_quarter": float(second),
+            "last_quarter": float(last),
+            "change_percent": float(change),
+            "slope_per_hour": float(np.polyfit(at_s[quarter:], values[quarter:], 1)[0] * 3600),
+            "most": float(values.max()),
+        }
+        if change > ALLOWED_PERCENT:
+            faults.append(f"{name} rose from {second:.1f} to {last:.1f}, {change:.1f} %")
+    return {"samples": len(samples), "series": series, "faults": faults}
+
+
+def draw(samples: Sequence[dict[str, float]], switches_s: Sequence[float], path: Path) -> None:
+    """Draw the series over time as a PNG; grey lines are promotions and rollbacks."""
+    from matplotlib.figure import Figure
+
+    at_s = [sample["at_s"] for sample in samples]
+    figure = Figure(figsize=(9, 2 * len(SERIES)), layout="constrained")
+    axes = figure.subplots(len(SERIES), 1, sharex=True)
+    for axis, (name, values) in zip(axes, _columns(samples), strict=True):
+        axis.plot([at / 60 for at in at_s], values, linewidth=1)
+        axis.set_ylabel(SERIES[name], fontsize=7)
+        axis.set_ylim(bottom=0)
+        for switch in switches_s[1:]:
+            axis.axvline(switch / 60, color="0.85", linewidth=0.8, zorder=0)
+    axes[-1].set_xlabel("minutes")
+    figure.savefig(path, dpi=120)
+
+
+def _columns(samples: Sequence[dict[str, float]]) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+    for name in SERIES:
+        yield name, np.array([sample[name] for sample in samples])

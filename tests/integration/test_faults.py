@@ -1,0 +1,38 @@
+"""Every fault of the table in docs/reliability.md, tried on the real server."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.chaos import faults
+from tests.chaos.faults_record import Disturbance, Record
+
+pytestmark = pytest.mark.server
+
+
+@pytest.mark.parametrize("name", faults.FAULTS)
+def test_a_fault_does_what_the_table_says(repository, name):
+    record = faults.FAULTS[name](repository)
+    assert record.broken == []
+    assert all((record.fault, record.lost, record.callers_see, record.recovery))
+    assert record.seconds is None or record.seconds < 30
+
+
+def test_all_faults_are_shown_and_written(repository, tmp_path, monkeypatch, capsys):
+    good = Record("a fault", "nothing", "nothing", "by itself", 1.25)
+    bad = Record("another", "all", "nothing", "never", None, broken=["it did not recover"])
+    monkeypatch.setattr(faults, "FAULTS", {"good": lambda path: good, "bad": lambda path: bad})
+    result = faults.run(repository, tmp_path)
+    assert result["faults"] == ["bad: it did not recover"]
+    assert (tmp_path / "faults.json").is_file()
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("a fault", "1.2", "another", "it did not recover"))
+    assert [record["name"] for record in result["records"]] == ["good", "bad"]
+
+
+def test_what_is_not_as_promised_is_noticed():
+    seen = Disturbance(1, 1, 5, wrong=2, slowest_s=11.0, seconds=40.0, errors=["ServerError: boom"])
+    assert len(seen.broken("^ServerUnavailableError", 30)) == 4
+    assert seen.failed == 2
+    fine = Disturbance(1, 1, 5, wrong=0, slowest_s=1.0, seconds=2.0, errors=["ServerError: boom"])
+    assert fine.broken("^ServerError: boom", 30) == []
