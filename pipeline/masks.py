@@ -179,7 +179,7 @@ def _logits(
     whole_width = region.shape[2]
     for weights, width, height, (column, row) in zip(coefficients, columns, rows, corners, strict=True):
         if 2 * width > whole_width:
-            # Whole rows lie in memory as they are; a part of each would be copied first, which costs more than it saves.
+            # Whole rows lie in memory as they are; a part of each would be copied first, at more than it saves.
             values = weights @ region[:, row : row + height].reshape(len(weights), -1)
             values = values.reshape(height, whole_width)[:, column : column + width]
         else:
