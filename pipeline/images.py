@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import struct
-import warnings
 from dataclasses import dataclass
 from typing import Final
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import ImageError
+from pipeline.image_structure import ImageHeader, check_jpeg, check_png, read_header, still_png
 
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-"""Formats accepted, by the names that Pillow gives them."""
-
-_PNG_START: Final = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
-_PNG_HEADER_BYTES: Final = 33  # signature, and the first chunk with its length, type and checksum
-_EXIF_ORIENTATION: Final = 0x0112
 _QUARTER_TURNS: Final = (5, 6, 7, 8)
-_JPEG_START_OF_SCAN: Final = 0xDA
-_JPEG_MARKERS_WITHOUT_LENGTH: Final = frozenset({0x01, *range(0xD0, 0xD9)})
-
-# The limit here is ImageLimits; Pillow's own warning would repeat it on standard error.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+_USUAL_SCANS: Final = 20  # of a progressive JPEG: libjpeg writes 10, optimisers up to 20
 
 
 @dataclass(frozen=True)
@@ -34,8 +21,7 @@ class ImageLimits:
     """Bounds on one encoded image.
 
     Attributes:
-        max_pixels: most pixels (width times height) that are decoded. OpenCV's own bound,
-            2**30, and Pillow's, 178,956,970, hold besides.
+        max_pixels: most pixels (width times height) that are decoded. OpenCV's own bound, 2**30, holds besides.
         max_bytes: most bytes of the encoded image.
     """
 
@@ -43,74 +29,31 @@ class ImageLimits:
     max_bytes: int = 64 * 1024 * 1024
 
 
-@dataclass(frozen=True)
-class ImageHeader:
-    """What an encoded image says of itself.
-
-    Attributes:
-        format: one of :data:`FORMATS`.
-        width: pixels, before EXIF orientation.
-        height: pixels, before EXIF orientation.
-        orientation: EXIF orientation, 1 to 8, that remains to be applied after OpenCV has decoded the image.
-    """
-
-    format: str
-    width: int
-    height: int
-    orientation: int = 1
-
-
-def read_header(data: bytes) -> ImageHeader:
-    """Read format and size of an encoded image without decoding it.
-
-    Raises:
-        ImageError: the bytes are of no accepted format, or the header is broken.
-    """
-    if not data:
-        raise ImageError("the image is empty (0 bytes); send the bytes of an encoded image", "empty")
-    if data[:16] == _PNG_START and len(data) >= _PNG_HEADER_BYTES:
-        # Read here: Pillow asks for more than the header, and a header alone is enough to refuse an image.
-        return ImageHeader("PNG", *struct.unpack_from(">II", data, len(_PNG_START)))
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            name = "JPEG" if image.format == "MPO" else str(image.format)
-            # OpenCV applies the orientation of JPEG, PNG and TIFF itself, but not that of WebP.
-            orientation = image.getexif().get(_EXIF_ORIENTATION, 1) if name == "WEBP" else 1
-            return ImageHeader(name, image.width, image.height, orientation)
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"the image is too large: {error} Send a smaller image", "too_large") from None
-    except Exception as error:  # Pillow raises many types on broken headers
-        accepted = ", ".join(FORMATS)
-        detail = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
-        raise ImageError(
-            f"the bytes are not an image of an accepted format{detail}: {len(data)} bytes that start with "
-            f"{data[:8]!r}; accepted: {accepted}",
-            "format",
-        ) from None
-
-
 def check_image(data: bytes, limits: ImageLimits) -> ImageHeader:
     """Check an encoded image against the limits, and that it was not cut off, before it is decoded.
 
     Raises:
-        ImageError: empty, too large, of no accepted format, or truncated.
+        ImageError: empty, too large, of no accepted format, truncated, or made to keep a decoder busy.
     """
     if len(data) > limits.max_bytes:
         fault = f"the image has {len(data)} bytes; allowed: {limits.max_bytes}. Send a smaller file"
         raise ImageError(fault, "too_large")
     header = read_header(data)
+    if header.width < 1 or header.height < 1:
+        raise ImageError(f"the {header.format} is {header.width}x{header.height} pixels: its header is damaged")
     if header.width * header.height > limits.max_pixels:
         raise ImageError(
             f"the image is {header.width}x{header.height} pixels, {header.width * header.height} in all; "
             f"allowed: {limits.max_pixels}. Send a smaller image",
             "too_large",
         )
-    if header.format == "JPEG" and not _jpeg_is_complete(data):
-        fault = f"the JPEG is truncated: no end-of-image marker in its {len(data)} bytes. Send the whole file"
-        raise ImageError(fault, "truncated")
-    if header.format == "PNG" and b"IEND" not in data[-64:] and data.rfind(b"IEND") < 0:
-        fault = f"the PNG is truncated: no IEND chunk in its {len(data)} bytes. Send the whole file"
-        raise ImageError(fault, "truncated")
+    if header.tile_pixels > limits.max_pixels:
+        fault = f"the TIFF has tiles of {header.tile_pixels} pixels; allowed: {limits.max_pixels}. Encode it again"
+        raise ImageError(fault, "too_large")
+    if header.format == "JPEG":
+        check_jpeg(data, header, _USUAL_SCANS * limits.max_pixels)
+    if header.format == "PNG":
+        check_png(data)
     return header
 
 
@@ -155,11 +98,12 @@ def decode_for(
     header = check_image(data, limits or ImageLimits())
     reduction = _jpeg_reduction(header, input_height, input_width) if header.format == "JPEG" else 1
     if reduction > 1:
-        height, width = _upright_size(data, header)
+        turned = header.orientation in _QUARTER_TURNS
+        height, width = (header.width, header.height) if turned else (header.height, header.width)
         image = _decode(data, header, _REDUCED[reduction])
         if image.shape[:2] == (-(-height // reduction), -(-width // reduction)):
             return image, height, width
-        # OpenCV and Pillow read the orientation differently: take the image as OpenCV has it.
+        # OpenCV reads the orientation differently: take the image as OpenCV has it.
     image = _decode(data, header, cv2.IMREAD_COLOR_RGB)
     return image, image.shape[0], image.shape[1]
 
@@ -181,14 +125,9 @@ def _jpeg_reduction(header: ImageHeader, input_height: int, input_width: int) ->
     return max((factor for factor in _REDUCED if factor <= shrink), default=1)
 
 
-def _upright_size(data: bytes, header: ImageHeader) -> tuple[int, int]:
-    """Height and width of a JPEG after its EXIF orientation."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        turned = image.getexif().get(_EXIF_ORIENTATION, 1) in _QUARTER_TURNS
-    return (header.width, header.height) if turned else (header.height, header.width)
-
-
 def _decode(data: bytes, header: ImageHeader, flags: int) -> NDArray[np.uint8]:
+    if header.format == "PNG":
+        data = still_png(data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
@@ -198,7 +137,9 @@ def _decode(data: bytes, header: ImageHeader, flags: int) -> NDArray[np.uint8]:
             f"the {header.format} of {header.width}x{header.height} pixels could not be decoded: "
             "its data is damaged or truncated. Send the whole file"
         )
-    return _orient(np.asarray(image, np.uint8), header.orientation)
+    pixels = np.asarray(image, np.uint8)
+    # OpenCV applies the orientation of JPEG, PNG and TIFF itself, but not that of WebP.
+    return _orient(pixels, header.orientation) if header.format == "WEBP" else pixels
 
 
 def _orient(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -210,25 +151,3 @@ def _orient(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     if orientation in (3, 4, 7, 8):
         image = image[::-1]
     return np.ascontiguousarray(image)
-
-
-def _jpeg_is_complete(data: bytes) -> bool:
-    """Whether an end-of-image marker follows the first scan (ITU-T T.81, annex B).
-
-    OpenCV decodes a truncated JPEG without a word and fills the rest with grey. Markers before the scan are
-    walked by their lengths, for an EXIF thumbnail has an end-of-image marker of its own.
-    """
-    position = 2
-    while position + 4 <= len(data):
-        if data[position] != 0xFF:
-            return data.rfind(b"\xff\xd9") >= position
-        marker = data[position + 1]
-        if marker == _JPEG_START_OF_SCAN:
-            return data.rfind(b"\xff\xd9", position) >= 0
-        if marker == 0xFF:  # a fill byte
-            position += 1
-        elif marker in _JPEG_MARKERS_WITHOUT_LENGTH:
-            position += 2
-        else:
-            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return False

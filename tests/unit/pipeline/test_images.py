@@ -1,5 +1,6 @@
 import io
 import struct
+import time
 import zlib
 
 import cv2
@@ -8,7 +9,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from pipeline.errors import ImageError
-from pipeline.images import ImageLimits, decode_image, read_header
+from pipeline.image_structure import exif_orientation
+from pipeline.images import ImageLimits, check_image, decode_image, read_header
 
 PIXELS = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8), (0, 0), 2)
 
@@ -116,3 +118,231 @@ def test_limits_can_be_set():
 def test_header_of_a_whole_image():
     header = read_header(encoded("JPEG"))
     assert (header.format, header.width, header.height) == ("JPEG", 60, 40)
+
+
+def test_a_png_chunk_that_says_two_gigabytes_is_refused_before_room_is_made_for_it():
+    whole = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    bomb = whole[:33] + struct.pack(">I", 0x7FFFFFFF) + b"IDAT" + bytes(100) + b"IEND" + bytes(4)
+    started = time.process_time()
+    with pytest.raises(ImageError, match="truncated") as refused:
+        decode_image(bomb)
+    assert refused.value.reason == "truncated"
+    assert time.process_time() - started < 0.1
+    # What stands behind the last chunk does not matter.
+    assert decode_image(whole + b"garbage").shape == (8, 8, 3)
+
+
+def test_a_megabyte_of_fill_bytes_in_a_jpeg_takes_no_time():
+    whole = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    filled = whole[:2] + b"\xff" * 1_000_000 + whole[2:]
+    started = time.process_time()
+    assert check_image(filled, ImageLimits()).width == 8
+    for cut in (filled[:-2], whole[:2] + b"\xff" * 100):
+        with pytest.raises(ImageError, match=r"truncated|without a frame"):
+            check_image(cut, ImageLimits())
+    assert time.process_time() - started < 0.1
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(*chunks, width=60, height=40):
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IEND", b"")
+
+
+ROWS = b"".join(b"\0" + row.tobytes() for row in PIXELS)
+
+
+def test_an_animated_png_is_its_default_image_whatever_its_animation_says():
+    control = chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 2**31 - 1, 2**31 - 1, 2**31 - 1, 2**31 - 1, 0, 0, 9, 9))
+    frame = chunk(b"fdAT", struct.pack(">I", 1) + zlib.compress(ROWS))
+    picture = chunk(b"IDAT", zlib.compress(ROWS))
+    for animation in (
+        (chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0)), control, picture, control, frame),
+        (control, control, picture),
+        (picture, frame, chunk(b"fdAT", b"")),
+    ):
+        np.testing.assert_array_equal(decode_image(png(*animation)), PIXELS)
+    frames = [Image.fromarray(PIXELS).rotate(180), Image.fromarray(PIXELS)]
+    data = encoded("PNG", Image.fromarray(PIXELS), save_all=True, append_images=frames)
+    np.testing.assert_array_equal(decode_image(data), PIXELS)
+
+
+def test_pixel_data_behind_the_last_pixel_is_refused_before_it_is_inflated():
+    packer = zlib.compressobj(9)
+    block = packer.compress(ROWS)
+    bomb = block + b"".join(packer.compress(bytes(1 << 20)) for _ in range(600)) + packer.flush()
+    started = time.process_time()
+    with pytest.raises(ImageError, match="more pixel data than 60x40 pixels need"):
+        decode_image(png(chunk(b"IDAT", bomb)))
+    assert time.process_time() - started < 0.5
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16"])
+def test_large_pngs_of_every_kind_are_not_taken_for_bombs(mode):
+    noise = np.random.default_rng(1).integers(0, 256, (500, 700, 4), np.uint8)
+    image = Image.fromarray(noise[..., 0].astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(noise)
+    image = image if mode == "I;16" else image.convert("RGB").quantize() if mode == "P" else image.convert(mode)
+    data = encoded("PNG", image)
+    assert len(data) > 256 * 1024
+    assert decode_image(data).shape == (500, 700, 3)
+
+
+def test_a_png_of_too_many_chunks_is_refused():
+    with pytest.raises(ImageError, match="more than 100000 chunks"):
+        decode_image(png(chunk(b"tEXt", b"a\0b") * 100_001, chunk(b"IDAT", zlib.compress(ROWS))))
+
+
+def scans(count, width=3000, height=2000, thumbnail=b""):
+    grey = encoded("JPEG", Image.new("L", (width, height), 90), progressive=True, quality=50)
+    last = grey.rfind(b"\xff\xda")
+    return grey[:2] + thumbnail + grey[2:last] + grey[last:-2] * count + grey[-2:]
+
+
+def test_more_scans_than_a_jpeg_of_its_size_can_need_are_refused():
+    data = scans(2000)
+    started = time.process_time()
+    with pytest.raises(ImageError, match="3000x2000 pixels has more than 166 scans"):
+        decode_image(data)
+    assert time.process_time() - started < 0.2
+    assert decode_image(scans(30)).shape == (2000, 3000, 3)
+
+
+def test_scans_are_not_confused_with_thumbnails_comments_and_what_follows():
+    thumbnails = b"".join(b"\xff\xe9" + struct.pack(">H", 60_002) + b"\xff\xda" * 30_000 for _ in range(3))
+    data = scans(1, thumbnail=thumbnails) + b"\xff\xda" * 5000
+    assert decode_image(data).shape == (2000, 3000, 3)
+    # An end-of-image marker in a comment between scans does not hide those behind it.
+    comment = b"\xff\xfe\0\4\xff\xd9"
+    grey = scans(2000)
+    place = grey.find(b"\xff\xda")
+    with pytest.raises(ImageError, match="scans"):
+        decode_image(grey[:place] + comment + grey[place:])
+    with pytest.raises(ImageError, match="more than 10000 segments"):
+        decode_image(grey[:2] + b"\xff\xfe\0\2" * 10_001 + grey[2:])
+
+
+def directory(entries, data=b"", order="<"):
+    start = b"II*\0" if order == "<" else b"MM\0*"
+    packed = b"".join(struct.pack(f"{order}HHII", *entry) for entry in entries)
+    return start + struct.pack(f"{order}I", 8 + len(data)) + data + struct.pack(f"{order}H", len(entries)) + packed
+
+
+def test_a_tiff_whose_entries_all_point_to_the_same_megabytes_is_refused():
+    filler = bytes(2_000_000)
+    layout = [(256, 4, 1, 40), (257, 4, 1, 40), (258, 4, 1, 8), (259, 4, 1, 1), (262, 4, 1, 1), (273, 4, 1, 8)]
+    layout += [(277, 4, 1, 1), (278, 4, 1, 40), (279, 4, 1, 1600)]
+    bomb = directory([*layout, *((30_000 + tag, 1, 1_990_000, 8) for tag in range(1000))], filler)
+    started = time.process_time()
+    with pytest.raises(ImageError, match="hold more than the"):
+        decode_image(bomb)
+    assert time.process_time() - started < 0.2
+    assert decode_image(directory(layout, filler)).shape == (40, 40, 3)
+
+
+@pytest.mark.parametrize(
+    ("entries", "fault"),
+    [
+        ([], "does not say how large"),
+        ([(256, 4, 1, 60_000), (257, 4, 1, 60_000)], "60000x60000"),
+        ([(256, 4, 1, 64), (257, 4, 1, 64), (256, 4, 1, 60_000), (257, 4, 1, 60_000)], "60000x60000"),
+        ([(256, 4, 1, 0), (257, 4, 1, 64)], "damaged"),
+        ([(256, 4, 1, 64), (257, 4, 1, 64), (322, 4, 1, 30_000), (323, 4, 1, 30_000)], "tiles of 900000000 pixels"),
+        ([(tag, 3, 1, 1) for tag in range(5000)], "5000 entries; allowed: 4096"),
+    ],
+)
+def test_tiff_directories_that_are_refused(entries, fault):
+    with pytest.raises(ImageError, match=fault):
+        decode_image(directory(entries))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("kind", "count", "value", "expected"),
+    [(3, 1, 6, 6), (4, 1, 6, 6), (3, 1, 0, 1), (3, 1, 9, 1), (3, 2**32 - 1, 6, 1), (5, 1, 6, 1), (999, 1, 6, 1)],
+)
+def test_orientation_of_an_exif_block(order, kind, count, value, expected):
+    entry = (0x0112, kind, count, value << 16 if kind == 3 and order == ">" else value)
+    assert exif_orientation(directory([entry], order=order)) == expected
+
+
+@pytest.mark.parametrize(
+    "block", [b"", b"II", b"XX*\0\x08\0\0\0", b"II*\0\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xe8\xfd"]
+)
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
+def test_broken_exif_does_not_cost_the_image(kind, block):
+    large = Image.fromarray(PIXELS).resize((1500, 1400))
+    if kind == "JPEG":
+        data = encoded(kind, large)
+        data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 8) + b"Exif\0\0" + block + data[2:]
+    elif kind == "WEBP":
+        data = encoded(kind, large, exif=b"Exif\0\0" + directory([(0x0112, 3, 1, 6)]))
+        data = data.replace(directory([(0x0112, 3, 1, 6)]), block.ljust(22, b"\0")[:22])
+    else:
+        data = png(chunk(b"eXIf", block), chunk(b"IDAT", zlib.compress(ROWS)))
+        assert decode_image(data).shape == PIXELS.shape
+        return
+    assert decode_image(data).shape == (1400, 1500, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [(kind, mode) for kind in ("PNG", "WEBP", "BMP", "TIFF") for mode in ("RGB", "L", "RGBA", "P", "1")]
+    + [(kind, mode) for kind in ("JPEG", "MPO") for mode in ("RGB", "L", "CMYK")],
+)
+def test_headers_agree_with_another_reader(kind, mode):
+    data = encoded(kind, Image.fromarray(PIXELS).convert(mode))
+    header = read_header(data)
+    with Image.open(io.BytesIO(data)) as other:
+        assert (header.width, header.height) == other.size
+        assert header.format == {"MPO": "JPEG"}.get(other.format, other.format)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(
+            start + filler * length
+            for start in (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\x10\0\0\0WEBP", b"BM", b"II*\0")
+            for filler in (b"\0", b"\xff")
+            for length in (0, 1, 9, 40)
+        ),
+        b"II+\0\x08\0\0\0" + b"\xff" * 8 + bytes(30),
+        b"MM\0+\0\x08\0\0" + b"\x7f" + b"\xff" * 7 + bytes(30),
+    ],
+)
+def test_beginnings_without_an_image_are_refused(data):
+    with pytest.raises(ImageError):
+        decode_image(data)
+
+
+def bmp_with_masks(red, green, blue, header_bytes):
+    shifts = [(mask & -mask).bit_length() - 1 for mask in (red, green, blue)]
+    pixels = sum(PIXELS[::-1, :, channel].astype("<u4") << shift for channel, shift in enumerate(shifts)).tobytes()
+    info = struct.pack("<IiiHHIIiiII", header_bytes, 60, 40, 1, 32, 3, len(pixels), 0, 0, 0, 0)
+    info += struct.pack("<IIII", red, green, blue, 0).ljust(max(header_bytes - 40, 12), b"\0")
+    return struct.pack("<2sIHHI", b"BM", 14 + len(info) + len(pixels), 0, 0, 14 + len(info)) + info + pixels
+
+
+@pytest.mark.parametrize(
+    ("masks", "header_bytes"),
+    [
+        ((0xFF0000, 0xFF00, 0xFF), 40),
+        ((0xFF0000, 0xFF00, 0xFF), 124),
+        ((0xFF, 0xFF00, 0xFF0000), 124),
+        ((0xFF000000, 0xFF0000, 0xFF00), 56),
+    ],
+)
+def test_colour_masks_of_a_bmp(masks, header_bytes):
+    np.testing.assert_array_equal(decode_image(bmp_with_masks(*masks, header_bytes)), PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("masks", "header_bytes"),
+    [((0xFF000000, 0xFF00, 0xFF), 52), ((0xFF000000, 0xFF0, 0xFF0000), 124), ((0xFF, 0xFF00, 0xFF0000), 40)],
+)
+def test_colour_masks_that_would_be_decoded_wrongly_are_refused(masks, header_bytes):
+    with pytest.raises(ImageError, match="colour masks"):
+        decode_image(bmp_with_masks(*masks, header_bytes))

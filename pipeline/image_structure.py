@@ -1,0 +1,361 @@
+"""The structure of encoded images, read with bounds of its own before any decoder sees them.
+
+A few bytes can cost a decoder minutes or gigabytes: a directory whose entries all point to the same megabytes, scans or
+chunks by the million, compressed zeros behind the last pixel. What is read here is bounded by the length of the data,
+whatever the data says; what is out of proportion is refused.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from pipeline.errors import ImageError
+
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""Formats accepted."""
+
+ORIENTATION: Final = 0x0112
+"""EXIF and TIFF tag of the orientation, 1 to 8 (CIPA DC-008)."""
+
+_CUT_OFF: Final = (struct.error, IndexError, OverflowError)  # reading where there is nothing, however far away
+
+_PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+_PNG_HEADER: Final = b"\0\0\0\rIHDR"
+_PNG_CHUNK_BYTES: Final = 12  # length, type and checksum, around a chunk's data
+_PNG_MOST_CHUNKS: Final = 100_000  # the largest PNG allowed, in pieces of 8 kB as libpng writes them, has 8192
+_PNG_ANIMATION: Final = (b"acTL", b"fcTL", b"fdAT")
+_PNG_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_PNG_HARMLESS_BYTES: Final = 128 * 1024  # inflated at most 1032 times, in about half a second
+_PIECE_BYTES: Final = 64 * 1024
+
+_MOST_SEGMENTS: Final = 10_000  # of a JPEG before its first scan; a colour profile has up to 255
+_START_OF_SCAN: Final = 0xDA
+_END_OF_IMAGE: Final = 0xD9
+_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_APP1: Final = 0xE1
+_WITHOUT_LENGTH: Final = frozenset({0x01, *range(0xD0, 0xD9)})
+_EXIF: Final = b"Exif\0\0"
+_NO_FILL_BYTE: Final = re.compile(rb"[^\xff]")
+_MARKER: Final = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # but restarts and bytes that are stuffed
+
+_BIT_FIELDS: Final = 3
+_HEADER_WITH_MASKS: Final = 56
+_USUAL_MASKS: Final = (0xFF0000, 0xFF00, 0xFF)
+_BYTE_MASKS: Final = {0xFF, 0xFF00, 0xFF0000, 0xFF000000}
+
+_MOST_ENTRIES: Final = 4096  # of a TIFF directory; libtiff's own bound
+_MOST_WEBP_CHUNKS: Final = 100
+_TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_TIFF_NUMBERS: Final = {1: "B", 3: "H", 4: "I", 16: "Q"}  # whole numbers, by TIFF's type
+_TIFF_BYTES: Final = {3: 2, 8: 2, 4: 4, 9: 4, 11: 4, 13: 4, 5: 8, 10: 8, 12: 8, 16: 8, 17: 8, 18: 8}  # others: 1
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What an encoded image says of itself.
+
+    Attributes:
+        format: one of :data:`FORMATS`.
+        width: pixels, before EXIF orientation.
+        height: pixels, before EXIF orientation.
+        orientation: EXIF orientation, 1 to 8.
+        first_scan: of a JPEG, where its first scan begins.
+        tile_pixels: of a TIFF in tiles, the pixels of one.
+    """
+
+    format: str
+    width: int
+    height: int
+    orientation: int = 1
+    first_scan: int = 0
+    tile_pixels: int = 0
+
+
+def read_header(data: bytes) -> ImageHeader:
+    """Read format and size of an encoded image without decoding it.
+
+    Raises:
+        ImageError: the bytes are of no accepted format, or the header is broken.
+    """
+    if not data:
+        raise ImageError("the image is empty (0 bytes); send the bytes of an encoded image", "empty")
+    try:
+        for starts, read in _READERS:
+            if data.startswith(starts):
+                return read(data)
+    except _CUT_OFF:
+        raise _no_image(data, "its header is cut off") from None
+    raise _no_image(data)
+
+
+def _no_image(data: bytes, detail: str = "") -> ImageError:
+    accepted = ", ".join(FORMATS)
+    return ImageError(
+        f"the bytes are not an image of an accepted format{f' ({detail})' if detail else ''}: {len(data)} bytes that "
+        f"start with {data[:8]!r}; accepted: {accepted}",
+        "format",
+    )
+
+
+def _read_png(data: bytes) -> ImageHeader:
+    if data[8:16] != _PNG_HEADER or len(data) < 33:
+        raise _no_image(data, "a PNG without its header")
+    return ImageHeader("PNG", *struct.unpack_from(">II", data, 16))
+
+
+def _read_jpeg(data: bytes) -> ImageHeader:
+    """Walk the markers to the first scan (ITU-T T.81, annex B)."""
+    size = None
+    orientation = 1
+    position = 2
+    for _ in range(_MOST_SEGMENTS):
+        if position + 4 > len(data):
+            raise jpeg_truncated(data) if size else _no_image(data, "a JPEG without a frame")
+        if data[position] != 0xFF:  # decoders pass over what is between segments
+            found = data.find(b"\xff", position)
+            position = found if found >= 0 else len(data)
+            continue
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill bytes, of which there may be a million
+            end_of_fill = _NO_FILL_BYTE.search(data, position)
+            position = end_of_fill.start() - 1 if end_of_fill else len(data)
+            continue
+        if marker in _WITHOUT_LENGTH:
+            position += 2
+            continue
+        if marker == _END_OF_IMAGE:
+            raise _no_image(data, "a JPEG without a frame")
+        if marker == _START_OF_SCAN:
+            if size is None:
+                raise _no_image(data, "a JPEG without a frame")
+            return ImageHeader("JPEG", size[1], size[0], orientation, position)
+        if marker in _FRAMES and size is None:
+            size = struct.unpack_from(">HH", data, position + 5)
+        elif marker == _APP1 and data[position + 4 : position + 10] == _EXIF and orientation == 1:
+            end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+            orientation = exif_orientation(data[position + 10 : end])
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    raise ImageError(f"the JPEG has more than {_MOST_SEGMENTS} segments before its first scan. Encode the image again")
+
+
+def jpeg_truncated(data: bytes) -> ImageError:
+    """The refusal of a JPEG that was cut off."""
+    fault = f"the JPEG is truncated: no end-of-image marker in its {len(data)} bytes. Send the whole file"
+    return ImageError(fault, "truncated")
+
+
+def check_jpeg(data: bytes, header: ImageHeader, max_scanned_pixels: int) -> None:
+    """Check that a JPEG is whole and that its scans are in proportion.
+
+    OpenCV decodes a truncated JPEG without a word and fills the rest with grey. And each scan goes over all pixels,
+    though it may consist of ten bytes (libjpeg-turbo, "Two Issues with the JPEG Standard").
+
+    Args:
+        data: the JPEG.
+        header: of it.
+        max_scanned_pixels: most pixels times scans.
+
+    Raises:
+        ImageError: truncated, or more scans than that.
+    """
+    if data.rfind(b"\xff\xd9", header.first_scan) < 0:
+        raise jpeg_truncated(data)
+    most = max(4, max_scanned_pixels // max(1, header.width * header.height))
+    # The quick count also counts what only looks like a scan: thumbnails, and what follows the image.
+    if data.count(b"\xff\xda", header.first_scan) > most and _has_more_scans(data, header.first_scan, most):
+        raise ImageError(
+            f"the JPEG of {header.width}x{header.height} pixels has more than {most} scans. Encode the image again"
+        )
+
+
+def _has_more_scans(data: bytes, position: int, most: int) -> bool:
+    """Whether more scans follow than allowed, or too many segments between them."""
+    scans = 0
+    for _ in range(_MOST_SEGMENTS):
+        found = _MARKER.search(data, position)
+        if found is None or data[found.start() + 1] == _END_OF_IMAGE:
+            return False
+        scans += data[found.start() + 1] == _START_OF_SCAN
+        if scans > most:
+            return True
+        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return True
+
+
+def _read_webp(data: bytes) -> ImageHeader:
+    """Read the first chunk (RFC 9649), and the EXIF chunk of an extended file."""
+    kind = data[12:16]
+    if data[8:12] != b"WEBP" or kind not in (b"VP8 ", b"VP8L", b"VP8X"):
+        raise _no_image(data)
+    if 8 + int.from_bytes(data[4:8], "little") > len(data):
+        fault = (
+            f"the WebP is truncated: it should have {8 + int.from_bytes(data[4:8], 'little')} bytes and has {len(data)}"
+        )
+        raise ImageError(f"{fault}. Send the whole file", "truncated")
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return ImageHeader("WEBP", width & 0x3FFF, height & 0x3FFF)
+    if kind == b"VP8L":
+        bits = struct.unpack_from("<I", data, 21)[0]
+        return ImageHeader("WEBP", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
+    width, height = (int.from_bytes(data[place : place + 3], "little") + 1 for place in (24, 27))
+    return ImageHeader("WEBP", width, height, _webp_orientation(data) if data[20] & 0x08 else 1)
+
+
+def _webp_orientation(data: bytes) -> int:
+    position = 12
+    for _ in range(_MOST_WEBP_CHUNKS):  # EXIF stands behind the picture, or the frames
+        position = data.find(b"EXIF", position)
+        if position < 0:
+            return 1
+        size = int.from_bytes(data[position + 4 : position + 8], "little")
+        block = data[position + 8 : position + 8 + size].removeprefix(_EXIF)
+        if block[:4] in _TIFF_STARTS:
+            return exif_orientation(block)
+        position += 4
+    return 1
+
+
+def _read_bmp(data: bytes) -> ImageHeader:
+    if struct.unpack_from("<I", data, 14)[0] == 12:
+        width, height = struct.unpack_from("<HH", data, 18)
+    else:
+        width, height = struct.unpack_from("<ii", data, 18)
+        _check_masks(data)
+    return ImageHeader("BMP", width, abs(height))
+
+
+def _check_masks(data: bytes) -> None:
+    """Refuse the colour masks of 32 bits that OpenCV 4.11 overlooks, or shifts by the wrong number of bits."""
+    header_bytes, bits, compression = struct.unpack_from("<I10xHI", data, 14)
+    if bits != 32 or compression != _BIT_FIELDS:
+        return
+    masks = struct.unpack_from("<III", data, 54)
+    if masks != _USUAL_MASKS and (header_bytes < _HEADER_WITH_MASKS or not set(masks) <= _BYTE_MASKS):
+        told = ", ".join(f"{mask:#010x}" for mask in masks)
+        raise ImageError(
+            f"the BMP has the colour masks {told}; allowed: whole bytes, in a header of {_HEADER_WITH_MASKS} bytes or "
+            "more. Encode the image again"
+        )
+
+
+def _read_tiff(data: bytes) -> ImageHeader:
+    found: dict[int, int] = {}
+    for tag, number in _directory(data):
+        found[tag] = max(number, found.get(tag, 0))  # decoders differ in which of several they take
+    if 256 not in found or 257 not in found:
+        raise _no_image(data, "a TIFF that does not say how large it is")
+    return ImageHeader("TIFF", found[256], found[257], tile_pixels=found.get(322, 0) * found.get(323, 0))
+
+
+def exif_orientation(block: bytes) -> int:
+    """EXIF orientation, 1 to 8, out of an EXIF block; 1 where it has none or is broken."""
+    try:
+        found = next((number for tag, number in _directory(block) if tag == ORIENTATION), 1)
+    except (*_CUT_OFF, ImageError):
+        return 1
+    return found if 1 <= found <= 8 else 1
+
+
+def _directory(data: bytes) -> Iterator[tuple[int, int]]:
+    """Tags and numbers of those entries of the first directory that are one whole number (TIFF 6.0, section 2).
+
+    Raises:
+        ImageError: there are too many entries, or they say that they hold more than the file: libtiff copies what each
+            points to, though it be the same megabytes every time.
+        struct.error, OverflowError: it is cut off, or not in the file at all.
+    """
+    order = {b"II": "<", b"MM": ">"}.get(data[:2])
+    if order is None or data[:4] not in _TIFF_STARTS:
+        return
+    big = 43 in data[2:4]
+    position = struct.unpack_from(f"{order}Q" if big else f"{order}I", data, 8 if big else 4)[0]
+    count = struct.unpack_from(f"{order}Q" if big else f"{order}H", data, position)[0]
+    if count > _MOST_ENTRIES:
+        raise ImageError(f"a directory of {count} entries; allowed: {_MOST_ENTRIES}. Encode the image again")
+    position += 8 if big else 2
+    head, size = (f"{order}HHQ", 20) if big else (f"{order}HHI", 12)
+    held = 0
+    for entry in range(position, position + count * size, size):
+        tag, kind, values = struct.unpack_from(head, data, entry)
+        held += values * _TIFF_BYTES.get(kind, 1)
+        if held > len(data) + count * 8:
+            raise ImageError(f"a directory whose entries hold more than the {len(data)} bytes that are there")
+        if values == 1 and kind in _TIFF_NUMBERS:
+            yield tag, struct.unpack_from(order + _TIFF_NUMBERS[kind], data, entry + (12 if big else 8))[0]
+
+
+_READERS: Final = (
+    (_PNG_SIGNATURE, _read_png),
+    (b"\xff\xd8\xff", _read_jpeg),
+    (b"RIFF", _read_webp),
+    (b"BM", _read_bmp),
+    (_TIFF_STARTS, _read_tiff),
+)
+
+
+def check_png(data: bytes) -> None:
+    """Check that a PNG is whole and that its pixel data is in proportion.
+
+    OpenCV makes room for as many bytes as a chunk says it has, up to 2 GB, before it reads them; and libpng inflates
+    what follows the last pixel, a thousand times its size.
+
+    Raises:
+        ImageError: truncated, too many chunks, or more pixel data than the header allows for.
+    """
+    width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
+    pieces = [(start + 8, end - 4) for kind, start, end in _png_chunks(data) if kind == b"IDAT"]
+    if sum(end - start for start, end in pieces) <= _PNG_HARMLESS_BYTES:
+        return
+    # Interlaced, each row has up to seven parts with a filter byte of their own (PNG specification, section 8).
+    allowed = (width * bits * _PNG_CHANNELS.get(colour, 4) // 8 + 16) * height * 1.01 + 1024
+    unpacker = zlib.decompressobj()
+    for start, end in pieces:
+        for place in range(start, end, _PIECE_BYTES):
+            piece = data[place : min(end, place + _PIECE_BYTES)]
+            while piece and not unpacker.eof:
+                try:
+                    allowed -= len(unpacker.decompress(piece, 1 << 20))
+                except zlib.error:
+                    return  # libpng says what is wrong with it
+                piece = unpacker.unconsumed_tail
+                if allowed < 0:
+                    raise ImageError(
+                        f"the PNG holds more pixel data than {width}x{height} pixels need. Encode the image again"
+                    )
+
+
+def still_png(data: bytes) -> bytes:
+    """An animated PNG without its animation chunks: a still PNG of its default image (PNG specification, 4.9).
+
+    OpenCV 4.11 dies of animations whose numbers do not fit each other.
+    """
+    if not any(kind in data for kind in _PNG_ANIMATION):
+        return data
+    kept = [data[start:end] for kind, start, end in _png_chunks(data) if kind not in _PNG_ANIMATION]
+    return b"".join([_PNG_SIGNATURE, *kept])
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Type, start and end of each chunk, to IEND (PNG specification, section 5.3).
+
+    Raises:
+        ImageError: IEND is missing, or there are too many chunks.
+    """
+    position = len(_PNG_SIGNATURE)
+    for _ in range(_PNG_MOST_CHUNKS):
+        end = position + _PNG_CHUNK_BYTES + int.from_bytes(data[position : position + 4], "big")
+        if end > len(data):
+            fault = f"the PNG is truncated: its {len(data)} bytes end before its IEND chunk does. Send the whole file"
+            raise ImageError(fault, "truncated")
+        kind = data[position + 4 : position + 8]
+        yield kind, position, end
+        if kind == b"IEND":
+            return
+        position = end
+    raise ImageError(f"the PNG has more than {_PNG_MOST_CHUNKS} chunks. Encode the image again")
