@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 _MOMENT: Final = struct.Struct("<q")
+_NAME: Final = "busy_"
 
 
 class Heartbeat:
@@ -30,6 +31,9 @@ class Heartbeat:
         Args:
             prefix: beginning of its path; see :func:`heartbeat_path`.
         """
+        for left in prefix.parent.glob(f"{prefix.name}{_NAME}*"):  # by processes that a reload ended
+            if not Path(f"/proc/{left.name.rpartition('_')[2]}").exists():
+                left.unlink(missing_ok=True)
         self.path = heartbeat_path(prefix, os.getpid())
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -51,7 +55,7 @@ class Heartbeat:
 
 def heartbeat_path(prefix: Path, pid: int) -> Path:
     """The file of one process."""
-    return Path(f"{prefix}busy_{pid}")
+    return Path(f"{prefix}{_NAME}{pid}")
 
 
 def busy_for_s(prefix: Path, pid: int) -> float:

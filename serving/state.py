@@ -115,10 +115,16 @@ def _folder() -> Path:
 
 def _is_alive(pid: int) -> bool:
     process = Path(f"/proc/{pid}")
+    # The program is known a moment before the command line of a process that is being started is; where tritonserver is
+    # a script, or of another user namespace, only the command line names it. A dead process has neither.
     try:
-        # The program is known a moment before the command line of a process that is being started is; where
-        # tritonserver is a script, only the command line names it. A dead process has neither.
-        program = (process / "exe").readlink().name
-        return program.startswith("tritonserver") or b"tritonserver" in (process / "cmdline").read_bytes()
+        if (process / "exe").readlink().name.startswith("tritonserver"):
+            return True
+    except PermissionError:
+        pass
+    except OSError:
+        return False
+    try:
+        return b"tritonserver" in (process / "cmdline").read_bytes()
     except OSError:
         return False

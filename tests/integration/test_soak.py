@@ -64,11 +64,12 @@ def test_what_is_wrong_is_noticed(wrong):
     assert len(summary(wrong)["faults"]) == 1
 
 
-def samples(last):
-    return [{"at_s": float(second), **dict.fromkeys(SERIES, 100.0 if second < 30 else last)} for second in range(40)]
+def samples(last, step_s):
+    return [{"at_s": number * step_s, **dict.fromkeys(SERIES, 100.0 if number < 30 else last)} for number in range(40)]
 
 
-def test_what_grows_is_noticed():
-    assert flatness(samples(104.0))["faults"] == []
-    assert len(flatness(samples(106.0))["faults"]) == len(SERIES)
-    assert len(flatness(samples(100.0)[:5])["faults"]) == len(SERIES)
+@pytest.mark.parametrize(("step_s", "fine", "rising"), [(30.0, 104.0, 106.0), (3.0, 115.0, 125.0)])
+def test_what_grows_is_noticed(step_s, fine, rising):
+    assert flatness(samples(fine, step_s))["faults"] == []
+    assert len(flatness(samples(rising, step_s))["faults"]) == len(SERIES)
+    assert len(flatness(samples(100.0, step_s)[:5])["faults"]) == len(SERIES)

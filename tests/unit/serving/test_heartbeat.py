@@ -41,3 +41,12 @@ def test_a_number_that_another_process_had_starts_idle(prefix):
 
 def test_the_file_is_its_owners_alone(prefix):
     assert Heartbeat(prefix).path.stat().st_mode & 0o777 == 0o600
+
+
+def test_files_of_processes_that_are_gone_are_swept(prefix):
+    gone, mine = heartbeat_path(prefix, 2**22 + 1), heartbeat_path(prefix, os.getppid())
+    for path in (gone, mine):
+        path.write_bytes(bytes(8))
+    Heartbeat(prefix)
+    assert not gone.exists()
+    assert mine.exists()

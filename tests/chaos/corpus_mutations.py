@@ -1,0 +1,273 @@
+"""Valid images made invalid: by chance, and with the structure of their format in view."""
+
+from __future__ import annotations
+
+import random
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Final
+
+Seeds = Sequence[tuple[str, bytes]]
+Mutation = Callable[[random.Random, bytes, Seeds], bytes]
+
+_EXTREMES: Final = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
+_PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+
+
+def mutate(chance: random.Random, seeds: Seeds) -> tuple[str, str, bytes]:
+    """Draw one seed and one mutation; returns the mutation's name, the seed's and the bytes."""
+    name, data = seeds[chance.randrange(len(seeds))]
+    fitting = [mutation for mutation, starts in _BY_FORMAT if data.startswith(starts)]
+    mutation = chance.choice(fitting if fitting and chance.random() < 0.4 else _ANYWHERE)
+    return (mutation.__doc__ or "").rstrip("."), name, mutation(chance, data, seeds)
+
+
+def flip_bits(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
+    """Bit flips."""
+    changed = bytearray(data)
+    for _ in range(chance.choice((1, 1, 2, 4, 16, 64))):
+        changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
+    return bytes(changed)
+
+
+def flip_header_bits(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
+    """Bit flips in the header."""
+    changed = bytearray(data)
+    for _ in range(chance.choice((1, 2, 4))):
+        changed[chance.randrange(min(64, len(changed)))] ^= 1 << chance.randrange(8)
+    return bytes(changed)
+
+
+def truncate(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
+    """Truncation."""
+    return data[: chance.randrange(len(data))]
+
+
+def splice(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
+    """Spliced with another image."""
+    other = seeds[chance.randrange(len(seeds))][1]
+    return data[: chance.randrange(1, len(data))] + other[chance.randrange(len(other)) :]
+
+
+def foreign_header(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
+    """Header of another image."""
+    other = seeds[chance.randrange(len(seeds))][1]
+    length = chance.choice((4, 8, 16, 33, 64))
+    return other[:length] + data[length:]
+
+
+def overwrite_number(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
+    """Extreme numbers."""
+    changed = bytearray(data)
+    for _ in range(chance.choice((1, 1, 3))):
+        width = chance.choice((1, 2, 4))
+        place = chance.randrange(min(len(data), chance.choice((64, 400, len(data)))))
+        order = chance.choice(("big", "little"))
+        number = (chance.choice(_EXTREMES) & ((1 << 8 * width) - 1)).to_bytes(width, order)  # type: ignore[arg-type]
+        changed[place : place + width] = number
+    return bytes(changed)
+
+
+def cut_out(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
+    """A piece cut out."""
+    start = chance.randrange(len(data))
+    return data[:start] + data[start + chance.choice((1, 4, 100, 1000)) :]
+
+
+def repeat(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
+    """A piece repeated."""
+    start = chance.randrange(len(data))
+    piece = data[start : start + chance.choice((1, 4, 100, 1000))]
+    return data[:start] + piece * chance.choice((2, 3, 50)) + data[start:]
+
+
+def insert_noise(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
+    """Noise inserted."""
+    start = chance.randrange(len(data))
+    return data[:start] + chance.randbytes(chance.choice((1, 4, 64, 1000))) + data[start:]
+
+
+def fill(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
+    """A piece filled with one byte."""
+    start = chance.randrange(len(data))
+    length = min(chance.choice((4, 64, 1000)), len(data) - start)
+    return data[:start] + bytes([chance.choice((0, 0xFF, 0x41))]) * length + data[start + length :]
+
+
+def png_chunks(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
+    """PNG chunks changed, right checksums."""
+    chunks = _png_chunks(data)
+    if not chunks:
+        return data
+    at = chance.randrange(len(chunks))
+    kind, content = chunks[at]
+    action = chance.randrange(6)
+    if action == 0 and content:
+        chunks[at] = (kind, flip_bits(chance, content, seeds))
+    elif action == 1:
+        chunks.insert(chance.randrange(len(chunks)), (kind, content))
+    elif action == 2:
+        del chunks[at]
+    elif action == 3:
+        chunks[at] = (kind, content[: chance.randrange(len(content) + 1)])
+    elif action == 4:
+        chunks[at] = (chance.choice((b"tRNS", b"PLTE", b"acTL", b"fcTL", b"fdAT", b"iCCP", b"eXIf", b"IDAT")), content)
+    else:
+        chance.shuffle(chunks)
+    return _PNG_SIGNATURE + b"".join(_png_chunk(*each) for each in chunks)
+
+
+def png_numbers(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
+    """PNG header or frame numbers extreme, right checksums."""
+    chunks = _png_chunks(data)
+    places = [index for index, (kind, _) in enumerate(chunks) if kind in (b"IHDR", b"fcTL", b"acTL", b"PLTE", b"tRNS")]
+    for at in chance.sample(places, min(len(places), chance.choice((1, 2)))):
+        kind, content = chunks[at]
+        chunks[at] = (kind, overwrite_number(chance, content, seeds)[: len(content)] if content else content)
+    return _PNG_SIGNATURE + b"".join(_png_chunk(*each) for each in chunks)
+
+
+def png_pixels(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
+    """PNG pixel data damaged inside valid compression."""
+    chunks = _png_chunks(data)
+    packed = b"".join(content for kind, content in chunks if kind == b"IDAT")
+    try:
+        raw = zlib.decompress(packed)
+    except zlib.error:
+        return data
+    action = chance.randrange(3)
+    raw = (flip_bits(chance, raw, seeds), raw[: chance.randrange(len(raw))], raw * 20)[action] if raw else raw
+    others = [each for each in chunks if each[0] != b"IDAT"]
+    return _PNG_SIGNATURE + b"".join(
+        _png_chunk(*each) for each in [*others[:-1], (b"IDAT", zlib.compress(raw)), *others[-1:]]
+    )
+
+
+def tiff_entries(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
+    """TIFF directory entries changed."""
+    order = "<" if data[:2] == b"II" else ">"
+    changed = bytearray(data)
+    start = int(struct.unpack_from(f"{order}I", data, 4)[0])
+    if start + 2 > len(data):
+        return data
+    count = int(struct.unpack_from(f"{order}H", data, start)[0])
+    for _ in range(chance.choice((1, 1, 2, 3))):
+        place = start + 2 + 12 * chance.randrange(max(1, count))
+        field, width = chance.choice(((0, 2), (2, 2), (4, 4), (8, 4), (8, 4)))
+        value = chance.choice((*_EXTREMES, 2, 3, 4, 5, 8, 16, 32, 64, 258, 322, 324, start, len(data) - 1))
+        packed = struct.pack(f"{order}I", value)
+        if place + field + width <= len(changed):
+            half = packed[:2] if order == "<" else packed[2:]
+            changed[place + field : place + field + width] = packed if width == 4 else half
+    return bytes(changed)
+
+
+def jpeg_segments(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
+    """JPEG segments changed."""
+    segments, rest = _jpeg_segments(data)
+    if not segments:
+        return data
+    at = chance.randrange(len(segments))
+    action = chance.randrange(6)
+    body = segments[at]
+    if action == 0:
+        segments[at] = body[:4] + flip_bits(chance, body[4:] or b"\0", seeds)
+    elif action == 1:
+        segments.insert(chance.randrange(len(segments)), body)
+    elif action == 2:
+        del segments[at]
+    elif action == 3:
+        segments[at] = body[:1] + bytes([chance.randrange(0xC0, 0x100)]) + body[2:]
+    elif action == 4:
+        segments[at] = body[:2] + struct.pack(">H", chance.choice((0, 1, 2, 3, 0xFFFF))) + body[4:]
+    else:
+        chance.shuffle(segments)
+    return data[:2] + b"".join(segments) + rest
+
+
+def riff_chunks(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
+    """WebP chunks changed."""
+    chunks = []
+    place = 12
+    while place + 8 <= len(data):
+        size = int.from_bytes(data[place + 4 : place + 8], "little")
+        chunks.append((data[place : place + 4], data[place + 8 : place + 8 + size]))
+        place += 8 + size + size % 2
+    if not chunks:
+        return data
+    at = chance.randrange(len(chunks))
+    kind, content = chunks[at]
+    action = chance.randrange(5)
+    if action == 0 and content:
+        chunks[at] = (kind, flip_header_bits(chance, content, seeds))
+    elif action == 1:
+        chunks.insert(chance.randrange(len(chunks)), (kind, content))
+    elif action == 2:
+        del chunks[at]
+    elif action == 3:
+        chunks[at] = (chance.choice((b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANMF", b"ANIM", b"EXIF")), content)
+    else:
+        chunks[at] = (kind, overwrite_number(chance, content, seeds)[: len(content)] if content else content)
+    body = b"WEBP" + b"".join(
+        kind + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2) for kind, content in chunks
+    )
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def bmp_header(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
+    """BMP header fields extreme."""
+    changed = bytearray(data)
+    fields = ((10, 4), (14, 4), (18, 4), (22, 4), (26, 2), (28, 2), (30, 4), (34, 4), (46, 4), (50, 4))
+    for place, width in chance.sample(fields, chance.choice((1, 2, 3))):
+        value = chance.choice((*_EXTREMES, 2, 3, 4, 8, 12, 16, 24, 32, 40, 64, 108, 124))
+        changed[place : place + width] = (value & ((1 << 8 * width) - 1)).to_bytes(width, "little")
+    return bytes(changed)
+
+
+_ANYWHERE: Final[tuple[Mutation, ...]] = (
+    flip_bits,
+    flip_header_bits,
+    truncate,
+    splice,
+    foreign_header,
+    overwrite_number,
+    cut_out,
+    repeat,
+    insert_noise,
+    fill,
+)
+_BY_FORMAT: Final[tuple[tuple[Mutation, bytes | tuple[bytes, ...]], ...]] = (
+    (png_chunks, _PNG_SIGNATURE),
+    (png_numbers, _PNG_SIGNATURE),
+    (png_pixels, _PNG_SIGNATURE),
+    (tiff_entries, (b"II*\0", b"MM\0*")),
+    (jpeg_segments, b"\xff\xd8"),
+    (riff_chunks, b"RIFF"),
+    (bmp_header, b"BM"),
+)
+
+
+def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    chunks = []
+    place = len(_PNG_SIGNATURE)
+    while place + 12 <= len(data):
+        size = int.from_bytes(data[place : place + 4], "big")
+        chunks.append((data[place + 4 : place + 8], data[place + 8 : place + 8 + size]))
+        place += 12 + size
+    return chunks
+
+
+def _png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def _jpeg_segments(data: bytes) -> tuple[list[bytes], bytes]:
+    """Marker segments before the first scan, with their markers; and all from the scan on."""
+    segments = []
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:
+        size = 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        segments.append(data[place : place + size])
+        place += size
+    return segments, data[place:]
