@@ -28,9 +28,10 @@ _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER: Final = b"\0\0\0\rIHDR"
 _PNG_CHUNK_BYTES: Final = 12  # length, type and checksum, around a chunk's data
 _PNG_MOST_CHUNKS: Final = 100_000  # the largest PNG allowed, in pieces of 8 kB as libpng writes them, has 8192
+_PNG_CHUNK_MOST_BYTES: Final = 4 * 1024 * 1024
 _PNG_ANIMATION: Final = (b"acTL", b"fcTL", b"fdAT")
 _PNG_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
-_PNG_HARMLESS_BYTES: Final = 128 * 1024  # inflated at most 1032 times, in about half a second
+_PNG_HARMLESS_BYTES: Final = 512 * 1024  # inflated at most 1032 times, in two seconds, as large images take
 _PIECE_BYTES: Final = 64 * 1024
 
 _MOST_SEGMENTS: Final = 10_000  # of a JPEG before its first scan; a colour profile has up to 255
@@ -330,15 +331,26 @@ def check_png(data: bytes) -> None:
                     )
 
 
-def still_png(data: bytes) -> bytes:
-    """An animated PNG without its animation chunks: a still PNG of its default image (PNG specification, 4.9).
+def plain_png(data: bytes) -> bytes:
+    """A checked PNG as OpenCV 4.11 can take it.
 
-    OpenCV 4.11 dies of animations whose numbers do not fit each other.
+    An animation becomes a still of its default image (PNG specification, 4.9): OpenCV dies of animations whose numbers
+    do not fit each other. And pixel data is cut into chunks of a usual size: OpenCV refuses chunks above 8 MB.
     """
-    if not any(kind in data for kind in _PNG_ANIMATION):
+    animated = any(kind in data for kind in _PNG_ANIMATION)
+    if not animated and len(data) <= _PNG_CHUNK_MOST_BYTES:
         return data
-    kept = [data[start:end] for kind, start, end in _png_chunks(data) if kind not in _PNG_ANIMATION]
-    return b"".join([_PNG_SIGNATURE, *kept])
+    parts = [_PNG_SIGNATURE]
+    for kind, start, end in _png_chunks(data):
+        if kind in _PNG_ANIMATION:
+            continue
+        if end - start <= _PNG_CHUNK_MOST_BYTES:
+            parts.append(data[start:end])
+        elif kind == b"IDAT":
+            for place in range(start + 8, end - 4, _PNG_CHUNK_MOST_BYTES):
+                body = kind + data[place : min(end - 4, place + _PNG_CHUNK_MOST_BYTES)]
+                parts += [struct.pack(">I", len(body) - 4), body, struct.pack(">I", zlib.crc32(body))]
+    return b"".join(parts)
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:

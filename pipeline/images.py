@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ImageError
-from pipeline.image_structure import ImageHeader, check_jpeg, check_png, read_header, still_png
+from pipeline.image_structure import ImageHeader, check_jpeg, check_png, plain_png, read_header
 
 _QUARTER_TURNS: Final = (5, 6, 7, 8)
 _USUAL_SCANS: Final = 20  # of a progressive JPEG: libjpeg writes 10, optimisers up to 20
@@ -127,7 +127,7 @@ def _jpeg_reduction(header: ImageHeader, input_height: int, input_width: int) ->
 
 def _decode(data: bytes, header: ImageHeader, flags: int) -> NDArray[np.uint8]:
     if header.format == "PNG":
-        data = still_png(data)
+        data = plain_png(data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:

@@ -182,12 +182,20 @@ def test_pixel_data_behind_the_last_pixel_is_refused_before_it_is_inflated():
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16"])
 def test_large_pngs_of_every_kind_are_not_taken_for_bombs(mode):
-    noise = np.random.default_rng(1).integers(0, 256, (500, 700, 4), np.uint8)
+    noise = np.random.default_rng(1).integers(0, 256, (900, 800, 4), np.uint8)
     image = Image.fromarray(noise[..., 0].astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(noise)
     image = image if mode == "I;16" else image.convert("RGB").quantize() if mode == "P" else image.convert(mode)
     data = encoded("PNG", image)
-    assert len(data) > 256 * 1024
-    assert decode_image(data).shape == (500, 700, 3)
+    assert len(data) > 512 * 1024
+    assert decode_image(data).shape == (900, 800, 3)
+
+
+def test_a_png_whose_pixels_are_one_chunk_of_megabytes():
+    pixels = np.random.default_rng(2).integers(0, 256, (1500, 2000, 3), np.uint8)
+    packed = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels), 0)
+    data = png(chunk(b"tEXt", b"a\0" + bytes(9_000_000)), chunk(b"IDAT", packed), width=2000, height=1500)
+    assert len(packed) > 8_000_000
+    np.testing.assert_array_equal(decode_image(data), pixels)
 
 
 def test_a_png_of_too_many_chunks_is_refused():
