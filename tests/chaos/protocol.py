@@ -14,6 +14,7 @@ from typing import Any, Final
 from tritonclient.grpc import service_pb2
 
 MODEL: Final = "segment_int8"
+INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
 _PATH: Final = f"/v2/models/{MODEL}/infer"
 
 
@@ -26,16 +27,27 @@ class Malformed:
         name: what is wrong with it.
         http: bytes for a socket; None if it goes over gRPC.
         grpc: message for ``ModelInfer``; None if it goes over HTTP.
+        message: the message's bytes instead, which may be none.
+        method: of the gRPC service.
+        to_grpc_port: whether the bytes for a socket go where gRPC is spoken.
+        half_close: whether the sender says after the bytes that it will send no more.
         may_close: whether the server may end the connection without an answer: what came was not HTTP.
         valid: whether an answer is right after all.
+        unbatched: whether the answer has no batch axis: Triton 2.51 makes a batch of one of a batch of none with an
+            image in it, and leaves its axis out of the answer.
     """
 
     kind: str
     name: str
     http: bytes | None = None
     grpc: Any = None
+    message: bytes | None = None
+    method: str = INFER
+    to_grpc_port: bool = False
+    half_close: bool = False
     may_close: bool = False
     valid: bool = False
+    unbatched: bool = False
 
 
 def http_request(body: bytes, header_length: int | None = None, path: str = _PATH, **headers: str) -> bytes:
@@ -55,7 +67,7 @@ def http_request(body: bytes, header_length: int | None = None, path: str = _PAT
     return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body
 
 
-def _json(image: bytes, change: Callable[[dict[str, Any]], Any] | None = None) -> tuple[bytes, int]:
+def infer_body(image: bytes, change: Callable[[dict[str, Any]], Any] | None = None) -> tuple[bytes, int]:
     """A right request, changed: body and length of its JSON."""
     data = struct.pack("<I", len(image)) + image
     request: dict[str, Any] = {
@@ -72,8 +84,11 @@ def _json(image: bytes, change: Callable[[dict[str, Any]], Any] | None = None) -
 def over_http(image: bytes, chance: random.Random) -> Iterator[Malformed]:
     """One of each, over HTTP; numbers in them are drawn."""
 
-    def made(name: str, change: Callable[[dict[str, Any]], Any], **options: bool) -> Malformed:
-        return Malformed("KServe over HTTP", name, http_request(*_json(image, change)), **options)
+    def made(
+        name: str, change: Callable[[dict[str, Any]], Any], valid: bool = False, unbatched: bool = False
+    ) -> Malformed:
+        request = http_request(*infer_body(image, change))
+        return Malformed("KServe over HTTP", name, request, valid=valid, unbatched=unbatched)
 
     def set_input(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
         return lambda request: request["inputs"][0].__setitem__(key, value)
@@ -89,9 +104,9 @@ def over_http(image: bytes, chance: random.Random) -> Iterator[Malformed]:
         "shape null": None,
         "batch of nine": [9, 1],
         "batch of none": [0, 1],
+        "batch of 2**32": [2**32, 1],
     }.items():
-        # Of a batch of none with an image in it, Triton 2.51 makes a batch of one.
-        yield made(name, set_input("shape", value), valid=value == [0, 1])
+        yield made(name, set_input("shape", value), unbatched=_is_none(value))
     for value in ("FP32", "INT64", "UINT8", "BOOL", "", "BYTES ", "XX", 7, None):
         yield made(f"datatype {value!r}", set_input("datatype", value))
     for value in ("", "images", "image\0", "ï", "a" * 10_000, 3):
@@ -107,29 +122,34 @@ def over_http(image: bytes, chance: random.Random) -> Iterator[Malformed]:
     yield made(
         "ten thousand outputs", lambda request: request | {"outputs": [{"name": f"o{i}"} for i in range(10_000)]}
     )
-    yield from (made(f"parameter {name}", change, **options) for name, change, options in _parameters(chance))
+    yield from (made(f"parameter {name}", change) for name, change in _parameters(chance))
     yield from _http_framing(image, chance)
 
 
-def _parameters(chance: random.Random) -> Iterator[tuple[str, Callable[[dict[str, Any]], Any], dict[str, bool]]]:
+def _is_none(shape: Any) -> bool:
+    """Whether Triton 2.51 takes a shape for a batch of none: it keeps 32 bits of the first side."""
+    return bool(shape) and isinstance(shape[0], int) and len(shape) == 2 and shape[0] % 2**32 == 0 and shape[0] < 2**64
+
+
+def _parameters(chance: random.Random) -> Iterator[tuple[str, Callable[[dict[str, Any]], Any]]]:
     def change(**parameters: Any) -> Callable[[dict[str, Any]], Any]:
         return lambda request: request | {"parameters": parameters}
 
     for name in ("confidence", "iou", "max_detections", "mask_format", "classes"):
         for value in (-1, 1e308, 2**62, "", "x" * 100_000, "\0", True, chance.uniform(1.01, 99), "NaN", "1e400"):
-            yield f"{name} {str(value)[:12]!r}", change(**{name: value}), {}
+            yield f"{name} {str(value)[:12]!r}", change(**{name: value})
         for value in ([1], {"a": 1}, None):
-            yield f"{name} {value!r}", change(**{name: value}), {}
-    yield "an unknown one", change(colour="red"), {}
-    yield "ten thousand unknown ones", change(**{f"p{i}": i for i in range(10_000)}), {}
-    yield "NaN as a number", change(confidence=float("nan")), {}
-    yield "an endless number", change(iou=float("inf")), {}
+            yield f"{name} {value!r}", change(**{name: value})
+    yield "an unknown one", change(colour="red")
+    yield "ten thousand unknown ones", change(**{f"p{i}": i for i in range(10_000)})
+    yield "NaN as a number", change(confidence=float("nan"))
+    yield "an endless number", change(iou=float("inf"))
 
 
 def _http_framing(image: bytes, chance: random.Random) -> Iterator[Malformed]:
     """What is wrong around the JSON, and JSON that is none."""
     kind = "HTTP framing"
-    body, length = _json(image)
+    body, length = infer_body(image)
     for value in ("0", "1", "-1", str(length - 1), str(length + 1), str(2**40), str(2**64), "x", "", "1e3"):
         request = http_request(body, Inference_Header_Content_Length=value)
         yield Malformed(kind, f"header length {value!r}", request, may_close=not value)
@@ -188,12 +208,12 @@ def over_grpc(image: bytes, chance: random.Random) -> Iterator[Malformed]:
     """One of each, over gRPC."""
     raw = struct.pack("<I", len(image)) + image
 
-    def made(name: str, change: Callable[[Any], object], valid: bool = False) -> Malformed:
+    def made(name: str, change: Callable[[Any], object], valid: bool = False, unbatched: bool = False) -> Malformed:
         request = service_pb2.ModelInferRequest(model_name=MODEL)
         request.inputs.add(name="image", datatype="BYTES", shape=[1, 1])
         request.raw_input_contents.append(raw)
         change(request)
-        return Malformed("KServe over gRPC", name, grpc=request, valid=valid)
+        return Malformed("KServe over gRPC", name, grpc=request, valid=valid, unbatched=unbatched)
 
     def content(data: bytes) -> Callable[[Any], None]:
         return lambda request: request.raw_input_contents.__setitem__(0, data)
@@ -205,7 +225,7 @@ def over_grpc(image: bytes, chance: random.Random) -> Iterator[Malformed]:
         return lambda request: request.parameters[name].CopyFrom(service_pb2.InferParameter(**value))
 
     for sides in ((), (1,), (-1, 1), (2**40, 2**40), (9, 1), (0, 1), (1, 1, 1, 1), (2, 1), (chance.getrandbits(62), 1)):
-        yield made(f"shape {sides}", shape(*sides), valid=sides == (0, 1))
+        yield made(f"shape {sides}", shape(*sides), unbatched=_is_none(sides))
     for name, data in {
         "nothing": b"",
         "three bytes": b"abc",
@@ -259,7 +279,7 @@ def _shared_memory(region: str) -> Callable[[Any], None]:
     return change
 
 
-def send_http(url: str, request: bytes, timeout_s: float) -> tuple[int | None, bytes]:
+def send_http(url: str, request: bytes, timeout_s: float, half_close: bool = False) -> tuple[int | None, bytes]:
     """Send bytes and read the answer; its status (None if the connection was closed without one) and its body."""
     host, port = url.split(":")
     with socket.create_connection((host, int(port)), timeout_s) as connection:
@@ -267,6 +287,8 @@ def send_http(url: str, request: bytes, timeout_s: float) -> tuple[int | None, b
         received = b""
         try:
             connection.sendall(request)
+            if half_close:
+                connection.shutdown(socket.SHUT_WR)
             while chunk := connection.recv(1 << 16):
                 received += chunk
                 if _is_whole(received):

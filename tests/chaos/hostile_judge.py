@@ -1,0 +1,204 @@
+"""What may become of a hostile input, and what became of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
+
+from client.errors import ServerError
+from client.request import parse_response
+from client.result import Segmentation
+from pipeline import contract
+from pipeline.errors import BUSY, ImageError
+from pipeline.images import decode_image
+from tests.chaos.corpus_crafted import Expectation
+from tests.chaos.protocol import Malformed
+
+_CALLERS_FAULT: Final = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNAUTHENTICATED,
+    }
+)
+_UNREAD_JSON: Final = ("failed to parse the request JSON buffer", "Unable to parse '")
+"""Triton 2.51 has status 500 for JSON that it cannot read, in words of its own."""
+_OTHER_REFUSALS: Final = (
+    # gRPC's own library, for bytes that are not the method's message: its documentation of status codes says so.
+    (grpc.StatusCode.INTERNAL, "Unable to parse request"),
+    # Triton 2.51, for methods that need the secret.
+    (grpc.StatusCode.UNAVAILABLE, "This protocol is restricted"),
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image to send.
+
+    Attributes:
+        kind: for the table.
+        name: of the file, or how it was made.
+        data: its bytes.
+        expects: what must become of it.
+    """
+
+    kind: str
+    name: str
+    data: bytes
+    expects: Expectation = "any"
+
+
+Input = Sample | Malformed
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back.
+
+    Attributes:
+        result: ``answered``, ``refused``, ``closed`` (the connection, without an answer), or a status that is none of
+            these.
+        text: the server's words.
+        segmentations: per image, where it was answered.
+    """
+
+    result: str
+    text: str = ""
+    segmentations: tuple[Segmentation, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one input.
+
+    Attributes:
+        kind: of the input.
+        name: of the input.
+        result: see :class:`Answer`.
+        seconds: until it was known.
+        fault: what is wrong with that; empty if nothing is.
+    """
+
+    kind: str
+    name: str
+    result: str
+    seconds: float
+    fault: str = ""
+
+
+def read_grpc(response: Any) -> Answer:
+    """A ``ModelInferResponse``."""
+    tensors: dict[str, NDArray[Any]] = {}
+    for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
+        if output.datatype == "BYTES":
+            flat = deserialize_bytes_tensor(raw)
+        else:
+            flat = np.frombuffer(raw, triton_to_np_dtype(output.datatype))
+        tensors[output.name] = flat.reshape(tuple(output.shape))
+    return _answered(tensors)
+
+
+def read_refusal(error: Any) -> Answer:
+    """A gRPC error."""
+    code, text = error.code(), str(error.details()) or error.code().name
+    if code in _CALLERS_FAULT or any(code is status and text.startswith(words) for status, words in _OTHER_REFUSALS):
+        return Answer("refused", text)
+    return Answer(f"gRPC {error.code().name}", text)
+
+
+def read_http(status: int | None, body: bytes) -> Answer:
+    """An HTTP answer; no status if the connection was closed without one."""
+    if status is None:
+        return Answer("closed")
+    text = body.decode(errors="replace")
+    if status == 200:
+        try:
+            outputs = json.loads(body)["outputs"]
+            return _answered({output["name"]: _from_json(output) for output in outputs})
+        except (ValueError, KeyError, TypeError) as error:
+            return Answer("answer that cannot be read", f"{error!r}: {text[:100]}")
+    unread = status == 500 and any(words in text for words in _UNREAD_JSON)
+    if 400 <= status < 500 or unread:
+        try:
+            return Answer("refused", str(json.loads(text)["error"]))
+        except (ValueError, KeyError, TypeError):
+            return Answer("refused", text)
+    return Answer(f"HTTP {status}", text)
+
+
+def _from_json(output: Mapping[str, Any]) -> NDArray[Any]:
+    values = output["data"]
+    if output["datatype"] == "BYTES":
+        flat = np.array([text.encode() for text in values] + [None], np.object_)[:-1]
+    else:
+        flat = np.array(values, triton_to_np_dtype(output["datatype"]))
+    return flat.reshape(output["shape"])
+
+
+def _answered(tensors: Mapping[str, NDArray[Any]]) -> Answer:
+    try:
+        batch = len(tensors[contract.NUM_DETECTIONS.name])
+        return Answer("answered", segmentations=tuple(parse_response(tensors, batch, "rle")))
+    except (ServerError, KeyError) as error:
+        return Answer("answer that cannot be read", str(error))
+
+
+def image_fault(sample: Sample, answer: Answer) -> str:
+    """What is wrong with the answer to an image: it must be that which the pipeline comes to here. Empty if nothing."""
+    try:
+        size: tuple[int, ...] | None = decode_image(sample.data).shape[:2]
+        refusal = ""
+    except ImageError as error:
+        size, refusal = None, str(error)
+    expected = "answered" if size else "refused"
+    if sample.expects not in ("any", expected):
+        return f"the pipeline has it {expected} {refusal!r}; expected: {sample.expects}"
+    if answer.result != expected:
+        return f"{answer.result} ({answer.text[:200]}); expected: {expected} {refusal}"
+    if refusal:
+        return "" if refusal[:60] in answer.text else f"refused with {answer.text[:200]!r}; expected: {refusal}"
+    return answer_fault(answer, 1) or ("" if answer.segmentations[0].image_size == size else f"not of size {size}")
+
+
+def request_fault(request: Malformed, answer: Answer) -> str:
+    """What is wrong with the answer to a malformed request; empty if nothing is."""
+    allowed = {"refused"} | ({"answered"} if request.valid else set()) | ({"closed"} if request.may_close else set())
+    if request.unbatched and "has shape [1]; expected [1, 1]" in answer.text:
+        return ""
+    if answer.result not in allowed:
+        return f"{answer.result} ({answer.text[:200]}); allowed: {', '.join(sorted(allowed))}"
+    if answer.result == "refused" and BUSY in answer.text:
+        return "the server was busy"
+    if answer.result == "refused" and not answer.text and not request.may_close:
+        return "refused without a word"
+    return answer_fault(answer) if answer.result == "answered" else ""
+
+
+def answer_fault(answer: Answer, images: int | None = None) -> str:
+    """What cannot be in any right answer; empty if nothing is wrong."""
+    if images is not None and len(answer.segmentations) != images:
+        return f"{len(answer.segmentations)} results for {images} images"
+    for found in answer.segmentations:
+        height, width = found.image_size
+        if not (np.isfinite(found.boxes).all() and (found.boxes >= 0).all()):
+            return f"boxes outside of the image: {found.boxes.tolist()}"
+        if (found.boxes > np.array([width, height, width, height]) + 1e-3).any():
+            return f"boxes outside of the image: {found.boxes.tolist()}"
+        if (np.diff(found.scores) > 0).any() or ((found.scores < 0) | (found.scores > 1)).any():
+            return f"scores {found.scores.tolist()}"
+        if len(found) and found.masks.shape != (len(found), height, width):
+            return f"masks of shape {found.masks.shape}"
+    return ""

@@ -1,0 +1,159 @@
+"""Sends hostile inputs over several connections, and keeps those that failed for another try."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pickle
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+from tritonclient.grpc import service_pb2
+
+from client.result import Segmentation
+from tests.chaos import protocol
+from tests.chaos.expected import fingerprint
+from tests.chaos.hostile_judge import (
+    Answer,
+    Input,
+    Outcome,
+    Sample,
+    image_fault,
+    read_grpc,
+    read_http,
+    read_refusal,
+    request_fault,
+)
+from tests.chaos.protocol import Malformed
+
+_WORKERS: Final = 4
+_TIMEOUT_S: Final = 20.0
+_CLOSE_S: Final = 3.0
+"""So long is waited for an answer to what is no request at all."""
+_CHANNEL: Final = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),  # a connection per worker
+]
+
+
+class Sender:
+    """Sends inputs from several threads, over both protocols.
+
+    Args:
+        grpc_url: of the server.
+        http_url: of the server.
+        failures: folder for inputs that failed.
+        verified: how many answers are kept to be compared with the network's own.
+
+    Attributes:
+        kept: images that were answered and the fingerprints of the answers.
+    """
+
+    def __init__(self, grpc_url: str, http_url: str, failures: Path, verified: int = 0) -> None:
+        self.kept: list[tuple[Sample, str]] = []
+        self._grpc_url, self._http_url, self._failures, self._verified = grpc_url, http_url, failures, verified
+
+    def send_all(self, inputs: Iterator[Input]) -> list[Outcome]:
+        """Send them; outcomes in any order."""
+        waiting: queue.Queue[Input | None] = queue.Queue(maxsize=64)
+        outcomes: list[Outcome] = []
+
+        def work() -> None:
+            with grpc.insecure_channel(self._grpc_url, options=_CHANNEL) as channel:
+                while (one := waiting.get()) is not None:
+                    outcomes.append(self._send(channel, one))
+
+        workers = [threading.Thread(target=work) for _ in range(_WORKERS)]
+        for worker in workers:
+            worker.start()
+        for one in inputs:
+            waiting.put(one)
+        for _ in workers:
+            waiting.put(None)
+        for worker in workers:
+            worker.join()
+        return outcomes
+
+    def _send(self, channel: Any, one: Input) -> Outcome:
+        started = time.monotonic()
+        answer = Answer("lost")
+        try:
+            answer = self._image(channel, one.data) if isinstance(one, Sample) else self._malformed(channel, one)
+            seconds = time.monotonic() - started
+            fault = image_fault(one, answer) if isinstance(one, Sample) else request_fault(one, answer)
+        except Exception as error:  # whatever it is: a worker that ended would leave the rest unsent
+            seconds, fault = time.monotonic() - started, f"no answer: {error!r}"
+        if fault:
+            self._keep(one)
+        elif isinstance(one, Sample) and answer.segmentations:
+            self._remember(one, answer.segmentations[0])
+        unbatched = not fault and isinstance(one, Malformed) and one.unbatched and answer.result != "refused"
+        return Outcome(one.kind, one.name, "answered" if unbatched else answer.result, seconds, fault)
+
+    def _image(self, channel: Any, data: bytes) -> Answer:
+        # Both protocols in turn, by the bytes, so that a seed gives the same run.
+        if hashlib.sha256(data).digest()[0] % 2:
+            request = service_pb2.ModelInferRequest(model_name=protocol.MODEL)
+            request.inputs.add(name="image", datatype="BYTES", shape=[1, 1])
+            request.raw_input_contents.append(len(data).to_bytes(4, "little") + data)
+            return _call(channel, protocol.INFER, request.SerializeToString())
+        body, length = protocol.infer_body(data)
+        return read_http(*protocol.send_http(self._http_url, protocol.http_request(body, length), _TIMEOUT_S))
+
+    def _malformed(self, channel: Any, one: Malformed) -> Answer:
+        if one.http is None:
+            return _call(channel, one.method, _message(one))
+        url = self._grpc_url if one.to_grpc_port else self._http_url
+        patience_s = _CLOSE_S if one.may_close else _TIMEOUT_S
+        try:
+            return read_http(*protocol.send_http(url, one.http, patience_s, one.half_close))
+        except TimeoutError:
+            if one.may_close:  # the server waits for more of it: its right, as long as others are not blocked
+                return Answer("closed")
+            raise
+
+    def _remember(self, sample: Sample, found: Segmentation) -> None:
+        if len(self.kept) < self._verified and len(sample.data) < 1 << 20:
+            self.kept.append((sample, fingerprint(found)))
+
+    def _keep(self, one: Input) -> None:
+        self._failures.mkdir(parents=True, exist_ok=True)
+        name = "".join(letter if letter.isalnum() else "_" for letter in f"{one.kind}_{one.name}")[:120]
+        if isinstance(one, Sample):
+            (self._failures / name).write_bytes(one.data)
+        elif one.http is None:
+            one = dataclasses.replace(one, grpc=None, message=_message(one))  # protobuf's classes cannot be pickled
+        (self._failures / f"{name}.pickle").write_bytes(pickle.dumps(one))
+
+
+def _message(request: Malformed) -> bytes:
+    return bytes(request.grpc.SerializeToString()) if request.message is None else request.message
+
+
+def _call(channel: Any, method: str, message: bytes) -> Answer:
+    """Call a method with bytes, right or wrong."""
+    call = channel.unary_unary(method, lambda data: data, lambda data: data)
+    try:
+        data = call(message, timeout=_TIMEOUT_S)
+    except grpc.RpcError as error:
+        return read_refusal(error)
+    if method != protocol.INFER:
+        return Answer("another method's answer", data.hex()[:200])
+    return read_grpc(service_pb2.ModelInferResponse.FromString(data))
+
+
+def kept_input(file: Path) -> Input:
+    """An input that failed, out of ``failures/``: with all that belongs to it (``.pickle``), or an image's bytes."""
+    data = file.read_bytes()
+    if file.suffix != ".pickle":
+        return Sample("replayed", file.name, data)
+    found = pickle.loads(data)  # noqa: S301 - written by this module on this machine
+    if not isinstance(found, (Sample, Malformed)):
+        raise ValueError(f"{file} holds no input")
+    return found
