@@ -74,7 +74,8 @@ def run(repository: Path, out: Path, inputs: int = 10_000, seed: int = 0) -> dic
         time.sleep(_SETTLE_S)
         after, processes_after = resources(server), _processes(server)
         ready = server.is_ready()
-    wrong = wrong_answers(repository, sender.kept)
+    with _quiet():
+        wrong = wrong_answers(repository, sender.kept)
     faults = [f"{one.kind}, {one.name}: {one.fault}" for one in [*warm, *outcomes] if one.fault] + watcher.faults
     faults += [*resource_faults(before, after), *wrong]
     faults += [] if ready else ["the server was not ready at the end"]

@@ -38,10 +38,24 @@ def render(figures: Mapping[str, Any]) -> str:
     return environment.get_template("reliability.md.jinja").render(figures)
 
 
+def _kept(described: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a machine's description is worth keeping: what it can do, not which one it was."""
+    system = str(described["system"]).split()
+    return {
+        "processor": described["processor"],
+        "cores": described["cores"],
+        "system": f"{system[0]} {system[-1]}",
+        "load_average": described["load_average"],
+        "python": described["python"],
+    }
+
+
 def _machine(described: Mapping[str, Any]) -> str:
     """One line about a machine."""
-    known = (described.get(key) for key in ("processor", "system"))
-    return ", ".join([*(str(each) for each in known if each), f"{described.get('cores', '?')} cores"])
+    return (
+        f"{described['processor']}, {described['cores']} cores, no GPU, {described['system']}, load average "
+        f"{described['load_average']} at the end"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = options.out / f"{part}.json"
         if path.is_file():
             figures[part] = json.loads(path.read_text())
+            figures[part]["machine"] = _kept(figures[part]["machine"])
     FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
     DOCUMENT.write_text(render(figures))
     print(f"written: {DOCUMENT.relative_to(ROOT)}")
