@@ -33,7 +33,7 @@ from tests.chaos.protocol import Malformed
 
 _WORKERS: Final = 4
 _TIMEOUT_S: Final = 20.0
-_CLOSE_S: Final = 3.0
+_CLOSE_S: Final = 1.5
 """So long is waited for an answer to what is no request at all."""
 _CHANNEL: Final = [
     ("grpc.max_receive_message_length", -1),
