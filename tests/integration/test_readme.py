@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.compose import PROFILES, resolved
+
 pytestmark = pytest.mark.server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,9 +60,28 @@ def interrupt(server):
 
 
 def test_every_command_is_known():
-    known = ("make ", "python -m ", "sh requirements/install.sh ", ". .venv/bin/activate")
+    known = ("make ", "python -m ", "sh requirements/install.sh ", ". .venv/bin/activate", "docker compose ")
     assert COMMANDS
     assert all(command.startswith(known) for command in COMMANDS), COMMANDS
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/deployment.md", "docker-compose.yml", ".env.example"])
+def test_compose_commands_name_services_and_profiles_that_are_there(document):
+    """No container engine runs here; the services themselves are tried in test_deployment.py."""
+    config = resolved(*PROFILES)["services"]
+    # Up to a comment, or to what an aligned list says of it.
+    commands = re.findall(r"docker compose (.+?)(?=  |[`\n#\\])", (ROOT / document).read_text())
+    assert commands
+    for command in commands:
+        words = [word.strip("`.,;()") for word in command.split()]
+        profiles = [words[place + 1] for place, word in enumerate(words) if word == "--profile"]
+        assert set(profiles) <= set(PROFILES), command
+        named = words[words.index("run") + 1 :] if "run" in words else words[words.index("up") + 1 :]
+        plain = [word for word in named if re.fullmatch(r"[a-z]+(-[a-z]+)*", word)]
+        if "run" in words:
+            assert plain[0] in config, command
+        elif "up" in words:
+            assert not plain or plain[0] in config, command
 
 
 def test_make_targets_exist():
