@@ -23,7 +23,7 @@ class RetryPolicy:
         most_s: upper bound of any pause, in seconds.
     """
 
-    retries: int = 4
+    retries: int = 6
     first_s: float = 0.1
     most_s: float = 2.0
 

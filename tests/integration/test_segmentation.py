@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from client.errors import RequestError
+from client.retry import RetryPolicy
 from client.segmentation import SegmentationClient
 from pipeline import contract
 from pipeline.images import decode_image
@@ -239,7 +240,9 @@ def test_one_broken_image_fails_its_request_alone(server, reference):
     outcomes: dict[int, object] = {}
 
     def ask(number: int) -> None:
-        with SegmentationClient(server.grpc_url, protocol="grpc", precision="int8") as client:
+        # So many at once may be more than a busy machine answers in time; they are let in one after the other then.
+        patient = RetryPolicy(retries=100)
+        with SegmentationClient(server.grpc_url, protocol="grpc", precision="int8", retry=patient) as client:
             try:
                 outcomes[number] = client.segment(b"broken" if number % 4 == 0 else photographs[number % 5])
             except RequestError as error:
