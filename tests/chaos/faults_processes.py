@@ -79,7 +79,7 @@ def stopped_process(repository: Path) -> Record:
     model = contract.segmentation_model(PRECISION)
     with Service(repository, *_OPTIONS) as service:
         victim = service.stubs(model)[0]
-        seen = _disturb(service, repository, victim.suspend, lambda: service.wait_said(_REPLACED, 30))
+        seen = _disturb(service, repository, victim.suspend, lambda: service.wait_said(_REPLACED, 60))
     return Record(
         fault=f"a process of {model} hangs (SIGSTOP)",
         lost=f"{seen.failed} requests that reached it before it was replaced",
@@ -194,7 +194,7 @@ def kill_client(repository: Path) -> Record:
 def _kill_stub(repository: Path, model: str) -> Record:
     with Service(repository, *_OPTIONS) as service:
         server, before = service.server.pid, service.stubs(model)
-        seen = _disturb(service, repository, before[0].kill, lambda: service.wait_said(_REPLACED, 30))
+        seen = _disturb(service, repository, before[0].kill, lambda: service.wait_said(_REPLACED, 60))
         # The other processes of the old model end when their requests are done.
         wait_for(lambda: len(service.stubs(model)) == len(before), 20, f"{len(before)} processes of {model}")
         broken = seen.broken(_UNHEALTHY, 20)

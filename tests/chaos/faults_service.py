@@ -116,7 +116,10 @@ class Service:
                 raise RuntimeError(f"it ended and had not said {pattern!r}:\n{self.tail()}")
             return found[times - 1] if len(found) >= times else None
 
-        return wait_for(said, within_s, f"{pattern!r} to be said")
+        try:
+            return wait_for(said, within_s, f"{pattern!r} to be said")
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}; it said last:\n{self.tail()}") from None
 
     def tail(self, count: int = 20) -> str:
         """The last lines that it said."""
