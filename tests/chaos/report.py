@@ -69,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if path.is_file():
             figures[part] = json.loads(path.read_text())
             figures[part]["machine"] = _kept(figures[part]["machine"])
+            for record in figures[part].get("records", []):
+                record.pop("evidence", None)  # counts and log lines, of that one run
     FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
     DOCUMENT.write_text(render(figures))
     print(f"written: {DOCUMENT.relative_to(ROOT)}")
