@@ -134,6 +134,8 @@ def _served(
                 f"batches {load.usage.batches}"
             )
             _say("    by process, ms/image: " + ", ".join(f"{k} {v:.2f}" for k, v in load.usage.by_process_ms.items()))
+            steps = (f"{k} {v['queue']:.1f} + {v['compute']:.1f}" for k, v in load.usage.steps_ms.items())
+            _say("    by step, ms waiting + ms working: " + ", ".join(steps))
     finally:
         server.stop()
     requests = {str(size): {"first_ms": one, "second_ms": two} for size, (one, two) in first.items()}

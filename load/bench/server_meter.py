@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import urllib.request
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Final
 
 import grpc
@@ -20,6 +21,30 @@ _SAMPLE: Final = re.compile(r"^(?P<name>\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)
 
 
 @dataclass(frozen=True)
+class StepTimes:
+    """What the server counted of one model.
+
+    Attributes:
+        requests: answered.
+        queue_s: that all of them together waited for an instance.
+        compute_s: that all of them together spent in one: tensors in, work, tensors out.
+    """
+
+    requests: int
+    queue_s: float
+    compute_s: float
+
+    def since(self, before: StepTimes) -> StepTimes:
+        """The difference to an earlier reading."""
+        return StepTimes(
+            self.requests - before.requests, self.queue_s - before.queue_s, self.compute_s - before.compute_s
+        )
+
+
+_NOTHING: Final = StepTimes(0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
 class Reading:
     """Counters of a server at one moment.
 
@@ -28,12 +53,14 @@ class Reading:
         session_cpu_s: of the network's sessions alone.
         images: that went through the network.
         batches: executions of the network by batch size.
+        steps: times of every model that answers requests, by its name.
     """
 
     cpu_s: dict[str, float]
     session_cpu_s: float
     images: float
     batches: dict[int, int]
+    steps: dict[str, StepTimes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,6 +73,7 @@ class Usage:
         other_ms: processor time of everything else that the server does, per image: the non-model CPU time.
         by_process_ms: processor time per image by process, the session's included in its own stub.
         batches: executions of the network by batch size.
+        steps_ms: by model, what a request waits for an instance (``queue``) and spends in one (``compute``).
     """
 
     images: int
@@ -53,6 +81,7 @@ class Usage:
     other_ms: float
     by_process_ms: dict[str, float]
     batches: dict[int, int]
+    steps_ms: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @classmethod
     def between(cls, before: Reading, after: Reading) -> Usage:
@@ -77,6 +106,13 @@ class Usage:
                 size: count - before.batches.get(size, 0)
                 for size, count in sorted(after.batches.items())
                 if count > before.batches.get(size, 0)
+            },
+            steps_ms={
+                name: {
+                    "queue": times.queue_s / times.requests * 1e3,
+                    "compute": times.compute_s / times.requests * 1e3,
+                }
+                for name, times in _differences(before.steps, after.steps).items()
             },
         )
 
@@ -106,22 +142,42 @@ class ServerMeter:
         """
         with urllib.request.urlopen(f"http://{self._metrics_url}/metrics", timeout=10) as answer:
             metrics = parse_metrics(answer.read().decode(), self._model)
+        with grpc.insecure_channel(self._grpc_url) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            models = stub.ModelStatistics(service_pb2.ModelStatisticsRequest(), timeout=10).model_stats
         return Reading(
             self._tree.cpu_seconds_by_name(),
             metrics.get(SESSION_CPU_METRIC, 0.0),
             metrics.get(SESSION_IMAGES_METRIC, 0.0),
-            self._batches(),
+            self._batches(models),
+            _step_times(models),
         )
 
-    def _batches(self) -> dict[int, int]:
-        with grpc.insecure_channel(self._grpc_url) as channel:
-            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            answer = stub.ModelStatistics(service_pb2.ModelStatisticsRequest(name=self._model), timeout=10)
+    def _batches(self, models: Iterable[service_pb2.ModelStatistics]) -> dict[int, int]:
         batches: dict[int, int] = {}
-        for version in answer.model_stats:
-            for entry in version.batch_stats:
+        for version in models:
+            for entry in version.batch_stats if version.name == self._model else ():
                 batches[entry.batch_size] = batches.get(entry.batch_size, 0) + entry.compute_infer.count
         return batches
+
+
+def _step_times(models: Iterable[service_pb2.ModelStatistics]) -> dict[str, StepTimes]:
+    steps: dict[str, StepTimes] = {}
+    for version in models:
+        counted = version.inference_stats
+        compute = counted.compute_input.ns + counted.compute_infer.ns + counted.compute_output.ns
+        before = steps.get(version.name, _NOTHING)
+        steps[version.name] = StepTimes(
+            before.requests + counted.success.count,
+            before.queue_s + counted.queue.ns / 1e9,
+            before.compute_s + compute / 1e9,
+        )
+    return steps
+
+
+def _differences(before: dict[str, StepTimes], after: dict[str, StepTimes]) -> dict[str, StepTimes]:
+    differences = {name: times.since(before.get(name, _NOTHING)) for name, times in after.items()}
+    return {name: times for name, times in differences.items() if times.requests > 0 and times.compute_s > 0}
 
 
 def parse_metrics(text: str, model: str) -> dict[str, float]:

@@ -4,7 +4,7 @@ import time
 import pytest
 
 from load.bench.measure import ProcessTree, Summary, interleave, ratio
-from load.bench.server_meter import Reading, Usage, parse_metrics
+from load.bench.server_meter import Reading, StepTimes, Usage, parse_metrics
 
 
 def test_summary_is_median_and_quartiles():
@@ -55,13 +55,18 @@ def test_metrics_of_one_model():
 
 
 def test_usage_is_per_image_and_leaves_the_session_out():
-    before = Reading({"tritonserver": 1.0, "segmentation_fp32": 10.0}, 9.0, 100, {1: 3})
-    after = Reading({"tritonserver": 1.2, "segmentation_fp32": 11.1}, 10.0, 120, {1: 3, 4: 5})
+    steps = {"preprocess": StepTimes(100, 1.0, 2.0), "idle": StepTimes(7, 1.0, 1.0)}
+    later = {**steps, "preprocess": StepTimes(120, 1.1, 2.5), "postprocess": StepTimes(20, 0.0, 0.02)}
+    before = Reading({"tritonserver": 1.0, "segmentation_fp32": 10.0}, 9.0, 100, {1: 3}, steps)
+    after = Reading({"tritonserver": 1.2, "segmentation_fp32": 11.1}, 10.0, 120, {1: 3, 4: 5}, later)
     usage = Usage.between(before, after)
     assert usage.images == 20
     assert usage.session_ms == pytest.approx(50)
     assert usage.other_ms == pytest.approx((0.2 + 1.1 - 1.0) / 20 * 1e3)
     assert usage.by_process_ms == pytest.approx({"tritonserver": 10, "segmentation_fp32": 55})
     assert usage.batches == {4: 5}
+    assert usage.steps_ms.keys() == {"preprocess", "postprocess"}
+    assert usage.steps_ms["preprocess"] == pytest.approx({"queue": 5, "compute": 25})
+    assert usage.steps_ms["postprocess"] == pytest.approx({"queue": 0, "compute": 1})
     with pytest.raises(ValueError, match="no image"):
         Usage.between(before, before)
