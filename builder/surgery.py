@@ -21,7 +21,7 @@ from builder.errors import ExportError
 from builder.export import Export
 from pipeline import contract
 
-BATCH = "batch"
+BATCH = contract.BATCH_DIMENSION
 _NETWORK_INPUT = "network_input"
 _PREFIX = "ends"
 PROTOTYPES_NODE = f"{_PREFIX}/prototypes"

@@ -56,6 +56,9 @@ IMAGE_SIZE: Final = TensorSpec("image_size", "INT32", (2,))
 
 RESPONSE_TENSORS: Final = (NUM_DETECTIONS, BOXES, SCORES, CLASS_IDS, MASKS, IMAGE_SIZE)
 
+BATCH_DIMENSION: Final = "batch"
+"""Name of the network's first dimension in its ONNX graph."""
+
 # What moves between the steps of an ensemble. -1 in IMAGES and PROTOTYPES: set by the network.
 IMAGES: Final = TensorSpec("images", "UINT8", (-1, -1, 3))
 GEOMETRY: Final = TensorSpec("geometry", "FP32", (5,))

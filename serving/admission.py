@@ -35,7 +35,7 @@ _SLOTS: Final = 1024  # requests under way at once
 _SAMPLES: Final = 32
 _LOST_AFTER: Final = 3.0  # times the predicted latency, and never sooner than the next
 _LOST_AFTER_S: Final = 1.0
-_UNKNOWN_S: Final = 0.1  # per image under way: what is taken for a sample that there is not yet
+_UNKNOWN_S: Final = 0.1  # per image under way, as long as nothing has been answered yet
 
 # Words of the state, 64 bits each: a counter of samples, the samples (seconds per image under way), and for each slot
 # the moment of admission (nanoseconds of the monotonic clock, 0 is free), the moment from which it counts as lost, and
@@ -90,15 +90,14 @@ class Admission:
         now = time.monotonic_ns()
         with self._locked():
             under_way = self._under_way(now)
-            total = int(self._images[under_way].sum()) + images
+            total = int(self._images @ under_way) + images
             predicted_s = total * self._seconds_per_image()
-            free = np.flatnonzero(~under_way)
-            if total > max(FLOOR_IMAGES, images) and (predicted_s > self.max_latency_s or not free.size):
+            slot = int(under_way.argmin())  # the first that is free, if one is
+            if total > max(FLOOR_IMAGES, images) and (predicted_s > self.max_latency_s or under_way[slot]):
                 raise OverloadError(
                     f"{BUSY}: with the {total - images} images under way, this request would take about "
                     f"{predicted_s:.1f} s; allowed: {self.max_latency_s:g} s. Try again later"
                 )
-            slot = int(free[0])
             self._admitted[slot], self._images[slot] = now, images
             self._lost_from[slot] = now + int(max(_LOST_AFTER * predicted_s, _LOST_AFTER_S) * 1e9)
         return np.array([slot, now, total], np.int64)
@@ -135,7 +134,8 @@ class Admission:
         (Little's law: latency = images under way / images per second.) The median, so that one stalled request does not
         close the door for all.
         """
-        return float(np.median(np.where(self._samples > 0, self._samples, _UNKNOWN_S)))
+        known = sorted(sample for sample in self._samples.tolist() if sample > 0)
+        return (known[len(known) // 2] + known[~len(known) // 2]) / 2 if known else _UNKNOWN_S
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 
 LIBRARIES: Final = ("libcudart.so.13", "libcudart.so.12", "libcudart.so")
 _BLOCKING_SYNC: Final = 4  # cudaDeviceScheduleBlockingSync, driver_types.h
+_HOST_TO_DEVICE: Final = 1  # cudaMemcpyKind, driver_types.h
+_DEVICE_TO_HOST: Final = 2
 _SUCCESS: Final = 0
 
 
 class CudaRuntime:
-    """Page-locked memory, and threads that sleep while the GPU works.
+    """Page-locked memory, copies into and out of it, and threads that sleep while the GPU works.
 
-    Both are for speed alone: where the library is missing or refuses, :attr:`problems` says so, and nothing else
+    All are for speed alone: where the library is missing or refuses, :attr:`problems` says so, and nothing else
     changes.
 
     Attributes:
@@ -52,6 +54,33 @@ class CudaRuntime:
             return
         address, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
         self._check("cudaHostRegister", self._library.cudaHostRegister(address, size, 0))
+
+    def copy_to_device(self, address: int, array: NDArray[np.generic]) -> bool:
+        """Copy a contiguous array to the GPU's memory, and wait for the end.
+
+        Args:
+            address: in the GPU's memory; at least ``array.nbytes`` bytes must be there.
+            array: any dtype and shape.
+
+        Returns:
+            Whether it was copied; False where the library is missing.
+
+        Raises:
+            RuntimeError: CUDA reports an error, which may be one of the work that was queued before.
+        """
+        return self._copy(address, array.ctypes.data, array.nbytes, _HOST_TO_DEVICE)
+
+    def copy_to_host(self, array: NDArray[np.generic], address: int) -> bool:
+        """Fill a contiguous array from the GPU's memory; otherwise as :meth:`copy_to_device`."""
+        return self._copy(array.ctypes.data, address, array.nbytes, _DEVICE_TO_HOST)
+
+    def _copy(self, target: int, source: int, size: int, kind: int) -> bool:
+        if self._library is None:
+            return False
+        status = self._library.cudaMemcpy(ctypes.c_void_p(target), ctypes.c_void_p(source), ctypes.c_size_t(size), kind)
+        if status != _SUCCESS:
+            raise RuntimeError(f"cudaMemcpy returned {status} (cudaError_t)")
+        return True
 
     def _check(self, call: str, status: int) -> None:
         if status != _SUCCESS:

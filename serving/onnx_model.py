@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline import contract
 from serving.cpus import usable_cpus
-from serving.cuda_runtime import CudaRuntime
 from serving.onnx_cpu import OUTPUT_NAMES, CpuNetwork, Outputs
-from serving.onnx_cuda import FixedSizeNetwork, cuda_session
+from serving.onnx_cuda import network_on_gpu
 from serving.python_backend import cancellation, cancelled, config_choice, config_parameter, heartbeat, internal_error
 from serving.session_time import SessionTime
 
@@ -37,18 +36,24 @@ class TritonPythonModel:
         """Load the version that Triton asks for, and prepare every batch size."""
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        if config_choice(config, "provider", PROVIDERS) == "cuda":
+        provider = config_choice(config, "provider", PROVIDERS)
+        # On a GPU an image is done in less time than the question takes.
+        self._asks_whether_cancelled = provider == "cpu"
+        if provider == "cuda":
             # An instance of KIND_GPU is told its GPU; one of KIND_CPU takes the first that it sees.
             device = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else 0
-            self._network: _Network = _on_gpu(path, device, int(config["max_batch_size"]))
+            self._network: _Network
+            self._network, problems = network_on_gpu(path, device, int(config["max_batch_size"]))
+            for problem in problems:
+                pb_utils.Logger.log_warn(f"CUDA: {problem}")
         else:
             threads = config_parameter(config, "intra_op_threads", usable_cpus())
             self._network = CpuNetwork(path, threads, int(config["max_batch_size"]))
         self._time = SessionTime(args["model_name"], args["model_version"])
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Run the network on the images of all requests at once, but for those whose callers have gone away."""
-        waiting = [request for request in requests if not cancelled(request)]
+        """Run the network on the images of all requests at once; on a CPU, without those whose callers have gone."""
+        waiting = [request for request in requests if not (self._asks_whether_cancelled and cancelled(request))]
         responses = iter(self._run(waiting) if waiting else [])
         kept = set(map(id, waiting))
         return [next(responses) if id(request) in kept else cancellation() for request in requests]
@@ -71,12 +76,3 @@ class TritonPythonModel:
             ]
             responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
         return responses
-
-
-def _on_gpu(path: Path, device: int, max_batch_size: int) -> FixedSizeNetwork:
-    runtime = CudaRuntime()
-    runtime.sleep_while_waiting(device)
-    network = FixedSizeNetwork(cuda_session(path, device), max_batch_size, runtime.lock_pages)
-    for problem in runtime.problems:
-        pb_utils.Logger.log_warn(f"CUDA: {problem}")
-    return network

@@ -29,6 +29,7 @@ from serving.overlay import overlay
 from serving.secret import new_secret
 from serving.state import SHARED_MEMORY, RunningServer, clear_after, running_servers, scratch_folder
 from serving.tritonserver import Installation, find_tritonserver
+from serving.warm_up import warm_up
 
 ADMIN_HEADER: Final = "admin-secret"
 """HTTP header that opens the restricted APIs; over gRPC, metadata ``triton-grpc-protocol-admin-secret``."""
@@ -113,6 +114,7 @@ class TritonServer:
         self._ports = (0, 0, 0)
         self._host = options.host
         self._state_file: Path | None = None
+        self._models: list[str] = []
 
     def __enter__(self) -> TritonServer:
         """Start and wait until ready."""
@@ -167,7 +169,7 @@ class TritonServer:
             ServingError: nothing to serve, a port in use, or the machine cannot run the server.
         """
         options = self.options
-        models = models_to_load(options.repository, options.profile, options.precisions)
+        self._models = models = models_to_load(options.repository, options.profile, options.precisions)
         self._host = resolve_host(options.host)
         given = self._asked_ports
         check_ports(self._host, dict(zip(("--http-port", "--grpc-port", "--metrics-port"), given, strict=True)))
@@ -216,7 +218,7 @@ class TritonServer:
         self.start()
 
     def wait_ready(self, timeout_s: float = 120.0) -> None:
-        """Wait until every model is ready.
+        """Wait until every model is ready, and send each ensemble a first picture (:mod:`serving.warm_up`).
 
         Raises:
             ServingError: the server ended, or is not ready within the time; the last lines of its log are told.
@@ -234,6 +236,8 @@ class TritonServer:
             if time.monotonic() > deadline:
                 raise ServingError(f"tritonserver was not ready within {timeout_s:.0f} s{self.last_words()}")
             time.sleep(0.1)
+        for model, fault in warm_up(self.http_url, self._models).items():
+            self._take_line(f"{model} did not answer a first request: {fault}")
 
     def is_ready(self) -> bool:
         """Whether all models are ready, and it is this server that says so.
@@ -339,12 +343,15 @@ class TritonServer:
 
     def _read_log(self, process: subprocess.Popen[str]) -> None:
         for line in process.stdout or ():
-            self._lines.append(line.rstrip("\n"))
-            if self._log is not None:
-                try:
-                    self._log(line.rstrip("\n"))
-                except (OSError, ValueError):  # nobody reads the log any more; the server must not block on it
-                    self._log = None
+            self._take_line(line.rstrip("\n"))
+
+    def _take_line(self, line: str) -> None:
+        self._lines.append(line)
+        if self._log is not None:
+            try:
+                self._log(line)
+            except (OSError, ValueError):  # nobody reads the log any more; the server must not block on it
+                self._log = None
 
     def _lost_a_port(self) -> bool:
         """Whether a port that was free when it was chosen has been taken since."""

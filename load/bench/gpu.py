@@ -174,13 +174,16 @@ def _bare(repository: Path, precision: str, profile: str) -> dict[str, float]:
 
 
 def _bare_rates(path: Path, profile: str) -> dict[str, float]:
-    from serving.cuda_runtime import CudaRuntime
     from serving.onnx_cpu import OUTPUT_NAMES, CpuNetwork
-    from serving.onnx_cuda import FixedSizeNetwork, cuda_session
+    from serving.onnx_cuda import cuda_session, network_on_gpu
 
     pixels = np.random.default_rng(0).integers(0, 256, (_BARE_MAX_BATCH, 640, 640, 3), dtype=np.uint8)
     rates = {}
     if profile == "cuda":
+        network: Any
+        network, problems = network_on_gpu(path, 0, _BARE_MAX_BATCH)
+        for problem in problems:
+            _say(f"CUDA: {problem}")
         session = cuda_session(path, 0)
         shape = session.get_inputs()[0].shape[1:]
         pixels = np.resize(pixels, (_BARE_MAX_BATCH, *shape))
@@ -189,7 +192,6 @@ def _bare_rates(path: Path, profile: str) -> dict[str, float]:
             rates[f"run, batch {size}"] = _rate(
                 lambda b=batch: session.run(OUTPUT_NAMES, {contract.IMAGES.name: b}), size
             )
-        network: Any = FixedSizeNetwork(session, _BARE_MAX_BATCH, CudaRuntime().lock_pages)
         _check_same(network, session, pixels[:4])
     else:
         network = CpuNetwork(path, len(os.sched_getaffinity(0)), contract.MAX_REQUEST_BATCH)

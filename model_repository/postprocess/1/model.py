@@ -27,7 +27,7 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer each request by itself, and count all of them out."""
-        responses = answer_each(requests, self._instances)
+        responses = answer_each(requests, self._instances, ask_whether_cancelled=False)
         for request in requests:
             ticket = pb_utils.get_input_tensor_by_name(request, contract.ADMISSION.name)
             if ticket is not None:  # there is none where this step is called by itself

@@ -15,7 +15,6 @@ from load.bench.variant import Variant, copy_repository
 from pipeline import contract, rle
 from pipeline.parameters import RequestParameters
 from pipeline.postprocess import postprocess
-from serving.onnx_cuda import FixedSizeNetwork, batch_sizes
 
 
 @pytest.mark.parametrize("instances", [1, 10, 40])
@@ -60,67 +59,6 @@ def test_a_variant_changes_the_copy_alone(tmp_path):
     assert network.instance_group[0].kind == 2  # KIND_CPU
     assert network.parameters["provider"].string_value == "cuda"
     assert (SHIPPED_REPOSITORY / "preprocess" / "config.pbtxt").read_text() == before
-
-
-class CountingSession:
-    """Stands in for a session: every output is the batch's first pixel value, and batch sizes are noted."""
-
-    def __init__(self):
-        self.sizes = []
-
-    def get_inputs(self):
-        return [type("Node", (), {"name": contract.IMAGES.name, "shape": ["batch", 4, 4, 3]})]
-
-    def get_outputs(self):
-        shapes = {contract.CANDIDATES.name: ["batch", 5, 38], contract.PROTOTYPES.name: ["batch", 32, 1, 1]}
-        return [type("Node", (), {"name": name, "shape": shape}) for name, shape in shapes.items()]
-
-    def io_binding(self):
-        return Binding()
-
-    def run_with_iobinding(self, binding):
-        self.sizes.append(len(binding.images))
-        for values in binding.outputs.values():
-            values.reshape(len(values), -1)[:] = binding.images.reshape(len(values), -1)[:, :1]
-
-
-class Binding:
-    def __init__(self):
-        self.outputs = {}
-
-    @staticmethod
-    def view(dtype, shape, address):
-        import ctypes
-
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
-
-    def bind_input(self, name, device, index, dtype, shape, address):
-        self.images = self.view(dtype, shape, address).copy()  # as ONNX Runtime does when the device differs
-
-    def bind_output(self, name, device, index, dtype, shape, address):
-        self.outputs[name] = self.view(dtype, shape, address)
-
-
-def test_batches_are_padded_to_prepared_sizes():
-    assert batch_sizes(16) == (1, 2, 4, 8, 16)
-    assert batch_sizes(12) == (1, 2, 4, 8, 12)
-    assert batch_sizes(1) == (1,)
-    with pytest.raises(ValueError, match="1 or more"):
-        batch_sizes(0)
-    locked = []
-    session = CountingSession()
-    network = FixedSizeNetwork(session, 6, locked.append)
-    assert len(locked) == 3
-    assert set(session.sizes) == {1, 2, 4, 6}  # every size runs before the first request
-    images = [np.full((1, 4, 4, 3), value, np.uint8) for value in (9, 8, 7, 6, 5)]
-    for count, padded in ((1, 1), (2, 2), (3, 4), (4, 4), (5, 6)):
-        session.sizes.clear()
-        outputs = network.run(images[:count])
-        assert session.sizes == [padded]
-        assert [(int(c[0, 0, 0]), int(p[0, 0, 0, 0])) for c, p in outputs] == [(9 - i, 9 - i) for i in range(count)]
-    with pytest.raises(ValueError, match="allowed: 6"):
-        network.run(images + images)
 
 
 def test_a_report_holds_figures_and_ratios(tmp_path):
