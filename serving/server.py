@@ -17,8 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
+from google.protobuf import json_format
+
+from builder.errors import RepositoryError
 from builder.repository import read_config
 from pipeline import contract
 from serving.admission import SHM_PREFIX_VARIABLE
@@ -115,6 +118,7 @@ class TritonServer:
         self._host = options.host
         self._state_file: Path | None = None
         self._models: list[str] = []
+        self._served = options.repository
 
     def __enter__(self) -> TritonServer:
         """Start and wait until ready."""
@@ -181,9 +185,9 @@ class TritonServer:
         self._ports = tuple(port or next(spare) for port in given)  # type: ignore[assignment]  # always three
         self._shm_prefix = f"segmentation_{secrets.token_hex(4)}_"
         self._lines.clear()
-        served = self._served_repository()
+        self._served = self._served_repository()
         self._process = subprocess.Popen(
-            self._command(installation, served, models),
+            self._command(installation, self._served, models),
             env={**_environment(installation, options.repository), SHM_PREFIX_VARIABLE: self._shm_prefix},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -296,6 +300,20 @@ class TritonServer:
         clear_after(self._shm_prefix)
         if self._state_file is not None:
             self._state_file.unlink(missing_ok=True)
+
+    def model_config(self, model: str) -> dict[str, Any]:
+        """A model's configuration on disk, as this server takes it, in protobuf's JSON form.
+
+        Raises:
+            ServingError: it is missing or broken.
+        """
+        folder = self._served / model
+        own = folder / "configs" / f"{self.options.profile}.pbtxt"
+        try:
+            config = read_config(own if own.exists() else folder / "config.pbtxt")
+        except RepositoryError as error:
+            raise ServingError(str(error)) from error
+        return dict(json_format.MessageToDict(config, preserving_proto_field_name=True))
 
     def _served_repository(self) -> Path:
         """The repository itself, or a view of it with other instance counts."""

@@ -22,7 +22,7 @@ from serving.errors import ServingError
 from serving.heartbeat import busy_for_s, heartbeat_path
 from serving.server import TritonServer
 
-HANG_S: Final = 60.0
+LONGEST_CALL_S: Final = 60.0
 """A call that has taken so long has hung: ten times what the largest request takes on two slow cores."""
 
 STOPPED_S: Final = 2.0
@@ -30,6 +30,8 @@ STOPPED_S: Final = 2.0
 
 _DRAIN_S: Final = 10.0
 _CONFIRM_S: Final = 0.5
+_SETTLED_S: Final = 10.0  # a version that is not ready for so long after a process of it went is not served any more
+_SILENT_S: Final = 30.0
 _RELOADED: Final = "reloaded_at"
 
 
@@ -73,12 +75,12 @@ class StubWatch:
 
     Args:
         server: the server.
-        hang_s: see :data:`HANG_S`.
+        longest_call_s: see :data:`LONGEST_CALL_S`.
     """
 
-    def __init__(self, server: TritonServer, hang_s: float = HANG_S) -> None:
+    def __init__(self, server: TritonServer, longest_call_s: float = LONGEST_CALL_S) -> None:
         self._server = server
-        self._hang_s = hang_s
+        self._longest_call_s = longest_call_s
         self._known: dict[int, Stub] = {}
         self._missing: dict[int, tuple[Stub, float]] = {}
         self._dead: dict[int, Stub] = {}
@@ -92,7 +94,7 @@ class StubWatch:
             Those that died while their version is served, and have not been replaced yet.
 
         Raises:
-            ServingError: the server does not say which versions are served.
+            ServingError: for half a minute the server has not said which versions are served.
         """
         if self._server.pid is None:
             return []
@@ -106,11 +108,7 @@ class StubWatch:
             heartbeat_path(self._server.shm_path, gone).unlink(missing_ok=True)
         self._known = alive
         self._end_retired(now)
-        # A process may also have gone because its version was replaced; that is settled a moment later.
-        for pid in [pid for pid, (_, since) in self._missing.items() if now - since >= _CONFIRM_S]:
-            stub, _ = self._missing.pop(pid)
-            if self._is_missed(stub):
-                self._dead[pid] = stub
+        self._settle(now)
         return list(self._dead.values())
 
     def replace(self, stub: Stub) -> None:
@@ -121,7 +119,10 @@ class StubWatch:
         """
         before = [other.pid for other in self._known.values() if other.model == stub.model]
         with self._live() as live:
-            config = live.config(stub.model)
+            try:
+                config = self._server.model_config(stub.model)
+            except ServingError:  # damaged on disk since the server read it
+                config = live.config(stub.model)
             config.setdefault("parameters", {})[_RELOADED] = {"string_value": str(time.time_ns())}
             live.reload(stub.model, json.dumps(config))
         self._dead = {pid: dead for pid, dead in self._dead.items() if dead.model != stub.model}
@@ -139,12 +140,31 @@ class StubWatch:
         if stub.stopped:
             return now - self._stopped_since.setdefault(stub.pid, now) > STOPPED_S
         self._stopped_since.pop(stub.pid, None)
-        return busy_for_s(self._server.shm_path, stub.pid) > self._hang_s
+        return busy_for_s(self._server.shm_path, stub.pid) > self._longest_call_s
+
+    def _settle(self, now: float) -> None:
+        """Decide which of the processes that are gone were missed: those whose version is served, and whose place is
+        empty. The others went because their version was replaced, which takes a moment, or ten seconds."""
+        for pid in [pid for pid, (_, since) in self._missing.items() if now - since >= _CONFIRM_S]:
+            stub, since = self._missing[pid]
+            try:
+                missed = self._is_missed(stub)
+            except ServingError:
+                if now - since >= _SILENT_S:
+                    raise
+                continue
+            if missed:
+                self._dead[pid] = stub
+            if missed or self._has_its_place(stub) or now - since >= _SETTLED_S:
+                del self._missing[pid]
+
+    def _has_its_place(self, stub: Stub) -> bool:
+        """Whether another process is where this one was."""
+        place = (stub.model, stub.version, stub.instance)
+        return any((other.model, other.version, other.instance) == place for other in self._known.values())
 
     def _is_missed(self, stub: Stub) -> bool:
-        """Whether a process that is gone should be there: its version is served, and no other has its place."""
-        place = (stub.model, stub.version, stub.instance)
-        if any((other.model, other.version, other.instance) == place for other in self._known.values()):
+        if self._has_its_place(stub):
             return False
         with self._live() as live:
             return int(stub.version) in live.ready_versions(stub.model)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import cv2
 import numpy as np
 
 from builder.reference import fetch_reference
@@ -24,6 +25,9 @@ from load.bench.report import Comparison
 from load.bench.server_meter import ServerMeter
 from load.bench.under_load import Load, put_under_load
 from pipeline import contract
+from pipeline.parameters import RequestParameters
+from pipeline.postprocess import pack_response, postprocess
+from pipeline.preprocess import preprocess
 from serving.onnx_cpu import CpuNetwork
 from serving.server import ServerOptions, TritonServer
 
@@ -33,7 +37,10 @@ PLAIN_CLIENT: Final = "client-side pre/post, plain model"
 PLAIN: Final = "plain ensemble"
 BARE: Final = "bare session, one image on all cores"
 BARE_NARROW: Final = "bare sessions, one image per core"
+MATHS: Final = "pre- and postprocessing alone, in a loop"
 _LOAD_PROCESSES: Final = 2
+_MATHS_REPEATS: Final = 10
+_INPUT_SIZE: Final = (640, 640)  # of the reference model
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,9 @@ def run(settings: EnsembleSettings, log: Callable[[str], None]) -> Comparison:
             targets = _targets(server.grpc_url, settings.precision, images)
             meters = {name: _meter(server, target, settings.precision) for name, target in targets.items()}
             bare = bare_ways(settings.repository, settings.precision)
+            times = Summary.of(maths_alone(settings.repository, settings.precision, images, settings.rounds))
+            comparison.add(MATHS, MATHS, "ms CPU", times, {"of": "one thread, warm caches, nothing else running"})
+            log(comparison.lines_of(MATHS))
             for in_flight in settings.in_flight:
                 ways: dict[str, Callable[[], Any]] = {
                     name: _loaded(drivers, target, meters[name], in_flight, settings.seconds)
@@ -117,10 +127,40 @@ def overhead_parts(comparison: Comparison) -> dict[str, dict[str, float]]:
     return parts
 
 
+def maths_alone(repository: Path, precision: str, images: Sequence[bytes], rounds: int) -> list[float]:
+    """What the work outside of the network costs without a server: the least that non-model CPU time can be.
+
+    Returns:
+        Processor milliseconds per image of decoding, letterboxing, postprocessing and packing, one value a round.
+    """
+    network = CpuNetwork(_model_path(repository, precision), len(os.sched_getaffinity(0)), 1)
+    cv2.setNumThreads(1)
+    pixels = np.empty((1, *_INPUT_SIZE, 3), np.uint8)
+    parameters = RequestParameters()
+    found = []
+    for image in images:
+        geometry = preprocess(image, pixels[0])
+        ((candidates, prototypes),) = network.run([pixels])
+        found.append((image, geometry, candidates[0].copy(), prototypes[0].copy()))
+    rates = []
+    for _ in range(rounds + 1):
+        started = time.process_time()
+        for _ in range(_MATHS_REPEATS):
+            for image, geometry, candidates, prototypes in found:
+                preprocess(image, pixels[0])
+                pack_response([postprocess(candidates, prototypes, geometry, parameters)])
+        rates.append((time.process_time() - started) / _MATHS_REPEATS / len(found) * 1e3)
+    return rates[1:]  # the first warms up
+
+
+def _model_path(repository: Path, precision: str) -> Path:
+    opened = ModelRepository(repository)
+    return opened.model_folder(precision) / str(opened.promoted(precision, "cpu")[-1]) / "model.onnx"
+
+
 def bare_ways(repository: Path, precision: str) -> dict[str, Callable[[], float]]:
     """The network without a server, on noise already letterboxed: images per second."""
-    opened = ModelRepository(repository)
-    path = opened.model_folder(precision) / str(opened.promoted(precision, "cpu")[-1]) / "model.onnx"
+    path = _model_path(repository, precision)
     cores = len(os.sched_getaffinity(0))
     network = CpuNetwork(path, cores, cores)
     pixels = np.random.default_rng(0).integers(0, 256, (cores, 640, 640, 3), dtype=np.uint8)

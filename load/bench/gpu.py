@@ -28,6 +28,7 @@ from tritonclient.grpc import service_pb2_grpc
 from builder.reference import fetch_reference
 from builder.repository import ModelRepository
 from load.bench.drive import Drivers, Target, encoded_request
+from load.bench.gpu_picture import draw
 from load.bench.photographs import as_jpeg
 from load.bench.server_meter import ServerMeter
 from load.bench.under_load import put_under_load
@@ -81,6 +82,7 @@ def run(settings: GpuSettings) -> int:
     """
     settings.out.mkdir(parents=True, exist_ok=True)
     images = tuple(as_jpeg(fetch_reference().photographs))
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, Drivers(settings.processes) as drivers:
         repository = copy_repository(
             settings.repository, Path(folder) / "repository", settings.profile, settings.variant
@@ -89,10 +91,17 @@ def run(settings: GpuSettings) -> int:
             result = _machine(settings)
             result["precision"] = precision
             result["bare"] = bare = _bare(repository, precision, settings.profile)
-            result |= _served(settings, repository, precision, images, drivers, max(bare.values()))
+            result |= _served(settings, repository, precision, images, drivers, bare)
             path = settings.out / f"gpu-{precision}.json"
             path.write_text(json.dumps(result, indent=2) + "\n")
             _say(f"{precision}: written to {path}")
+            results.append(result)
+    try:
+        draw(results, settings.out / "gpu.png")
+    except ImportError:
+        _say("no picture: matplotlib is not installed here")
+    else:
+        _say(f"written: {settings.out / 'gpu.png'}")
     return 0
 
 
@@ -102,8 +111,9 @@ def _served(
     precision: str,
     images: tuple[bytes, ...],
     drivers: Drivers,
-    bare_best: float,
+    bare: dict[str, float],
 ) -> dict[str, Any]:
+    best = {way: max(rate for name, rate in bare.items() if name.startswith(way)) for way in _ways(bare)}
     options = ServerOptions(
         repository, profile=settings.profile, precisions=(precision,), http_port=0, grpc_port=0, metrics_port=0
     )
@@ -125,10 +135,12 @@ def _served(
             with GpuMeter() as gpu:
                 load = put_under_load(drivers, target, meter, in_flight, settings.seconds, _WARM_UP_S)
             busy = gpu.busy_percent(load.window)
-            loads.append({**load.to_json(), "gpu_busy_percent": busy, "of_bare": load.images_per_s / bare_best})
+            shares = {way: load.images_per_s / rate for way, rate in best.items()}
+            loads.append({**load.to_json(), "gpu_busy_percent": busy, "of_bare": shares})
             _say(
                 f"{precision}: {in_flight:4} in flight  {load.images_per_s:7.1f} images/s "
-                f"({load.images_per_s / bare_best:.2f} of bare)  p50 {load.p50_ms:.1f} ms  p99 {load.p99_ms:.1f} ms  "
+                f"({', '.join(f'{share:.2f} of bare {way}' for way, share in shares.items())})  "
+                f"p50 {load.p50_ms:.1f} ms  p99 {load.p99_ms:.1f} ms  "
                 f"non-model CPU {load.usage.other_ms:.2f} ms/image  session CPU {load.usage.session_ms:.2f}  "
                 f"client CPU {load.client_ms:.2f}  GPU {'not measured' if busy is None else f'{busy:.0f} %'}  "
                 f"batches {load.usage.batches}"
@@ -140,6 +152,11 @@ def _served(
         server.stop()
     requests = {str(size): {"first_ms": one, "second_ms": two} for size, (one, two) in first.items()}
     return {"ready_s": ready_s, "requests_after_start": requests, "loads": loads}
+
+
+def _ways(bare: dict[str, float]) -> list[str]:
+    """Ways in which the session was measured alone, of names such as ``run, batch 16``."""
+    return list(dict.fromkeys(name.partition(",")[0] for name in bare))
 
 
 def _first_requests(url: str, model: str, images: Sequence[bytes]) -> dict[int, tuple[float, float]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -26,12 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console()
     broken = []
-    for name, part in (
+    parts: tuple[tuple[str, Callable[[], dict[str, Any]]], ...] = (
         ("hostile input", lambda: hostile.run(options.repository, options.out, options.inputs, options.seed)),
         ("overload", lambda: overload.run(options.repository, options.out, options.overload_s, seed=options.seed)),
         ("faults", lambda: faults.run(options.repository, options.out)),
         ("soak", lambda: soak.run(options.repository, options.out, options.soak_minutes, options.seed)),
-    ):
+    )
+    for name, part in parts:
         console.rule(name)
         result = part()
         if name == "overload":

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import cv2
 import numpy as np
@@ -22,6 +22,8 @@ from pipeline.letterbox import Geometry
 from pipeline.parameters import RequestParameters
 from pipeline.postprocess import pack_response, postprocess
 from pipeline.preprocess import preprocess
+
+_Value = TypeVar("_Value")
 
 BAD_INPUT: Final[tuple[tuple[str, bytes, Parameters], ...]] = (
     ("no image", b"this is no image", {}),
@@ -126,12 +128,12 @@ def cases(count: int, seed: int) -> list[Case]:
     return drawn
 
 
-def _maybe(chance: np.random.Generator, values: Sequence[object]) -> object:
+def _maybe(chance: np.random.Generator, values: Sequence[_Value]) -> _Value | None:
     """One of the values, or None as often as not."""
     return values[int(chance.integers(len(values)))] if chance.random() < 0.5 else None
 
 
-def _encoded(bgr: NDArray[np.uint8], extension: str) -> bytes:
+def _encoded(bgr: NDArray[Any], extension: str) -> bytes:
     done, data = cv2.imencode(extension, bgr)
     if not done:
         raise ValueError(f"OpenCV cannot encode {extension}")

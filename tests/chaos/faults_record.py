@@ -134,7 +134,7 @@ class Callers:
         for thread in self._threads:
             thread.join(2 * LONGEST_S)
 
-    def disturbed_by(self, fault: Callable[[], None], until: Callable[[], object]) -> Disturbance:
+    def disturbed_by(self, fault: Callable[[], object], until: Callable[[], object]) -> Disturbance:
         """Do something while the requests go on.
 
         Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import socket
@@ -126,6 +127,14 @@ def over_http(image: bytes, chance: random.Random) -> Iterator[Malformed]:
     yield from _http_framing(image, chance)
 
 
+def _set_datatype(request: Any, datatype: str) -> None:
+    request.inputs[0].datatype = datatype
+
+
+def _set_version(request: Any, version: str) -> None:
+    request.model_version = version
+
+
 def _is_none(shape: Any) -> bool:
     """Whether Triton 2.51 takes a shape for a batch of none: it keeps 32 bits of the first side."""
     return bool(shape) and isinstance(shape[0], int) and len(shape) == 2 and shape[0] % 2**32 == 0 and shape[0] < 2**64
@@ -135,6 +144,7 @@ def _parameters(chance: random.Random) -> Iterator[tuple[str, Callable[[dict[str
     def change(**parameters: Any) -> Callable[[dict[str, Any]], Any]:
         return lambda request: request | {"parameters": parameters}
 
+    value: Any
     for name in ("confidence", "iou", "max_detections", "mask_format", "classes"):
         for value in (-1, 1e308, 2**62, "", "x" * 100_000, "\0", True, chance.uniform(1.01, 99), "NaN", "1e400"):
             yield f"{name} {str(value)[:12]!r}", change(**{name: value})
@@ -240,15 +250,13 @@ def over_grpc(image: bytes, chance: random.Random) -> Iterator[Malformed]:
     for datatype in ("FP32", "", "STRING", "BYTES\0", "é"):
         yield made(
             f"datatype {datatype!r}",
-            lambda request, datatype=datatype: setattr(request.inputs[0], "datatype", datatype),
+            functools.partial(_set_datatype, datatype=datatype),
             valid=datatype == "BYTES\0",  # read up to its NUL
         )
     yield made("no model", lambda request: setattr(request, "model_name", ""))
     yield made("an unknown model", lambda request: setattr(request, "model_name", "x" * 5000))
     for version in ("99", "-1", "abc", "9" * 40):
-        yield made(
-            f"version {version[:5]}", lambda request, version=version: setattr(request, "model_version", version)
-        )
+        yield made(f"version {version[:5]}", functools.partial(_set_version, version=version))
     yield made("no inputs", lambda request: request.ClearField("inputs"))
     yield made("the input twice", lambda request: request.inputs.add().CopyFrom(request.inputs[0]))
     yield made("content twice", lambda request: request.raw_input_contents.append(raw), valid=True)

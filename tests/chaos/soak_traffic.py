@@ -125,8 +125,9 @@ class Traffic:
                 self._answered(kind, plan, started, found)
             except SegmentationError as error:
                 self._failed(kind, plan, started, error)
-        for each in [*clients.values(), raw]:
-            each.close()
+        raw.close()
+        for client in clients.values():
+            client.close()
 
     def _asynchronous(self) -> None:
         asyncio.run(self._callers())
@@ -154,8 +155,9 @@ class Traffic:
                 self._answered(kind, plan, started, found)
             except SegmentationError as error:
                 self._failed(kind, plan, started, error)
-        for each in [*clients.values(), raw]:
-            await each.close()
+        await raw.close()
+        for client in clients.values():
+            await client.close()
 
     def _next(self, chance: random.Random, size: int) -> _Plan:
         precision = chance.choice(contract.PRECISIONS)

@@ -15,6 +15,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
@@ -22,6 +23,7 @@ from tritonclient.utils import InferenceServerException
 from builder.live import GRPC_ADMIN_HEADER
 from client import SegmentationClient
 from serving.server import ADMIN_HEADER
+from serving.stubs import stubs_of
 from tests.compose import ROOT, resolved
 from tests.dockerfiles import stages
 
@@ -147,7 +149,7 @@ def test_an_images_steps_run_in_a_clean_environment(name, tmp_path, repository, 
     (root / "models").symlink_to(repository)
     words = substituted(command[1:], {**places, "0.0.0.0": "127.0.0.1"})  # noqa: S104 - of the image
     with started([program, *words, *PORTS], environment, workdir) as (process, _, grpc_url):
-        binary = next(iter(tritonservers(process.pid)))
+        binary = Path(tritonservers(process.pid)[0].exe())
         assert binary.is_relative_to(root / "opt/tritonserver")
         with SegmentationClient(grpc_url, precision="int8") as client:
             assert len(client.segment(reference.photographs[0])) >= 1
@@ -190,17 +192,9 @@ def restricted_over_http(url, headers):
     return connection.getresponse().status
 
 
-def children(pid):
-    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    found = [int(child) for child in listed]
-    return found + [below for child in found for below in children(child)]
-
-
 def stubs(pid, model):
-    lines = [Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0") for child in children(pid)]
-    return [line for line in lines if "stub" in line[0] and f"/{model}/" in line[1]]
+    return [stub for server in tritonservers(pid) for stub in stubs_of(server.pid) if stub.model == model]
 
 
 def tritonservers(pid):
-    programs = [Path(f"/proc/{child}/exe").readlink() for child in children(pid)]
-    return [program for program in programs if program.name == "tritonserver"]
+    return [child for child in psutil.Process(pid).children(recursive=True) if child.name() == "tritonserver"]

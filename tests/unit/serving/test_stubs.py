@@ -1,0 +1,157 @@
+"""Which processes are taken for dead. The server and its processes are stand-ins; tests/integration kill real ones."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from builder.repository import SHIPPED_REPOSITORY
+from serving import stubs
+from serving.errors import ServingError
+from serving.server import ServerOptions, TritonServer
+from serving.stubs import Stub, StubWatch
+
+ONE, OTHER = Stub(7, "preprocess", "1", "preprocess_0_0"), Stub(8, "preprocess", "1", "preprocess_0_1")
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+    def time_ns(self):
+        return int(self.now)
+
+
+class Server:
+    """What a watch asks of a server."""
+
+    pid = 1
+    shm_path = Path("/nowhere/segmentation_")
+
+    def __init__(self):
+        self.ready, self.fault, self.reloaded = (1,), None, []
+        self.on_disk = {"name": "preprocess", "parameters": {"a": {"string_value": "disk"}}}
+
+    def ready_versions(self, model):
+        if self.fault:
+            raise ServingError(self.fault)
+        return self.ready
+
+    def model_config(self, model):
+        if self.on_disk is None:
+            raise ServingError("not a model configuration")
+        return dict(self.on_disk)
+
+    def config(self, model):
+        return {"name": "as loaded"}
+
+    def reload(self, model, config):
+        self.reloaded.append((model, config))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(stubs, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def server():
+    return Server()
+
+
+@pytest.fixture
+def alive(monkeypatch, clock):
+    alive = [ONE, OTHER]
+    monkeypatch.setattr(stubs, "stubs_of", lambda pid: list(alive))
+    monkeypatch.setattr(stubs, "busy_for_s", lambda path, pid: 0.0)
+    return alive
+
+
+@pytest.fixture
+def watch(server, alive, monkeypatch):
+    watch = StubWatch(server)
+    monkeypatch.setattr(watch, "_live", lambda: contextlib.nullcontext(server))
+    assert watch.poll() == []
+    return watch
+
+
+def polls(watch, clock, seconds):
+    found = []
+    for _ in range(round(seconds * 4)):
+        clock.now += 0.25
+        found = watch.poll()
+    return found
+
+
+def test_a_process_that_is_gone_is_dead_after_half_a_second(watch, clock, alive):
+    alive.remove(ONE)
+    assert polls(watch, clock, 0.25) == []
+    assert polls(watch, clock, 0.5) == [ONE]
+    assert polls(watch, clock, 5) == [ONE]  # until it is replaced
+
+
+def test_one_that_was_overlooked_once_is_not(watch, clock, alive):
+    alive.remove(ONE)
+    polls(watch, clock, 0.25)
+    alive.append(ONE)
+    assert polls(watch, clock, 20) == []
+
+
+def test_one_whose_version_was_replaced_is_not(watch, clock, alive, server):
+    alive[:] = [Stub(9, "preprocess", "2", "preprocess_0_0"), Stub(10, "preprocess", "2", "preprocess_0_1")]
+    server.ready = (2,)
+    assert polls(watch, clock, 20) == []
+    server.ready = (1, 2)  # served again much later, by other processes
+    assert polls(watch, clock, 5) == []
+
+
+def test_a_server_that_is_slow_to_say_what_it_serves_is_asked_again(watch, clock, alive, server):
+    alive.remove(ONE)
+    server.fault = "it could not list its models"
+    assert polls(watch, clock, 8) == []
+    server.fault = None
+    assert polls(watch, clock, 0.25) == [ONE]
+
+
+def test_a_version_that_becomes_ready_within_a_while_is_missed_after_all(watch, clock, alive, server):
+    alive.remove(ONE)
+    server.ready = ()
+    assert polls(watch, clock, 5) == []
+    server.ready = (1,)
+    assert polls(watch, clock, 0.25) == [ONE]
+
+
+def test_a_server_that_never_says_what_it_serves_is_a_fault(watch, clock, alive, server):
+    alive.remove(ONE)
+    server.fault = "it could not list its models"
+    with pytest.raises(ServingError, match="could not list"):
+        polls(watch, clock, 40)
+
+
+@pytest.mark.parametrize(("damaged", "expected"), [(False, "disk"), (True, "as loaded")])
+def test_a_model_is_loaded_as_its_configuration_says_on_disk(watch, clock, alive, server, damaged, expected):
+    alive.remove(ONE)
+    (dead,) = polls(watch, clock, 1)
+    if damaged:
+        server.on_disk = None
+    watch.replace(dead)
+    ((model, config),) = server.reloaded
+    assert model == "preprocess"
+    assert expected in config and "reloaded_at" in config
+    assert polls(watch, clock, 5) == []
+
+
+def test_the_configuration_on_disk_is_that_of_the_profile():
+    server = TritonServer(ServerOptions(SHIPPED_REPOSITORY, profile="cuda"))
+    network = server.model_config("segmentation_fp16")
+    assert network["parameters"]["provider"] == {"string_value": "cuda"}
+    assert server.model_config("preprocess")["instance_group"][0]["count"] == 2
+    with pytest.raises(ServingError, match="restore it"):
+        server.model_config("no such model")
