@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,10 +164,6 @@ def int8_size_bytes(model: onnx.ModelProto) -> int:
     quantised = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     total = 0
     for tensor in model.graph.initializer:
-        elements = 1
-        for dim in tensor.dims:
-            elements *= dim
-        width = 4 if tensor.data_type == onnx.TensorProto.FLOAT else 1
-        width = 8 if tensor.data_type == onnx.TensorProto.INT64 else width
-        total += elements * (1 if tensor.name in quantised else width)
+        width = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        total += math.prod(tensor.dims) * (1 if tensor.name in quantised else width)
     return total

@@ -130,9 +130,9 @@ class TensorRTProfile:
             if attempt.succeeded:
                 self._steps.note(f"int8: attempt {attempt.number} built a plan")
             else:
+                remedy = f"; leaving {len(attempt.added)} node(s) in higher precision: {', '.join(attempt.added)}"
                 self._steps.warn(
-                    f"int8: attempt {attempt.number} failed ({attempt.error}); leaving {len(attempt.added)} node(s) in "
-                    f"higher precision: {', '.join(attempt.added)}"
+                    f"int8: attempt {attempt.number} failed ({attempt.error}){remedy if attempt.added else ''}"
                 )
 
         result = build_with_fallback(

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
+from pipeline import contract
 from serving import server as server_module
 from serving.errors import PortInUse, ServingError
 from serving.server import ADMIN_HEADER, ServerOptions, TritonServer
@@ -181,6 +183,19 @@ def test_a_request_is_answered(small, triton):
     with triton.InferenceServerClient(url) as client:
         answer = client.infer("segment_int8", [tensor])
     assert answer.as_numpy("num_detections").tolist() == [[4], [0], [100_000]]
+
+
+def test_every_ensemble_of_a_new_server_has_answered_once(repository):
+    lines = []
+    with (
+        TritonServer(ServerOptions(repository, **FREE), log=lines.append) as server,
+        urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as answer,
+    ):
+        metrics = answer.read().decode()
+    for precision in contract.PRECISIONS:
+        name = contract.ensemble_model(precision)
+        assert re.search(rf'^nv_inference_request_success{{[^}}]*model="{name}"[^}}]*}} [1-9]', metrics, re.MULTILINE)
+    assert not [line for line in lines if "did not answer a first request" in line]
 
 
 def test_only_loopback_listens(small):

@@ -1,0 +1,28 @@
+import pytest
+
+from load.bench.gpu_picture import draw, host_limit
+
+
+def result(gpu):
+    load = {"client_ms": 1.0, "images_per_s": 800.0, "p50_ms": 20.0, "p99_ms": 40.0}
+    usage = {"other_ms": 8.0, "session_ms": 1.0, "by_process_ms": {"preprocess": 6.0, "tritonserver": 3.0}}
+    return {
+        "precision": "fp16",
+        "profile": "cuda",
+        "gpu": gpu,
+        "cores": 16,
+        "bare": {"run, batch 1": 200.0, "run, batch 16": 1400.0, "as served, batch 16": 1700.0},
+        "loads": [{**load, "in_flight": number, "usage": usage} for number in (1, 16, 64)],
+    }
+
+
+def test_the_host_is_full_when_every_core_is_busy():
+    assert host_limit(result("a GPU")) == pytest.approx(16 * 1000 / 10)
+
+
+@pytest.mark.parametrize("gpu", ["a GPU", None])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_picture_is_drawn(tmp_path, gpu, count):
+    pytest.importorskip("matplotlib")
+    draw([result(gpu)] * count, tmp_path / "gpu.png")
+    assert (tmp_path / "gpu.png").read_bytes()[:4] == b"\x89PNG"
