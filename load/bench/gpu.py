@@ -28,7 +28,7 @@ from tritonclient.grpc import service_pb2_grpc
 from builder.reference import fetch_reference
 from builder.repository import ModelRepository
 from load.bench.drive import Drivers, Target, encoded_request
-from load.bench.gpu_picture import draw
+from load.bench.gpu_picture import best_bare, draw
 from load.bench.photographs import as_jpeg
 from load.bench.server_meter import ServerMeter
 from load.bench.under_load import put_under_load
@@ -113,7 +113,6 @@ def _served(
     drivers: Drivers,
     bare: dict[str, float],
 ) -> dict[str, Any]:
-    best = {way: max(rate for name, rate in bare.items() if name.startswith(way)) for way in _ways(bare)}
     options = ServerOptions(
         repository, profile=settings.profile, precisions=(precision,), http_port=0, grpc_port=0, metrics_port=0
     )
@@ -135,7 +134,7 @@ def _served(
             with GpuMeter() as gpu:
                 load = put_under_load(drivers, target, meter, in_flight, settings.seconds, _WARM_UP_S)
             busy = gpu.busy_percent(load.window)
-            shares = {way: load.images_per_s / rate for way, rate in best.items()}
+            shares = {way: load.images_per_s / rate for way, (rate, _) in best_bare(bare).items()}
             loads.append({**load.to_json(), "gpu_busy_percent": busy, "of_bare": shares})
             _say(
                 f"{precision}: {in_flight:4} in flight  {load.images_per_s:7.1f} images/s "
@@ -152,11 +151,6 @@ def _served(
         server.stop()
     requests = {str(size): {"first_ms": one, "second_ms": two} for size, (one, two) in first.items()}
     return {"ready_s": ready_s, "requests_after_start": requests, "loads": loads}
-
-
-def _ways(bare: dict[str, float]) -> list[str]:
-    """Ways in which the session was measured alone, of names such as ``run, batch 16``."""
-    return list(dict.fromkeys(name.partition(",")[0] for name in bare))
 
 
 def _first_requests(url: str, model: str, images: Sequence[bytes]) -> dict[int, tuple[float, float]]:

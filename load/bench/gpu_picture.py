@@ -18,6 +18,22 @@ def host_limit(result: dict[str, Any]) -> float:
     return float(result["cores"] * 1000 / each_ms)
 
 
+def best_bare(bare: dict[str, float]) -> dict[str, tuple[float, str]]:
+    """The batch size that is best in each way in which the session was measured alone.
+
+    Args:
+        bare: images per second by names such as ``run, batch 16``.
+
+    Returns:
+        By way, such as ``run``: images per second and the whole name.
+    """
+    best: dict[str, tuple[float, str]] = {}
+    for name, rate in bare.items():
+        way = name.partition(",")[0]
+        best[way] = max(best.get(way, (0.0, "")), (rate, name))
+    return best
+
+
 def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw the results of one or more precisions.
 
@@ -47,7 +63,7 @@ def _draw_rates(axes: Any, result: dict[str, Any]) -> None:
         for load in loads
     ]
     axes.bar(names, [load["images_per_s"] for load in loads], 0.6, color="C0", label="this ensemble")
-    bounds = {f"bare session, {name}": rate for name, rate in _best_bare(result["bare"]).items()}
+    bounds = {f"bare session, {name}": rate for rate, name in best_bare(result["bare"]).values()}
     bounds["every core of the host busy"] = host_limit(result)
     for index, (name, rate) in enumerate(bounds.items()):
         axes.axhline(rate, linestyle=("--", ":", "-.")[index % 3], color=f"C{index + 1}", label=f"{name}: {rate:.0f}/s")
@@ -56,15 +72,6 @@ def _draw_rates(axes: Any, result: dict[str, Any]) -> None:
     axes.set_ylabel("images/s")
     axes.set_title(result["precision"])
     axes.legend(fontsize=7, loc="upper left", ncols=2)
-
-
-def _best_bare(bare: dict[str, float]) -> dict[str, float]:
-    """Of every way the batch size that is best."""
-    best: dict[str, tuple[float, str]] = {}
-    for name, rate in bare.items():
-        way = name.partition(",")[0]
-        best[way] = max(best.get(way, (0.0, "")), (rate, name))
-    return {name: rate for rate, name in best.values()}
 
 
 def _draw_times(axes: Any, result: dict[str, Any]) -> None:
