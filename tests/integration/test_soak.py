@@ -68,13 +68,13 @@ def samples(last, step_s):
     return [{"at_s": number * step_s, **dict.fromkeys(SERIES, 100.0 if number < 30 else last)} for number in range(40)]
 
 
-@pytest.mark.parametrize(("step_s", "fine", "rising"), [(30.0, 104.0, 106.0), (3.0, 115.0, 140.0)])
+@pytest.mark.parametrize(("step_s", "fine", "rising"), [(30.0, 104.0, 106.0), (3.0, 115.0, 170.0)])
 def test_what_grows_is_noticed(step_s, fine, rising):
     assert flatness(samples(fine, step_s))["faults"] == []
     assert len(flatness(samples(rising, step_s))["faults"]) == len(SERIES)
     assert len(flatness(samples(100.0, step_s)[:5])["faults"]) == len(SERIES)
 
 
-def test_one_process_may_get_its_pool_during_a_short_run():
-    faults = flatness(samples(125.0, 3.0))["faults"]
+def test_two_processes_may_get_their_pools_during_a_short_run():
+    faults = flatness(samples(150.0, 3.0))["faults"]
     assert {fault.split()[0] for fault in faults} == {name for name in SERIES if not name.endswith("_mib")}
