@@ -28,8 +28,8 @@ ALLOWED_PERCENT_SHORT: Final = 20.0
 """The same where the whole run is shorter than :data:`SHORT_S`: pools and allocators still grow to what is needed."""
 
 ALLOWED_MIB_SHORT: Final = 64.0
-"""And so much in any case, there: the pools of two processes after their first batch of eight images, each of 1.2 MiB of
-pixels and 1.7 MiB of outputs."""
+"""And so much in any case, there: the pools of two processes after their first batch of eight images, which are 1.2 MiB
+of pixels and 1.7 MiB of outputs each."""
 
 SHORT_S: Final = 600.0
 
