@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,8 +135,8 @@ class Admission:
         (Little's law: latency = images under way / images per second.) The median, so that one stalled request does not
         close the door for all.
         """
-        known = sorted(sample for sample in self._samples.tolist() if sample > 0)
-        return (known[len(known) // 2] + known[~len(known) // 2]) / 2 if known else _UNKNOWN_S
+        known = [sample for sample in self._samples.tolist() if sample > 0]
+        return statistics.median(known) if known else _UNKNOWN_S
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -53,21 +53,21 @@ class FixedSizeNetwork:
         runtime: CudaRuntime | None = None,
         device: tuple[str, int] = ("cpu", 0),
     ) -> None:
-        self._runtime = runtime
+        self._runtime = runtime or CudaRuntime(())  # one without a library does neither
         sessions = {size: open_session(size) for size in reversed(batch_sizes(max_batch_size))}
         largest = sessions[max_batch_size]
         shapes = {node.name: tuple(node.shape[1:]) for node in (*largest.get_inputs(), *largest.get_outputs())}
         self._images = np.zeros((max_batch_size, *shapes[contract.IMAGES.name]), np.uint8)
         self._candidates = np.zeros((max_batch_size, *shapes[contract.CANDIDATES.name]), np.float32)
         self._prototypes = np.zeros((max_batch_size, *shapes[contract.PROTOTYPES.name]), np.float16)
-        if runtime is not None:
-            for buffer in (self._images, self._candidates, self._prototypes):
-                runtime.lock_pages(buffer)
         self._bound = {}
         for size, session in sorted(sessions.items()):
             self._bound[size] = bound = _Bound(session, self._host(size), device)
             for _ in range(_WARM_UP_RUNS):
                 self._run(bound, size)
+        # Last, when nothing can fail any more: locked memory must live as long as the process.
+        for buffer in self._host(max_batch_size):
+            self._runtime.lock_pages(buffer)
 
     def run(self, images: Sequence[NDArray[np.uint8]]) -> list[Outputs]:
         """Run the network.
@@ -101,11 +101,11 @@ class FixedSizeNetwork:
     def _run(self, bound: _Bound, count: int) -> None:
         """Run the first ``count`` images of the host's buffers; what pads the batch is whatever was there before."""
         images, *outputs = self._host(count)
-        if self._runtime is None or not self._runtime.copy_to_device(bound.images.data_ptr(), images):
+        if not self._runtime.copy_to_device(bound.images.data_ptr(), images):
             bound.images.update_inplace(self._images[: bound.size])
         bound.session.run_with_iobinding(bound.binding)
         for host, value in zip(outputs, bound.outputs, strict=True):
-            if self._runtime is None or not self._runtime.copy_to_host(host, value.data_ptr()):
+            if not self._runtime.copy_to_host(host, value.data_ptr()):
                 host[:] = value.numpy()[:count]
 
 
@@ -145,7 +145,7 @@ def network_on_gpu(path: Path, device: int, max_batch_size: int) -> tuple[FixedS
     runtime.sleep_while_waiting(device)
     slower = []
     for options in (dict(FAST), {}):
-        open_session = functools.partial(_session_of_size, path, device, options)
+        open_session = functools.partial(cuda_session, path, device, options=options)
         try:
             network = FixedSizeNetwork(open_session, max_batch_size, runtime, (_DEVICE_TYPE, device))
         except Exception as error:  # ONNX Runtime raises types of its own
@@ -155,10 +155,6 @@ def network_on_gpu(path: Path, device: int, max_batch_size: int) -> tuple[FixedS
         else:
             break
     return network, [*slower, *runtime.problems]
-
-
-def _session_of_size(path: Path, device: int, options: dict[str, str], batch_size: int) -> Any:
-    return cuda_session(path, device, batch_size, options)
 
 
 def cuda_session(path: Path, device: int, batch_size: int | None = None, options: dict[str, str] | None = None) -> Any:

@@ -22,13 +22,13 @@ from typing import Any, Final
 from google.protobuf import json_format
 
 from builder.errors import RepositoryError
-from builder.repository import read_config
+from builder.repository import CONFIG_NAMES, read_config
 from pipeline import contract
 from serving.admission import SHM_PREFIX_VARIABLE
 from serving.environment import check_ports, free_ports, is_free, resolve_host
 from serving.errors import ServingError
 from serving.models import models_to_load
-from serving.overlay import overlay
+from serving.overlay import CONFIG_NAME, overlay
 from serving.secret import new_secret
 from serving.state import SHARED_MEMORY, RunningServer, clear_after, running_servers, scratch_folder
 from serving.tritonserver import Installation, find_tritonserver
@@ -308,9 +308,9 @@ class TritonServer:
             ServingError: it is missing or broken.
         """
         folder = self._served / model
-        own = folder / "configs" / f"{self.options.profile}.pbtxt"
+        own = folder / CONFIG_NAMES[self.options.profile]
         try:
-            config = read_config(own if own.exists() else folder / "config.pbtxt")
+            config = read_config(own if own.exists() else folder / CONFIG_NAME)
         except RepositoryError as error:
             raise ServingError(str(error)) from error
         return dict(json_format.MessageToDict(config, preserving_proto_field_name=True))

@@ -148,24 +148,23 @@ class StubWatch:
         for pid in [pid for pid, (_, since) in self._missing.items() if now - since >= _CONFIRM_S]:
             stub, since = self._missing[pid]
             try:
-                missed = self._is_missed(stub)
+                replaced = self._is_replaced(stub)
+                missed = not replaced and self._is_served(stub)
             except ServingError:
                 if now - since >= _SILENT_S:
                     raise
                 continue
             if missed:
                 self._dead[pid] = stub
-            if missed or self._has_its_place(stub) or now - since >= _SETTLED_S:
+            if missed or replaced or now - since >= _SETTLED_S:
                 del self._missing[pid]
 
-    def _has_its_place(self, stub: Stub) -> bool:
+    def _is_replaced(self, stub: Stub) -> bool:
         """Whether another process is where this one was."""
         place = (stub.model, stub.version, stub.instance)
         return any((other.model, other.version, other.instance) == place for other in self._known.values())
 
-    def _is_missed(self, stub: Stub) -> bool:
-        if self._has_its_place(stub):
-            return False
+    def _is_served(self, stub: Stub) -> bool:
         with self._live() as live:
             return int(stub.version) in live.ready_versions(stub.model)
 

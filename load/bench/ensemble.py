@@ -77,6 +77,9 @@ def run(settings: EnsembleSettings, log: Callable[[str], None]) -> Comparison:
         "sessions share the machine. CPU times are per image: session (the network alone), non-model (all else "
         "of the server), client.",
     )
+    times = Summary.of(maths_alone(settings.repository, settings.precision, images, settings.rounds))
+    comparison.add(MATHS, MATHS, "ms CPU", times, {"of": "one thread, warm caches, nothing else running"})
+    log(comparison.lines_of(MATHS))
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, Drivers(_LOAD_PROCESSES) as drivers:
         arguments = install(reference.onnx, Path(folder) / "plain")
         options = ServerOptions(
@@ -91,9 +94,6 @@ def run(settings: EnsembleSettings, log: Callable[[str], None]) -> Comparison:
             targets = _targets(server.grpc_url, settings.precision, images)
             meters = {name: _meter(server, target, settings.precision) for name, target in targets.items()}
             bare = bare_ways(settings.repository, settings.precision)
-            times = Summary.of(maths_alone(settings.repository, settings.precision, images, settings.rounds))
-            comparison.add(MATHS, MATHS, "ms CPU", times, {"of": "one thread, warm caches, nothing else running"})
-            log(comparison.lines_of(MATHS))
             for in_flight in settings.in_flight:
                 ways: dict[str, Callable[[], Any]] = {
                     name: _loaded(drivers, target, meters[name], in_flight, settings.seconds)
@@ -163,7 +163,7 @@ def bare_ways(repository: Path, precision: str) -> dict[str, Callable[[], float]
     path = _model_path(repository, precision)
     cores = len(os.sched_getaffinity(0))
     network = CpuNetwork(path, cores, cores)
-    pixels = np.random.default_rng(0).integers(0, 256, (cores, 640, 640, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (cores, *_INPUT_SIZE, 3), dtype=np.uint8)
     together = [pixels[index : index + 1] for index in range(cores)]
     return {
         BARE: lambda: _rate(lambda: network.run(together[:1]), 1),
