@@ -24,7 +24,9 @@ GRPC_ADMIN_HEADER: Final = f"triton-grpc-protocol-{ADMIN_HEADER}"
 READY_TIMEOUT_S: Final = 60.0
 """How long a server that is just starting is waited for."""
 
-_ANSWER_TIMEOUT_S: Final = 60.0
+ANSWER_TIMEOUT_S: Final = 60.0
+"""How long a server may take for an answer, unless a caller says otherwise."""
+
 _LOAD_TIMEOUT_S: Final = 300.0
 _POLL_S: Final = 0.1
 
@@ -42,10 +44,14 @@ class LiveServer:
         url: host and port of its gRPC endpoint.
         admin_secret: opens the model-control API.
         name: for messages.
+        answer_timeout_s: how long an answer may take, in seconds; to load a model may take five minutes in any case.
     """
 
-    def __init__(self, url: str, admin_secret: str, name: str | None = None) -> None:
+    def __init__(
+        self, url: str, admin_secret: str, name: str | None = None, answer_timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> None:
         self.url = url
+        self._timeout_s = answer_timeout_s
         self.name = name or f"the server at {url}"
         self._headers = {GRPC_ADMIN_HEADER: admin_secret}
         self._client = triton.InferenceServerClient(url)
@@ -99,7 +105,7 @@ class LiveServer:
         """
         index = self._ask(
             "list its models",
-            lambda: self._client.get_model_repository_index(headers=self._headers, client_timeout=_ANSWER_TIMEOUT_S),
+            lambda: self._client.get_model_repository_index(headers=self._headers, client_timeout=self._timeout_s),
         )
         # A model with one version that was never loaded is listed without state or version.
         ready = [int(entry.version) for entry in index.models if entry.name == model and entry.state == "READY"]
@@ -113,7 +119,7 @@ class LiveServer:
         """
         answer = self._ask(
             f"tell the configuration of {model}",
-            lambda: self._client.get_model_config(model, as_json=True, client_timeout=_ANSWER_TIMEOUT_S),
+            lambda: self._client.get_model_config(model, as_json=True, client_timeout=self._timeout_s),
         )
         return dict(answer["config"])
 
@@ -176,7 +182,7 @@ class LiveServer:
     def _infer(self, model: str, version: str, dims: tuple[int, ...]) -> Any:
         tensor = triton.InferInput(contract.IMAGES.name, [1, *dims], contract.IMAGES.dtype)
         tensor.set_data_from_numpy(np.zeros((1, *dims), np.uint8))
-        return self._client.infer(model, [tensor], model_version=version, client_timeout=_ANSWER_TIMEOUT_S)
+        return self._client.infer(model, [tensor], model_version=version, client_timeout=self._timeout_s)
 
     def _ask(self, what: str, call: Callable[[], _Answer]) -> _Answer:
         try:

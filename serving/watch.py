@@ -19,6 +19,13 @@ from serving.supervisor import RestartPolicy, wait_for_end
 HANG_S: Final = 30.0
 """Requests that wait this long while nothing moves, and a server that is silent so long, are taken for a hang."""
 
+MOST_REPLACED: Final = 16
+"""So often processes are replaced before the server itself is started again, which takes three seconds.
+
+A request that fails with "Stub process is not healthy" is never released (seen on 2.51), nor is the model that it went
+to: tritonserver keeps 35 threads and the shared memory of every instance of it. Compose's limits allow for that.
+"""
+
 _LOOK_S: Final = 0.25
 _METRICS_EVERY_S: Final = 5.0
 _METRICS_TIMEOUT_S: Final = 5.0
@@ -75,6 +82,7 @@ class StubKeeper:
         self._deaths: dict[str, int] = {}  # model to its deaths in a row
         self._replaced: dict[str, float] = {}  # model to when
         self._due: dict[str, float] = {}  # model to when it is to be replaced
+        self._replacements = 0
 
     def look(self) -> str | None:
         """Look once, and replace what is due.
@@ -101,6 +109,9 @@ class StubKeeper:
         return None
 
     def _replace(self, stub: Stub) -> str | None:
+        if self._replacements >= MOST_REPLACED:
+            return f"process {stub.pid} of {stub.model} died, the {self._replacements + 1}th since the server's start"
+        self._replacements += 1
         started = time.monotonic()
         try:
             self.watch.replace(stub)

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from builder.repository import SHIPPED_REPOSITORY
-from tests.chaos import faults, hostile, overload, report, soak
+from tests.chaos import faults, hostile, kills, overload, report, soak
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("out/chaos"), help="folder for figures (default: out/chaos)")
     parser.add_argument("--inputs", type=int, default=10_000, help="hostile inputs (default: 10000)")
     parser.add_argument("--overload-s", type=float, default=120.0, help="length of the overload (default: 120 s)")
+    parser.add_argument("--kills", type=int, default=100, help="processes killed one after the other (default: 100)")
     parser.add_argument("--soak-minutes", type=float, default=2.0, help="of the soak (default: 2; make soak: 20)")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     parser.add_argument("--write-document", action="store_true", help="write docs/reliability.md from the figures")
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("hostile input", lambda: hostile.run(options.repository, options.out, options.inputs, options.seed)),
         ("overload", lambda: overload.run(options.repository, options.out, options.overload_s, seed=options.seed)),
         ("faults", lambda: faults.run(options.repository, options.out)),
+        ("kills", lambda: kills.run(options.repository, options.out, options.kills, options.seed)),
         ("soak", lambda: soak.run(options.repository, options.out, options.soak_minutes, options.seed)),
     )
     for name, part in parts:
@@ -38,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = part()
         if name == "overload":
             overload.show(result)
+        if name == "kills":
+            kills.show(result)
         if name == "soak":
             soak.show(result)
         broken += [f"{name}: {fault}" for fault in result["faults"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -13,6 +14,8 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
+
+import psutil
 
 from builder.reference import fetch_reference
 from builder.repository import ModelRepository
@@ -26,9 +29,9 @@ from tests.versions import copy_version
 # Triton waits for a replaced process until this time is over.
 _OPTIONS: Final = (f"--precisions={PRECISION}", "--exit-timeout-s=2")
 # What was in the process that died counts as under way for a while, so that others may be refused as too many.
-_UNHEALTHY: Final = r"^ServerError: .*Stub process .* is not healthy|^ServerBusyError: "
-_GONE: Final = r"^ServerUnavailableError: "
-_REPLACED: Final = "died; the model was loaded again"
+UNHEALTHY: Final = r"^ServerError: .*Stub process .* is not healthy|^ServerBusyError: "
+GONE: Final = r"^ServerUnavailableError: "
+REPLACED: Final = "died; the model was loaded again"
 _QUICK_HANG: Final = """
 import sys
 import serving.watch
@@ -77,9 +80,7 @@ def kill_postprocess(repository: Path) -> Record:
 def stopped_process(repository: Path) -> Record:
     """Stop (SIGSTOP) the process that runs the network: it is there and does nothing."""
     model = contract.segmentation_model(PRECISION)
-    with Service(repository, *_OPTIONS) as service:
-        victim = service.stubs(model)[0]
-        seen = _disturb(service, repository, victim.suspend, lambda: service.wait_said(_REPLACED, 60))
+    seen, broken = _without_process(repository, model, psutil.Process.suspend)
     return Record(
         fault=f"a process of {model} hangs (SIGSTOP)",
         lost=f"{seen.failed} requests that reached it before it was replaced",
@@ -87,7 +88,7 @@ def stopped_process(repository: Path) -> Record:
         recovery="by itself: after 2 s it is killed and the model loaded again, the server stays up",
         seconds=seen.seconds,
         evidence=vars(seen),
-        broken=seen.broken(_UNHEALTHY, 20),
+        broken=broken,
     )
 
 
@@ -99,7 +100,7 @@ def hung_call(repository: Path) -> Record:
         version = copy_version(copy, PRECISION, 1, {"model.py": _HANGING_MODEL.format(mark=str(mark))}).version
         promote(copy, PRECISION, version)
         with Service(copy.path, *_OPTIONS, program=("-c", _QUICK_HANG)) as service:
-            seen = _disturb(service, repository, mark.touch, lambda: service.wait_said(_REPLACED, 60))
+            seen = _disturb(service, repository, mark.touch, lambda: service.wait_said(REPLACED, 60))
     return Record(
         fault="a call of the network never returns, with hangs noticed after 3 s instead of 30 s",
         lost=f"{seen.failed} requests: the call's, and those that waited behind it",
@@ -107,7 +108,7 @@ def hung_call(repository: Path) -> Record:
         recovery="by itself: the process is killed and the model loaded again, the server stays up",
         seconds=seen.seconds,
         evidence=vars(seen),
-        broken=seen.broken(rf"{_UNHEALTHY}|^RequestTimeoutError: ", 30),
+        broken=seen.broken(rf"{UNHEALTHY}|^RequestTimeoutError: ", 30),
     )
 
 
@@ -123,7 +124,7 @@ def kill_server(repository: Path) -> Record:
             lambda: service.wait_said("is ready again", 60),
         )
         after = service.server
-    broken = seen.broken(_GONE, 20)
+    broken = seen.broken(GONE, 20)
     if _places(before) != _places(after):
         broken.append("it came back elsewhere, or with another secret")
     if any(stub.is_running() for stub in stubs):
@@ -156,7 +157,7 @@ def hung_server(repository: Path) -> Record:
         recovery="by itself: it is killed and started again",
         seconds=seen.seconds,
         evidence=vars(seen),
-        broken=seen.broken(rf"{_GONE}|^RequestTimeoutError: ", 30),
+        broken=seen.broken(rf"{GONE}|^RequestTimeoutError: ", 30),
     )
 
 
@@ -178,7 +179,7 @@ def kill_client(repository: Path) -> Record:
 
         seen = _disturb(service, repository, kill, lambda: None)
         idle_s = _seconds_until_idle(server)
-        restarted = [line for line in service.lines if _REPLACED in line]
+        restarted = [line for line in service.lines if REPLACED in line]
     broken = seen.broken("^$", 0.0) + restarted
     return Record(
         fault="a client is killed (SIGKILL) with eight images under way",
@@ -192,14 +193,7 @@ def kill_client(repository: Path) -> Record:
 
 
 def _kill_stub(repository: Path, model: str) -> Record:
-    with Service(repository, *_OPTIONS) as service:
-        server, before = service.server.pid, service.stubs(model)
-        seen = _disturb(service, repository, before[0].kill, lambda: service.wait_said(_REPLACED, 60))
-        # The other processes of the old model end when their requests are done.
-        wait_for(lambda: len(service.stubs(model)) == len(before), 20, f"{len(before)} processes of {model}")
-        broken = seen.broken(_UNHEALTHY, 20)
-        if service.server.pid != server:
-            broken.append("the server was restarted")
+    seen, broken = _without_process(repository, model, psutil.Process.kill)
     return Record(
         fault=f"a process of {model} is killed (SIGKILL)",
         lost=f"{seen.failed} requests: in it, or sent to it before it was replaced",
@@ -211,6 +205,34 @@ def _kill_stub(repository: Path, model: str) -> Record:
         evidence=vars(seen),
         broken=broken,
     )
+
+
+def _without_process(
+    repository: Path, model: str, fault: Callable[[psutil.Process], object]
+) -> tuple[Disturbance, list[str]]:
+    """Do something to a process of a model; returns what callers noticed, and what was not as promised.
+
+    Once in a few hundred times the process dies with a lock that it shares with tritonserver, which ends then and is
+    started again (docs/reliability.md); that is :func:`kill_server`'s subject, so such a try is made once more.
+    """
+    for _ in range(2):
+        with Service(repository, *_OPTIONS) as service:
+            server, before = service.server.pid, service.stubs(model)
+            seen = _disturb(
+                service,
+                repository,
+                functools.partial(fault, before[0]),
+                lambda: service.wait_said(rf"{REPLACED}|is ready again", 60),
+            )
+            if service.server.pid == server:
+                _wait_for_processes(service, model, len(before))
+                return seen, seen.broken(UNHEALTHY, 20)
+    return seen, ["the server was restarted, twice in a row"]
+
+
+def _wait_for_processes(service: Service, model: str, count: int) -> None:
+    """Until a model has so many: those of a model that was replaced end when their requests are done."""
+    wait_for(lambda: len(service.stubs(model)) == count, 20, f"{count} processes of {model}")
 
 
 def _disturb(

@@ -144,12 +144,12 @@ class Callers:
         Returns:
             What the callers noticed, up to a dozen answers in a row afterwards.
         """
-        wait_for(lambda: self._good_since(0.0) >= _SETTLED, 30, "requests to be answered")
+        wait_for(lambda: self.good_since(0.0) >= _SETTLED, 30, "requests to be answered")
         at = time.monotonic()
         fault()
         until()
         settled = time.monotonic()
-        wait_for(lambda: self._good_since(settled) >= _SETTLED, 60, "requests to be answered again")
+        wait_for(lambda: self.good_since(settled) >= _SETTLED, 60, "requests to be answered again")
         self.__exit__()
         asked = [one for one in self._asked if one.ended >= at]
         failed = [one for one in asked if one.error is not None]
@@ -165,7 +165,12 @@ class Callers:
             errors=sorted({one.error for one in failed if one.error is not None}),
         )
 
-    def _good_since(self, moment: float) -> int:
+    @property
+    def asked(self) -> list[Asked]:
+        """All requests that were settled so far."""
+        return list(self._asked)
+
+    def good_since(self, moment: float) -> int:
         """Answers in a row, up to now, of requests that were sent after a moment."""
         count = 0
         for one in reversed(list(self._asked)):

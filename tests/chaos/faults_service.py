@@ -121,9 +121,9 @@ class Service:
         except RuntimeError as error:
             raise RuntimeError(f"{error}; it said last:\n{self.tail()}") from None
 
-    def tail(self, count: int = 20) -> str:
-        """The last lines that it said."""
-        return "\n".join(self.lines[-count:])
+    def tail(self, count: int = 60) -> str:
+        """The last lines that it said, without the tables in which Triton tells its settings."""
+        return "\n".join([line for line in self.lines if line[:1] not in ("|", "+")][-count:])
 
     def _read(self) -> None:
         for line in self.process.stdout or ():

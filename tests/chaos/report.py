@@ -17,7 +17,7 @@ import jinja2
 ROOT: Final = Path(__file__).resolve().parents[2]
 DOCUMENT: Final = ROOT / "docs" / "reliability.md"
 FIGURES: Final = ROOT / "docs" / "reliability.json"
-PARTS: Final = ("hostile", "overload", "faults", "soak")
+PARTS: Final = ("hostile", "overload", "faults", "kills", "soak")
 
 
 def render(figures: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.chaos import faults
+from tests.chaos import faults, kills
 from tests.chaos.faults_record import Disturbance, Record
 
 pytestmark = pytest.mark.server
@@ -16,6 +16,34 @@ def test_a_fault_does_what_the_table_says(repository, name):
     assert record.broken == []
     assert all((record.fault, record.lost, record.callers_see, record.recovery))
     assert record.seconds is None or record.seconds < 30
+
+
+def test_processes_that_are_killed_again_and_again_are_replaced_every_time(repository, tmp_path):
+    result = kills.run(repository, tmp_path, kills=6, seed=1)
+    assert result["faults"] == []
+    assert sum(result["mended"].values()) == result["kills"] == 6
+    assert result["answered"] > 0
+    assert (tmp_path / "kills.json").is_file()
+
+
+def test_kills_that_are_not_mended_and_errors_that_should_not_be_are_noticed():
+    class Silent:
+        lines = ()
+
+        def tail(self):
+            return "nothing"
+
+    class Victim:
+        pid = 7
+
+        def kill(self):
+            pass
+
+    with pytest.raises(RuntimeError, match=r"waited 0\.1 s for process 7 to be replaced"):
+        kills._kill(Silent(), Victim(), 0.1)
+    assert kills._unexpected({"ServerError: boom", "ServerUnavailableError: gone"}) == [
+        "an error that should not be: ServerError: boom"
+    ]
 
 
 def test_all_faults_are_shown_and_written(repository, tmp_path, monkeypatch, capsys):

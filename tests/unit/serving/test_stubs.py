@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -69,7 +74,7 @@ def server():
 @pytest.fixture
 def alive(monkeypatch, clock):
     alive = [ONE, OTHER]
-    monkeypatch.setattr(stubs, "stubs_of", lambda pid: list(alive))
+    monkeypatch.setattr(stubs.StubFinder, "find", lambda finder: list(alive))
     monkeypatch.setattr(stubs, "busy_for_s", lambda path, pid: 0.0)
     return alive
 
@@ -146,6 +151,61 @@ def test_a_model_is_loaded_as_its_configuration_says_on_disk(watch, clock, alive
     assert model == "preprocess"
     assert expected in config and "reloaded_at" in config
     assert polls(watch, clock, 5) == []
+
+
+def test_a_new_process_that_dies_is_missed_while_its_predecessor_is_given_time(watch, clock, alive):
+    alive.remove(ONE)
+    (dead,) = polls(watch, clock, 1)
+    watch.replace(dead)
+    new = [Stub(9, "preprocess", "1", "preprocess_0_0"), Stub(10, "preprocess", "1", "preprocess_0_1")]
+    alive[:] = [OTHER, *new]
+    assert polls(watch, clock, 1) == []
+    alive.remove(new[1])  # in the place of OTHER, which still works off what it has
+    assert polls(watch, clock, 1) == [new[1]]
+
+
+def test_a_new_process_that_dies_before_the_next_look_is_missed(watch, clock, alive, server):
+    alive.remove(ONE)
+    (dead,) = polls(watch, clock, 1)
+    new = [Stub(9, "preprocess", "1", "preprocess_0_0"), Stub(10, "preprocess", "1", "preprocess_0_1")]
+    server.reload = lambda model, config: alive.extend(new)
+    watch.replace(dead)
+    alive.remove(new[0])
+    assert polls(watch, clock, 1) == [new[0]]
+
+
+def test_the_children_of_a_process_are_found_as_they_come_and_go(tmp_path):
+    program = tmp_path / "triton_python_backend_stub"
+    program.symlink_to(sys.executable)
+    code = tmp_path / "preprocess" / "3" / "model.py"
+    code.parent.mkdir(parents=True)
+    code.write_text("import time\ntime.sleep(60)\n")
+    finder = stubs.StubFinder(os.getpid())
+    assert finder.find() == []
+    started = [subprocess.Popen([program, code, "region", f"preprocess_0_{number}"]) for number in range(2)]
+    try:
+        found = until(lambda: len(finder.find()) == 2, finder)
+        assert found == [
+            Stub(process.pid, "preprocess", "3", f"preprocess_0_{number}") for number, process in enumerate(started)
+        ]
+        started[0].send_signal(signal.SIGSTOP)
+        until(lambda: finder.find()[0].stopped, finder)
+        started[1].kill()  # nobody has waited for it yet
+        until(lambda: [stub.pid for stub in finder.find()] == [started[0].pid], finder)
+        assert stubs.StubFinder(started[0].pid).find() == []  # none of its own
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert finder.find() == []
+
+
+def until(condition, finder):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return finder.find()
 
 
 def test_the_configuration_on_disk_is_that_of_the_profile():

@@ -99,6 +99,15 @@ def test_a_death_after_a_steady_time_counts_as_the_first(keeper, stubs, clock):
     assert len(stubs.replaced) == 10
 
 
+def test_the_server_is_started_again_once_it_holds_what_many_dead_processes_left(keeper, stubs, clock):
+    for _ in range(watch.MOST_REPLACED):
+        stubs.dead = [DEAD]
+        assert keeper.look() is None
+        clock.now += POLICY.steady_s
+    stubs.dead = [DEAD]
+    assert keeper.look() == "process 7 of preprocess died, the 17th since the server's start"
+
+
 def test_a_model_that_cannot_be_loaded_again_is_a_case_for_a_restart(keeper, stubs):
     stubs.dead, stubs.fault = [DEAD], "no such file"
     assert keeper.look() == "process 7 of preprocess died, and no such file"
