@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
-import triton_python_backend_utils as pb_utils
+from serving.publisher import Publisher
+from serving.step_metrics import counter_family
 
 CPU_METRIC: Final = "segmentation_session_cpu_seconds_total"
 IMAGES_METRIC: Final = "segmentation_session_images_total"
@@ -23,19 +24,20 @@ class SessionTime:
         labels = {"model": model, "version": version}
         # A family lives as long as its Python object, and its counters with it.
         self._families = (
-            _family(CPU_METRIC, "Processor time of the network's session"),
-            _family(IMAGES_METRIC, "Images that went through the network, padding left out"),
+            counter_family(CPU_METRIC, "Processor time of the network's session"),
+            counter_family(IMAGES_METRIC, "Images that went through the network, padding left out"),
         )
-        self._cpu, self._images = (family.Metric(labels=labels) for family in self._families)
+        self._publisher = Publisher()
+        self._cpu, self._images = (self._publisher.tally(family.Metric(labels=labels)) for family in self._families)
 
     @contextmanager
     def measured(self, images: int) -> Iterator[None]:
         """Measure one run of the session over ``images`` images."""
         started = time.process_time()
         yield
-        self._cpu.increment(time.process_time() - started)
-        self._images.increment(images)
+        self._cpu.add(time.process_time() - started)
+        self._images.add(images)
 
-
-def _family(name: str, description: str) -> Any:
-    return pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
+    def close(self) -> None:
+        """Hand over the last counts."""
+        self._publisher.close()

@@ -8,13 +8,14 @@ from typing import Any, Final
 import triton_python_backend_utils as pb_utils
 
 from pipeline.errors import IMAGE_FAULTS
+from serving.publisher import Publisher
 
 DECODED_METRIC: Final = "segmentation_images_decoded_total"
 DECODE_ERRORS_METRIC: Final = "segmentation_decode_errors_total"
 REFUSED_METRIC: Final = "segmentation_requests_refused_total"
 DETECTIONS_METRIC: Final = "segmentation_detections_per_image"
 
-_BUCKETS: Final = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 300.0)
+_BUCKETS: Final = (0, 1, 2, 5, 10, 20, 50, 100, 300)
 
 
 class PreprocessMetrics:
@@ -24,43 +25,77 @@ class PreprocessMetrics:
         labels = {"model": model}
         # A family lives as long as its Python object, and its metrics with it.
         self._families = (
-            _family(DECODED_METRIC, "Images decoded"),
-            _family(DECODE_ERRORS_METRIC, "Images refused, by reason"),
-            _family(REFUSED_METRIC, "Requests refused because their answer would have come too late"),
+            counter_family(DECODED_METRIC, "Images decoded"),
+            counter_family(DECODE_ERRORS_METRIC, "Images refused, by reason"),
+            counter_family(REFUSED_METRIC, "Requests refused because their answer would have come too late"),
         )
         decoded, errors, refused = self._families
-        self._decoded = decoded.Metric(labels=labels)
+        self._publisher = Publisher()
+        self._decoded = self._publisher.tally(decoded.Metric(labels=labels))
         # All there from the start, so that the first refusal shows as a rise.
-        self._errors = {reason: errors.Metric(labels={**labels, "reason": reason}) for reason in IMAGE_FAULTS}
-        self._refused = refused.Metric(labels=labels)
+        self._errors = {
+            reason: self._publisher.tally(errors.Metric(labels={**labels, "reason": reason})) for reason in IMAGE_FAULTS
+        }
+        self._refused = self._publisher.tally(refused.Metric(labels=labels))
 
     def decoded(self, images: int) -> None:
         """Count the images of one request."""
-        self._decoded.increment(images)
+        self._decoded.add(images)
 
     def image_refused(self, reason: str) -> None:
         """Count one image that is at fault; see :data:`pipeline.errors.IMAGE_FAULTS`."""
-        self._errors[reason].increment(1)
+        self._errors[reason].add()
 
     def request_refused(self) -> None:
         """Count one request that was refused for overload."""
-        self._refused.increment(1)
+        self._refused.add()
+
+    def close(self) -> None:
+        """Hand over the last counts."""
+        self._publisher.close()
 
 
 class PostprocessMetrics:
-    """A histogram of the detections per image."""
+    """A histogram of the detections per image.
+
+    Written as the series that a histogram consists of (``_bucket`` with the label ``le``, ``_sum``, ``_count``), which
+    can be raised by more than one observation at a time.
+    """
 
     def __init__(self, model: str) -> None:
-        self._family = _family(DETECTIONS_METRIC, "Detections per image", pb_utils.MetricFamily.HISTOGRAM)
-        self._detections = self._family.Metric(labels={"model": model}, buckets=list(_BUCKETS))
+        labels = {"model": model}
+        self._families = tuple(
+            counter_family(f"{DETECTIONS_METRIC}{part}", f"Detections per image: {what}")
+            for part, what in (
+                ("_bucket", "images with at most so many"),
+                ("_sum", "detections"),
+                ("_count", "images"),
+            )
+        )
+        bucket, total, count = self._families
+        self._publisher = Publisher()
+        # From the widest bucket down, in which order they are handed over: no bucket ever holds more than a wider one.
+        bounds = [(float("inf"), "+Inf"), *((float(bound), str(bound)) for bound in reversed(_BUCKETS))]
+        self._buckets = [
+            (bound, self._publisher.tally(bucket.Metric(labels={**labels, "le": text}))) for bound, text in bounds
+        ]
+        self._sum = self._publisher.tally(total.Metric(labels=labels))
+        self._count = self._publisher.tally(count.Metric(labels=labels))
 
     def answered(self, detections: Iterable[int]) -> None:
         """Count the images of one request, given the detections in each."""
         for number in detections:
-            self._detections.observe(number)
+            for bound, bucket in self._buckets:
+                if number <= bound:
+                    bucket.add()
+            self._sum.add(number)
+            self._count.add()
+
+    def close(self) -> None:
+        """Hand over the last counts."""
+        self._publisher.close()
 
 
-def _family(name: str, description: str, kind: Any = None) -> Any:
-    return pb_utils.MetricFamily(
-        name=name, description=description, kind=pb_utils.MetricFamily.COUNTER if kind is None else kind
-    )
+def counter_family(name: str, description: str) -> Any:
+    """A family of counters in the server's metrics."""
+    return pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import urllib.request
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,10 +13,13 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from load.bench.measure import ProcessTree
+from serving.publisher import PUBLISH_EVERY_S
 
 SESSION_CPU_METRIC: Final = "segmentation_session_cpu_seconds_total"
 SESSION_IMAGES_METRIC: Final = "segmentation_session_images_total"
 """Written by ``serving.session_time``, which only imports inside the server."""
+
+_HANDED_OVER_S: Final = 2 * PUBLISH_EVERY_S
 
 _SAMPLE: Final = re.compile(r"^(?P<name>\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)$", re.MULTILINE)
 
@@ -134,17 +138,19 @@ class ServerMeter:
         self._model = model
 
     def read(self) -> Reading:
-        """Read everything at once.
+        """Read everything, once the network's process has handed over what it counted (:mod:`serving.publisher`).
 
         Raises:
             OSError: the metrics endpoint does not answer.
             grpc.RpcError: the server does not answer.
         """
-        with urllib.request.urlopen(f"http://{self._metrics_url}/metrics", timeout=10) as answer:
-            metrics = parse_metrics(answer.read().decode(), self._model)
         with grpc.insecure_channel(self._grpc_url) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             models = stub.ModelStatistics(service_pb2.ModelStatisticsRequest(), timeout=10).model_stats
+        done = sum(version.inference_count for version in models if version.name == self._model)
+        deadline = time.monotonic() + _HANDED_OVER_S
+        while (metrics := self._metrics()).get(SESSION_IMAGES_METRIC, done) < done and time.monotonic() < deadline:
+            time.sleep(0.05)
         return Reading(
             self._tree.cpu_seconds_by_name(),
             metrics.get(SESSION_CPU_METRIC, 0.0),
@@ -152,6 +158,10 @@ class ServerMeter:
             self._batches(models),
             _step_times(models),
         )
+
+    def _metrics(self) -> dict[str, float]:
+        with urllib.request.urlopen(f"http://{self._metrics_url}/metrics", timeout=10) as answer:
+            return parse_metrics(answer.read().decode(), self._model)
 
     def _batches(self, models: Iterable[service_pb2.ModelStatistics]) -> dict[int, int]:
         batches: dict[int, int] = {}

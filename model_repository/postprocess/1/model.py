@@ -34,6 +34,10 @@ class TritonPythonModel:
                 self._admission.finish(ticket.as_numpy()[0])
         return responses
 
+    def finalize(self) -> None:
+        """Hand over what was counted last."""
+        self._metrics.close()
+
     def _instances(self, request: Any) -> list[Any]:
         parameters = request_parameters(request)
         candidates, prototypes, geometries = (

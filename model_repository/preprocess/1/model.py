@@ -39,6 +39,10 @@ class TritonPythonModel:
         """Answer each request by itself."""
         return answer_each(requests, self._preprocess)
 
+    def finalize(self) -> None:
+        """Hand over what was counted last."""
+        self._metrics.close()
+
     def _preprocess(self, request: Any) -> list[Any]:
         request_parameters(request)  # refused here, before any work is done
         encoded = pb_utils.get_input_tensor_by_name(request, contract.IMAGE.name).as_numpy().reshape(-1)

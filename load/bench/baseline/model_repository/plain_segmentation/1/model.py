@@ -40,3 +40,7 @@ class TritonPythonModel:
             responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
             start = end
         return responses
+
+    def finalize(self) -> None:
+        """Hand over what was counted last."""
+        self._session_time.close()
