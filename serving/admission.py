@@ -34,21 +34,27 @@ FLOOR_IMAGES: Final = contract.MAX_REQUEST_BATCH
 
 _SLOTS: Final = 1024  # requests under way at once
 _SAMPLES: Final = 32
-_LOST_AFTER: Final = 3.0  # times the predicted latency, and never sooner than the next
-_LOST_AFTER_S: Final = 1.0
+_LATE: Final = 1.5  # times the predicted latency: later than that is late, but for the first second
+_LATE_S: Final = 1.0
+_GIVEN_UP: Final = 10.0  # times the predicted latency, but for the first half minute
+_GIVEN_UP_S: Final = 30.0
+_PROBE_AFTER_S: Final = 1.0  # without an answer, and never sooner than a full request takes
 _UNKNOWN_S: Final = 0.1  # per image under way, as long as nothing has been answered yet
 
-# Words of the state, 64 bits each: a counter of samples, the samples (seconds per image under way), and for each slot
-# the moment of admission (nanoseconds of the monotonic clock, 0 is free), the moment from which it counts as lost, and
-# the images.
-_WORDS: Final = 1 + _SAMPLES + 3 * _SLOTS
+# Words of the state, 64 bits each; moments are nanoseconds of the monotonic clock: a counter of samples, the moment at
+# which the last request was let in, the moment of the last answer, the moment at which the latest of those that were
+# answered had been let in, the samples (seconds per image under way), and for each slot the moment of admission (0 is
+# free), the predicted latency, and the images.
+_HEAD: Final = 4
+_ANSWERS, _LAST_ADMITTED, _LAST_ANSWER, _LATEST_ANSWERED = range(_HEAD)
+_WORDS: Final = _HEAD + _SAMPLES + 3 * _SLOTS
 
 
 class Admission:
     """Who is let into the ensemble, for all processes of one server.
 
-    A request that never reaches the last step (its step failed, its caller went away) counts until it has taken three
-    times as long as was predicted, and a second, then no more.
+    A request that never reaches the last step (its step failed, its caller went away) counts until it has taken half as
+    long again as was predicted, and a second, then no more.
 
     Attributes:
         max_latency_s: bound on the predicted time from admission to the end of the last step, in seconds.
@@ -72,9 +78,9 @@ class Admission:
             os.posix_fallocate(descriptor, 0, _WORDS * 8)  # fails here, not with SIGBUS later, where no room is left
         fcntl.flock(self._file, fcntl.LOCK_UN)
         words: NDArray[np.int64] = np.frombuffer(mmap(descriptor, _WORDS * 8), np.int64)
-        self._finished = words[:1]
-        self._samples = words[1 : 1 + _SAMPLES].view(np.float64)
-        self._admitted, self._lost_from, self._images = words[1 + _SAMPLES :].reshape(3, _SLOTS)
+        self._head, slots = words[:_HEAD], words[_HEAD + _SAMPLES :]
+        self._samples = words[_HEAD : _HEAD + _SAMPLES].view(np.float64)
+        self._admitted, self._predicted, self._images = slots.reshape(3, _SLOTS)
 
     def admit(self, images: int) -> NDArray[np.int64]:
         """Let a request in.
@@ -92,15 +98,17 @@ class Admission:
         with self._locked():
             under_way = self._under_way(now)
             total = int(self._images @ under_way) + images
-            predicted_s = total * self._seconds_per_image()
+            seconds_per_image = self._seconds_per_image()
+            predicted_s = total * seconds_per_image
             slot = int(under_way.argmin())  # the first that is free, if one is
-            if total > max(FLOOR_IMAGES, images) and (predicted_s > self.max_latency_s or under_way[slot]):
+            late = predicted_s > self.max_latency_s and not self._is_silent(now, seconds_per_image)
+            if total > max(FLOOR_IMAGES, images) and (late or under_way[slot]):
                 raise OverloadError(
                     f"{BUSY}: with the {total - images} images under way, this request would take about "
                     f"{predicted_s:.1f} s; allowed: {self.max_latency_s:g} s. Try again later"
                 )
-            self._admitted[slot], self._images[slot] = now, images
-            self._lost_from[slot] = now + int(max(_LOST_AFTER * predicted_s, _LOST_AFTER_S) * 1e9)
+            self._admitted[slot], self._predicted[slot], self._images[slot] = now, int(predicted_s * 1e9), images
+            self._head[_LAST_ADMITTED] = now
         return np.array([slot, now, total], np.int64)
 
     def finish(self, ticket: NDArray[np.int64], answered: bool = True) -> None:
@@ -117,8 +125,10 @@ class Admission:
                 return
             self._admitted[slot] = 0
             if answered:
-                self._samples[int(self._finished[0]) % _SAMPLES] = (now - admitted) / 1e9 / total
-                self._finished[0] += 1
+                self._samples[int(self._head[_ANSWERS]) % _SAMPLES] = (now - admitted) / 1e9 / total
+                self._head[_ANSWERS] += 1
+                self._head[_LAST_ANSWER] = now
+                self._head[_LATEST_ANSWERED] = max(self._head[_LATEST_ANSWERED], admitted)
 
     @property
     def images_under_way(self) -> int:
@@ -127,7 +137,16 @@ class Admission:
             return int(self._images[self._under_way(time.monotonic_ns())].sum())
 
     def _under_way(self, now: int) -> NDArray[np.bool_]:
-        return np.asarray((self._admitted > 0) & (self._lost_from > now), np.bool_)
+        age = now - self._admitted
+        late = age > np.maximum(self._predicted * _LATE, _LATE_S * 1e9)
+        overtaken = self._head[_LATEST_ANSWERED] > self._admitted + int(_LATE_S * 1e9)
+        given_up = age > np.maximum(self._predicted * _GIVEN_UP, _GIVEN_UP_S * 1e9)
+        return np.asarray((self._admitted > 0) & ~(late & overtaken) & ~given_up, np.bool_)
+
+    def _is_silent(self, now: int, seconds_per_image: float) -> bool:
+        """Whether nothing was answered, and nobody let in, for so long that what is under way may be lost."""
+        last = max(self._head[_LAST_ADMITTED], self._head[_LAST_ANSWER])
+        return bool(now - last > max(_PROBE_AFTER_S, FLOOR_IMAGES * seconds_per_image) * 1e9)
 
     def _seconds_per_image(self) -> float:
         """Latency by images under way at admission: above the time per image of a full server, and equal to it there.

@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import random
 import signal
 import time
 
@@ -77,14 +78,98 @@ def test_a_full_request_is_let_in_when_nothing_else_is_under_way(path):
     admission.admit(100)
 
 
-def test_requests_that_never_finish_stop_counting(path, monkeypatch):
-    monkeypatch.setattr("serving.admission._LOST_AFTER_S", 0.1)
-    monkeypatch.setattr("serving.admission._UNKNOWN_S", 0.01)
-    admission = Admission(path, max_latency_s=0.05)
-    admitted_at_once(admission)
-    assert admission.images_under_way == FLOOR_IMAGES
-    time.sleep(3 * FLOOR_IMAGES * 0.01 + 0.01)  # three times what was predicted for the last of them
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic_ns(self):
+        return int(self.now * 1e9)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("serving.admission.time", clock)
+    return clock
+
+
+def test_a_lost_request_stops_counting_once_it_is_late_and_a_later_one_was_answered(path, clock):
+    admission = Admission(path, max_latency_s=2.0)
+    admission.admit(4)
+    clock.now += 20.0
+    assert admission.images_under_way == 4  # late, but so may all be
+    ticket = admission.admit(1)
+    clock.now += 0.1
+    admission.finish(ticket)
     assert admission.images_under_way == 0
+
+
+def test_a_request_that_is_overtaken_by_little_counts_on(path, clock):
+    admission = Admission(path, max_latency_s=2.0)
+    admission.admit(4)
+    clock.now += 0.9
+    ticket = admission.admit(1)
+    clock.now += 5.0
+    admission.finish(ticket)
+    assert admission.images_under_way == 4
+
+
+def test_a_request_of_which_nothing_is_heard_is_given_up(path, clock):
+    admission = Admission(path, max_latency_s=2.0)
+    admission.admit(4)
+    clock.now += 29.0
+    assert admission.images_under_way == 4
+    clock.now += 2.0
+    assert admission.images_under_way == 0
+
+
+def test_when_all_that_counts_is_lost_one_request_finds_that_out(path, clock):
+    admission = Admission(path, max_latency_s=0.5)
+    lost = admitted_at_once(admission)
+    assert len(lost) == FLOOR_IMAGES
+    clock.now += 1.1
+    probe = admission.admit(1)
+    with pytest.raises(OverloadError):
+        admission.admit(1)  # one alone
+    clock.now += 0.2
+    admission.finish(probe)
+    assert admission.images_under_way == 0
+    admission.admit(1)
+
+
+def steady(admission, clock, seconds_per_image, rate, seconds):
+    """A server that does one image after the other, and callers at random moments; latencies of the answers."""
+    moments = random.Random(0)  # noqa: S311 - no secret
+    due, free, latencies, ends = [], 0.0, [], clock.now + seconds
+    while clock.now < ends:
+        moment = clock.now + moments.expovariate(rate)
+        while due and due[0][0] <= moment:
+            end, started, ticket = due.pop(0)
+            clock.now = end
+            admission.finish(ticket)
+            latencies.append(end - started)
+        clock.now = moment
+        try:
+            ticket = admission.admit(1)
+        except OverloadError:
+            continue
+        free = max(free, moment) + seconds_per_image
+        due.append((free, moment, ticket))
+    return latencies
+
+
+def test_a_slow_server_is_not_flooded(path, clock):
+    """What is late is not taken for lost: that would let more in, and make all of them later still."""
+    slow = 1.5  # seconds per image, of which a new server knows nothing: it assumes 0.1
+    latencies = steady(Admission(path, max_latency_s=2.0), clock, slow, 4 / slow, 120.0)
+    assert len(latencies) > 0.9 * 120 / slow
+    assert max(latencies) < 1.5 * FLOOR_IMAGES * slow
+
+
+def test_an_overloaded_server_keeps_the_bound(path, clock):
+    latencies = steady(Admission(path, max_latency_s=2.0), clock, 0.06, 4 / 0.06, 60.0)
+    assert len(latencies) > 0.9 * 60 / 0.06
+    assert np.percentile(latencies, 99) < 1.2 * 2.0
 
 
 @pytest.mark.parametrize("ticket", [(0, 0, 0), (-1, 1, 1), (10**6, 5, 1), (0, 12345, 1)])
