@@ -53,8 +53,10 @@ _WORDS: Final = _HEAD + _SAMPLES + 3 * _SLOTS
 class Admission:
     """Who is let into the ensemble, for all processes of one server.
 
-    A request that never reaches the last step (its step failed, its caller went away) counts until it has taken half as
-    long again as was predicted, and a second, then no more.
+    A request that never reaches the last step (its step failed, its caller went away) counts until it is late and one
+    that was let in a second after it has been answered: requests stay in order but for less. Being late alone says
+    nothing, for on a server that has become slow all are, and to let more in would make all of them later still. Where
+    nothing is answered any more because all that counts is lost, one request at a time is let in to find that out.
 
     Attributes:
         max_latency_s: bound on the predicted time from admission to the end of the last step, in seconds.

@@ -110,7 +110,8 @@ class StubKeeper:
 
     def _replace(self, stub: Stub) -> str | None:
         if self._replacements >= MOST_REPLACED:
-            return f"process {stub.pid} of {stub.model} died, the {self._replacements + 1}th since the server's start"
+            count = self._replacements + 1
+            return f"process {stub.pid} of {stub.model} died, the {count}th since tritonserver was started"
         self._replacements += 1
         started = time.monotonic()
         try:

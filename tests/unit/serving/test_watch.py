@@ -105,7 +105,7 @@ def test_the_server_is_started_again_once_it_holds_what_many_dead_processes_left
         assert keeper.look() is None
         clock.now += POLICY.steady_s
     stubs.dead = [DEAD]
-    assert keeper.look() == "process 7 of preprocess died, the 17th since the server's start"
+    assert keeper.look() == "process 7 of preprocess died, the 17th since tritonserver was started"
 
 
 def test_a_model_that_cannot_be_loaded_again_is_a_case_for_a_restart(keeper, stubs):
