@@ -28,22 +28,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console()
     broken = []
-    parts: tuple[tuple[str, Callable[[], dict[str, Any]]], ...] = (
-        ("hostile input", lambda: hostile.run(options.repository, options.out, options.inputs, options.seed)),
-        ("overload", lambda: overload.run(options.repository, options.out, options.overload_s, seed=options.seed)),
-        ("faults", lambda: faults.run(options.repository, options.out)),
-        ("kills", lambda: kills.run(options.repository, options.out, options.kills, options.seed)),
-        ("soak", lambda: soak.run(options.repository, options.out, options.soak_minutes, options.seed)),
+    # Name, what runs it, and what shows its figures; hostile input and faults show theirs as they run.
+    parts: tuple[tuple[str, Callable[[], dict[str, Any]], Callable[[dict[str, Any]], None] | None], ...] = (
+        ("hostile input", lambda: hostile.run(options.repository, options.out, options.inputs, options.seed), None),
+        (
+            "overload",
+            lambda: overload.run(options.repository, options.out, options.overload_s, seed=options.seed),
+            overload.show,
+        ),
+        ("faults", lambda: faults.run(options.repository, options.out), None),
+        ("kills", lambda: kills.run(options.repository, options.out, options.kills, options.seed), kills.show),
+        ("soak", lambda: soak.run(options.repository, options.out, options.soak_minutes, options.seed), soak.show),
     )
-    for name, part in parts:
+    for name, part, show in parts:
         console.rule(name)
         result = part()
-        if name == "overload":
-            overload.show(result)
-        if name == "kills":
-            kills.show(result)
-        if name == "soak":
-            soak.show(result)
+        if show is not None:
+            show(result)
         broken += [f"{name}: {fault}" for fault in result["faults"]]
     for fault in broken:
         console.print(f"[red]FAULT[/red] {fault}", highlight=False)

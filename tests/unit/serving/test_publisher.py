@@ -8,6 +8,7 @@ import time
 import pytest
 
 from serving.publisher import Publisher
+from tests.chaos.faults_service import wait_for
 
 
 class Metric:
@@ -23,23 +24,16 @@ def metric():
     return Metric()
 
 
-def until(condition):
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def test_what_is_counted_within_the_interval_goes_in_one_message(metric):
     publisher = Publisher(every_s=0.2)
     tally = publisher.tally(metric)
     for _ in range(100):
         tally.add()
     tally.add(0.5)
-    until(lambda: metric.messages)
+    wait_for(lambda: metric.messages, 10, "a message")
     assert metric.messages == [100.5]
     tally.add(2)
-    until(lambda: len(metric.messages) == 2)
+    wait_for(lambda: len(metric.messages) == 2, 10, "a message")
     assert metric.messages == [100.5, 2.0]
     publisher.close()
     assert len(metric.messages) == 2

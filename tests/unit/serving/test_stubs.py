@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from serving import stubs
 from serving.errors import ServingError
 from serving.server import ServerOptions, TritonServer
 from serving.stubs import Stub, StubWatch
+from tests.chaos.faults_service import wait_for
 
 ONE, OTHER = Stub(7, "preprocess", "1", "preprocess_0_0"), Stub(8, "preprocess", "1", "preprocess_0_1")
 
@@ -184,28 +184,20 @@ def test_the_children_of_a_process_are_found_as_they_come_and_go(tmp_path):
     assert finder.find() == []
     started = [subprocess.Popen([program, code, "region", f"preprocess_0_{number}"]) for number in range(2)]
     try:
-        found = until(lambda: len(finder.find()) == 2, finder)
-        assert found == [
+        wait_for(lambda: len(finder.find()) == 2, 10, "two children")
+        assert finder.find() == [
             Stub(process.pid, "preprocess", "3", f"preprocess_0_{number}") for number, process in enumerate(started)
         ]
         started[0].send_signal(signal.SIGSTOP)
-        until(lambda: finder.find()[0].stopped, finder)
+        wait_for(lambda: finder.find()[0].stopped, 10, "the first to stop")
         started[1].kill()  # nobody has waited for it yet
-        until(lambda: [stub.pid for stub in finder.find()] == [started[0].pid], finder)
+        wait_for(lambda: [stub.pid for stub in finder.find()] == [started[0].pid], 10, "the second to be gone")
         assert stubs.StubFinder(started[0].pid).find() == []  # none of its own
     finally:
         for process in started:
             process.kill()
             process.wait()
     assert finder.find() == []
-
-
-def until(condition, finder):
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return finder.find()
 
 
 def test_the_configuration_on_disk_is_that_of_the_profile():
