@@ -155,7 +155,7 @@ class ModelRepository:
         While the repository is not locked, they are those of builders that were killed.
         """
         folder = self.model_folder(precision)
-        shared = [self.path / name for name in (contract.PREPROCESS_MODEL, contract.POSTPROCESS_MODEL)]
+        shared = [self.path / name for name in contract.SHARED_MODELS]
         half_written = [file for place in (folder, folder / "configs", *shared) for file in place.glob(".*.pbtxt-*")]
         half_written += [file for name in (".plan-*", f".{MANIFEST_NAME}-*") for file in folder.glob(f"[0-9]*/{name}")]
         return sorted([*folder.glob(f"{_STAGING_PREFIX}*"), *half_written])
@@ -264,7 +264,7 @@ class ModelRepository:
 
         Raises:
             RepositoryError: other versions in the repository have other sizes; one repository serves one network shape,
-                because all precisions share preprocess and postprocess.
+                because all precisions share the other steps.
         """
         sizes = tensor_sizes(export, top_k)
         changed = {}
@@ -279,7 +279,7 @@ class ModelRepository:
         return list(changed)
 
     def _network_configs(self) -> list[Path]:
-        paths = [self.path / name / "config.pbtxt" for name in (contract.PREPROCESS_MODEL, contract.POSTPROCESS_MODEL)]
+        paths = [self.path / name / "config.pbtxt" for name in contract.SHARED_MODELS]
         for precision in contract.PRECISIONS:
             folder = self.model_folder(precision)
             paths += [folder / "config.pbtxt", *sorted(folder.glob("configs/*.pbtxt"))]

@@ -18,6 +18,7 @@ _COLOURS: Final = {"fp32": "#0072B2", "fp16": "#E69F00", "int8": "#009E73"}
 _MARKERS: Final = {"fp32": "o", "fp16": "s", "int8": "^"}
 _DASHES: Final = {"fp32": "-", "fp16": "--", "int8": "-."}
 _STEP_COLOURS: Final = {
+    "admission": "#F0E442",
     "preprocess": "#56B4E9",
     "segmentation": "#D55E00",
     "postprocess": "#CC79A7",

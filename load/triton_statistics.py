@@ -90,7 +90,12 @@ class ModelCounters:
 
 def steps_of(precision: str) -> tuple[str, ...]:
     """Models that an image goes through in one precision, in order."""
-    return (contract.PREPROCESS_MODEL, contract.segmentation_model(precision), contract.POSTPROCESS_MODEL)
+    return (
+        contract.ADMISSION_MODEL,
+        contract.PREPROCESS_MODEL,
+        contract.segmentation_model(precision),
+        contract.POSTPROCESS_MODEL,
+    )
 
 
 class TritonStatistics:

@@ -17,7 +17,7 @@ DASHBOARD_FILE: Final = Path(__file__).parent / "grafana" / "dashboards" / "segm
 DATASOURCE_UID: Final = "prometheus"
 """As provisioned in ``grafana/provisioning/datasources/prometheus.yml``."""
 
-STEPS: Final = "preprocess|postprocess|segmentation_.+"
+STEPS: Final = "admission|preprocess|postprocess|segmentation_.+"
 ENSEMBLES: Final = "segment_.+"
 NETWORKS: Final = "segmentation_.+"
 
@@ -150,7 +150,7 @@ def _traffic() -> Row:
                 "Failures by reason",
                 "OTHER is what a step refused or failed at, REJECTED a full queue, CANCELED a caller that gave up, "
                 "BACKEND a fault of the runtime; servers of version 2.51 count each of an ensemble twice. Busy is what "
-                "preprocess refused because its answer would have come too late: callers try again, or add replicas.",
+                "admission refused because its answer would have come too late: callers try again, or add replicas.",
                 (
                     Query(_rate("nv_inference_request_failure", ENSEMBLES, "model, reason"), "{{model}} {{reason}}"),
                     Query(_rate("segmentation_requests_refused_total", by="instance"), "{{instance}} busy"),

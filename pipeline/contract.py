@@ -16,8 +16,11 @@ PROFILES: Final = ("cpu", "tensorrt", "cuda")
 """Where the network runs: ONNX Runtime in the Python backend on the CPU, Triton's TensorRT backend, or ONNX Runtime in
 the Python backend on an NVIDIA GPU."""
 
+ADMISSION_MODEL: Final = "admission"
 PREPROCESS_MODEL: Final = "preprocess"
 POSTPROCESS_MODEL: Final = "postprocess"
+SHARED_MODELS: Final = (ADMISSION_MODEL, PREPROCESS_MODEL, POSTPROCESS_MODEL)
+"""The steps that the ensembles of all precisions share, in their order."""
 
 
 def segmentation_model(precision: str) -> str:

@@ -1,10 +1,11 @@
 """Admission control: requests that would wait too long are refused at once, before any work is done on them.
 
 Triton queues without bound in front of every step of an ensemble, and a ``max_queue_size`` on a step makes requests
-hang on servers before 26.03 (triton-inference-server/core pull request 466). So ``preprocess``, the first step,
-decides: it knows how many images are on their way through the ensemble and how long the last ones took, and refuses a
-request whose predicted latency is above a bound. ``postprocess``, the last step, reports what is finished. Both find
-the state in a file in shared memory, whichever processes they run in.
+hang on servers before 26.03 (triton-inference-server/core pull request 466). So ``admission``, the first step, decides:
+it knows how many images are on their way through the ensemble and how long the last ones took, and refuses a request
+whose predicted latency is above a bound. It does nothing else, so that hardly anything waits in front of it, where it
+would not be counted. ``postprocess``, the last step, reports what is finished, and ``preprocess`` what ends there. All
+find the state in a file in shared memory, whichever processes they run in.
 """
 
 from __future__ import annotations

@@ -17,8 +17,12 @@ def servable_precisions(repository: Path, profile: str) -> tuple[str, ...]:
     Raises:
         ServingError: the folder is no model repository, or a configuration is broken.
     """
-    if not (repository / contract.PREPROCESS_MODEL / "config.pbtxt").is_file():
-        raise ServingError(f"{repository} is not a model repository of this project; give one with --repository")
+    missing = [name for name in contract.SHARED_MODELS if not (repository / name / "config.pbtxt").is_file()]
+    if missing:
+        raise ServingError(
+            f"{repository} is not a model repository of this project (no {missing[0]}/config.pbtxt); give one "
+            "with --repository"
+        )
     opened = ModelRepository(repository)
     try:
         return tuple(precision for precision in contract.PRECISIONS if opened.promoted(precision, profile))
@@ -48,9 +52,8 @@ def models_to_load(repository: Path, profile: str, precisions: Sequence[str] | N
             f"{remedy} --precisions {missing[0]}"
         )
     chosen = precisions or servable
-    steps = [contract.PREPROCESS_MODEL, contract.POSTPROCESS_MODEL]
     return [
-        *steps,
+        *contract.SHARED_MODELS,
         *(contract.segmentation_model(precision) for precision in chosen),
         *(contract.ensemble_model(precision) for precision in chosen),
     ]

@@ -269,7 +269,7 @@ def _config_problems(repository: ModelRepository, precision: str) -> list[str]:
         return []
     sizes = manifests[-1].source.get("tensor_sizes", {})
     problems = []
-    for name in (contract.PREPROCESS_MODEL, contract.POSTPROCESS_MODEL):
+    for name in contract.SHARED_MODELS:
         path = repository.path / name / "config.pbtxt"
         problems += [f"{name}: {problem}" for problem in size_problems(read_config(path), sizes)]
     read_config(repository.path / contract.ensemble_model(precision) / "config.pbtxt")

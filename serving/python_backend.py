@@ -11,9 +11,10 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from pipeline import contract
 from pipeline.errors import InputError, OverloadError
 from pipeline.parameters import RequestParameters
-from serving.admission import shm_path
+from serving.admission import Admission, shm_path
 from serving.heartbeat import Heartbeat
 
 
@@ -60,6 +61,13 @@ def request_parameters(request: Any) -> RequestParameters:
     """
     text = request.parameters()
     return RequestParameters.parse(json.loads(text) if text else {})
+
+
+def count_out(admission: Admission, request: Any, *, answered: bool = True) -> None:
+    """Tell admission control that a request has ended here; see :meth:`serving.admission.Admission.finish`."""
+    ticket = pb_utils.get_input_tensor_by_name(request, contract.ADMISSION.name)
+    if ticket is not None:  # there is none where a step is called by itself
+        admission.finish(ticket.as_numpy()[0], answered)
 
 
 def config_parameter(config: dict[str, Any], name: str, default: int) -> int:

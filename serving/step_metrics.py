@@ -18,25 +18,40 @@ DETECTIONS_METRIC: Final = "segmentation_detections_per_image"
 _BUCKETS: Final = (0, 1, 2, 5, 10, 20, 50, 100, 300)
 
 
+class AdmissionMetrics:
+    """The counter of ``admission``: requests refused for overload."""
+
+    def __init__(self, model: str) -> None:
+        # A family lives as long as its Python object, and its metrics with it.
+        self._family = counter_family(REFUSED_METRIC, "Requests refused because their answer would have come too late")
+        self._publisher = Publisher()
+        self._refused = self._publisher.tally(self._family.Metric(labels={"model": model}))
+
+    def request_refused(self) -> None:
+        """Count one request that was refused for overload."""
+        self._refused.add()
+
+    def close(self) -> None:
+        """Hand over the last counts."""
+        self._publisher.close()
+
+
 class PreprocessMetrics:
-    """Counters of ``preprocess``: images decoded, images refused by reason, requests refused for overload."""
+    """Counters of ``preprocess``: images decoded, images refused by reason."""
 
     def __init__(self, model: str) -> None:
         labels = {"model": model}
-        # A family lives as long as its Python object, and its metrics with it.
         self._families = (
             counter_family(DECODED_METRIC, "Images decoded"),
             counter_family(DECODE_ERRORS_METRIC, "Images refused, by reason"),
-            counter_family(REFUSED_METRIC, "Requests refused because their answer would have come too late"),
         )
-        decoded, errors, refused = self._families
+        decoded, errors = self._families
         self._publisher = Publisher()
         self._decoded = self._publisher.tally(decoded.Metric(labels=labels))
         # All there from the start, so that the first refusal shows as a rise.
         self._errors = {
             reason: self._publisher.tally(errors.Metric(labels={**labels, "reason": reason})) for reason in IMAGE_FAULTS
         }
-        self._refused = self._publisher.tally(refused.Metric(labels=labels))
 
     def decoded(self, images: int) -> None:
         """Count the images of one request."""
@@ -45,10 +60,6 @@ class PreprocessMetrics:
     def image_refused(self, reason: str) -> None:
         """Count one image that is at fault; see :data:`pipeline.errors.IMAGE_FAULTS`."""
         self._errors[reason].add()
-
-    def request_refused(self) -> None:
-        """Count one request that was refused for overload."""
-        self._refused.add()
 
     def close(self) -> None:
         """Hand over the last counts."""

@@ -25,6 +25,7 @@ from tests.chaos.faults_record import Record
 Fault = Callable[[Path], Record]
 
 FAULTS: Final[dict[str, Fault]] = {
+    "kill_admission": faults_processes.kill_admission,
     "kill_preprocess": faults_processes.kill_preprocess,
     "kill_network": faults_processes.kill_network,
     "kill_postprocess": faults_processes.kill_postprocess,

@@ -32,6 +32,7 @@ _OPTIONS: Final = (f"--precisions={PRECISION}", "--exit-timeout-s=2")
 UNHEALTHY: Final = r"^ServerError: .*Stub process .* is not healthy|^ServerBusyError: "
 GONE: Final = r"^ServerUnavailableError: "
 REPLACED: Final = "died; the model was loaded again"
+READY_AGAIN: Final = "is ready again"
 _QUICK_HANG: Final = """
 import sys
 import serving.watch
@@ -60,6 +61,11 @@ with SegmentationClient(sys.argv[1], precision=sys.argv[2]) as client:
     while True:
         client.segment_batch([sys.argv[3]] * 8)
 """
+
+
+def kill_admission(repository: Path) -> Record:
+    """Kill one of the two processes that let requests in."""
+    return _kill_stub(repository, contract.ADMISSION_MODEL)
 
 
 def kill_preprocess(repository: Path) -> Record:
@@ -121,7 +127,7 @@ def kill_server(repository: Path) -> Record:
             service,
             repository,
             lambda: os.kill(before.pid, signal.SIGKILL),
-            lambda: service.wait_said("is ready again", 60),
+            lambda: service.wait_said(READY_AGAIN, 60),
         )
         after = service.server
     broken = seen.broken(GONE, 20)
@@ -148,7 +154,7 @@ def hung_server(repository: Path) -> Record:
             service,
             repository,
             lambda: os.kill(before.pid, signal.SIGSTOP),
-            lambda: service.wait_said("is ready again", 60),
+            lambda: service.wait_said(READY_AGAIN, 60),
         )
     return Record(
         fault="tritonserver hangs (SIGSTOP), with hangs noticed after 3 s instead of 30 s",
@@ -222,7 +228,7 @@ def _without_process(
                 service,
                 repository,
                 functools.partial(fault, before[0]),
-                lambda: service.wait_said(rf"{REPLACED}|is ready again", 60),
+                lambda: service.wait_said(rf"{REPLACED}|{READY_AGAIN}", 60),
             )
             if service.server.pid == server:
                 _wait_for_processes(service, model, len(before))

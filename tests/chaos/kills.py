@@ -20,15 +20,14 @@ from rich.progress import track
 from builder.repository import SHIPPED_REPOSITORY
 from load.machine import describe_machine
 from pipeline import contract
-from tests.chaos.faults_processes import GONE, REPLACED, UNHEALTHY
+from tests.chaos.faults_processes import GONE, READY_AGAIN, REPLACED, UNHEALTHY
 from tests.chaos.faults_record import PRECISION, Callers
 from tests.chaos.faults_service import Service, wait_for
 
 MENDED_S: Final = 30.0
 """So soon a killed process must have been replaced, or the server started again, in seconds."""
 
-_MODELS: Final = (contract.PREPROCESS_MODEL, contract.segmentation_model(PRECISION), contract.POSTPROCESS_MODEL)
-_READY_AGAIN: Final = "is ready again"
+_MODELS: Final = (*contract.SHARED_MODELS, contract.segmentation_model(PRECISION))
 _STARTING: Final = re.compile(r"(.*); starting it again in")
 # A process that dies a few seconds after another is the next in a row, which is mended after a pause that grows.
 _NONE_IN_A_ROW: Final = """
@@ -111,7 +110,7 @@ def _kill(service: Service, victim: psutil.Process, within_s: float = MENDED_S) 
 
     def mended() -> str | None:
         lines = service.lines[said:]
-        if any(_READY_AGAIN in line for line in lines):
+        if any(READY_AGAIN in line for line in lines):
             why = next((found[1] for line in lines if (found := _STARTING.match(line))), "")
             return "server ended with it" if "signal" in why else "server started afresh"
         return "replaced" if any(REPLACED in line for line in lines) else None

@@ -108,8 +108,8 @@ def run(repository: Path, out: Path, seconds: float = 120.0, factor: float = FAC
 
 
 def configured_bound_s(repository: Path) -> float:
-    """The bound on the predicted latency, in seconds, out of ``preprocess/config.pbtxt``."""
-    config = read_config(repository / contract.PREPROCESS_MODEL / "config.pbtxt")
+    """The bound on the predicted latency, in seconds, out of ``admission/config.pbtxt``."""
+    config = read_config(repository / contract.ADMISSION_MODEL / "config.pbtxt")
     return int(config.parameters["max_latency_ms"].string_value) / 1000
 
 

@@ -19,7 +19,7 @@ from tests.chaos.expected import Case, Network, fingerprint, pictures
 pytestmark = pytest.mark.server
 
 FORMATS = contract.MASK_FORMATS
-MODELS = (contract.PREPROCESS_MODEL, contract.POSTPROCESS_MODEL)
+MODELS = contract.SHARED_MODELS
 
 
 @pytest.fixture(scope="module")

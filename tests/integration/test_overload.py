@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 import urllib.request
@@ -33,6 +34,19 @@ def test_overload_is_refused_at_once_and_the_rest_is_answered_in_time(repository
     assert sum(entry["requests"] for entry in result["outcomes"].values()) == result["sent"]
 
 
+def test_the_bound_holds_where_decoding_is_what_takes_long(repository, tmp_path):
+    """Admission comes before the queue in front of the decoders, so that neither answers nor refusals pile up there."""
+    copy = tmp_path / "repository"
+    shutil.copytree(repository, copy)
+    code = copy / "preprocess" / "1" / "model.py"
+    start = "        responses = answer_each("
+    text = code.read_text()
+    assert text.count(start) == 1
+    code.write_text(text.replace(start, f"        __import__('time').sleep(0.25)\n{start}"))
+    result = overload.run(copy, tmp_path, seconds=10.0)
+    assert result["faults"] == []
+
+
 def test_the_checker_notices_what_is_not_as_promised():
     sent = [overload.Sent("answered", 9.0), overload.Sent("refused", 3.0, "go away"), overload.Sent("ServerError", 0.1)]
     result = overload._summary(sent, 1.0)
@@ -43,13 +57,11 @@ def test_the_checker_notices_what_is_not_as_promised():
 @pytest.fixture(scope="module")
 def strict(repository, tmp_path_factory):
     """A server with a bound so low that the second full request is refused."""
-    import shutil
-
     copy = tmp_path_factory.mktemp("strict") / "repository"
     shutil.copytree(repository, copy)
-    config = read_config(copy / "preprocess/config.pbtxt")
+    config = read_config(copy / "admission/config.pbtxt")
     config.parameters["max_latency_ms"].string_value = "1"
-    write_config(copy / "preprocess/config.pbtxt", config)
+    write_config(copy / "admission/config.pbtxt", config)
     with TritonServer(ServerOptions(copy, precisions=("int8",), **FREE)) as server:
         yield server
 

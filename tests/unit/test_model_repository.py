@@ -36,7 +36,7 @@ def parse(path):
 
 def test_every_model_is_there():
     names = {path.parent.name for path in CONFIGS if path.name == "config.pbtxt"}
-    expected = {contract.PREPROCESS_MODEL, contract.POSTPROCESS_MODEL}
+    expected = set(contract.SHARED_MODELS)
     for precision in contract.PRECISIONS:
         expected |= {contract.segmentation_model(precision), contract.ensemble_model(precision)}
     assert names == expected
@@ -65,9 +65,10 @@ def test_tensors_are_those_of_the_contract(path):
 
 
 @pytest.mark.parametrize("precision", contract.PRECISIONS)
-def test_ensembles_chain_the_three_steps(precision):
+def test_ensembles_chain_the_steps(precision):
     config = parse(SHIPPED_REPOSITORY / contract.ensemble_model(precision) / "config.pbtxt")
     assert [step.model_name for step in config.ensemble_scheduling.step] == [
+        contract.ADMISSION_MODEL,
         contract.PREPROCESS_MODEL,
         contract.segmentation_model(precision),
         contract.POSTPROCESS_MODEL,
@@ -94,5 +95,5 @@ def test_no_queue_of_triton_is_bounded(path):
 
 
 def test_the_latency_bound_is_configured():
-    parameters = parse(SHIPPED_REPOSITORY / "preprocess" / "config.pbtxt").parameters
+    parameters = parse(SHIPPED_REPOSITORY / "admission" / "config.pbtxt").parameters
     assert int(parameters["max_latency_ms"].string_value) > 0

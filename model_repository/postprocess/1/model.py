@@ -12,7 +12,7 @@ from pipeline import contract
 from pipeline.letterbox import Geometry
 from pipeline.postprocess import pack_response, postprocess
 from serving.admission import Admission, state_path
-from serving.python_backend import answer_each, request_parameters
+from serving.python_backend import answer_each, count_out, request_parameters
 from serving.step_metrics import PostprocessMetrics
 
 
@@ -29,9 +29,7 @@ class TritonPythonModel:
         """Answer each request by itself, and count all of them out."""
         responses = answer_each(requests, self._instances, ask_whether_cancelled=False)
         for request in requests:
-            ticket = pb_utils.get_input_tensor_by_name(request, contract.ADMISSION.name)
-            if ticket is not None:  # there is none where this step is called by itself
-                self._admission.finish(ticket.as_numpy()[0])
+            count_out(self._admission, request)
         return responses
 
     def finalize(self) -> None:

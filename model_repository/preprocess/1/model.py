@@ -1,4 +1,4 @@
-"""Encoded images to letterboxed pixels and their geometry; requests that would wait too long are refused here."""
+"""Encoded images to letterboxed pixels and their geometry."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from pipeline import contract
-from pipeline.errors import ImageError, OverloadError
+from pipeline.errors import ImageError
 from pipeline.images import ImageLimits
 from pipeline.preprocess import preprocess
 from serving.admission import Admission, state_path
-from serving.python_backend import answer_each, config_parameter, request_parameters
+from serving.python_backend import answer_each, config_parameter, count_out
 from serving.step_metrics import PreprocessMetrics
 
 
@@ -31,36 +31,24 @@ class TritonPythonModel:
             max_pixels=config_parameter(config, "max_image_pixels", ImageLimits.max_pixels),
             max_bytes=config_parameter(config, "max_image_bytes", ImageLimits.max_bytes),
         )
-        self._admission = Admission(state_path(), config_parameter(config, "max_latency_ms", 2000) / 1000)
+        self._admission = Admission(state_path(), max_latency_s=0.0)  # this step lets nobody in
         self._metrics = PreprocessMetrics(args["model_name"])
         cv2.setNumThreads(1)  # the instances of this model are its threads
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer each request by itself."""
-        return answer_each(requests, self._preprocess)
+        """Answer each request by itself, and count out those that end here."""
+        responses = answer_each(requests, self._letterbox)
+        for request, response in zip(requests, responses, strict=True):
+            if response.has_error():
+                count_out(self._admission, request, answered=False)
+        return responses
 
     def finalize(self) -> None:
         """Hand over what was counted last."""
         self._metrics.close()
 
-    def _preprocess(self, request: Any) -> list[Any]:
-        request_parameters(request)  # refused here, before any work is done
+    def _letterbox(self, request: Any) -> list[Any]:
         encoded = pb_utils.get_input_tensor_by_name(request, contract.IMAGE.name).as_numpy().reshape(-1)
-        try:
-            ticket = self._admission.admit(len(encoded))
-        except OverloadError:
-            self._metrics.request_refused()
-            raise
-        try:
-            tensors = self._letterbox(encoded)
-        except BaseException:
-            self._admission.finish(ticket, answered=False)
-            raise
-        self._metrics.decoded(len(encoded))
-        tickets = np.tile(ticket, (len(encoded), 1))
-        return [*tensors, pb_utils.Tensor(contract.ADMISSION.name, tickets)]
-
-    def _letterbox(self, encoded: Sequence[bytes]) -> list[Any]:
         images = np.empty((len(encoded), *self._input_shape), np.uint8)
         geometry = np.empty((len(encoded), *contract.GEOMETRY.shape), np.float32)
         for index, data in enumerate(encoded):
@@ -70,6 +58,7 @@ class TritonPythonModel:
                 self._metrics.image_refused(error.reason)
                 where = f"image {index + 1} of {len(encoded)}: " if len(encoded) > 1 else ""
                 raise ImageError(f"{where}{error}", error.reason) from None
+        self._metrics.decoded(len(encoded))
         return [
             pb_utils.Tensor(contract.IMAGES.name, images),
             pb_utils.Tensor(contract.GEOMETRY.name, geometry),

@@ -66,7 +66,7 @@ def tiny_repository(path: Path, precisions: Sequence[str] = ("int8",), model: st
         precisions: those that can be served; the others have configurations without a version.
         model: text of every ``model.py``.
     """
-    for name in (contract.PREPROCESS_MODEL, contract.POSTPROCESS_MODEL):
+    for name in contract.SHARED_MODELS:
         _write(path / name / "config.pbtxt", _config(name))
         _write(path / name / "1" / "model.py", model)
     for precision in contract.PRECISIONS:

@@ -13,6 +13,7 @@ def test_a_version_that_is_named_and_there_can_be_served(tmp_path):
     repository = tiny_repository(tmp_path / "r", ["fp32", "int8"])
     assert servable_precisions(repository, "cpu") == ("fp32", "int8")
     assert models_to_load(repository, "cpu") == [
+        "admission",
         "preprocess",
         "postprocess",
         "segmentation_fp32",
@@ -24,8 +25,15 @@ def test_a_version_that_is_named_and_there_can_be_served(tmp_path):
 
 def test_only_what_is_asked_for_is_loaded(tmp_path):
     repository = tiny_repository(tmp_path / "r", ["fp32", "int8"])
-    expected = ["preprocess", "postprocess", "segmentation_int8", "segment_int8"]
+    expected = ["admission", "preprocess", "postprocess", "segmentation_int8", "segment_int8"]
     assert models_to_load(repository, "cpu", ["int8"]) == expected
+
+
+def test_a_repository_that_lacks_a_step_is_refused_by_its_name(tmp_path):
+    repository = tiny_repository(tmp_path / "r")
+    (repository / "admission" / "config.pbtxt").unlink()
+    with pytest.raises(ServingError, match=r"no admission/config\.pbtxt.*--repository"):
+        models_to_load(repository, "cpu")
 
 
 @pytest.mark.parametrize("missing", ["model.onnx", "model.py"])

@@ -1,0 +1,44 @@
+"""The first step: requests with wrong parameters, and those that would wait too long, are refused before any work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from pipeline import contract
+from pipeline.errors import OverloadError
+from serving.admission import Admission, state_path
+from serving.python_backend import answer_each, config_parameter, request_parameters
+from serving.step_metrics import AdmissionMetrics
+
+
+class TritonPythonModel:
+    """Gives every request that is let in its ticket, by which the later steps count it out."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the bound out of the model's configuration."""
+        config = json.loads(args["model_config"])
+        self._admission = Admission(state_path(), config_parameter(config, "max_latency_ms", 2000) / 1000)
+        self._metrics = AdmissionMetrics(args["model_name"])
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer each request by itself."""
+        return answer_each(requests, self._admit, ask_whether_cancelled=False)
+
+    def finalize(self) -> None:
+        """Hand over what was counted last."""
+        self._metrics.close()
+
+    def _admit(self, request: Any) -> list[Any]:
+        request_parameters(request)  # refused here, before it is let in
+        images, _ = pb_utils.get_input_tensor_by_name(request, contract.IMAGE.name).shape()
+        try:
+            ticket = self._admission.admit(images)
+        except OverloadError:
+            self._metrics.request_refused()
+            raise
+        return [pb_utils.Tensor(contract.ADMISSION.name, np.tile(ticket, (images, 1)))]
