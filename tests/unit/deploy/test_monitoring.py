@@ -98,7 +98,7 @@ def test_replicas_are_added_before_anybody_is_alarmed_and_long_before_anybody_is
     threshold_s = float(trigger(resources)["metadata"]["threshold"])
     [alert] = [rule for group in RULES for rule in group["rules"] if rule.get("alert") == "QueueTimeHigh"]
     alarm_s = float(alert["expr"].rpartition(">")[2])
-    parameters = read_config(ROOT / "model_repository/preprocess/config.pbtxt").parameters
+    parameters = read_config(ROOT / "model_repository/admission/config.pbtxt").parameters
     refused_s = float(parameters["max_latency_ms"].string_value) / 1000
     assert 0 < threshold_s <= alarm_s / 2 < alarm_s < refused_s
 
