@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from serving.cache import cache_dir
 from serving.errors import ServingError
+from serving.tritonserver import STUB_NAME
 
 SHM_PREFIX: Final = re.compile(r"segmentation_[0-9a-f]{8}_")
 """Beginning of the names of a server's shared memory regions."""
@@ -59,7 +62,8 @@ class RunningServer:
 def running_servers(repository: Path | None = None) -> list[RunningServer]:
     """Servers of this user that are alive, of one repository or of all.
 
-    What dead ones left behind is removed: shared memory stays when both a server and its parent were killed.
+    What dead ones left behind is removed: shared memory stays when both a server and its parent were killed, and at
+    times processes of its Python backend stay for seconds more.
     """
     found = []
     for path in sorted(_folder().glob("*.json")):
@@ -96,8 +100,9 @@ def scratch_folder(prefix: str) -> Path:
 
 
 def clear_after(prefix: str) -> None:
-    """Remove what a server that has ended leaves: shared memory and its own files."""
+    """Remove what a server that has ended leaves: processes of its Python backend, shared memory and its own files."""
     if SHM_PREFIX.fullmatch(prefix):
+        _kill_orphans(prefix)
         remove_shared_memory(prefix)
         shutil.rmtree(scratch_folder(prefix), ignore_errors=True)
 
@@ -107,6 +112,15 @@ def remove_shared_memory(prefix: str, folder: Path = SHARED_MEMORY) -> None:
     if SHM_PREFIX.fullmatch(prefix):
         for region in folder.glob(f"{prefix}*"):
             region.unlink(missing_ok=True)
+
+
+def _kill_orphans(prefix: str) -> None:
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal():
+            with contextlib.suppress(OSError, UnicodeError):  # it has ended meanwhile, or is another user's
+                program, *arguments = (process / "cmdline").read_text().split("\0")
+                if STUB_NAME in program and any(argument.startswith(prefix) for argument in arguments):
+                    os.kill(int(process.name), signal.SIGKILL)
 
 
 def _folder() -> Path:

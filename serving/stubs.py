@@ -21,6 +21,7 @@ from builder.live import LiveError, LiveServer
 from serving.errors import ServingError
 from serving.heartbeat import busy_for_s, heartbeat_path
 from serving.server import TritonServer
+from serving.tritonserver import STUB_NAME
 
 LONGEST_CALL_S: Final = 60.0
 """A call that has taken so long has hung: ten times what the largest request takes on two slow cores."""
@@ -220,7 +221,7 @@ def _stub(pid: int) -> Stub | None:
         return None
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-        if "triton_python_backend_stub" not in words[0]:
+        if STUB_NAME not in words[0]:
             return None
         # stub, path of model.py, region, sizes …, the instance's name, the backend's name
         *_, model, version, _ = Path(words[1]).parts

@@ -30,7 +30,9 @@ _SERVER: Final = "pytriton/tritonserver/bin/tritonserver"
 _PYTHON_BACKEND: Final = "pytriton/tritonserver/backends/python/"
 _STUBS: Final = "pytriton/tritonserver/python_backend_stubs/"
 _LIBRARIES: Final = "nvidia_pytriton.libs/"
-_STUB_NAME: Final = "triton_python_backend_stub"
+STUB_NAME: Final = "triton_python_backend_stub"
+"""The program of the processes of Triton's Python backend."""
+
 # Added by triton-inference-server/server pull request 8174, of April 2025; taken with two releases to spare.
 _REQUEST_BOUND_SINCE: Final = (2, 60)
 _CONTAINER_BACKENDS: Final = Path("/opt/tritonserver/backends")
@@ -138,7 +140,7 @@ def unpack_wheel(wheel: Path, root: Path, python: str) -> None:
     Raises:
         ServingError: the wheel lacks a part, or names a file outside of its folder.
     """
-    stub = f"{_STUBS}{python}/{_STUB_NAME}"
+    stub = f"{_STUBS}{python}/{STUB_NAME}"
     written = set()
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
@@ -165,7 +167,7 @@ def _place(name: str, stub: str) -> str | None:
     if name == _SERVER:
         return "bin/tritonserver"
     if name == stub:
-        return f"backends/python/{_STUB_NAME}"
+        return f"backends/python/{STUB_NAME}"
     if name.startswith(_PYTHON_BACKEND):
         return f"backends/python/{name.removeprefix(_PYTHON_BACKEND)}"
     if name.startswith(_LIBRARIES):

@@ -297,9 +297,9 @@ def test_what_a_server_killed_with_its_parent_left_is_swept_by_the_next(tiny, tm
     os.kill(int(pid), signal.SIGKILL)
     process.kill()
     process.wait()
-    assert gone(int(pid), 10)
     (Path("/dev/shm") / f"{prefix}left").touch()  # noqa: S108 - which regions stay is a matter of chance
     assert find_leftovers(int(pid))
     assert int(pid) not in [running.pid for running in running_servers()]
+    assert gone(int(pid), 5), processes(int(pid))
     assert not find_leftovers(int(pid))
     assert not any(name.startswith(prefix) for name in shared_memory())

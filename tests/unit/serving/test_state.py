@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -109,6 +110,23 @@ def test_what_a_killed_server_left_is_swept(dead, alive, tmp_path, monkeypatch):
     assert [server.pid for server in running_servers()] == [alive]
     assert not path.exists()
     assert {file.name for file in shared.iterdir()} == {"segmentation_ffffffff_other", "foreign"}
+
+
+def test_processes_that_a_killed_server_left_are_ended(dead, tmp_path):
+    def stub(region, name="triton_python_backend_stub"):
+        command = [f"/opt/backends/python/{name}", "-c", "read _", "model.py", region]
+        return subprocess.Popen(command, executable="/bin/sh", stdin=subprocess.PIPE)
+
+    left, foreign, other = stub(f"{PREFIX}one"), stub(f"{PREFIX}one", "editor"), stub("segmentation_ffffffff_other")
+    try:
+        a_server(dead, tmp_path, shm_prefix=PREFIX).write()
+        assert running_servers() == []
+        assert left.wait(5) == -signal.SIGKILL
+        assert foreign.poll() is other.poll() is None
+    finally:
+        for process in (left, foreign, other):
+            process.kill()
+            process.communicate()
 
 
 def test_another_process_under_an_old_number_is_no_server(tmp_path):
