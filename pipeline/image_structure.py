@@ -167,8 +167,9 @@ def check_jpeg(data: bytes, header: ImageHeader, max_scanned_pixels: int) -> Non
     if data.rfind(b"\xff\xd9", header.first_scan) < 0:
         raise jpeg_truncated(data)
     most = max(4, max_scanned_pixels // max(1, header.width * header.height))
-    # The quick count also counts what only looks like a scan: thumbnails, and what follows the image.
-    if data.count(b"\xff\xda", header.first_scan) > most and _has_more_scans(data, header.first_scan, most):
+    # The quick counts, of single bytes first, also count what only looks like a scan: thumbnails, and what follows.
+    looks = all(data.count(sign, header.first_scan) > most for sign in (b"\xda", b"\xff\xda"))
+    if looks and _has_more_scans(data, header.first_scan, most):
         raise ImageError(
             f"the JPEG of {header.width}x{header.height} pixels has more than {most} scans. Encode the image again"
         )

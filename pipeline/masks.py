@@ -82,17 +82,35 @@ class _Spans:
 
     @classmethod
     def of(
-        cls, begin: NDArray[np.float64], end: NDArray[np.float64], size: int, step: float, pad: float, cells: int
-    ) -> _Spans:
-        """Pixels whose centres lie in [begin, end), at least one each, within [0, size)."""
+        cls, boxes: NDArray[np.float64], geometry: Geometry, stride: float, cells: tuple[int, int]
+    ) -> tuple[_Spans, _Spans]:
+        """Pixels whose centres lie in the boxes, at least one each, within the image; both axes in one go.
+
+        Args:
+            boxes: float64 [n, 4] of x1, y1, x2, y2 in pixels of the original image.
+            geometry: where the image lies in the network's input.
+            stride: network pixels per prototype cell.
+            cells: prototype cells across and down.
+
+        Returns:
+            Spans across and down.
+        """
+        begin, end = boxes.T.reshape(2, 2, -1)
+        steps = geometry.scale_x / stride, geometry.scale_y / stride
+        axes = ((geometry.width, geometry.height), steps, (geometry.pad_left, geometry.pad_top), cells)
+        size, step, pad, most = np.array(axes, np.float64)[..., None]
         first = np.minimum(np.maximum(np.ceil(begin - 0.5), 0), size - 1)
         last = np.minimum(np.maximum(np.ceil(end - 0.5), first + 1), size) - 1
-        start = (first + 0.5) * step + pad - 0.5
-        low = np.minimum(np.maximum(np.floor(start), 0), cells - 1)
-        stop = (last + 0.5) * step + pad - 0.5
-        high = np.minimum(np.maximum(np.floor(stop) + 2, low + 1), cells)
-        first, count, low, high = (values.astype(np.int64) for values in (first, last - first + 1, low, high))
-        return cls(first, count, low, high, start - low, step)
+        start = (first + 0.5) * step + pad / stride - 0.5
+        low = np.minimum(np.maximum(np.floor(start), 0), most - 1)
+        stop = (last + 0.5) * step + pad / stride - 0.5
+        high = np.minimum(np.maximum(np.floor(stop) + 2, low + 1), most)
+        offset = start - low
+        first, count, low, high = np.array((first, last - first + 1, low, high)).astype(np.int64)
+        across, down = (
+            cls(first[axis], count[axis], low[axis], high[axis], offset[axis], steps[axis]) for axis in range(2)
+        )
+        return across, down
 
     def __getitem__(self, chosen: NDArray[np.int64]) -> _Spans:
         return _Spans(
@@ -127,9 +145,7 @@ def mask_runs(
     if not len(boxes):
         return []
     _, proto_height, proto_width = prototypes.shape
-    x1, y1, x2, y2 = boxes.T.astype(np.float64)
-    across = _Spans.of(x1, x2, geometry.width, geometry.scale_x / stride, geometry.pad_left / stride, proto_width)
-    down = _Spans.of(y1, y2, geometry.height, geometry.scale_y / stride, geometry.pad_top / stride, proto_height)
+    across, down = _Spans.of(boxes.astype(np.float64), geometry, stride, (proto_width, proto_height))
     top = int(down.low.min())
     region = _widened(prototypes, top, int(down.high.max()))
     masks: list[MaskRuns] = [_NOTHING] * len(boxes)
@@ -158,10 +174,10 @@ def _widened(prototypes: NDArray[np.float16] | NDArray[np.float32], top: int, bo
 
 def _groups_of_like_height(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """Indices of the instances, grouped so that padding each to its group's highest at most doubles it."""
-    if len(rows) == 1:
-        return [np.zeros(1, np.int64)]
-    octave = np.ceil(np.log2(rows)).astype(np.int64)
-    return [np.flatnonzero(octave == value) for value in np.unique(octave)]
+    octaves: dict[int, list[int]] = {}
+    for index, height in enumerate(rows.tolist()):
+        octaves.setdefault((height - 1).bit_length(), []).append(index)
+    return [np.array(group) for group in octaves.values()]
 
 
 def _logits(
@@ -227,12 +243,15 @@ class _Columns:
     neighbour: NDArray[np.intp]
     fraction: NDArray[np.float32]
 
-    def at(self, columns: NDArray[np.intp], rows: NDArray[np.intp]) -> NDArray[np.float32]:
-        """Interpolated logits at pixel columns and prototype rows."""
+    def at(self, columns: NDArray[np.intp], *rows: NDArray[np.intp]) -> list[NDArray[np.float32]]:
+        """Interpolated logits at pixel columns and prototype rows, for each of several rows."""
         flat, depth = self.planes.reshape(-1), self.planes.shape[1]
-        left = flat.take(self.cell.take(columns) * depth + rows)
-        right = flat.take(self.neighbour.take(columns) * depth + rows)
-        blended: NDArray[np.float32] = left + self.fraction.take(columns) * (right - left)
+        left, right = self.cell.take(columns) * depth, self.neighbour.take(columns) * depth
+        fraction = self.fraction.take(columns)
+        blended = []
+        for row in rows:
+            one = flat.take(left + row)
+            blended.append(one + fraction * (flat.take(right + row) - one))
         return blended
 
 
@@ -243,14 +262,16 @@ def _sign_changes(grid: _Columns) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         Pixel columns, and how many prototype rows lie above the change: 0 is the box's upper side.
     """
     rows = grid.planes.shape[1]
-    positive = np.zeros((len(grid.planes), rows + 2), bool)
-    np.greater(grid.planes, 0, out=positive[:, 1:-1])
+    bits = (rows + 1).bit_length()  # a row of no sign above and below; a power of two, for divisions are slow
+    positive = np.zeros((len(grid.planes), 1 << bits), bool)
+    np.greater(grid.planes, 0, out=positive[:, 1 : rows + 1])
     signs = positive.take(grid.cell, axis=0)
     mixed = np.flatnonzero(signs != positive.take(grid.neighbour, axis=0))
-    columns, rows_below = np.divmod(mixed, rows + 2)
-    signs.reshape(-1)[mixed] = grid.at(columns, rows_below - 1) > 0
     flat = signs.reshape(-1)
-    return np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), rows + 2)
+    (values,) = grid.at(mixed >> bits, (mixed & ((1 << bits) - 1)) - 1)
+    flat[mixed] = values > 0
+    changes = np.flatnonzero(flat[1:] != flat[:-1])
+    return changes >> bits, changes & ((1 << bits) - 1)
 
 
 def _crossings(
@@ -261,8 +282,7 @@ def _crossings(
     count = y.count[box]
     # Edge 0 is the box's upper side and edge ``rows`` its lower one; the others lie between two prototype rows.
     row = np.minimum(np.maximum(before, 1), np.maximum(rows - 1, 1)) - 1
-    upper = grid.at(columns, row)
-    lower = grid.at(columns, np.minimum(row + 1, rows - 1))
+    upper, lower = grid.at(columns, row, np.minimum(row + 1, rows - 1))
     with np.errstate(divide="ignore", invalid="ignore"):
         crossing = (row + upper / (upper - lower) - y.offset[box]) / y.step
     pixel = np.empty(len(columns), np.float64)
