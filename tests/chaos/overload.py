@@ -1,6 +1,6 @@
 """More is asked of the server than it can do, for as long as is wanted: who is answered, who is refused, how fast.
 
-``python -m tests.chaos.overload --seconds 120``
+``python -m tests.chaos.overload --seconds 120``, and ``--profile cuda --precision fp16`` on a GPU
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import random
 import statistics
 import sys
@@ -30,7 +31,6 @@ from load.machine import describe_machine
 from pipeline import contract
 from serving.server import ServerOptions, TritonServer
 
-PRECISION: Final = "int8"
 FACTOR: Final = 4.0
 RECOVERY_BOUND_S: Final = 5.0
 SLACK: Final = 2.0
@@ -43,7 +43,10 @@ AT_ONCE: Final = 0.5
 LEAST_ANSWERED: Final = 0.5
 """Of what was answered before the burst."""
 
-_CAPACITY_IN_FLIGHT: Final = 8
+_CAPACITY_IN_FLIGHT: Final = max(8, 4 * (os.cpu_count() or 1))
+_SENDERS: Final = max(1, (os.cpu_count() or 1) // 4)
+"""Processes that send the burst; others than that which measures the recovery, so that none takes from another."""
+
 _CAPACITY_S: Final = 8.0
 _BASE_REQUESTS: Final = 30
 _GIVE_UP_S: Final = 60.0
@@ -65,7 +68,15 @@ class Sent:
     text: str = ""
 
 
-def run(repository: Path, out: Path, seconds: float = 120.0, factor: float = FACTOR, seed: int = 0) -> dict[str, Any]:
+def run(
+    repository: Path,
+    out: Path,
+    seconds: float = 120.0,
+    factor: float = FACTOR,
+    seed: int = 0,
+    profile: str = "cpu",
+    precision: str = "int8",
+) -> dict[str, Any]:
     """Overload a server and look.
 
     Args:
@@ -74,26 +85,31 @@ def run(repository: Path, out: Path, seconds: float = 120.0, factor: float = FAC
         seconds: length of the burst.
         factor: requests per second, by what the server can answer.
         seed: of the arrivals.
+        profile: of the server.
+        precision: that is asked for.
 
     Returns:
         The figures, with ``faults``: what was not as promised.
     """
     image = fetch_reference().photographs[0].read_bytes()
     bound_s = configured_bound_s(repository)
-    options = ServerOptions(repository, precisions=(PRECISION,), http_port=0, grpc_port=0, metrics_port=0)
+    options = ServerOptions(repository, profile, (precision,), http_port=0, grpc_port=0, metrics_port=0)
     with TritonServer(options) as server:
         urls = {"grpc": server.grpc_url, "http": server.http_url}
-        with SegmentationClient(server.grpc_url, precision=PRECISION, retry=_NO_RETRY) as client:
+        with SegmentationClient(server.grpc_url, precision=precision, retry=_NO_RETRY) as client:
+            capacity = asyncio.run(_capacity(server.grpc_url, image, precision))
             base_s = statistics.median(_timed(client, image) for _ in range(_BASE_REQUESTS))
-            capacity = asyncio.run(_capacity(server.grpc_url, image))
-            # Another process, so that waiting for the answers takes nothing from sending.
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                burst = pool.apply_async(_burst, (urls, image, factor * capacity, seconds, seed))
-                sent = [Sent(*each) for each in burst.get(seconds + 2 * _GIVE_UP_S)]
+            with multiprocessing.get_context("spawn").Pool(_SENDERS) as pool:
+                rate = factor * capacity / _SENDERS
+                shares = [(urls, image, precision, rate, seconds, f"{seed} {sender}") for sender in range(_SENDERS)]
+                bursts = pool.starmap_async(_burst, shares).get(seconds + 2 * _GIVE_UP_S)
+                sent = [Sent(*each) for burst in bursts for each in burst]
             recovery_s = _recovery_s(client, image, base_s)
         restarted = server.pid is None
     result = _summary(sent, seconds)
     result |= {
+        "profile": profile,
+        "precision": precision,
         "factor": factor,
         "capacity_images_per_s": capacity,
         "bound_s": bound_s,
@@ -119,8 +135,12 @@ def _timed(client: SegmentationClient, image: bytes) -> float:
     return time.monotonic() - started
 
 
-async def _capacity(url: str, image: bytes) -> float:
-    """Images per second with a few requests always in flight."""
+async def _capacity(url: str, image: bytes, precision: str) -> float:
+    """Images per second with some requests always in flight.
+
+    The client's own retries are on: of many requests that come at once out of idleness, some are refused where a single
+    image takes long by what many take together (docs/reliability.md).
+    """
     ends = time.monotonic() + _CAPACITY_S
     done = 0
 
@@ -130,18 +150,20 @@ async def _capacity(url: str, image: bytes) -> float:
             await client.segment(image)
             done += 1
 
-    async with AsyncSegmentationClient(url, precision=PRECISION, retry=_NO_RETRY) as client:
+    async with AsyncSegmentationClient(url, precision=precision) as client:
         await asyncio.gather(*(user(client) for _ in range(_CAPACITY_IN_FLIGHT)))
     return done / _CAPACITY_S
 
 
-def _burst(urls: dict[str, str], image: bytes, rate: float, seconds: float, seed: int) -> list[tuple[str, float, str]]:
+def _burst(
+    urls: dict[str, str], image: bytes, precision: str, rate: float, seconds: float, seed: str
+) -> list[tuple[str, float, str]]:
     """Requests at random moments, whatever has become of those before; three of four over gRPC."""
-    return asyncio.run(_send_burst(urls, image, rate, seconds, random.Random(seed)))  # noqa: S311 - no secret
+    return asyncio.run(_send_burst(urls, image, precision, rate, seconds, random.Random(seed)))  # noqa: S311 - no secret
 
 
 async def _send_burst(
-    urls: dict[str, str], image: bytes, rate: float, seconds: float, chance: random.Random
+    urls: dict[str, str], image: bytes, precision: str, rate: float, seconds: float, chance: random.Random
 ) -> list[tuple[str, float, str]]:
     async def send(client: AsyncSegmentationClient) -> tuple[str, float, str]:
         started = time.monotonic()
@@ -154,8 +176,8 @@ async def _send_burst(
         return "answered", time.monotonic() - started, ""
 
     async with (
-        AsyncSegmentationClient(urls["grpc"], "grpc", PRECISION, _GIVE_UP_S, _NO_RETRY) as grpc,
-        AsyncSegmentationClient(urls["http"], "http", PRECISION, _GIVE_UP_S, _NO_RETRY) as http,
+        AsyncSegmentationClient(urls["grpc"], "grpc", precision, _GIVE_UP_S, _NO_RETRY) as grpc,
+        AsyncSegmentationClient(urls["http"], "http", precision, _GIVE_UP_S, _NO_RETRY) as http,
     ):
         tasks = []
         started = at = time.monotonic()
@@ -245,8 +267,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("out/chaos"))
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--factor", type=float, default=FACTOR)
+    parser.add_argument("--profile", choices=contract.PROFILES, default="cpu")
+    parser.add_argument("--precision", choices=contract.PRECISIONS, default="int8")
     options = parser.parse_args(arguments)
-    result = run(options.repository, options.out, options.seconds, options.factor)
+    result = run(
+        options.repository,
+        options.out,
+        options.seconds,
+        options.factor,
+        profile=options.profile,
+        precision=options.precision,
+    )
     show(result)
     return 1 if result["faults"] else 0
 
