@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
+import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -15,16 +17,27 @@ _PACKAGES: Final = ("locust", "tritonclient", "grpcio", "gevent", "numpy", "onnx
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, memory, system and the versions of what generates the load."""
+    """Processor, cores, memory, GPU, system and the versions of what generates the load."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": gpu_name() or "none",
         "load_average": round(os.getloadavg()[0], 2),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         **{package: _version(package) for package in _PACKAGES},
     }
+
+
+def gpu_name() -> str | None:
+    """Name and driver version of the GPUs, as ``nvidia-smi`` has them; None where there is no such program or GPU."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    query = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    return "; ".join(answer.stdout.split("\n")).strip("; ") or None if answer.returncode == 0 else None
 
 
 def _processor() -> str:

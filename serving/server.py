@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import functools
 import http.client
 import os
 import secrets
@@ -27,6 +27,7 @@ from pipeline import contract
 from serving.admission import SHM_PREFIX_VARIABLE
 from serving.environment import check_ports, free_ports, is_free, resolve_host
 from serving.errors import ServingError
+from serving.lifetime import end_with
 from serving.models import models_to_load
 from serving.overlay import CONFIG_NAME, overlay
 from serving.secret import new_secret
@@ -45,8 +46,6 @@ MAX_REQUEST_BYTES: Final = 128 * 1024 * 1024
 _PORT_ATTEMPTS: Final = 3
 _KEPT_LOG_LINES: Final = 200
 _KEPT_BLOCK_BYTES: Final = 32 * 1024 * 1024  # the highest threshold that glibc takes (HEAP_MAX_SIZE / 2)
-_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,7 @@ class TritonServer:
             text=True,
             errors="replace",
             start_new_session=True,
-            preexec_fn=_end_with(os.getpid()),  # noqa: PLW1509 - two system calls, no locks
+            preexec_fn=functools.partial(end_with, os.getpid()),  # noqa: PLW1509 - two system calls, no locks
         )
         self._reader = threading.Thread(target=self._read_log, args=(self._process,), daemon=True)
         self._reader.start()
@@ -413,14 +412,3 @@ def _environment(installation: Installation, repository: Path) -> dict[str, str]
     if "max_image_pixels" in parameters:
         environment["CV_IO_MAX_IMAGE_PIXELS"] = parameters["max_image_pixels"].string_value
     return environment
-
-
-def _end_with(parent: int) -> Callable[[], None]:
-    """What the child does first: ask the kernel for SIGTERM when its parent ends, or end if that has happened."""
-
-    def ask() -> None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return ask

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from load.bench.report import Comparison, draw_parts
 from load.errors import LoadError
 from pipeline import contract
 from serving.errors import ServingError
+from serving.lifetime import end_with
 from serving.server import model_environment
 
 
@@ -64,14 +66,22 @@ def _in_server_conditions(part: Callable[[argparse.Namespace], None], options: a
         LoadError: the part failed; it has said why.
     """
     os.environ.update(model_environment())
-    process = multiprocessing.get_context("spawn").Process(target=_run_part, args=(part, options))
+    process = multiprocessing.get_context("spawn").Process(target=_run_part, args=(part, options, os.getpid()))
     process.start()
     process.join()
     if process.exitcode != 0:
         raise LoadError(f"the benchmark ended with status {process.exitcode}; its message is above")
 
 
-def _run_part(part: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> None:
+def _end(*_: object) -> None:
+    """Leave through the context managers, so that the server is stopped; the kernel may send more than one signal."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + signal.SIGTERM)
+
+
+def _run_part(part: Callable[[argparse.Namespace], None], options: argparse.Namespace, parent: int) -> None:
+    signal.signal(signal.SIGTERM, _end)
+    end_with(parent)
     try:
         part(options)
     except (LoadError, ServingError, BuilderError, OSError) as error:
@@ -82,7 +92,7 @@ def _run_part(part: Callable[[argparse.Namespace], None], options: argparse.Name
 def _postprocess(options: argparse.Namespace) -> None:
     from load.bench.postprocess import run
 
-    _write(run(options.rounds, _say), options)
+    _write(run(options.repository, options.rounds, _say), options)
 
 
 def _preprocess(options: argparse.Namespace) -> None:

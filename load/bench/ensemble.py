@@ -16,12 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from builder.reference import fetch_reference
-from builder.repository import ModelRepository
 from load.bench.baseline.install import MODEL as PLAIN_MODEL
 from load.bench.baseline.install import install
 from load.bench.drive import Drivers, Target
 from load.bench.measure import Summary, interleave, ratio
-from load.bench.photographs import as_jpeg
+from load.bench.photographs import as_jpeg, network_path
 from load.bench.report import Comparison
 from load.bench.server_meter import ServerMeter
 from load.bench.under_load import Load, put_under_load
@@ -141,7 +140,7 @@ def maths_alone(
         loop of nothing else, and with the network run between the two halves of the work, as a server on one machine
         with it has to: it leaves neither of them anything in the processor's caches.
     """
-    network = CpuNetwork(_model_path(repository, precision), len(os.sched_getaffinity(0)), 1)
+    network = CpuNetwork(network_path(repository, precision), len(os.sched_getaffinity(0)), 1)
     cv2.setNumThreads(1)
     pixels = np.empty((1, *_INPUT_SIZE, 3), np.uint8)
     parameters = RequestParameters()
@@ -174,14 +173,9 @@ def maths_alone(
     return warm[1:], cold[1:]  # the first warms up
 
 
-def _model_path(repository: Path, precision: str) -> Path:
-    opened = ModelRepository(repository)
-    return opened.model_folder(precision) / str(opened.promoted(precision, "cpu")[-1]) / "model.onnx"
-
-
 def bare_ways(repository: Path, precision: str) -> dict[str, Callable[[], float]]:
     """The network without a server, on noise already letterboxed: images per second."""
-    path = _model_path(repository, precision)
+    path = network_path(repository, precision)
     cores = len(os.sched_getaffinity(0))
     network = CpuNetwork(path, cores, cores)
     pixels = np.random.default_rng(0).integers(0, 256, (cores, *_INPUT_SIZE, 3), dtype=np.uint8)

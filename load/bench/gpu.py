@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2_grpc
 
 from builder.reference import fetch_reference
-from builder.repository import ModelRepository
 from load.bench.drive import Drivers, Target, encoded_request
 from load.bench.gpu_picture import best_bare, draw
-from load.bench.photographs import as_jpeg
+from load.bench.photographs import as_jpeg, network_path
 from load.bench.server_meter import ServerMeter
 from load.bench.under_load import put_under_load
 from load.bench.variant import Variant, copy_repository
 from load.errors import LoadError
+from load.machine import gpu_name
 from pipeline import contract
 from serving.onnx_cuda import batch_sizes
 from serving.server import ServerOptions, TritonServer
@@ -171,8 +171,7 @@ def _first_requests(url: str, model: str, images: Sequence[bytes]) -> dict[int, 
 
 def _bare(repository: Path, precision: str, profile: str) -> dict[str, float]:
     """Images per second of the session alone, by batch size; in a process of its own, which frees the GPU behind it."""
-    versions = ModelRepository(repository).promoted(precision, "cpu")
-    path = ModelRepository(repository).model_folder(precision) / str(versions[-1]) / "model.onnx"
+    path = network_path(repository, precision)
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         try:
@@ -274,14 +273,9 @@ class GpuMeter:
 
 
 def _machine(settings: GpuSettings) -> dict[str, Any]:
-    program = shutil.which("nvidia-smi")
-    name = None
-    if program is not None:
-        query = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        name = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "cores": len(os.sched_getaffinity(0)),
-        "gpu": name,
+        "gpu": gpu_name(),
         "profile": settings.profile,
         "seconds": settings.seconds,
         "load_processes": settings.processes,

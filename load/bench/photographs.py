@@ -1,4 +1,4 @@
-"""The pictures that the benchmarks use: the reference photographs as JPEG, at their own size or another."""
+"""What the benchmarks look at, and with: the reference photographs at any size, and the networks that are served."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from builder.repository import ModelRepository
 from pipeline.images import decode_image
 
 JPEG_QUALITY: Final = 90
@@ -39,3 +40,13 @@ def encode(image: NDArray[np.uint8], extension: str) -> bytes:
     if not done:
         raise ValueError(f"OpenCV cannot encode {extension!r}")
     return data.tobytes()
+
+
+def network_path(repository: Path, precision: str) -> Path:
+    """The ``model.onnx`` that is served under the profile cpu.
+
+    Raises:
+        RepositoryError: the model's configuration is missing or broken.
+    """
+    opened = ModelRepository(repository)
+    return opened.model_folder(precision) / str(opened.promoted(precision, "cpu")[-1]) / "model.onnx"

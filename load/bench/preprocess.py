@@ -12,10 +12,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from builder.reference import fetch_reference
-from builder.repository import ModelRepository
 from load.bench import peers
 from load.bench.measure import Summary, interleave, ratio
-from load.bench.photographs import at_megapixels, encode
+from load.bench.photographs import at_megapixels, encode, network_path
 from load.bench.postprocess import timer
 from load.bench.report import Comparison
 from pipeline import contract, rle
@@ -96,10 +95,7 @@ def _ultralytics(letterbox: Any, data: bytes) -> Callable[[], tuple[NDArray[np.u
 
 class _Segmenter:
     def __init__(self, repository: Path) -> None:
-        opened = ModelRepository(repository)
-        version = opened.promoted("fp32", "cpu")[-1]
-        path = opened.model_folder("fp32") / str(version) / "model.onnx"
-        self._session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        self._session = ort.InferenceSession(str(network_path(repository, "fp32")), providers=["CPUExecutionProvider"])
 
     def __call__(self, pixels: NDArray[np.uint8], geometry: Geometry) -> ImageSegmentation:
         names = [contract.CANDIDATES.name, contract.PROTOTYPES.name]

@@ -119,7 +119,8 @@ def run(
     }
     result["faults"] = _faults(result, sent) + (["the server ended"] if restarted else [])
     out.mkdir(parents=True, exist_ok=True)
-    (out / "overload.json").write_text(json.dumps(result, indent=2) + "\n")
+    name = "overload" if profile == "cpu" else f"overload_{profile}"
+    (out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
 
 

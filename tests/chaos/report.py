@@ -17,7 +17,8 @@ import jinja2
 ROOT: Final = Path(__file__).resolve().parents[2]
 DOCUMENT: Final = ROOT / "docs" / "reliability.md"
 FIGURES: Final = ROOT / "docs" / "reliability.json"
-PARTS: Final = ("hostile", "overload", "faults", "kills", "soak")
+PARTS: Final = ("hostile", "overload", "overload_cuda", "faults", "kills", "soak")
+"""Names of the parts, and of the files in which runs leave their figures; ``make chaos`` runs all but that of a GPU."""
 
 
 def render(figures: Mapping[str, Any]) -> str:
@@ -44,6 +45,7 @@ def _kept(described: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "processor": described["processor"],
         "cores": described["cores"],
+        "gpu": described["gpu"],
         "system": f"{system[0]} {system[-1]}",
         "load_average": described["load_average"],
         "python": described["python"],
@@ -52,8 +54,9 @@ def _kept(described: Mapping[str, Any]) -> dict[str, Any]:
 
 def _machine(described: Mapping[str, Any]) -> str:
     """One line about a machine."""
+    gpu = "no GPU" if described["gpu"] == "none" else described["gpu"]
     return (
-        f"{described['processor']}, {described['cores']} cores, no GPU, {described['system']}, load average "
+        f"{described['processor']}, {described['cores']} cores, {gpu}, {described['system']}, load average "
         f"{described['load_average']} at the end"
     )
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
+
+from serving.state import SHARED_MEMORY
+from tests.chaos.faults_service import wait_for
 
 
 def test_the_gpu_benchmark_measures_what_it_says(repository, tmp_path):
@@ -32,3 +37,22 @@ def test_the_gpu_benchmark_measures_what_it_says(repository, tmp_path):
         (share,) = load["of_bare"].values()
         assert share == pytest.approx(load["images_per_s"] / max(result["bare"].values()))
     assert (tmp_path / "gpu.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_benchmark_that_is_ended_leaves_nothing_behind(repository, tmp_path):
+    before = set(SHARED_MEMORY.iterdir())
+    command = [sys.executable, "-m", "load", "bench", "precision", "--repository", str(repository)]
+    with subprocess.Popen([*command, "--rounds", "1", "--out", str(tmp_path)], stdout=subprocess.DEVNULL) as bench:
+        started = wait_for(lambda: with_a_server(psutil.Process(bench.pid)), 60, "a server of the benchmark")
+        bench.terminate()
+        assert bench.wait(10) == -signal.SIGTERM
+    _, left = psutil.wait_procs(started, timeout=30)
+    assert not left
+    assert set(SHARED_MEMORY.iterdir()) <= before
+
+
+def with_a_server(process):
+    """All processes under this one, once tritonserver has started one of its own."""
+    found = process.children(recursive=True)
+    servers = [child for child in found if child.name() == "tritonserver"]
+    return found if servers and servers[0].children() else None
