@@ -137,8 +137,8 @@ def maths_alone(
 
     Returns:
         Processor milliseconds per image of decoding, letterboxing, postprocessing and packing, one value a round: in a
-        loop of nothing else, and with the network run between the two halves of the work, as a server on one machine
-        with it has to: it leaves neither of them anything in the processor's caches.
+        loop of nothing else, and with the network run between the two halves of the work: on a machine that runs the
+        network too, neither half finds anything in the processor's caches.
     """
     network = CpuNetwork(network_path(repository, precision), len(os.sched_getaffinity(0)), 1)
     cv2.setNumThreads(1)

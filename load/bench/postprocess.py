@@ -80,7 +80,9 @@ def _photographs(repository: Path) -> Iterator[tuple[str, Outputs]]:
     for path in reference.photographs:
         pixels = np.empty((1, INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
         geometry = preprocess(path.read_bytes(), pixels[0])
-        candidates, prototypes = own.run([contract.CANDIDATES.name, contract.PROTOTYPES.name], {"images": pixels})
+        candidates, prototypes = own.run(
+            [contract.CANDIDATES.name, contract.PROTOTYPES.name], {contract.IMAGES.name: pixels}
+        )
         planes = pixels.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
         detections, wide = whole.run(None, {whole.get_inputs()[0].name: planes})
         instances = len(decode_candidates(candidates[0], geometry, _PARAMETERS).scores)
