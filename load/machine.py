@@ -37,7 +37,9 @@ def gpu_name() -> str | None:
         return None
     query = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
     answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    return "; ".join(answer.stdout.split("\n")).strip("; ") or None if answer.returncode == 0 else None
+    if answer.returncode != 0:  # the program is there, and no driver
+        return None
+    return "; ".join(answer.stdout.strip().splitlines()) or None
 
 
 def _processor() -> str:
