@@ -136,6 +136,11 @@ class TritonServer:
         self.stop()
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the models that are loaded, ensembles included; empty before the start."""
+        return tuple(self._models)
+
+    @property
     def http_url(self) -> str:
         """Host and port of the HTTP endpoint."""
         return self._url(0)

@@ -8,6 +8,7 @@ start new processes beside the old ones and turn to them, while other requests g
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -42,7 +43,7 @@ class Stub:
     """One process of the Python backend.
 
     Attributes:
-        pid: of the process.
+        pid: of the process; 0 or less for one that should be there, and died before it was ever seen.
         model: such as ``preprocess``.
         version: of the model, as a folder's name.
         instance: Triton's name of the instance.
@@ -54,6 +55,11 @@ class Stub:
     version: str
     instance: str
     stopped: bool = False
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return f"process {self.pid} of {self.model}" if self.pid > 0 else f"a process of {self.model}"
 
 
 def stubs_of(server_pid: int) -> list[Stub]:
@@ -102,6 +108,8 @@ class StubWatch:
         self._dead: dict[int, Stub] = {}
         self._stopped_since: dict[int, float] = {}
         self._retired: dict[int, float] = {}
+        self._uncounted = set(server.models)  # models that got new processes, which may have died already
+        self._numbers = itertools.count(0, -1)  # of processes that were never seen
 
     def poll(self) -> list[Stub]:
         """Look once; to be called several times a second. Processes that hang are killed, and reported a moment later.
@@ -124,6 +132,7 @@ class StubWatch:
             heartbeat_path(self._server.shm_path, gone).unlink(missing_ok=True)
         self._known = alive
         self._end_retired(now)
+        self._count(now)
         self._settle(now)
         return list(self._dead.values())
 
@@ -147,6 +156,7 @@ class StubWatch:
             self._known = self._alive(self._server.pid) | self._known
         # Triton keeps the sound processes beside the dead one for ever; they are given time for what they have begun.
         self._retired |= dict.fromkeys(before, time.monotonic() + _DRAIN_S)
+        self._uncounted.add(stub.model)
 
     def kill(self, model: str) -> bool:
         """Kill all processes of a model, so that it is replaced; returns whether it has any."""
@@ -165,6 +175,34 @@ class StubWatch:
             return now - self._stopped_since.setdefault(stub.pid, now) > STOPPED_S
         self._stopped_since.pop(stub.pid, None)
         return busy_for_s(self._server.shm_path, stub.pid) > self._longest_call_s
+
+    def _count(self, now: float) -> None:
+        """Miss the processes that should be there and are not: they died before they were seen for the first time."""
+        if not self._uncounted:
+            return
+        try:
+            with self._live() as live:
+                for model in sorted(self._uncounted):
+                    for version in map(str, live.ready_versions(model)):
+                        if self._lacking(live, model, version):
+                            unseen = Stub(next(self._numbers), model, version, "")
+                            self._missing[unseen.pid] = (unseen, now)
+                    self._uncounted.discard(model)
+        except ServingError:
+            pass  # it is asked again at the next look
+
+    def _lacking(self, live: LiveServer, model: str, version: str) -> bool:
+        """Whether fewer processes of a version were seen than its configuration says, which says it for every GPU."""
+        config = live.config(model)
+        if config.get("backend") != "python":
+            return False
+        gone = [*(stub for stub, _ in self._missing.values()), *self._dead.values()]
+        mine = [
+            stub
+            for stub in (*self._known.values(), *gone)
+            if (stub.model, stub.version) == (model, version) and stub.pid > 0 and stub.pid not in self._retired
+        ]
+        return len(mine) < sum(int(group.get("count", 1)) for group in config.get("instance_group", []))
 
     def _settle(self, now: float) -> None:
         """Decide which of the processes that are gone were missed: those whose version is served, and whose place is
@@ -185,6 +223,9 @@ class StubWatch:
 
     def _is_replaced(self, stub: Stub) -> bool:
         """Whether another process is where this one was, and not one that was replaced itself and is given time."""
+        if stub.pid <= 0:
+            with self._live() as live:
+                return not self._lacking(live, stub.model, stub.version)
         place = (stub.model, stub.version, stub.instance)
         others = [other for other in self._known.values() if other.pid not in self._retired]
         return any((other.model, other.version, other.instance) == place for other in others)

@@ -111,17 +111,17 @@ class StubKeeper:
     def _replace(self, stub: Stub) -> str | None:
         if self._replacements >= MOST_REPLACED:
             count = self._replacements + 1
-            return f"process {stub.pid} of {stub.model} died, the {count}th since tritonserver was started"
+            return f"{stub.title} died, the {count}th since tritonserver was started"
         self._replacements += 1
         started = time.monotonic()
         try:
             self.watch.replace(stub)
         except ServingError as error:
-            return f"process {stub.pid} of {stub.model} died, and {error}"
+            return f"{stub.title} died, and {error}"
         del self._due[stub.model]
         self._replaced[stub.model] = ended = time.monotonic()
         took_s = ended - started
-        self._say(f"process {stub.pid} of {stub.model} died; the model was loaded again in {took_s:.1f} s")
+        self._say(f"{stub.title} died; the model was loaded again in {took_s:.1f} s")
         return None
 
 

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import pytest
 
+from client import SegmentationClient
 from tests.chaos import faults, kills
+from tests.chaos.faults_processes import REPLACED
 from tests.chaos.faults_record import Disturbance, Record
+from tests.chaos.faults_service import Service
 
 pytestmark = pytest.mark.server
+
+# The service looks at its server's processes for the first time only after this many seconds.
+LATE_TO_LOOK = """
+import sys
+from serving import watch
+watch._LOOK_S = 3.0
+from serving.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 @pytest.mark.parametrize("name", faults.FAULTS)
@@ -24,6 +36,15 @@ def test_processes_that_are_killed_again_and_again_are_replaced_every_time(repos
     assert sum(result["mended"].values()) == result["kills"] == 6
     assert result["answered"] > 0
     assert (tmp_path / "kills.json").is_file()
+
+
+@pytest.mark.parametrize("model", ["postprocess", "preprocess"])  # of one process, and of two
+def test_a_process_that_dies_before_it_was_ever_looked_at_is_replaced_too(repository, reference, model):
+    with Service(repository, "--precisions=int8", program=("-c", LATE_TO_LOOK)) as service:
+        service.stubs(model)[0].kill()
+        assert service.wait_said(REPLACED, 30).startswith(f"a process of {model} died")
+        with SegmentationClient(service.server.grpc, precision="int8") as client:
+            assert all(len(client.segment(photograph).boxes) for photograph in reference.photographs)
 
 
 def test_kills_that_are_not_mended_and_errors_that_should_not_be_are_noticed():

@@ -36,10 +36,12 @@ class Server:
     """What a watch asks of a server."""
 
     pid = 1
+    models = ("admission", "preprocess", "segment_int8")
     shm_path = Path("/nowhere/segmentation_")
 
     def __init__(self):
         self.ready, self.fault, self.reloaded = (1,), None, []
+        self.counts = {"preprocess": 2}
         self.on_disk = {"name": "preprocess", "parameters": {"a": {"string_value": "disk"}}}
 
     def ready_versions(self, model):
@@ -53,7 +55,8 @@ class Server:
         return dict(self.on_disk)
 
     def config(self, model):
-        return {"name": "as loaded"}
+        groups = [{"count": self.counts[model]}] if model in self.counts else []
+        return {"name": "as loaded", "backend": "python" if groups else "", "instance_group": groups}
 
     def reload(self, model, config):
         self.reloaded.append((model, config))
@@ -147,6 +150,7 @@ def test_a_model_is_loaded_as_its_configuration_says_on_disk(watch, clock, alive
     if damaged:
         server.on_disk = None
     watch.replace(dead)
+    alive += [Stub(9, "preprocess", "1", "preprocess_0_0"), Stub(10, "preprocess", "1", "preprocess_0_1")]
     ((model, config),) = server.reloaded
     assert model == "preprocess"
     assert expected in config and "reloaded_at" in config
@@ -172,6 +176,44 @@ def test_a_new_process_that_dies_before_the_next_look_is_missed(watch, clock, al
     watch.replace(dead)
     alive.remove(new[0])
     assert polls(watch, clock, 1) == [new[0]]
+
+
+def test_a_process_that_died_before_it_was_ever_seen_is_missed(server, clock, alive, monkeypatch):
+    alive.remove(ONE)
+    watch = StubWatch(server)
+    monkeypatch.setattr(watch, "_live", lambda: contextlib.nullcontext(server))
+    server.fault = "it could not list its models"
+    assert polls(watch, clock, 1) == []
+    server.fault = None
+    (dead,) = polls(watch, clock, 1)
+    assert dead.title == "a process of preprocess"
+    watch.replace(dead)
+    alive[:] = [OTHER, Stub(9, "preprocess", "1", "preprocess_0_0"), Stub(10, "preprocess", "1", "preprocess_0_1")]
+    assert polls(watch, clock, 5) == []
+
+
+def test_no_process_of_a_single_one_is_missed_too(server, clock, alive, monkeypatch):
+    server.counts["admission"] = 1
+    watch = StubWatch(server)
+    monkeypatch.setattr(watch, "_live", lambda: contextlib.nullcontext(server))
+    assert [dead.model for dead in polls(watch, clock, 1)] == ["admission"]
+
+
+def test_one_that_is_seen_a_moment_later_is_not_missed(server, clock, alive, monkeypatch):
+    alive.remove(ONE)
+    watch = StubWatch(server)
+    monkeypatch.setattr(watch, "_live", lambda: contextlib.nullcontext(server))
+    assert polls(watch, clock, 0.25) == []
+    alive.append(ONE)
+    assert polls(watch, clock, 20) == []
+
+
+def test_new_processes_that_die_within_the_reload_are_missed(watch, clock, alive, server):
+    alive.remove(ONE)
+    (dead,) = polls(watch, clock, 1)
+    watch.replace(dead)
+    alive[:] = [OTHER, Stub(9, "preprocess", "1", "preprocess_0_0")]
+    assert [dead.title for dead in polls(watch, clock, 1)] == ["a process of preprocess"]
 
 
 def test_the_children_of_a_process_are_found_as_they_come_and_go(tmp_path):
