@@ -25,6 +25,7 @@ from builder.errors import RepositoryError
 from builder.repository import CONFIG_NAMES, read_config
 from pipeline import contract
 from serving.admission import SHM_PREFIX_VARIABLE
+from serving.allocator import allocator_environment
 from serving.environment import check_ports, free_ports, is_free, resolve_host
 from serving.errors import ServingError
 from serving.lifetime import end_with
@@ -45,7 +46,6 @@ MAX_REQUEST_BYTES: Final = 128 * 1024 * 1024
 
 _PORT_ATTEMPTS: Final = 3
 _KEPT_LOG_LINES: Final = 200
-_KEPT_BLOCK_BYTES: Final = 32 * 1024 * 1024  # the highest threshold that glibc takes (HEAP_MAX_SIZE / 2)
 
 
 @dataclass(frozen=True)
@@ -392,16 +392,10 @@ class TritonServer:
 def model_environment() -> dict[str, str]:
     """Environment variables that the server and its Python models run under, unless the caller's own set them.
 
-    The instances of a model are its threads, so maths libraries must not start more in each. And glibc gives blocks of
-    a tensor's size back to the kernel when they are freed, so that the next tensor is paid for in page faults; kept
-    instead, they cost a third less of the processor time outside of the network.
+    The instances of a model are its threads, so maths libraries must not start more in each. For memory, see
+    :func:`serving.allocator.allocator_environment`.
     """
-    return {
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "MALLOC_MMAP_THRESHOLD_": str(_KEPT_BLOCK_BYTES),
-        "MALLOC_TRIM_THRESHOLD_": str(8 * _KEPT_BLOCK_BYTES),
-    }
+    return {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **allocator_environment()}
 
 
 def _environment(installation: Installation, repository: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ import triton_python_backend_utils as pb_utils
 from pipeline import contract
 from pipeline.errors import OverloadError
 from serving.admission import Admission, state_path
+from serving.allocator import give_large_blocks_back
 from serving.python_backend import answer_each, config_parameter, request_parameters
 from serving.step_metrics import AdmissionMetrics
 
@@ -21,6 +22,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the bound out of the model's configuration."""
+        give_large_blocks_back()  # Triton hands this step whole images, of which it wants the number
         config = json.loads(args["model_config"])
         self._admission = Admission(state_path(), config_parameter(config, "max_latency_ms", 2000) / 1000)
         self._metrics = AdmissionMetrics(args["model_name"])
