@@ -29,7 +29,7 @@ from pipeline import contract
 from tests.chaos.expected import Network, cases
 from tests.chaos.faults_service import Service
 from tests.chaos.soak_resources import Sampler, draw, flatness
-from tests.chaos.soak_traffic import Outcome, Traffic
+from tests.chaos.soak_traffic import Outcome, Traffic, warm_up
 
 SWITCHED: Final = "fp16"
 """The precision whose versions are promoted and rolled back."""
@@ -62,9 +62,10 @@ def run(repository: Path, out: Path, minutes: float, seed: int = 0) -> dict[str,
         with Service(copy.path) as service:
             server = service.server
             sampler = Sampler(service.process.pid, server.shm_prefix, _SAMPLE_EVERY_S)
+            warm_up(server.grpc, drawn)
             traffic = Traffic({"grpc": server.grpc, "http": server.http}, drawn, seed)
             with traffic, contextlib.ExitStack() as stack:
-                time.sleep(_WARM_UP_S)  # the pools of shared memory grow to what the traffic needs
+                time.sleep(_WARM_UP_S)  # allocators grow to what the traffic needs
                 stack.enter_context(sampler)
                 switches = _switch(copy, first, second, min(_SWITCH_EVERY_S, seconds / 6), seconds)
             events = [line for line in service.lines if "died" in line or "starting it again" in line]

@@ -25,6 +25,7 @@ BAD_SHARE: Final = 0.05
 _TIMEOUT_S: Final = 30.0
 _NO_RETRY: Final = RetryPolicy(retries=0)
 _BATCH: Final = 3
+_WARM_UP_ROUNDS: Final = 3
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,29 @@ class _Plan:
     images: tuple[bytes, ...]
     parameters: dict[str, Any]
     bad: str | None
+
+
+def warm_up(url: str, cases: Sequence[Case]) -> None:
+    """Send every precision the largest request that the traffic can draw, two at once, several times.
+
+    A process's pool of shared memory grows to the largest request that it was ever handed, and never shrinks: drawn by
+    chance, that one comes after ten minutes.
+
+    Args:
+        url: of the server's gRPC endpoint.
+        cases: what is asked.
+
+    Raises:
+        SegmentationError: a request failed.
+    """
+    asyncio.run(_warm_up(url, [max(cases, key=lambda case: len(case.data)).data] * _BATCH))
+
+
+async def _warm_up(url: str, images: Sequence[bytes]) -> None:
+    for precision in contract.PRECISIONS:
+        async with AsyncSegmentationClient(url, "grpc", precision, _TIMEOUT_S, _NO_RETRY) as client:
+            for _ in range(_WARM_UP_ROUNDS):
+                await asyncio.gather(*(client.segment_batch(images) for _ in range(2)))
 
 
 class Traffic:
