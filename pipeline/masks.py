@@ -97,13 +97,14 @@ class _Spans:
         """
         begin, end = boxes.T.reshape(2, 2, -1)
         steps = geometry.scale_x / stride, geometry.scale_y / stride
-        axes = ((geometry.width, geometry.height), steps, (geometry.pad_left, geometry.pad_top), cells)
+        pads = geometry.pad_left / stride, geometry.pad_top / stride
+        axes = ((geometry.width, geometry.height), steps, pads, cells)
         size, step, pad, most = np.array(axes, np.float64)[..., None]
         first = np.minimum(np.maximum(np.ceil(begin - 0.5), 0), size - 1)
         last = np.minimum(np.maximum(np.ceil(end - 0.5), first + 1), size) - 1
-        start = (first + 0.5) * step + pad / stride - 0.5
+        start = (first + 0.5) * step + pad - 0.5
         low = np.minimum(np.maximum(np.floor(start), 0), most - 1)
-        stop = (last + 0.5) * step + pad / stride - 0.5
+        stop = (last + 0.5) * step + pad - 0.5
         high = np.minimum(np.maximum(np.floor(stop) + 2, low + 1), most)
         offset = start - low
         first, count, low, high = np.array((first, last - first + 1, low, high)).astype(np.int64)
