@@ -21,6 +21,7 @@ from builder.datasets import Datasets, resolve_datasets
 from builder.errors import BuilderError, GateError
 from builder.export import Export, load_export
 from builder.manifest import FileEntry, Manifest
+from builder.networks import Mixture, mixture, mixture_remedy
 from builder.progress import Steps
 from builder.reference import REFERENCE_NAME, fetch_reference
 from builder.report import REPORT_NAME, Example, Report, choose_examples, write_report
@@ -57,12 +58,14 @@ class Built:
         folder: where the version lies.
         existed: an equal build had been made before; nothing was written.
         promoted: the profile's configuration names the version.
+        state: for people: served, or what has to be done to serve it.
     """
 
     manifest: Manifest
     folder: Path
     existed: bool
     promoted: bool
+    state: str
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ class Build:
             self._finished.append(existing)
             self._steps.note(f"{precision}: already built as version {existing.version}, {existing.tag}")
             folder = self._repository.model_folder(precision) / str(existing.version)
-            return Built(existing, folder, True, self._is_promoted(precision, existing.version))
+            return self._built(existing, folder, existed=True)
         before = set(self._steps.durations_s)
         verified = self._verified(precision)
         if verified.failures:
@@ -330,14 +333,30 @@ class Build:
             (staged / manifests.MANIFEST_NAME).write_text(manifest.to_json())
             folder = repository.publish(precision, staged, version)
             self._promote_first(precision, version)
-            return Built(manifest, folder, False, self._is_promoted(precision, version))
+            return self._built(manifest, folder, existed=False)
+
+    def _built(self, manifest: Manifest, folder: Path, *, existed: bool) -> Built:
+        precision, version, profile = manifest.precision, manifest.version, self._settings.profile
+        promoted = self._is_promoted(precision, version)
+        unservable = self._repository.why_not_servable(precision, version, profile)
+        mixed = None if promoted else self._mixture(precision, version)
+        state = "served" if promoted else "not served until promoted"
+        if unservable is not None:
+            state = f"not served under the profile {profile}: {unservable}"
+        elif mixed is not None:
+            state += f" together with the other precisions of its export: {mixture_remedy(self._repository, mixed)}"
+        return Built(manifest, folder, existed, promoted, state)
 
     def _promote_first(self, precision: str, version: int) -> None:
-        """Serve a version at once where it replaces nothing."""
+        """Serve a version at once where it replaces nothing, and where what is served beside it is of its network."""
         profile = self._settings.profile
         servable = self._repository.is_servable(precision, version, profile)
-        if servable and not self._repository.promoted(precision, profile):
+        first = servable and not self._repository.promoted(precision, profile)
+        if first and self._mixture(precision, version) is None:
             self._repository.promote(precision, profile, version)
+
+    def _mixture(self, precision: str, version: int) -> Mixture | None:
+        return mixture(self._repository, self._settings.profile, planned={precision: version})
 
     def _verification(self, precision: str, verified: _Verified) -> dict[str, Any]:
         gate = self._settings.gates.of(precision)
