@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -331,8 +331,13 @@ class Build:
             files = {path.name: FileEntry.of(path) for path in sorted(staged.iterdir())}
             manifest = Manifest(**{**manifest.__dict__, "files": files})
             (staged / manifests.MANIFEST_NAME).write_text(manifest.to_json())
+            served = {
+                profile: repository.promoted(precision, profile)
+                for profile in contract.PROFILES
+                if repository.config_path(precision, profile).is_file()
+            }
             folder = repository.publish(precision, staged, version)
-            self._promote_first(precision, version)
+            self._promote_first(precision, version, served)
             return self._built(manifest, folder, existed=False)
 
     def _built(self, manifest: Manifest, folder: Path, *, existed: bool) -> Built:
@@ -344,16 +349,27 @@ class Build:
         if unservable is not None:
             state = f"not served under the profile {profile}: {unservable}"
         elif mixed is not None:
-            state += f" together with the other precisions of its export: {mixture_remedy(self._repository, mixed)}"
+            what_to_do = mixture_remedy(self._repository, mixed, self._export.sha256)
+            state += f" together with the other precisions of its export: {what_to_do}"
         return Built(manifest, folder, existed, promoted, state)
 
-    def _promote_first(self, precision: str, version: int) -> None:
-        """Serve a version at once where it replaces nothing, and where what is served beside it is of its network."""
-        profile = self._settings.profile
-        servable = self._repository.is_servable(precision, version, profile)
-        first = servable and not self._repository.promoted(precision, profile)
-        if first and self._mixture(precision, version) is None:
-            self._repository.promote(precision, profile, version)
+    def _promote_first(self, precision: str, version: int, served: Mapping[str, list[int]]) -> None:
+        """Serve a version at once where it replaces nothing, and where what is served beside it is of its network.
+
+        Args:
+            precision: of the version.
+            version: its number.
+            served: per profile, the versions that were served before it was published.
+        """
+        for profile, before in served.items():
+            if before or not self._repository.is_servable(precision, version, profile):
+                continue
+            named = version in self._repository.named_versions(precision, profile)  # as shipped, a first version is
+            if mixture(self._repository, profile, planned={precision: version}) is not None:
+                if named:
+                    self._repository.withdraw(precision, profile)
+            elif profile == self._settings.profile and not named:
+                self._repository.promote(precision, profile, version)
 
     def _mixture(self, precision: str, version: int) -> Mixture | None:
         return mixture(self._repository, self._settings.profile, planned={precision: version})

@@ -78,13 +78,19 @@ def mixture(
     return Mixture(profile, tuple(found)) if len({source_hash(one.source) for one in found}) > 1 else None
 
 
-def mixture_remedy(repository: ModelRepository, mixed: Mixture) -> str:
-    """The command that makes a profile serve one network again, or what is needed for it."""
+def mixture_remedy(repository: ModelRepository, mixed: Mixture, wanted: str = "") -> str:
+    """The command that makes a profile serve one network again, or what is needed for it.
+
+    Args:
+        repository: where the versions lie.
+        mixed: what is, or would be, served.
+        wanted: hash of the source that is to be served if all precisions of it are built; else the newest.
+    """
     where = f"--repository {repository.path}"
     precisions = [manifest.precision for manifest in mixed.manifests]
     wholes = [one for one in _by_source(repository, mixed.profile) if set(precisions) <= set(one)]
     if wholes:
-        newest = max(wholes, key=lambda one: max(one[precision].created_utc for precision in precisions))
+        newest = max(wholes, key=lambda one: _age([one[precision] for precision in precisions], wanted))
         versions = " ".join(f"{newest[precision].model}/{newest[precision].version}" for precision in precisions)
         return f"python -m builder promote {versions} --profile {mixed.profile} {where}"
     if mixed.of_other_classes:
@@ -97,6 +103,12 @@ def mixture_remedy(repository: ModelRepository, mixed: Mixture) -> str:
         f"build {', '.join(precisions)} of {file} into {repository.path}, and promote them in one command: "
         f"python -m builder promote MODEL/VERSION … --profile {mixed.profile} {where}"
     )
+
+
+def _age(manifests: Sequence[Manifest], wanted: str) -> tuple[bool, str, int]:
+    """What versions of one source are sorted by: whether it is the wanted one, then how new they are."""
+    found = source_hash(manifests[0].source) == wanted
+    return found, max(one.created_utc for one in manifests), max(one.version for one in manifests)
 
 
 def _by_source(repository: ModelRepository, profile: str) -> list[dict[str, Manifest]]:

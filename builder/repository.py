@@ -280,6 +280,13 @@ class ModelRepository:
             config.version_policy.specific.versions[:] = [version]
             write_config(path, config)
 
+    def withdraw(self, precision: str, profile: str) -> None:
+        """Make the profile's configuration name no version."""
+        path = self.config_path(precision, profile)
+        config = read_config(path)
+        config.version_policy.specific.versions[:] = []
+        write_config(path, config)
+
     def config_path(self, precision: str, profile: str) -> Path:
         """The configuration of ``segmentation_<precision>`` under a profile."""
         return self.model_folder(precision) / CONFIG_NAMES[profile]

@@ -14,7 +14,7 @@ from builder.errors import RepositoryError
 from builder.integrity import misfit_of, plan_remedy, version_faults
 from builder.live import LiveError, LiveServer
 from builder.manifest import Manifest
-from builder.networks import mixture, mixture_remedy
+from builder.networks import mixture, mixture_remedy, source_hash
 from builder.plans import machine_at_hand
 from builder.profiles import PROFILES
 from builder.promotions import Action, Promotion, append_promotion, now_utc, read_promotions, rollback_target
@@ -297,7 +297,7 @@ def _check_one_network(
     if mixed is None or (mix_sources and not mixed.of_other_classes):
         return
     what = ", ".join(f"{one.model}/{one.version}" for one in manifests)
-    ways = mixture_remedy(repository, mixed)
+    ways = mixture_remedy(repository, mixed, source_hash(manifests[0].source))
     if not mixed.of_other_classes:
         ways += "; or, to serve versions of both exports for a while, repeat your command with --mix-sources"
     raise RepositoryError(f"{what} not promoted: then {mixed}. One repository serves one network: {ways}")
