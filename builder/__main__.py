@@ -20,9 +20,10 @@ from builder.progress import Steps
 from builder.reference import fetch_reference
 from builder.repository import SHIPPED_REPOSITORY, ModelRepository
 from builder.sensitivity_command import run_sensitivity
-from builder.settings import BuildSettings, load_settings
+from builder.settings import BuildSettings, load_settings, unbuilt_profile
 from pipeline import contract
 from serving.errors import ServingError
+from serving.paths import local_path
 
 _OPTIONS: Final = {
     "profile": "profile",
@@ -39,6 +40,7 @@ _OPTIONS: Final = {
     "verification_scenes": "verification.scenes",
     "annotations": "verification.annotations",
     "max_batch": "plan.max_batch",
+    "workspace_mib": "plan.workspace_mib",
     "opt_batch": "plan.opt_batch",
     "flavour": "plan.flavour",
 }
@@ -79,8 +81,7 @@ def _settings(options: argparse.Namespace) -> BuildSettings:
 
 def _build(options: argparse.Namespace) -> int:
     for built in build(_settings(options), Steps()):
-        state = "served" if built.promoted else "not served until promoted"
-        print(f"{built.manifest.precision}\t{built.manifest.tag}\t{built.folder}\t{state}")
+        print(f"{built.manifest.precision}\t{built.manifest.tag}\t{built.folder}\t{built.state}")
     return 0
 
 
@@ -98,6 +99,13 @@ def _add_plan(options: argparse.Namespace) -> int:
     manifest = add_plan(repository, reference.precision, reference.version, flavour, gpu, Steps())
     print(f"{manifest.tag}\t{', '.join(manifest.plans)}")
     return 0
+
+
+def _built_profile(text: str) -> str:
+    problem = unbuilt_profile(text)
+    if problem:
+        raise argparse.ArgumentTypeError(problem)
+    return text
 
 
 def _precisions(text: str) -> tuple[str, ...]:
@@ -132,7 +140,10 @@ def _parser() -> argparse.ArgumentParser:
     sensitivity = commands.add_parser("sensitivity", help="rank groups of layers by what int8 costs in each")
     _add_settings(sensitivity)
     sensitivity.add_argument(
-        "--out", type=Path, default=Path("out/sensitivity"), help="folder for table and plot (default: out/sensitivity)"
+        "--out",
+        type=local_path,
+        default=Path("out/sensitivity"),
+        help="folder for table and plot (default: out/sensitivity)",
     )
     sensitivity.set_defaults(run=_sensitivity, precisions=("int8",))
 
@@ -140,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     adding.add_argument(
         "version", type=versions_cli.version_reference, metavar="MODEL/VERSION", help="such as segmentation_int8/2"
     )
-    adding.add_argument("--repository", type=Path, default=SHIPPED_REPOSITORY, help="default: model_repository")
+    adding.add_argument("--repository", type=local_path, default=SHIPPED_REPOSITORY, help="default: model_repository")
     adding.set_defaults(run=_add_plan)
 
     versions_cli.add_commands(commands)
@@ -148,21 +159,28 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, help="settings file; builder/builder.yaml documents every entry")
-    parser.add_argument("--profile", choices=["cpu", "tensorrt"], help="where the versions will run (default: cpu)")
-    parser.add_argument("--repository", type=Path, help="model repository (default: model_repository)")
-    parser.add_argument("--onnx", type=Path, help="your YOLOv8-seg or YOLO11-seg export (default: the reference model)")
+    parser.add_argument("--config", type=local_path, help="settings file; builder/builder.yaml documents every entry")
+    parser.add_argument("--profile", type=_built_profile, help="where the versions will run: cpu (default), tensorrt")
+    parser.add_argument("--repository", type=local_path, help="model repository (default: model_repository)")
+    parser.add_argument(
+        "--onnx", type=local_path, help="your YOLOv8-seg or YOLO11-seg export (default: the reference model)"
+    )
     parser.add_argument("--name", help="model name for tags (default: from the export)")
     parser.add_argument("--input-size", type=_size, metavar="HxW", help="for an export of dynamic input size")
     parser.add_argument("--top-k", type=int, help="anchors that leave the network per image (default: 1000)")
     parser.add_argument("--exclude", nargs="+", metavar="NODE", help="further ONNX nodes to keep out of int8")
-    parser.add_argument("--images", type=Path, nargs="+", metavar="PATH", help="calibration images: files or folders")
-    parser.add_argument("--verify-images", type=Path, nargs="+", metavar="PATH", help="images to verify on")
-    parser.add_argument("--annotations", type=Path, help="COCO instances file of the verification images, for mAP")
+    parser.add_argument(
+        "--images", type=local_path, nargs="+", metavar="PATH", help="calibration images: files or folders"
+    )
+    parser.add_argument("--verify-images", type=local_path, nargs="+", metavar="PATH", help="images to verify on")
+    parser.add_argument(
+        "--annotations", type=local_path, help="COCO instances file of the verification images, for mAP"
+    )
     parser.add_argument("--calibration-scenes", type=int, metavar="N", help="scenes generated for the reference model")
     parser.add_argument("--verification-scenes", type=int, metavar="N", help="likewise for verification")
     parser.add_argument("--opt-batch", type=int, help="batch that a plan's kernels are chosen for")
     parser.add_argument("--max-batch", type=int, help="largest batch of a plan")
+    parser.add_argument("--workspace-mib", type=int, help="scratch memory that a plan's layers may use (default: 2048)")
     parser.add_argument(
         "--flavour", choices=["tensorrt-10", "tensorrt-11", "tensorrt-rtx"], help="TensorRT to build with"
     )

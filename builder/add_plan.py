@@ -9,6 +9,7 @@ from pathlib import Path
 
 from builder.errors import RepositoryError
 from builder.manifest import MANIFEST_NAME, FileEntry, Manifest
+from builder.profiles import PROFILES
 from builder.progress import Steps
 from builder.repository import ModelRepository, write_text
 from builder.tensorrt.compile import CompiledPlan, PlanSettings, compile_plan
@@ -71,7 +72,7 @@ def add_plan(
     """
     folder = repository.model_folder(precision) / str(version)
     manifest = Manifest.read(folder)
-    if manifest.profile != "tensorrt":
+    if manifest.profile not in PROFILES or not PROFILES[manifest.profile].loads_plans:
         raise RepositoryError(
             f"{manifest.tag} was built for the profile {manifest.profile}; build one with --profile tensorrt first"
         )
@@ -79,7 +80,12 @@ def add_plan(
     if name in manifest.plans:
         raise RepositoryError(f"{manifest.tag} has {name} already; versions are never changed, build a new one instead")
     batches = next((entry["batches"] for entry in manifest.plans.values() if "batches" in entry), [1, 8, 16])
-    settings = PlanSettings(min_batch=batches[0], opt_batch=batches[1], max_batch=batches[2])
+    settings = PlanSettings(
+        min_batch=batches[0],
+        opt_batch=batches[1],
+        max_batch=batches[2],
+        workspace_mib=manifest.settings.get("plan", {}).get("workspace_mib", PlanSettings.workspace_mib),
+    )
     with steps.step(f"{precision}: build plan", f"{flavour}, {gpu.name if gpu else 'no GPU at hand'}"):
         plan = compile_plan(folder / "model.onnx", settings, flavour)
     with repository.locked():

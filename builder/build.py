@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,6 +22,7 @@ from builder.datasets import Datasets, resolve_datasets
 from builder.errors import BuilderError, GateError
 from builder.export import Export, load_export
 from builder.manifest import FileEntry, Manifest
+from builder.networks import Mixture, mixture, mixture_remedy
 from builder.progress import Steps
 from builder.reference import REFERENCE_NAME, fetch_reference
 from builder.report import REPORT_NAME, Example, Report, choose_examples, write_report
@@ -60,12 +61,14 @@ class Built:
         folder: where the version lies.
         existed: an equal build had been made before; nothing was written.
         promoted: the profile's configuration names the version.
+        state: for people: served, or what has to be done to serve it.
     """
 
     manifest: Manifest
     folder: Path
     existed: bool
     promoted: bool
+    state: str
 
 
 @dataclass(frozen=True)
@@ -213,7 +216,7 @@ class Build:
             self._finished.append(existing)
             self._steps.note(f"{precision}: already built as version {existing.version}, {existing.tag}")
             folder = self._repository.model_folder(precision) / str(existing.version)
-            return Built(existing, folder, True, self._is_promoted(precision, existing.version))
+            return self._built(existing, folder, existed=True)
         before = set(self._steps.durations_s)
         verified = self._verified(precision)
         if verified.failures:
@@ -363,16 +366,48 @@ class Build:
             files = {path.name: FileEntry.of(path) for path in sorted(staged.iterdir())}
             manifest = Manifest(**{**manifest.__dict__, "files": files})
             (staged / manifests.MANIFEST_NAME).write_text(manifest.to_json())
+            served = {
+                profile: repository.promoted(precision, profile)
+                for profile in contract.PROFILES
+                if repository.config_path(precision, profile).is_file()
+            }
             folder = repository.publish(precision, staged, version)
-            self._promote_first(precision, version)
-            return Built(manifest, folder, False, self._is_promoted(precision, version))
+            self._promote_first(precision, version, served)
+            return self._built(manifest, folder, existed=False)
 
-    def _promote_first(self, precision: str, version: int) -> None:
-        """Serve a version at once where it replaces nothing."""
-        profile = self._settings.profile
-        servable = self._repository.is_servable(precision, version, profile)
-        if servable and not self._repository.promoted(precision, profile):
-            self._repository.promote(precision, profile, version)
+    def _built(self, manifest: Manifest, folder: Path, *, existed: bool) -> Built:
+        precision, version, profile = manifest.precision, manifest.version, self._settings.profile
+        promoted = self._is_promoted(precision, version)
+        unservable = self._repository.why_not_servable(precision, version, profile)
+        mixed = None if promoted else self._mixture(precision, version)
+        state = "served" if promoted else "not served until promoted"
+        if unservable is not None:
+            state = f"not served under the profile {profile}: {unservable}"
+        elif mixed is not None:
+            what_to_do = mixture_remedy(self._repository, mixed, self._export.sha256)
+            state += f" together with the other precisions of its export: {what_to_do}"
+        return Built(manifest, folder, existed, promoted, state)
+
+    def _promote_first(self, precision: str, version: int, served: Mapping[str, list[int]]) -> None:
+        """Serve a version at once where it replaces nothing, and where what is served beside it is of its network.
+
+        Args:
+            precision: of the version.
+            version: its number.
+            served: per profile, the versions that were served before it was published.
+        """
+        for profile, before in served.items():
+            if before or not self._repository.is_servable(precision, version, profile):
+                continue
+            named = version in self._repository.named_versions(precision, profile)  # as shipped, a first version is
+            if mixture(self._repository, profile, planned={precision: version}) is not None:
+                if named:
+                    self._repository.withdraw(precision, profile)
+            elif profile == self._settings.profile and not named:
+                self._repository.promote(precision, profile, version)
+
+    def _mixture(self, precision: str, version: int) -> Mixture | None:
+        return mixture(self._repository, self._settings.profile, planned={precision: version})
 
     def _verification(self, precision: str, verified: _Verified) -> dict[str, Any]:
         gate = self._settings.gates.of(precision)

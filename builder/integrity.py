@@ -11,7 +11,9 @@ from typing import Any, Final
 from builder.errors import RepositoryError
 from builder.live import LiveError, LiveServer
 from builder.manifest import MANIFEST_NAME, Manifest, sha256_of
+from builder.networks import mixture, mixture_remedy
 from builder.plans import Machine, Misfit, machine_at_hand, plan_misfit
+from builder.profiles import PROFILES
 from builder.repository import ModelRepository, read_config
 from pipeline import contract
 from serving.state import running_servers
@@ -88,6 +90,7 @@ def verify(
         findings.faults += _config_faults(repository, name)
         findings.notes += _leftover_notes(repository, name)
     if version is None:
+        _check_networks(repository, findings)
         findings.faults += _server_faults(repository, precision)
     return findings
 
@@ -122,10 +125,15 @@ def plan_remedy(repository: ModelRepository, manifest: Manifest, misfit: Misfit)
 
 
 def build_command(repository: ModelRepository, precision: str, profile: str) -> str:
-    """The command that builds a precision."""
+    """The command that builds a precision; with the one that promotes it where the profile has no builds of its own."""
+    served = PROFILES[profile]
     stages = contract.PRECISIONS[: contract.PRECISIONS.index(precision) + 1]
-    chosen = f"--profile {profile} --precisions {','.join(stages)} --repository {repository.path}"
-    return f"python -m builder build {chosen}"
+    chosen = f"--profile {served.build_profile} --precisions {','.join(stages)} --repository {repository.path}"
+    build = f"python -m builder build {chosen}"
+    if served.is_built:
+        return build
+    model = contract.segmentation_model(precision)
+    return f"{build}, then python -m builder promote {model}/VERSION --profile {profile} --repository {repository.path}"
 
 
 def size_problems(config: Any, sizes: Mapping[str, list[int]]) -> list[str]:
@@ -166,17 +174,21 @@ def _file_problems(manifest: Manifest, folder: Path) -> Iterator[str]:
             yield f"{name} has another SHA-256 than {MANIFEST_NAME} says"
     known = {*manifest.files, MANIFEST_NAME, _CACHE}
     for extra in sorted(entry.name for entry in folder.iterdir() if entry.name not in known):
-        if extra.endswith(".plan") and manifest.profile == "tensorrt":
+        if extra.endswith(".plan") and _is_of_plans(manifest):
             yield f"{extra} is not in {MANIFEST_NAME}: repeat `python -m builder add-plan`, which was cut short"
         elif not extra.startswith("."):  # half-written files are leftovers
             yield f"{extra} is not in {MANIFEST_NAME}"
+
+
+def _is_of_plans(manifest: Manifest) -> bool:
+    return manifest.profile in PROFILES and PROFILES[manifest.profile].loads_plans
 
 
 def _check_plans(
     repository: ModelRepository, precision: str, version: int, at_hand: Any, findings: Findings, *, demanded: bool
 ) -> None:
     manifest = Manifest.read(repository.model_folder(precision) / str(version))
-    if manifest.profile != "tensorrt":
+    if not _is_of_plans(manifest):
         return
     subject = f"{manifest.model}/{version}"
     try:
@@ -193,6 +205,21 @@ def _check_plans(
         findings.notes.append(f"{subject}: {misfit.reason}")
 
 
+def _check_networks(repository: ModelRepository, findings: Findings) -> None:
+    """What a profile serves must be of one network: other classes are a fault, another export is noted."""
+    for profile in contract.PROFILES:
+        try:
+            mixed = mixture(repository, profile)
+        except RepositoryError:
+            continue  # reported with the configuration
+        if mixed is None:
+            continue
+        if mixed.of_other_classes:
+            findings.faults.append(Fault(f"profile {profile}", str(mixed), mixture_remedy(repository, mixed)))
+        else:
+            findings.notes.append(f"{mixed}; to serve one: {mixture_remedy(repository, mixed)}")
+
+
 def _config_faults(repository: ModelRepository, precision: str) -> Iterator[Fault]:
     model = contract.segmentation_model(precision)
     built = {manifest.version: manifest for manifest in repository.manifests(precision)}
@@ -205,23 +232,22 @@ def _config_faults(repository: ModelRepository, precision: str) -> Iterator[Faul
                 model, str(error), f"copy {path.relative_to(repository.path)} from the shipped model_repository"
             )
             continue
-        mine = [manifest for manifest in built.values() if manifest.profile == profile]
+        mine = [manifest for manifest in built.values() if manifest.profile in PROFILES[profile].serves]
         named = list(config.version_policy.specific.versions)
-        if mine and not repository.promoted(precision, profile) and _any_servable(repository, precision, profile, mine):
+        # A profile that others build for serves nothing until a version is promoted for it.
+        wanted = named or PROFILES[profile].is_built
+        servable = [one for one in mine if repository.is_servable(precision, one.version, profile)]
+        if wanted and servable and not repository.promoted(precision, profile):
             yield Fault(
                 model,
                 f"{path.name} names the versions {named}, of which none can be served under the profile {profile}",
-                f"promote one with `python -m builder promote {model}/{mine[-1].version} --profile {profile}`",
+                f"promote one with `python -m builder promote {model}/{servable[-1].version} --profile {profile}`",
             )
         sizes = mine[-1].source.get("tensor_sizes", {}) if mine else {}
         for problem in size_problems(config, sizes):
             yield Fault(
                 model, f"{path.name}: {problem}", f"`{build_command(repository, precision, profile)}` writes it"
             )
-
-
-def _any_servable(repository: ModelRepository, precision: str, profile: str, manifests: list[Manifest]) -> bool:
-    return any(repository.is_servable(precision, manifest.version, profile) for manifest in manifests)
 
 
 def _leftover_notes(repository: ModelRepository, precision: str) -> list[str]:
@@ -263,7 +289,8 @@ def _rebuild_remedy(repository: ModelRepository, precision: str, version: int) -
     if not profiles:
         return rebuild
     model = contract.segmentation_model(precision)
-    return f"it is promoted ({', '.join(profiles)}): go back with `python -m builder rollback {model}`, then {rebuild}"
+    back = " and ".join(f"`python -m builder rollback {model} --profile {profile}`" for profile in profiles)
+    return f"it is promoted ({', '.join(profiles)}): go back with {back}, then {rebuild}"
 
 
 def _promoted_under(repository: ModelRepository, precision: str, version: int) -> list[str]:

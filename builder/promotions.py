@@ -23,7 +23,7 @@ class Promotion:
 
     Attributes:
         time_utc: ISO 8601.
-        profile: cpu or tensorrt.
+        profile: cpu, tensorrt or cuda.
         action: ``promote`` or ``rollback``.
         version: the one that is served from then on.
         previous: the one that was served before; None if there was none.

@@ -19,7 +19,10 @@ from tritonclient.grpc import model_config_pb2
 from builder.errors import RepositoryError
 from builder.export import Export
 from builder.manifest import MANIFEST_NAME, Manifest
+from builder.networks import refuse_other_classes
+from builder.profiles import PROFILES
 from pipeline import contract
+from serving.paths import address_problem
 
 SHIPPED_REPOSITORY: Final = Path(__file__).resolve().parent.parent / "model_repository"
 PROMOTIONS_NAME: Final = ".promotions.jsonl"
@@ -28,7 +31,7 @@ PROMOTIONS_NAME: Final = ".promotions.jsonl"
 _STAGING_PREFIX: Final = ".building-"
 _LOCK_NAME: Final = ".lock"
 _COPYING_NAME: Final = ".copying"
-CONFIG_NAMES: Final = {"tensorrt": "config.pbtxt", "cpu": "configs/cpu.pbtxt", "cuda": "configs/cuda.pbtxt"}
+CONFIG_NAMES: Final = {name: profile.config_name for name, profile in PROFILES.items()}
 """Where the configuration of a ``segmentation_*`` model lies, per profile."""
 
 _MAKE_ROOM: Final = "make room on that disk, then repeat the command"
@@ -60,6 +63,7 @@ class ModelRepository:
         Raises:
             RepositoryError: the folder holds something else.
         """
+        _refuse_address(path)
         repository = cls(path)
         if repository._is_whole():
             return repository
@@ -87,6 +91,7 @@ class ModelRepository:
         Raises:
             RepositoryError: there is none.
         """
+        _refuse_address(path)
         repository = cls(path)
         if not repository._is_whole():
             raise RepositoryError(
@@ -227,9 +232,40 @@ class ModelRepository:
     def is_servable(self, precision: str, version: int, profile: str) -> bool:
         """Whether a version holds what the profile's backend loads."""
         folder = self.model_folder(precision) / str(version)
-        if profile in ("cpu", "cuda"):
-            return (folder / "model.onnx").is_file() and (folder / "model.py").is_file()
-        return any(folder.glob("*.plan"))
+        if PROFILES[profile].loads_plans:
+            return any(folder.glob("*.plan"))
+        return (folder / "model.onnx").is_file() and (folder / "model.py").is_file()
+
+    def why_not_servable(self, precision: str, version: int, profile: str) -> str | None:
+        """Why a version cannot be served under a profile, and what to do; None if it can."""
+        if self.is_servable(precision, version, profile):
+            return None
+        folder = self.model_folder(precision) / str(version)
+        if not folder.is_dir():
+            return "there is no such version; `python -m builder list` shows those that are there"
+        if not PROFILES[profile].loads_plans:
+            lacking = [name for name in ("model.onnx", "model.py") if not (folder / name).is_file()]
+            return f"{folder} lacks {' and '.join(lacking)}; `python -m builder verify` says more"
+        onnx_profiles = "|".join(name for name, one in PROFILES.items() if not one.loads_plans)
+        ref = f"{contract.segmentation_model(precision)}/{version}"
+        elsewhere = f"its model.onnx is served by `python -m builder promote {ref} --profile {onnx_profiles}`"
+        if any(folder.glob("*.rtxplan")):
+            return (
+                "its plan is one of TensorRT-RTX, which Triton's TensorRT backend does not load. Build with the "
+                f"package tensorrt on the machine that is to serve; {elsewhere}"
+            )
+        return f"it holds no TensorRT plan. Build with --profile {profile}; {elsewhere}"
+
+    def check_servable(self, precision: str, version: int, profile: str) -> None:
+        """Refuse a version that cannot be served under a profile.
+
+        Raises:
+            RepositoryError: it cannot; says why, and what to do.
+        """
+        reason = self.why_not_servable(precision, version, profile)
+        if reason is not None:
+            model = contract.segmentation_model(precision)
+            raise RepositoryError(f"{model}/{version} cannot be served under the profile {profile}: {reason}")
 
     def promote(self, precision: str, profile: str, version: int) -> None:
         """Make the profile's configuration name this version alone.
@@ -237,16 +273,19 @@ class ModelRepository:
         Raises:
             RepositoryError: the version cannot be served under the profile.
         """
-        if not self.is_servable(precision, version, profile):
-            raise RepositoryError(
-                f"version {version} of {contract.segmentation_model(precision)} cannot be served under the profile "
-                f"{profile}; `python -m builder list` shows which can"
-            )
+        self.check_servable(precision, version, profile)
         path = self.config_path(precision, profile)
         config = read_config(path)
         if list(config.version_policy.specific.versions) != [version]:
             config.version_policy.specific.versions[:] = [version]
             write_config(path, config)
+
+    def withdraw(self, precision: str, profile: str) -> None:
+        """Make the profile's configuration name no version."""
+        path = self.config_path(precision, profile)
+        config = read_config(path)
+        config.version_policy.specific.versions[:] = []
+        write_config(path, config)
 
     def config_path(self, precision: str, profile: str) -> Path:
         """The configuration of ``segmentation_<precision>`` under a profile."""
@@ -263,19 +302,18 @@ class ModelRepository:
             The files that were rewritten.
 
         Raises:
-            RepositoryError: other versions in the repository have other sizes; one repository serves one network shape,
-                because all precisions share the other steps.
+            RepositoryError: other versions in the repository have other sizes or classes; one repository serves one
+                network, because all precisions share the other steps and the classes' numbers.
         """
         sizes = tensor_sizes(export, top_k)
+        self._refuse_other_networks(sizes, export.class_names)
         changed = {}
         for path in self._network_configs():
             config = read_config(path)
             if _fit(config, sizes):
                 changed[path] = config
-        if changed:
-            self._refuse_other_networks(sizes)
-            for path, config in changed.items():
-                write_config(path, config)
+        for path, config in changed.items():
+            write_config(path, config)
         return list(changed)
 
     def _network_configs(self) -> list[Path]:
@@ -285,9 +323,10 @@ class ModelRepository:
             paths += [folder / "config.pbtxt", *sorted(folder.glob("configs/*.pbtxt"))]
         return paths
 
-    def _refuse_other_networks(self, sizes: dict[str, list[int]]) -> None:
+    def _refuse_other_networks(self, sizes: dict[str, list[int]], class_names: tuple[str, ...]) -> None:
         for precision in contract.PRECISIONS:
             for manifest in self.manifests(precision):
+                refuse_other_classes(self.path, manifest, class_names)
                 if manifest.source["tensor_sizes"] != sizes:
                     raise RepositoryError(
                         f"{self.path} holds {manifest.tag} with tensors {manifest.source['tensor_sizes']}; this export "
@@ -357,6 +396,12 @@ def _disk_faults_told(path: Path) -> Iterator[None]:
         if remedy is None:
             raise
         raise RepositoryError(f"{error.filename or path}: {error.strerror}; {remedy}") from error
+
+
+def _refuse_address(path: Path) -> None:
+    problem = address_problem(path)
+    if problem is not None:
+        raise RepositoryError(problem)
 
 
 def _fit(config: Any, sizes: dict[str, list[int]]) -> bool:

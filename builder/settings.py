@@ -6,16 +6,41 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from builder.errors import BuilderError
+from builder.profiles import BUILT_PROFILES, PROFILES
 from pipeline import contract
+from serving.paths import address_problem
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class SettingsError(BuilderError):
     """A setting is unknown, of the wrong type or out of range."""
+
+
+def unbuilt_profile(name: str) -> str | None:
+    """Why the builder makes nothing for a profile, and what to do; None if it does."""
+    if name in BUILT_PROFILES:
+        return None
+    allowed = ", ".join(BUILT_PROFILES)
+    if name not in PROFILES:
+        return f"{name!r} is no profile that is built for; allowed: {allowed}"
+    build, serve = PROFILES[name].build_profile, f"python -m builder promote MODEL/VERSION --profile {name}"
+    return f"the profile {name} serves versions of another one: build with --profile {build}, then `{serve}`"
+
+
+def _is_path(value: object) -> object:
+    """Refuse an address before it becomes a path, and loses a slash."""
+    problem = address_problem(value) if isinstance(value, str | Path) else None
+    if problem is not None:
+        raise ValueError(problem)
+    return value
+
+
+LocalPath = Annotated[Path, BeforeValidator(_is_path)]
+"""A path of this machine; ``s3://…`` and the like are refused."""
 
 
 class _Section(BaseModel):
@@ -33,7 +58,7 @@ class Calibration(_Section):
             maximum.)
     """
 
-    images: tuple[Path, ...] = ()
+    images: tuple[LocalPath, ...] = ()
     scenes: int = Field(default=128, ge=1)
     method: Literal["max", "entropy"] = "max"
 
@@ -51,8 +76,8 @@ class Verification(_Section):
         iou: suppression threshold.
     """
 
-    images: tuple[Path, ...] = ()
-    annotations: Path | None = None
+    images: tuple[LocalPath, ...] = ()
+    annotations: LocalPath | None = None
     scenes: int = Field(default=128, ge=1)
     hold_back: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     confidence: Share = 0.25
@@ -93,7 +118,7 @@ class Plan(_Section):
     version_compatible: bool = False
     hardware_compatible: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
     optimization_level: int | None = Field(default=None, ge=0, le=5)
-    timing_cache: Path | None = None
+    timing_cache: LocalPath | None = None
     flavour: Literal["tensorrt-10", "tensorrt-11", "tensorrt-rtx"] | None = None
 
     @model_validator(mode="after")
@@ -123,7 +148,7 @@ class BuildSettings(_Section):
     """A build.
 
     Attributes:
-        profile: cpu or tensorrt.
+        profile: cpu or tensorrt, which the builder makes versions for.
         precisions: which ones; built and verified in the order fp32, fp16, int8.
         repository: the model repository to write to.
         onnx: the export; None takes the reference model.
@@ -134,10 +159,10 @@ class BuildSettings(_Section):
         calibration: see :class:`Calibration`; the other sections likewise.
     """
 
-    profile: Literal["cpu", "tensorrt"] = "cpu"
+    profile: str = "cpu"
     precisions: tuple[str, ...] = contract.PRECISIONS
-    repository: Path = Path("model_repository")
-    onnx: Path | None = None
+    repository: LocalPath = Path("model_repository")
+    onnx: LocalPath | None = None
     name: str | None = None
     input_size: tuple[int, int] | None = None
     top_k: int = Field(default=contract.DEFAULT_TOP_K, ge=1, le=contract.MAX_TOP_K)
@@ -147,6 +172,14 @@ class BuildSettings(_Section):
     gates: Gates = Gates()
     plan: Plan = Plan()
     fallback: Fallback = Fallback()
+
+    @field_validator("profile")
+    @classmethod
+    def _built_for(cls, profile: str) -> str:
+        problem = unbuilt_profile(profile)
+        if problem:
+            raise ValueError(problem)
+        return profile
 
     @field_validator("precisions")
     @classmethod

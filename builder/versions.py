@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -13,12 +14,16 @@ from builder.errors import RepositoryError
 from builder.integrity import misfit_of, plan_remedy, version_faults
 from builder.live import LiveError, LiveServer
 from builder.manifest import Manifest
+from builder.networks import mixture, mixture_remedy, source_hash
 from builder.plans import machine_at_hand
+from builder.profiles import PROFILES
 from builder.promotions import Action, Promotion, append_promotion, now_utc, read_promotions, rollback_target
 from builder.repository import ModelRepository, write_text
 from builder.verification import onnx_network
 from pipeline import contract
 from serving.state import running_servers
+
+_AS_BEFORE: Final = "Configuration and servers answer as before"
 
 
 class PromotionError(RepositoryError):
@@ -69,7 +74,7 @@ class Promoted:
     Attributes:
         version: served from now on.
         previous: served before; None if none was, the same number if nothing changed.
-        profile: cpu or tensorrt.
+        profile: cpu, tensorrt or cuda.
         servers: running servers that answer with it, by name.
         not_serving: running servers that do not serve this precision, by name.
     """
@@ -88,32 +93,56 @@ def promote(
     profile: str | None = None,
     *,
     force: bool = False,
+    mix_sources: bool = False,
     servers: Sequence[LiveServer] | None = None,
 ) -> Promoted:
-    """Serve a version: name it in the profile's configuration, and have running servers turn to it.
+    """Serve one version; see :func:`promote_together`."""
+    refs = [VersionRef(precision, version)]
+    return promote_together(repository, refs, profile, force=force, mix_sources=mix_sources, servers=servers)[0]
+
+
+def promote_together(
+    repository: ModelRepository,
+    refs: Sequence[VersionRef],
+    profile: str | None = None,
+    *,
+    force: bool = False,
+    mix_sources: bool = False,
+    servers: Sequence[LiveServer] | None = None,
+) -> list[Promoted]:
+    """Serve versions: name them in the profile's configurations, and have running servers turn to them.
+
+    Either all of them are served in the end, or what was served before.
 
     Args:
-        repository: where it lies.
-        precision: fp32, fp16 or int8.
-        version: its number.
-        profile: cpu or tensorrt; None takes the one it was built for.
-        force: also if its gate did not pass.
+        repository: where they lie.
+        refs: versions, at most one of each model.
+        profile: cpu, tensorrt or cuda; None takes the one that they were built for.
+        force: also if a gate did not pass.
+        mix_sources: also beside versions of another export with the same classes.
         servers: to reload; None takes those of this repository and profile that run on this machine.
 
+    Returns:
+        One entry per version, in order.
+
     Raises:
-        RepositoryError: there is no such version, it is damaged, it cannot be served under the profile, or its gate did
-            not pass.
-        PromotionError: a server could not serve it; configuration and servers are as they were.
+        RepositoryError: there is no such version, it is damaged, it cannot be served under the profile, its gate did
+            not pass, or it comes from another network than what is served beside it.
+        PromotionError: a server could not serve them; configurations and servers are as they were.
+
+    Example:
+        >>> refs = [VersionRef(precision, 2) for precision in ("fp32", "fp16", "int8")]
+        >>> promote_together(repository, refs, "cpu")  # doctest: +SKIP
     """
-    ref = VersionRef(precision, version)
-    manifest = read_manifest(repository, ref)
-    profile = profile or manifest.profile
-    _check_gate(ref, manifest, force)
-    faults = version_faults(repository, precision, version)
-    if faults:
-        raise RepositoryError(f"{ref} is damaged: {faults[0].problem}; {faults[0].remedy}")
-    forced = force and gate_refusal(manifest) is not None
-    return _turn_to(repository, ref, manifest, profile, "promote", forced, servers)
+    _check_one_of_each(refs)
+    manifests = [read_manifest(repository, ref) for ref in refs]
+    profile = profile or _profile_of(refs, manifests)
+    for ref, manifest in zip(refs, manifests, strict=True):
+        _check_gate(ref, manifest, force)
+        faults = version_faults(repository, ref.precision, manifest.version)
+        if faults:
+            raise RepositoryError(f"{ref} is damaged: {faults[0].problem}; {faults[0].remedy}")
+    return _turn_to(repository, manifests, profile, "promote", servers, mix_sources=mix_sources)
 
 
 def rollback(
@@ -123,32 +152,50 @@ def rollback(
     *,
     servers: Sequence[LiveServer] | None = None,
 ) -> Promoted:
-    """Serve the version that was served before the current one; its gate is not asked again.
+    """Serve the version of one model that was served before; see :func:`rollback_together`."""
+    return rollback_together(repository, [precision], profile, servers=servers)[0]
+
+
+def rollback_together(
+    repository: ModelRepository,
+    precisions: Sequence[str],
+    profile: str | None = None,
+    *,
+    servers: Sequence[LiveServer] | None = None,
+) -> list[Promoted]:
+    """Serve the versions that were served before the current ones; their gates and sources are not asked again.
 
     Args:
         repository: the repository.
-        precision: fp32, fp16 or int8.
+        precisions: of the models, each once.
         profile: None takes the one that has promotions.
-        servers: as in :func:`promote`.
+        servers: as in :func:`promote_together`.
+
+    Returns:
+        One entry per model, in order.
 
     Raises:
-        RepositoryError: nothing was served before, or it is gone or damaged.
-        PromotionError: as in :func:`promote`.
+        RepositoryError: nothing was served before, it is gone or damaged, or it has other classes than what is served
+            beside it.
+        PromotionError: as in :func:`promote_together`.
     """
-    profile = profile or _profile_with_promotions(repository, precision)
-    target = rollback_version(repository, precision, profile)
-    model = contract.segmentation_model(precision)
-    if target is None:
-        raise RepositoryError(
-            f"no version of {model} was served before the current one under the profile {profile}; promote one with "
-            f"`python -m builder promote {model}/VERSION --profile {profile}`"
-        )
-    ref = VersionRef(precision, target)
-    manifest = read_manifest(repository, ref)
-    faults = version_faults(repository, precision, target)
-    if faults:
-        raise RepositoryError(f"{ref} is damaged: {faults[0].problem}; promote another version")
-    return _turn_to(repository, ref, manifest, profile, "rollback", False, servers)
+    _check_one_of_each([VersionRef(precision) for precision in precisions])
+    profile = profile or _profile_with_promotions(repository, precisions[0])
+    manifests = []
+    for precision in precisions:
+        target = rollback_version(repository, precision, profile)
+        model = contract.segmentation_model(precision)
+        if target is None:
+            raise RepositoryError(
+                f"no version of {model} was served before the current one under the profile {profile}; promote one "
+                f"with `python -m builder promote {model}/VERSION --profile {profile}`"
+            )
+        ref = VersionRef(precision, target)
+        manifests.append(read_manifest(repository, ref))
+        faults = version_faults(repository, precision, target)
+        if faults:
+            raise RepositoryError(f"{ref} is damaged: {faults[0].problem}; promote another version")
+    return _turn_to(repository, manifests, profile, "rollback", servers, mix_sources=True)
 
 
 def rollback_version(repository: ModelRepository, precision: str, profile: str) -> int | None:
@@ -225,51 +272,134 @@ def _check_gate(ref: VersionRef, manifest: Manifest, force: bool) -> None:
         )
 
 
+def _check_one_of_each(refs: Sequence[VersionRef]) -> None:
+    models = [ref.model for ref in refs]
+    twice = sorted({model for model in models if models.count(model) > 1})
+    if twice or not refs:
+        raise RepositoryError(
+            f"{' '.join(map(str, refs)) or 'nothing'} was given; needed: at least one model, and each once"
+        )
+
+
+def _profile_of(refs: Sequence[VersionRef], manifests: Sequence[Manifest]) -> str:
+    profiles = sorted({manifest.profile for manifest in manifests})
+    if len(profiles) > 1:
+        built = ", ".join(f"{ref} for {manifest.profile}" for ref, manifest in zip(refs, manifests, strict=True))
+        raise RepositoryError(f"{built}: built for different profiles; name one with --profile {' or '.join(profiles)}")
+    return profiles[0]
+
+
+def _check_one_network(
+    repository: ModelRepository, manifests: Sequence[Manifest], profile: str, mix_sources: bool
+) -> None:
+    """Refuse to serve versions of different networks beside each other."""
+    mixed = mixture(repository, profile, planned={one.precision: one.version for one in manifests})
+    if mixed is None or (mix_sources and not mixed.of_other_classes):
+        return
+    what = ", ".join(f"{one.model}/{one.version}" for one in manifests)
+    ways = mixture_remedy(repository, mixed, source_hash(manifests[0].source))
+    if not mixed.of_other_classes:
+        ways += "; or, to serve versions of both exports for a while, repeat your command with --mix-sources"
+    raise RepositoryError(f"{what} not promoted: then {mixed}. One repository serves one network: {ways}")
+
+
 def _turn_to(
     repository: ModelRepository,
-    ref: VersionRef,
-    manifest: Manifest,
+    manifests: Sequence[Manifest],
     profile: str,
     action: Action,
-    forced: bool,
     servers: Sequence[LiveServer] | None,
-) -> Promoted:
-    version = manifest.version
+    *,
+    mix_sources: bool,
+) -> list[Promoted]:
     with repository.locked(), contextlib.ExitStack() as stack:
-        path = repository.config_path(ref.precision, profile)
-        previous = _current(repository, ref.precision, profile)
-        named = repository.named_versions(ref.precision, profile)
-        before = path.read_text()
+        for manifest in manifests:
+            repository.check_servable(manifest.precision, manifest.version, profile)
+        _check_one_network(repository, manifests, profile, mix_sources)
         local = servers is None
         if servers is None:
             found = [server for server in running_servers(repository.path) if server.profile == profile]
             servers = [stack.enter_context(LiveServer.of(server)) for server in found]
-        serving = [server for server in servers if _serves(server, ref)]
-        if serving:
-            _try_before(repository, ref, manifest, profile, on_this_machine=local)
-        repository.promote(ref.precision, profile, version)
+        turns = [_Turn(repository, manifest, profile, servers, on_this_machine=local) for manifest in manifests]
+        begun: list[_Turn] = []
         try:
-            for server in serving:
-                _switch(server, ref.precision, version, tuple(manifest.source["tensor_sizes"][contract.IMAGES.name]))
+            for turn in turns:
+                begun.append(turn)
+                turn.make()
         except BaseException as error:
-            if named != [version]:
-                write_text(path, before)
-            undone = _reload_all(serving, ref.model)
+            undone = _undo(begun)
             if isinstance(error, LiveError):
-                raise PromotionError(f"{ref} is not promoted: {error}. {undone}") from error
+                raise PromotionError(f"{begun[-1].ref} is not promoted: {error}. {undone}") from error
             raise
-        if previous != version or forced:
-            promotion = Promotion(now_utc(), profile, action, version, previous, forced)
-            append_promotion(repository.model_folder(ref.precision), promotion)
-    idle = tuple(server.name for server in servers if server not in serving)
-    return Promoted(version, previous, profile, tuple(server.name for server in serving), idle)
+        for turn in turns:
+            turn.log(action)
+    return [turn.outcome() for turn in turns]
+
+
+class _Turn:
+    """One model's way from the version that is served to another one."""
+
+    def __init__(
+        self,
+        repository: ModelRepository,
+        manifest: Manifest,
+        profile: str,
+        servers: Sequence[LiveServer],
+        *,
+        on_this_machine: bool,
+    ) -> None:
+        """Look at what is served, and refuse what could not be; nothing is changed yet."""
+        self._repository, self._manifest, self._profile, self._servers = repository, manifest, profile, servers
+        self.ref = VersionRef(manifest.precision, manifest.version)
+        self._path = repository.config_path(manifest.precision, profile)
+        self._previous = _current(repository, manifest.precision, profile)
+        self._named = repository.named_versions(manifest.precision, profile)
+        self._before = self._path.read_text()
+        self.serving = [server for server in servers if _serves(server, self.ref)]
+        if self.serving:
+            _try_before(repository, self.ref, manifest, profile, on_this_machine=on_this_machine)
+
+    def make(self) -> None:
+        """Change the configuration, then the servers."""
+        precision, version = self._manifest.precision, self._manifest.version
+        self._repository.promote(precision, self._profile, version)
+        dims = tuple(self._manifest.source["tensor_sizes"][contract.IMAGES.name])
+        for server in self.serving:
+            _switch(server, precision, version, dims)
+
+    def restore(self) -> None:
+        """Put the configuration back."""
+        if self._named != [self._manifest.version]:
+            write_text(self._path, self._before)
+
+    def log(self, action: Action) -> None:
+        """Write the promotion down, unless it changed nothing."""
+        version = self._manifest.version
+        forced = action == "promote" and gate_refusal(self._manifest) is not None
+        if self._previous != version or forced:
+            promotion = Promotion(now_utc(), self._profile, action, version, self._previous, forced)
+            append_promotion(self._repository.model_folder(self._manifest.precision), promotion)
+
+    def outcome(self) -> Promoted:
+        """What is served now."""
+        idle = tuple(server.name for server in self._servers if server not in self.serving)
+        names = tuple(server.name for server in self.serving)
+        return Promoted(self._manifest.version, self._previous, self._profile, names, idle)
+
+
+def _undo(turns: Sequence[_Turn]) -> str:
+    """Bring configurations and servers back; says how that went."""
+    for turn in turns:
+        turn.restore()
+    told = [_reload_all(turn.serving, turn.ref.model) for turn in reversed(turns)]
+    return next((text for text in told if text != _AS_BEFORE), told[0])
 
 
 def _try_before(
     repository: ModelRepository, ref: VersionRef, manifest: Manifest, profile: str, *, on_this_machine: bool
 ) -> None:
     """Refuse what could not be loaded before a server is asked to: a failed load leaves its mark there."""
-    if profile == "cpu":
+    if not PROFILES[profile].loads_plans:
         dims = manifest.source["tensor_sizes"][contract.IMAGES.name]
         path = repository.model_folder(ref.precision) / str(ref.version) / "model.onnx"
         try:
@@ -281,8 +411,8 @@ def _try_before(
     elif on_this_machine:
         misfit = misfit_of(repository, manifest, machine_at_hand())
         if misfit is not None and misfit.known:
-            remedy = plan_remedy(repository, manifest, misfit)
-            raise PromotionError(f"{ref} is not promoted: {misfit.reason}; on this machine: {remedy}")
+            what_to_do = plan_remedy(repository, manifest, misfit)
+            raise PromotionError(f"{ref} is not promoted: {misfit.reason}; on this machine: {what_to_do}")
 
 
 def _serves(server: LiveServer, ref: VersionRef) -> bool:
@@ -317,7 +447,7 @@ def _reload_all(servers: Sequence[LiveServer], model: str) -> str:
         return f"The configuration is as it was, but {'; '.join(faults)}: restart it"
     # Triton remembers a version that failed to load (seen on 2.51), and has no call that makes it forget.
     told = f"; until it is restarted, /v2/health/ready of {', '.join(unready)} says 'not ready'" if unready else ""
-    return f"Configuration and servers answer as before{told}"
+    return f"{_AS_BEFORE}{told}"
 
 
 def _current(repository: ModelRepository, precision: str, profile: str) -> int | None:
@@ -326,12 +456,14 @@ def _current(repository: ModelRepository, precision: str, profile: str) -> int |
 
 
 def _profile_with_promotions(repository: ModelRepository, precision: str) -> str:
-    profiles = {promotion.profile for promotion in read_promotions(repository.model_folder(precision))}
+    promoted = {promotion.profile for promotion in read_promotions(repository.model_folder(precision))}
+    profiles = [profile for profile in contract.PROFILES if profile in promoted]
     if len(profiles) == 1:
-        return profiles.pop()
+        return profiles[0]
     model = contract.segmentation_model(precision)
-    what = "versions were promoted under both profiles" if profiles else "no version was promoted"
-    raise RepositoryError(f"{model}: {what}; name the profile with --profile {' or '.join(contract.PROFILES)}")
+    what = f"versions were promoted under {' and '.join(profiles)}" if profiles else "no version was promoted"
+    allowed = " or ".join(profiles or contract.PROFILES)
+    raise RepositoryError(f"{model}: {what}; name the profile with --profile {allowed}")
 
 
 def _prunable(repository: ModelRepository, precision: str, keep: int) -> Iterator[int]:

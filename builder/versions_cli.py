@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
@@ -17,10 +16,20 @@ from builder.errors import RepositoryError
 from builder.integrity import verify
 from builder.live import LiveServer
 from builder.manifest import Manifest
+from builder.networks import mixture, mixture_remedy, source_hash
 from builder.promotions import read_promotions
 from builder.repository import SHIPPED_REPOSITORY, ModelRepository
-from builder.versions import Promoted, VersionRef, gate_refusal, promote, prune, read_manifest, rollback
+from builder.versions import (
+    Promoted,
+    VersionRef,
+    gate_refusal,
+    promote_together,
+    prune,
+    read_manifest,
+    rollback_together,
+)
 from pipeline import contract
+from serving.paths import local_path
 
 _PIPE_COLUMNS: Final = 240
 """Width of a table that no terminal bounds: a file or another program gets whole tags."""
@@ -36,16 +45,25 @@ def add_commands(commands: Any) -> None:
     show.add_argument("--json", action="store_true", help="print manifest.json as it is")
     show.set_defaults(run=_show)
 
-    promoting = commands.add_parser("promote", help="serve a version, on running servers too")
+    promoting = commands.add_parser("promote", help="serve versions, on running servers too")
     promoting.add_argument(
-        "version", type=version_reference, metavar="MODEL/VERSION", help="such as segmentation_int8/2"
+        "versions",
+        type=version_reference,
+        nargs="+",
+        metavar="MODEL/VERSION",
+        help="such as segmentation_int8/2; of a retrained network, the versions of all precisions in one command",
     )
-    promoting.add_argument("--force", action="store_true", help="also if its accuracy gate did not pass")
+    promoting.add_argument("--force", action="store_true", help="also if an accuracy gate did not pass")
+    promoting.add_argument(
+        "--mix-sources",
+        action="store_true",
+        help="also beside versions of another export, as long as the classes are the same",
+    )
     _add_promotion_options(promoting, "default: the one it was built for")
     promoting.set_defaults(run=_promote)
 
     rolling = commands.add_parser("rollback", help="serve the version again that was served before")
-    rolling.add_argument("version", type=_model, metavar="MODEL", help="such as segmentation_int8")
+    rolling.add_argument("models", type=_model, nargs="+", metavar="MODEL", help="such as segmentation_int8")
     _add_promotion_options(rolling, "default: the one with promotions")
     rolling.set_defaults(run=_rollback)
 
@@ -62,7 +80,10 @@ def add_commands(commands: Any) -> None:
 
     for parser in (listing, show, promoting, rolling, pruning, verifying):
         parser.add_argument(
-            "--repository", type=Path, default=SHIPPED_REPOSITORY, help="model repository (default: model_repository)"
+            "--repository",
+            type=local_path,
+            default=SHIPPED_REPOSITORY,
+            help="model repository (default: model_repository)",
         )
 
 
@@ -74,14 +95,17 @@ def _add_promotion_options(parser: argparse.ArgumentParser, default: str) -> Non
         help="gRPC endpoint of a server to reload, such as one in a container (default: those started on this machine)",
     )
     parser.add_argument(
-        "--admin-secret-file", type=Path, metavar="FILE", help="holds the secret of that server's model-control API"
+        "--admin-secret-file",
+        type=local_path,
+        metavar="FILE",
+        help="holds the secret of that server's model-control API",
     )
 
 
 def _list(options: argparse.Namespace) -> int:
     repository = ModelRepository.existing(options.repository)
     table = Table(Column("model", overflow="fold"), "version", Column("tag", overflow="fold"))
-    for name in ("profile", "gate", "MB", "created", "served"):
+    for name in ("source", "profile", "gate", "MB", "created", "served"):
         table.add_column(name)
     broken = []
     for precision in contract.PRECISIONS:
@@ -94,14 +118,16 @@ def _list(options: argparse.Namespace) -> int:
                 broken.append(f"{ref}: {error}")
                 continue
             size = sum(entry.size_bytes for entry in manifest.files.values()) / 1e6
-            cells = (ref.model, str(version), manifest.tag, manifest.profile, _gate_word(manifest), f"{size:.1f}")
-            table.add_row(*map(Text, (*cells, manifest.created_utc, served)))
+            cells = (ref.model, str(version), manifest.tag, source_hash(manifest.source)[:8], manifest.profile)
+            more = (_gate_word(manifest), f"{size:.1f}", manifest.created_utc, served)
+            table.add_row(*map(Text, (*cells, *more)))
     console = Console()
     if not console.is_terminal:
         console.width = _PIPE_COLUMNS
     console.print(table)
     for line in broken:
         _print(line)
+    _warn_of_mixtures(repository, contract.PROFILES)
     if not table.row_count and not broken:
         _print(f"no version is built yet; `python -m builder build --repository {repository.path}` makes some")
     return 0
@@ -131,25 +157,25 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _promote(options: argparse.Namespace) -> int:
-    ref: VersionRef = options.version
     repository = ModelRepository.existing(options.repository)
     with ExitStack() as stack:
-        servers = _servers(options, stack)
-        done = promote(
-            repository, ref.precision, ref.version or 0, options.profile, force=options.force, servers=servers
+        done = promote_together(
+            repository,
+            options.versions,
+            options.profile,
+            force=options.force,
+            mix_sources=options.mix_sources,
+            servers=_servers(options, stack),
         )
-    _tell(ref.model, done)
-    return 0
+    return _tell(repository, options.versions, done)
 
 
 def _rollback(options: argparse.Namespace) -> int:
-    ref: VersionRef = options.version
     repository = ModelRepository.existing(options.repository)
+    precisions = [ref.precision for ref in options.models]
     with ExitStack() as stack:
-        servers = _servers(options, stack)
-        done = rollback(repository, ref.precision, options.profile, servers=servers)
-    _tell(ref.model, done)
-    return 0
+        done = rollback_together(repository, precisions, options.profile, servers=_servers(options, stack))
+    return _tell(repository, options.models, done)
 
 
 def _prune(options: argparse.Namespace) -> int:
@@ -189,15 +215,29 @@ def _servers(options: argparse.Namespace, stack: ExitStack) -> list[LiveServer] 
     return [stack.enter_context(LiveServer(options.url, secret))]
 
 
-def _tell(model: str, done: Promoted) -> None:
-    before = f"before: {done.previous}" if done.previous is not None else "before: none"
-    _print(f"{model}/{done.version} is served under the profile {done.profile} ({before})")
-    for name in done.servers:
-        _print(f"  {name} answers with it")
-    for name in done.not_serving:
-        _print(f"  {name} does not serve {model}; start it again to serve it too")
-    if not done.servers and not done.not_serving:
-        _print("  no server of this repository and profile runs here; the next one starts with it")
+def _tell(repository: ModelRepository, refs: Sequence[VersionRef], outcomes: Sequence[Promoted]) -> int:
+    for ref, done in zip(refs, outcomes, strict=True):
+        before = f"before: {done.previous}" if done.previous is not None else "before: none"
+        _print(f"{ref.model}/{done.version} is served under the profile {done.profile} ({before})")
+        for name in done.servers:
+            _print(f"  {name} answers with it")
+        for name in done.not_serving:
+            _print(f"  {name} does not serve {ref.model}; start it again to serve it too")
+        if not done.servers and not done.not_serving:
+            _print("  no server of this repository and profile runs here; the next one starts with it")
+    _warn_of_mixtures(repository, [outcomes[0].profile])
+    return 0
+
+
+def _warn_of_mixtures(repository: ModelRepository, profiles: Sequence[str]) -> None:
+    for profile in profiles:
+        try:
+            mixed = mixture(repository, profile)
+        except RepositoryError as error:
+            _print(str(error))
+            continue
+        if mixed is not None:
+            _print(f"warning: {mixed}\n  to serve one network: {mixture_remedy(repository, mixed)}")
 
 
 def _gate_word(manifest: Manifest) -> str:

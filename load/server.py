@@ -12,6 +12,7 @@ from builder.repository import SHIPPED_REPOSITORY
 from load.compare import Endpoints
 from load.options import add_url_arguments, checked_url_of
 from pipeline import contract
+from serving.paths import local_path
 from serving.server import ServerOptions, TritonServer
 from serving.state import running_servers
 
@@ -19,7 +20,7 @@ from serving.state import running_servers
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare where the server is, or what to start."""
     group = parser.add_argument_group("server", "without a url, one is started for as long as this takes")
-    group.add_argument("--repository", type=Path, help=f"model repository (default: {SHIPPED_REPOSITORY.name})")
+    group.add_argument("--repository", type=local_path, help=f"model repository (default: {SHIPPED_REPOSITORY.name})")
     group.add_argument("--profile", choices=contract.PROFILES, default="cpu", help="of the server to start (cpu)")
     add_url_arguments(group, defaults=False)
     group.add_argument("--url-metrics", default="", help="HOST:PORT of its metrics, for CPU, memory and GPU")

@@ -17,6 +17,7 @@ from pipeline import contract
 from serving.demo import run_demo
 from serving.errors import ServingError
 from serving.models import servable_precisions
+from serving.paths import local_path
 from serving.preflight import check, preflight
 from serving.secret import secret_in
 from serving.server import ServerOptions, TritonServer
@@ -185,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--profile", choices=contract.PROFILES, default="cpu", help="where the network runs (default: cpu)"
     )
-    run.add_argument("--repository", type=Path, default=SHIPPED_REPOSITORY, help="model repository")
+    run.add_argument("--repository", type=local_path, default=SHIPPED_REPOSITORY, help="model repository")
     run.add_argument("--precisions", type=_precisions, help="comma-separated (default: all that are built)")
     run.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     run.add_argument("--http-port", type=int, default=8000, help="0 takes a free one; likewise the other ports")
@@ -193,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--metrics-port", type=int, default=8002)
     run.add_argument(
         "--admin-secret-file",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="holds the secret of the restricted APIs; made if missing (default: a new secret at every start)",
     )
@@ -215,15 +216,15 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(run=_run)
     looking = commands.add_parser("preflight", help="say which models can be served here, and what mends the others")
     looking.add_argument("--profile", choices=contract.PROFILES, default="cpu", help="default: cpu")
-    looking.add_argument("--repository", type=Path, default=SHIPPED_REPOSITORY, help="model repository")
+    looking.add_argument("--repository", type=local_path, default=SHIPPED_REPOSITORY, help="model repository")
     looking.add_argument("--precisions", type=_precisions, help="comma-separated (default: all)")
     looking.set_defaults(run=_preflight)
     unpacking = commands.add_parser("unpack", help="fetch tritonserver and unpack it into a folder, for an image")
-    unpacking.add_argument("folder", type=Path, help="made; must not exist")
+    unpacking.add_argument("folder", type=local_path, help="made; must not exist")
     unpacking.set_defaults(run=_unpack)
     demo = commands.add_parser("demo", help="build, serve and segment the reference photographs in every precision")
-    demo.add_argument("--repository", type=Path, default=SHIPPED_REPOSITORY, help="model repository")
-    demo.add_argument("--out", type=Path, default=Path("out"), help="folder for overlays and JSON (default: out)")
+    demo.add_argument("--repository", type=local_path, default=SHIPPED_REPOSITORY, help="model repository")
+    demo.add_argument("--out", type=local_path, default=Path("out"), help="folder for overlays and JSON (default: out)")
     demo.set_defaults(run=_demo)
     return parser
 

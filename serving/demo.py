@@ -61,9 +61,8 @@ def run_demo(repository: Path, out: Path) -> int:
         reference = fetch_reference()
     for built in build(BuildSettings(repository=repository), steps):
         if not built.promoted:
-            version = f"{built.manifest.model}/{built.manifest.version}"
             steps.warn(
-                f"{version} is not served: an earlier version is. `python -m builder promote {version}` serves it"
+                f"{built.manifest.model}/{built.manifest.version} is {built.state}; what was served before is shown"
             )
     server = TritonServer(ServerOptions(repository, http_port=0, grpc_port=0, metrics_port=0))
     try:

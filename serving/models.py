@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from builder.errors import RepositoryError
+from builder.networks import mixture, mixture_remedy
+from builder.profiles import PROFILES
 from builder.repository import ModelRepository
 from pipeline import contract
 from serving.errors import ServingError
+from serving.paths import address_problem
 
 
 def servable_precisions(repository: Path, profile: str) -> tuple[str, ...]:
@@ -17,6 +20,9 @@ def servable_precisions(repository: Path, profile: str) -> tuple[str, ...]:
     Raises:
         ServingError: the folder is no model repository, or a configuration is broken.
     """
+    problem = address_problem(repository)
+    if problem is not None:
+        raise ServingError(problem)
     missing = [name for name in contract.SHARED_MODELS if not (repository / name / "config.pbtxt").is_file()]
     if missing:
         raise ServingError(
@@ -35,25 +41,42 @@ def models_to_load(repository: Path, profile: str, precisions: Sequence[str] | N
 
     Args:
         repository: the model repository.
-        profile: cpu or tensorrt.
+        profile: cpu, tensorrt or cuda.
         precisions: which must be served; None takes all that can be.
 
     Raises:
-        ServingError: none can be served, or one that was asked for cannot.
+        ServingError: none can be served, one that was asked for cannot, or they have different classes.
     """
     servable = servable_precisions(repository, profile)
-    remedy = f"build with `python -m builder build --profile {profile} --repository {repository}`"
     if precisions is None and not servable:
-        raise ServingError(f"no version in {repository} can be served under the profile {profile}; {remedy}")
+        raise ServingError(
+            f"no version in {repository} can be served under the profile {profile}; {_remedy(repository, profile)}"
+        )
     missing = [precision for precision in precisions or () if precision not in servable]
     if missing:
         raise ServingError(
             f"no version of {contract.segmentation_model(missing[0])} can be served under the profile {profile}; "
-            f"{remedy} --precisions {missing[0]}"
+            f"{_remedy(repository, profile, missing[0])}"
         )
     chosen = precisions or servable
+    opened = ModelRepository(repository)
+    mixed = mixture(opened, profile, chosen)
+    if mixed is not None and mixed.of_other_classes:
+        raise ServingError(f"{mixed}. One repository serves one network: {mixture_remedy(opened, mixed)}")
     return [
         *contract.SHARED_MODELS,
         *(contract.segmentation_model(precision) for precision in chosen),
         *(contract.ensemble_model(precision) for precision in chosen),
     ]
+
+
+def _remedy(repository: Path, profile: str, precision: str | None = None) -> str:
+    served = PROFILES[profile]
+    more = f" --precisions {precision}" if precision else ""
+    build = f"build with `python -m builder build --profile {served.build_profile} --repository {repository}{more}`"
+    if served.is_built:
+        return build
+    where = f"--profile {profile} --repository {repository}"
+    return (
+        f"promote a version with `python -m builder promote MODEL/VERSION {where}`; where none is built, {build} first"
+    )

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from builder.errors import RepositoryError
 from builder.integrity import build_command, misfit_of, plan_remedy, size_problems, version_faults
 from builder.manifest import Manifest
+from builder.networks import Mixture, mixture, mixture_remedy
 from builder.plans import Machine, machine_at_hand
+from builder.profiles import PROFILES
 from builder.promotions import read_promotions, was_forced
 from builder.repository import ModelRepository, read_config
+from builder.tensorrt.gpu import gpu_at_hand
 from builder.versions import gate_refusal, rollback_version
 from pipeline import contract
 from serving.errors import ServingError
 from serving.tritonserver import Installation, find_tritonserver
 
+_CUDA_REMEDY: Final = (
+    "python -m serving run --profile cpu; on a machine with a GPU, pip uninstall onnxruntime and pip install "
+    "onnxruntime-gpu"
+)
 _VERSION_COMPATIBLE: Final = "tritonserver needs --backend-config=tensorrt,version-compatible=true"
 
 
@@ -65,9 +72,9 @@ class Preflight:
     """Outcome for a repository and profile.
 
     Attributes:
-        profile: cpu or tensorrt.
+        profile: cpu, tensorrt or cuda.
         models: one status per precision.
-        machine: what plans were compared with; None in the cpu profile.
+        machine: what plans were compared with; None where no plans are loaded.
     """
 
     profile: str
@@ -91,7 +98,7 @@ def preflight(
 
     Args:
         repository: the model repository.
-        profile: cpu or tensorrt.
+        profile: cpu, tensorrt or cuda.
         precisions: which to look at; None looks at all.
         machine: what to compare plans with; None looks at this one.
         installation: the server; None looks for the one on PATH.
@@ -104,13 +111,17 @@ def preflight(
     except RepositoryError as error:
         raise ServingError(str(error)) from error
     chosen = [name for name in contract.PRECISIONS if precisions is None or name in precisions]
-    if profile == "tensorrt":
+    served, lack = PROFILES[profile], None
+    if served.loads_plans:
         machine = machine or machine_at_hand()
         without = _without_backend(installation)
+        lack = _Lack(without, "docker compose up") if without else None
     else:
-        machine, without = None, None
-    statuses = tuple(_Examination(opened, name, profile, machine).status(without) for name in chosen)
-    return Preflight(profile, statuses, machine)
+        machine = None
+        without = _without_cuda() if served.needs_gpu else None
+        lack = _Lack(without, _CUDA_REMEDY) if without else None
+    statuses = [_Examination(opened, name, profile, machine).status(lack) for name in chosen]
+    return Preflight(profile, tuple(_told_of_mixtures(opened, profile, chosen, statuses)), machine)
 
 
 def check(repository: Path, profile: str, precisions: Sequence[str] | None = None) -> Preflight:
@@ -133,6 +144,14 @@ def check(repository: Path, profile: str, precisions: Sequence[str] | None = Non
     return found
 
 
+@dataclass(frozen=True)
+class _Lack:
+    """What the machine lacks for a profile, and the command that helps."""
+
+    reason: str
+    remedy: str
+
+
 class _Examination:
     """Looks at one model."""
 
@@ -146,7 +165,7 @@ class _Examination:
         self._remedies: list[str] = []
         self._warnings: list[str] = []
 
-    def status(self, without_backend: str | None) -> ModelStatus:
+    def status(self, lack: _Lack | None) -> ModelStatus:
         """The model's status."""
         try:
             promoted = self._repository.promoted(self._precision, self._profile)
@@ -159,8 +178,8 @@ class _Examination:
             return self._told((), built=self._explain_nothing(named))
         for problem in problems:
             self._refuse(problem, self._build)
-        if without_backend:
-            self._refuse(without_backend, "docker compose up")
+        if lack is not None:
+            self._refuse(lack.reason, lack.remedy)
         for version in promoted:
             self._examine(version)
         return self._told(promoted)
@@ -168,13 +187,17 @@ class _Examination:
     def _explain_nothing(self, named: list[int]) -> bool:
         """Say why no version is promoted; returns whether there is anything built for the profile."""
         broken = [one for one in named if self._is_mine(one)]
+        if self._servable and not named:
+            self._refuse(f"no version is promoted under the profile {self._profile}", self._promote(self._servable[-1]))
+            # Nothing was asked for where the profile has no builds of its own.
+            return PROFILES[self._profile].is_built
         if self._servable:
             text = f"the configuration names the versions {named}, which are not there or lack what the profile loads"
             self._refuse(text, self._promote(self._servable[-1]))
             return True
         for version in broken:
             self._check_whole(version)
-            if not self._reasons and self._profile == "tensorrt":
+            if not self._reasons and PROFILES[self._profile].loads_plans:
                 self._check_plans(self._manifest(version))
         if self._reasons:
             return True
@@ -236,7 +259,7 @@ class _Examination:
         if version not in self._repository.versions(self._precision):
             return False
         try:
-            return self._manifest(version).profile == self._profile
+            return self._manifest(version).profile in PROFILES[self._profile].serves
         except RepositoryError:
             return True
 
@@ -260,6 +283,41 @@ class _Examination:
             tuple(self._warnings),
             built,
         )
+
+
+def _told_of_mixtures(
+    repository: ModelRepository, profile: str, precisions: Sequence[str], statuses: Sequence[ModelStatus]
+) -> list[ModelStatus]:
+    """The statuses, with what is to be said where they are of more than one network."""
+    try:
+        mixed = mixture(repository, profile, precisions)
+    except RepositoryError:  # told with the model
+        return list(statuses)
+    if mixed is None:
+        return list(statuses)
+    concerned = {manifest.precision for manifest in mixed.manifests}
+    remedy = mixture_remedy(repository, mixed)
+    return [_with_mixture(one, mixed, remedy) if one.precision in concerned else one for one in statuses]
+
+
+def _with_mixture(status: ModelStatus, mixed: Mixture, remedy: str) -> ModelStatus:
+    if not mixed.of_other_classes:
+        return replace(status, warnings=(*status.warnings, f"{mixed}; to serve one: {remedy}"))
+    reason = f"{mixed}, whose classes differ; one repository serves one network"
+    return replace(status, reasons=(*status.reasons, reason), remedy=status.remedy or remedy)
+
+
+def _without_cuda() -> str | None:
+    """Why ONNX Runtime cannot use a GPU here; None if it can, as far as can be told without trying."""
+    import onnxruntime
+
+    providers = onnxruntime.get_available_providers()
+    if "CUDAExecutionProvider" not in providers:
+        return f"this environment's ONNX Runtime has no CUDA provider (it has {', '.join(providers)})"
+    # A container may have the GPU without nvidia-smi.
+    if gpu_at_hand() is None and not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/dxg").exists():
+        return "no GPU is at hand (nvidia-smi names none)"
+    return None
 
 
 def _config_problems(repository: ModelRepository, precision: str) -> list[str]:

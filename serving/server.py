@@ -22,6 +22,7 @@ from typing import Any, Final
 from google.protobuf import json_format
 
 from builder.errors import RepositoryError
+from builder.profiles import PROFILES
 from builder.repository import CONFIG_NAMES, read_config
 from pipeline import contract
 from serving.admission import SHM_PREFIX_VARIABLE
@@ -54,7 +55,7 @@ class ServerOptions:
 
     Attributes:
         repository: the model repository.
-        profile: cpu or tensorrt.
+        profile: cpu, tensorrt or cuda.
         precisions: which ones to serve; None serves all that are built.
         host: IPv4 address to listen on, or a name that has one.
         http_port: 0 takes a free one; likewise the other ports.
@@ -183,7 +184,8 @@ class TritonServer:
         check_ports(self._host, dict(zip(("--http-port", "--grpc-port", "--metrics-port"), given, strict=True)))
         # Last of the checks: it may fetch the server.
         installation = find_tritonserver()
-        installation.check_backend("tensorrt" if options.profile == "tensorrt" else "python")
+        profile = PROFILES[options.profile]
+        installation.check_backend("tensorrt" if profile.loads_plans else "python")
         running_servers()  # sweeps what killed servers left
         spare = iter(free_ports(self._host, len(given), given))
         self._ports = tuple(port or next(spare) for port in given)  # type: ignore[assignment]  # always three
@@ -355,9 +357,10 @@ class TritonServer:
             f"--backend-config=python,shm-default-byte-size={options.shm_default_bytes}",
             f"--backend-config=python,stub-timeout-seconds={options.stub_timeout_s}",
         ]
-        if options.profile != "tensorrt":
+        profile = PROFILES[options.profile]
+        if profile.config_name != CONFIG_NAME:
             command += [f"--model-config-name={options.profile}"]
-        if options.profile == "cpu":
+        if not profile.needs_gpu:
             command += ["--allow-gpu-metrics=false"]
         if installation.has_request_bound:
             command += [f"--http-max-input-size={MAX_REQUEST_BYTES}"]

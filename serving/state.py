@@ -28,7 +28,7 @@ class RunningServer:
 
     Attributes:
         pid: of tritonserver.
-        profile: cpu or tensorrt.
+        profile: cpu, tensorrt or cuda.
         repository: its model repository, absolute.
         http: host and port of its HTTP endpoint.
         grpc: host and port of its gRPC endpoint.

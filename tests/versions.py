@@ -12,6 +12,7 @@ from builder.repository import ModelRepository
 from pipeline import contract
 
 SIZES = {"images": [640, 640, 3], "candidates": [1000, 38], "prototypes": [32, 160, 160]}
+SOURCE = {"name": "test", "file": "a.onnx", "sha256": "a" * 64, "class_names": ["cat", "dog"], "tensor_sizes": SIZES}
 PASSED = {"passed": True, "gate": {"f1": 0.97}, "metrics": {"f1": 0.99}, "measured": "a test", "images": 3}
 FAILED = {"passed": False, "gate": {"f1": 0.97}, "metrics": {"f1": 0.5}, "measured": "a test", "images": 3}
 H100_PLAN = {
@@ -31,8 +32,18 @@ def add_version(
     plans: dict[str, dict[str, Any]] | None = None,
     verification: dict[str, Any] | None = PASSED,
     content: bytes = b"network",
+    source: dict[str, Any] | None = None,
 ) -> Manifest:
-    """Write a version of small files, of the tensorrt profile if plans are given; it is not promoted."""
+    """Write a version of small files, of the tensorrt profile if plans are given; it is not promoted.
+
+    Args:
+        repository: where to write it.
+        precision: fp32, fp16 or int8.
+        plans: file name to what the plan was built with and for.
+        verification: as in the manifest.
+        content: of model.onnx, before the version's number.
+        source: entries of the manifest's source that differ from those of one export with two classes.
+    """
     with repository.locked(), repository.staging(precision) as staged:
         version = repository.next_version(precision)
         (staged / "model.onnx").write_bytes(content + str(version).encode())
@@ -48,7 +59,7 @@ def add_version(
             profile="tensorrt" if plans is not None else "cpu",
             created_utc="2026-01-01T00:00:00+00:00",
             build_key=f"key{version}",
-            source={"name": "test", "tensor_sizes": SIZES},
+            source={**SOURCE, **(source or {})},
             toolchain={},
             settings={},
             files=files,

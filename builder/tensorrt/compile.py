@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
 
-from builder.tensorrt.errors import LogLine, OnnxParseError, PlanBuildError, TensorRTError
+from builder.tensorrt.advice import memory_ways_out
+from builder.tensorrt.errors import LogLine, OnnxParseError, PlanBuildError, PlanMemoryError, TensorRTError
+from builder.tensorrt.failures import out_of_memory
 from builder.tensorrt.flavour import Flavour
 from builder.tensorrt.layers import LayerCounts, convolution_names, count_engine, count_network
 from pipeline import contract
@@ -119,6 +121,7 @@ def compile_plan(
 
     Raises:
         OnnxParseError: TensorRT does not understand the network.
+        PlanMemoryError: memory does not suffice; the message names workspace, batch and the options that change them.
         PlanBuildError: it builds no plan from it; the error carries the log.
         TensorRTError: the input is not the contract's, or a setting does not fit the flavour.
     """
@@ -162,7 +165,7 @@ def _compile(
     if monitor is not None and monitor.interrupted:
         raise KeyboardInterrupt
     if serialised is None:
-        raise PlanBuildError(_failure_message(onnx_path, flavour, lines), tuple(lines))
+        raise _failure(onnx_path, flavour, settings, lines)
     plan = bytes(serialised)
     _save_timing_cache(config, timing_cache)
     duration_s = time.monotonic() - started
@@ -365,7 +368,12 @@ def _count(
     return counts or count_network(flavour, network), True
 
 
-def _failure_message(onnx_path: Path, flavour: Flavour, lines: list[LogLine]) -> str:
+def _failure(onnx_path: Path, flavour: Flavour, settings: PlanSettings, lines: list[LogLine]) -> TensorRTError:
+    memory = out_of_memory(lines)
+    if memory is not None:
+        batches = settings.min_batch, settings.opt_batch, settings.max_batch
+        message = memory_ways_out(*memory, str(flavour), batches, settings.workspace_mib)
+        return PlanMemoryError(message, tuple(lines))
     errors = [line.text for line in lines if line.is_error]
     shown = "\n  ".join(errors[-4:]) or "TensorRT logged no error"
-    return f"{flavour} built no plan from {onnx_path.name}:\n  {shown}"
+    return PlanBuildError(f"{flavour} built no plan from {onnx_path.name}:\n  {shown}", tuple(lines))

@@ -45,7 +45,8 @@ class OnnxParseError(TensorRTError):
     """TensorRT's ONNX parser refused the network.
 
     Attributes:
-        problems: one text per parser error, naming node, operator and reason.
+        problems: one text per parser error, naming node, operator and reason;
+            ``failures.parse_problems`` finds the nodes in them.
         lines: the log up to there.
     """
 
@@ -60,6 +61,18 @@ class PlanBuildError(TensorRTError):
 
     Attributes:
         lines: the whole log; ``failures.parse_build_log`` finds the nodes in it.
+    """
+
+    def __init__(self, message: str, lines: tuple[LogLine, ...]) -> None:
+        super().__init__(message)
+        self.lines = lines
+
+
+class PlanMemoryError(TensorRTError):
+    """TensorRT ran out of memory while it built a plan; other quantisers would not change that.
+
+    Attributes:
+        lines: the whole log.
     """
 
     def __init__(self, message: str, lines: tuple[LogLine, ...]) -> None:

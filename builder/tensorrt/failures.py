@@ -33,9 +33,16 @@ _REFORMAT: Final = re.compile(r"\AReformatting CopyNode for (?:Input|Output) Ten
 _CODE: Final = re.compile(r"Error Code (\d+)|Error\[(\d+)\]|\[E\] (\d+): ")
 _ERROR_LINE: Final = re.compile(r"\[E\]|\bERROR\b|Error\[\d+\]|Error Code \d+")
 
+# TensorRT-RTX 1.7 asks for the workspace limit and a few MiB: "Error Code 2: OutOfMemory (Requested size was 80309900
+# bytes.)". TensorRT 7 to 10: "OutOfMemory (no further information)", "Cuda Runtime (out of memory)", "Cuda Error in
+# allocate: 2 (out of memory)", and as a warning "Requested amount of GPU memory (4294967296 bytes) could not be
+# allocated.": https://github.com/marcoslucianops/DeepStream-Yolo/issues/366, https://github.com/NVIDIA/TensorRT/issues/840
+_OUT_OF_MEMORY: Final = re.compile(r"OutOfMemory|out of memory", re.I)
+_OUT_OF_GPU_MEMORY: Final = re.compile(r"Requested amount of GPU memory|cuda[^(]*\(out of memory\)", re.I)
+
 CODE_MEANINGS: Final[Mapping[int, str]] = {
     1: "unspecified error, often of CUDA",
-    2: "internal error",
+    2: "out of memory, or another internal error",
     3: "invalid argument",
     4: "invalid configuration or network",
     5: "allocation failed",
@@ -109,6 +116,59 @@ def parse_build_log(lines: Iterable[str | LogLine], graph: GraphNames | None = N
         reason=_reason(raw, errors, codes, workspace),
         insufficient_workspace=workspace,
     )
+
+
+def out_of_memory(lines: Iterable[LogLine]) -> tuple[str, bool] | None:
+    """Whether a build failed for want of memory.
+
+    Args:
+        lines: the log of a failed build.
+
+    Returns:
+        The first line that says so, and whether it was the GPU's memory rather than the workspace limit; None if
+        memory is not the reason, or the log names a layer (then :func:`parse_build_log` is to be asked).
+    """
+    lines = list(lines)
+    errors = [line.text for line in lines if line.is_error]
+    first = next((text for text in errors if _OUT_OF_MEMORY.search(text)), None)
+    if first is None or any(_NO_IMPLEMENTATION.search(text) for text in errors):
+        return None
+    return first.strip(), any(_OUT_OF_GPU_MEMORY.search(line.text) for line in lines)
+
+
+def parse_problems(problems: Iterable[str], graph: GraphNames) -> FailedNodes:
+    """Find the nodes that TensorRT's ONNX parser refused.
+
+    Args:
+        problems: of an ``OnnxParseError``; each names a node, quantisers too, or an initializer.
+        graph: the graph that was parsed.
+
+    Returns:
+        The nodes that these quantisers and initializers belong to. Empty ``nodes`` mean that none is named.
+    """
+    texts = list(problems)
+    names = dict.fromkeys(
+        name
+        for text in texts
+        for name in (*(node.name for node in graph.nodes), *graph.initializers)
+        if name and name in text and _stands_alone(name, text)
+    )
+    nodes = graph.in_order(found for name in names for part in _served_by(name, graph) for found in _trace(part, graph))
+    return FailedNodes(
+        nodes=nodes,
+        raw=tuple(names),
+        operators={name: _operator(name, graph) for name in nodes},
+        unresolved=(),
+        error_codes=(),
+        reason=f"its ONNX parser refuses {texts[0].strip()}" if texts else "its ONNX parser gives no reason",
+    )
+
+
+def _served_by(name: str, graph: GraphNames) -> list[str]:
+    """The quantisers whose scale or zero point an initializer is; else the name itself."""
+    users = graph.consumers.get(name, ()) if name in graph.initializers else ()
+    quantisers = [node.name for node in users if node.operator in QUANTISERS and name in node.inputs[1:]]
+    return quantisers or [name]
 
 
 def split_layer(layer: str) -> tuple[str, ...]:
@@ -198,11 +258,13 @@ def _names_in(text: str, graph: GraphNames) -> list[str]:
     return [
         node.name
         for node in graph.nodes
-        if node.name
-        and node.operator not in QUANTISERS
-        and node.name in text
-        and re.search(rf"(?<![\w/.]){re.escape(node.name)}(?![\w/]|\.\w)", text)
+        if node.name and node.operator not in QUANTISERS and node.name in text and _stands_alone(node.name, text)
     ]
+
+
+def _stands_alone(name: str, text: str) -> bool:
+    """Whether a name stands in a message as a whole word, and not as a part of a longer name."""
+    return re.search(rf"(?<![\w/.]){re.escape(name)}(?![\w/]|\.\w)", text) is not None
 
 
 def _operator(name: str, graph: GraphNames | None) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from builder.tensorrt.advice import ways_out
-from builder.tensorrt.errors import PlanBuildError, TensorRTError
-from builder.tensorrt.failures import parse_build_log
+from builder.tensorrt.errors import OnnxParseError, PlanBuildError, TensorRTError
+from builder.tensorrt.failures import parse_build_log, parse_problems
 from builder.tensorrt.graph_names import GraphNames
 
 Plan = TypeVar("Plan")
@@ -88,7 +88,8 @@ def build_with_fallback(
 
     Args:
         make_onnx: makes the quantised ONNX without the quantisers of the given nodes (on top of its own defaults).
-        compile_fn: builds the plan; raises ``PlanBuildError`` with the log when TensorRT builds none.
+        compile_fn: builds the plan; raises ``PlanBuildError`` with the log when TensorRT builds none, and
+            ``OnnxParseError`` when its parser refuses the network.
         max_attempts: bound on the number of builds, 1 or more.
         on_attempt: called after every attempt.
         tensorrt: name and version for the message.
@@ -111,9 +112,12 @@ def build_with_fallback(
         number = len(attempts) + 1
         try:
             plan = compile_fn(onnx_path)
-        except PlanBuildError as error:
+        except (PlanBuildError, OnnxParseError) as error:
             graph = read_graph(onnx_path)
-            failed = parse_build_log(error.lines, graph)
+            if isinstance(error, OnnxParseError):
+                failed = parse_problems(error.problems, graph)
+            else:
+                failed = parse_build_log(error.lines, graph)
             carriers = graph.quantiser_carriers(failed.nodes)
             added = tuple(name for name in carriers if name not in excluded)
             _record(

@@ -23,12 +23,15 @@ from builder.progress import Steps
 from builder.quantisers import quantised_nodes, remove_quantisers
 from builder.settings import BuildSettings
 from builder.surgery import graft_ends
+from builder.tensorrt.advice import ways_out
 from builder.tensorrt.autocast import convert_to_fp16
 from builder.tensorrt.compile import CompiledPlan, PlanSettings, compile_plan
-from builder.tensorrt.errors import TensorRTError
+from builder.tensorrt.errors import PlanBuildError, TensorRTError
+from builder.tensorrt.failures import parse_build_log
 from builder.tensorrt.fallback import Attempt, build_with_fallback
 from builder.tensorrt.flavour import Flavour
 from builder.tensorrt.gpu import Gpu
+from builder.tensorrt.graph_names import GraphNames
 from builder.tensorrt.ptq import QuantisedModel, quantise
 from builder.tensorrt.runner import plan_network
 from builder.verification import Network
@@ -187,7 +190,14 @@ class TensorRTProfile:
     def _built(self, precision: str, path: Path) -> CompiledPlan:
         batches = f"batch {self._plan.min_batch}..{self._plan.max_batch}"
         with self._steps.step(f"{precision}: build plan", f"{self._flavour}, {batches}"):
-            return self._compile_step(path)
+            try:
+                return self._compile_step(path)
+            except PlanBuildError as error:
+                if precision == "int8":  # the fallback reads the log
+                    raise
+                failed = parse_build_log(error.lines, GraphNames.from_file(path))
+                message = ways_out(failed, str(self._flavour), (), self._plan.workspace_mib, precision)
+                raise TensorRTError(message) from error
 
     def _artefact(self, model: onnx.ModelProto, plan: CompiledPlan, **facts: Any) -> Artefact:
         name = plan_name(self._flavour, self._gpu)

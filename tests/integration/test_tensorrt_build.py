@@ -67,6 +67,10 @@ def test_plans_are_built_where_triton_does_not_look(built):
         assert entry.manifest.tag.endswith(entry.manifest.files[plan.name].sha256[:8])
         assert (entry.folder / "report.html").is_file()
         assert not entry.promoted
+        # Promoting it is refused, so that is not what is said.
+        assert "until promoted" not in entry.state
+        assert "Triton's TensorRT backend does not load" in entry.state
+        assert f"promote {entry.manifest.model}/1 --profile cpu|cuda" in entry.state
         assert not list(entry.folder.glob("*.plan"))
 
 
@@ -226,6 +230,32 @@ def test_a_build_that_never_succeeds_says_what_to_do_and_writes_nothing(tmp_path
         assert words.lower() in message.lower()
     assert repository.versions("int8") == []
     assert repository.leftovers("int8") == []
+
+
+@pytest.mark.parametrize("precision", contract.PRECISIONS)
+def test_a_workspace_that_does_not_suffice_is_named_in_every_precision(tmp_path, images, capsys, precision):
+    """TensorRT-RTX itself runs out of memory; the message's command then builds."""
+    config = tmp_path / "builder.yaml"
+    config.write_text(
+        "gates: {fp16: {f1: 0, mask_iou: 0}, int8: {f1: 0, mask_iou: 0}}\nplan: {flavour: tensorrt-rtx}\n"
+    )
+    onnx = export(tmp_path / "export.onnx", "yolov8n-seg", 3, (256, 256))
+    options = ["--profile", "tensorrt", "--precisions", precision, "--config", str(config), "--images", str(images)]
+    options += ["--onnx", str(onnx), "--repository", str(tmp_path / "repository"), "--workspace-mib", "64"]
+    assert command.main(["build", *options, "--max-batch", "64"]) == 1
+    message = capsys.readouterr().err
+    assert "Error Code 2: OutOfMemory (Requested size was" in message
+    for words in ("workspace limit is 64 MiB", "batches of up to 64", "--max-batch 32", "--workspace-mib 128"):
+        assert words in message
+    for words in ("internal error", "calibrate"):
+        assert words not in message.rpartition("error:")[2]
+    assert ModelRepository(tmp_path / "repository").versions(precision) == []
+    # As the message says: double it while it goes on.
+    for workspace_mib in (128, 256, 512):
+        if command.main(["build", *options, "--max-batch", "64", "--workspace-mib", str(workspace_mib)]) == 0:
+            break
+    assert ModelRepository(tmp_path / "repository").versions(precision) == [1]
+    assert "not served under the profile tensorrt" in capsys.readouterr().out
 
 
 def test_a_build_that_goes_on_failing_stops_at_the_bound(tmp_path, images):

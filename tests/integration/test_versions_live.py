@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from builder.__main__ import main
 from builder.integrity import verify
 from builder.live import LiveServer
 from builder.promotions import read_promotions
-from builder.repository import ModelRepository
+from builder.repository import ModelRepository, read_config, write_config
 from builder.versions import PromotionError, promote, rollback
 from client.segmentation import SegmentationClient
 from serving.server import ServerOptions, TritonServer
@@ -210,3 +211,39 @@ def test_a_server_that_was_not_reloaded_is_a_fault(two_versions, live):
     path.write_text(before)
     with LiveServer(live.grpc_url, live.admin_secret) as server:
         assert server.ready_versions(MODEL) == (1,)
+
+
+@pytest.fixture(scope="module")
+def cuda_on_a_processor(two_versions, tmp_path_factory):
+    """The repository, its profile cuda run by the processor, so that a server of that profile starts without a GPU."""
+    path = tmp_path_factory.mktemp("cuda") / "repository"
+    shutil.copytree(two_versions.path, path, symlinks=True)
+    repository = ModelRepository.existing(path)
+    config = read_config(repository.config_path(PRECISION, "cuda"))
+    del config.parameters["provider"]
+    del config.instance_group[:]
+    config.instance_group.add(kind="KIND_CPU", count=1)
+    write_config(repository.config_path(PRECISION, "cuda"), config)
+    return repository
+
+
+def test_a_live_server_of_the_profile_cuda_is_promoted_and_rolled_back(cuda_on_a_processor):
+    repository = cuda_on_a_processor
+    assert promote(repository, PRECISION, 1, "cuda").servers == ()
+    options = ServerOptions(
+        repository.path, profile="cuda", precisions=(PRECISION,), http_port=0, grpc_port=0, metrics_port=0
+    )
+    with TritonServer(options) as server, tritonclient.grpc.InferenceServerClient(server.grpc_url) as network:
+        assert network_answer(network) == 1
+        done = promote(repository, PRECISION, 2, "cuda")
+        assert (done.profile, done.previous, len(done.servers)) == ("cuda", 1, 1)
+        assert network_answer(network) == 2
+        assert rollback(repository, PRECISION, "cuda").version == 1
+        assert network_answer(network) == 1
+        assert verify(repository).faults == []
+        bad = copy_version(repository, PRECISION, 1, {"model.onnx": "no network"})
+        with pytest.raises(PromotionError, match=r"ONNX Runtime does not run its model.onnx"):
+            promote(repository, PRECISION, bad.version, "cuda")
+        # The server of another profile is not asked, and what the profile cpu serves is not changed.
+        assert promote(repository, PRECISION, 2, "cpu").servers == ()
+        assert network_answer(network) == 1

@@ -72,7 +72,7 @@ def test_profiles_are_promoted_apart(repository):
         add_version(repository, plans={"model-sm90.plan": H100_PLAN})
     assert promote(repository, "int8", 2).profile == "tensorrt"
     assert promote(repository, "int8", 2, "cpu").profile == "cpu"
-    with pytest.raises(RepositoryError, match="--profile cpu or tensorrt"):
+    with pytest.raises(RepositoryError, match=r"--profile cpu or tensorrt$"):
         rollback(repository, "int8")
     assert rollback(repository, "int8", "tensorrt").version == 1
     assert list(served(repository, profile="cpu")) == [2]

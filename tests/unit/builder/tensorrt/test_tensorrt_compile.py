@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
 from builder.tensorrt.compile import PlanSettings, compile_plan
-from builder.tensorrt.errors import OnnxParseError, PlanBuildError, TensorRTError
+from builder.tensorrt.errors import OnnxParseError, PlanBuildError, PlanMemoryError, TensorRTError
 from builder.tensorrt.failures import parse_build_log
 from builder.tensorrt.fallback import build_with_fallback
 from builder.tensorrt.flavour import Flavour, detect_flavour
@@ -60,6 +61,64 @@ def test_a_failed_build_raises_with_its_log(flavour, network_path):
             lambda excluded: network_path,
             lambda path: compile_plan(path, PlanSettings(version_compatible=True), posing),
         )
+
+
+def test_a_workspace_that_does_not_suffice_is_named_with_what_helps(flavour, network, quantise, tmp_path):
+    """The real TensorRT-RTX runs out of memory; each way out of the message builds."""
+    for name, model in (("fp32", network), ("int8", quantise(network, frozenset()))):
+        path = tmp_path / f"{name}.onnx"
+        onnx.save(model, path)
+        with pytest.raises(
+            PlanMemoryError, match=r"Error Code 2: OutOfMemory \(Requested size was \d+ bytes"
+        ) as caught:
+            build_with_fallback(
+                lambda excluded, path=path: path,
+                lambda path: compile_plan(path, PlanSettings(max_batch=64, workspace_mib=16), flavour),
+            )
+        message = str(caught.value)
+        assert "workspace limit is 16 MiB" in message
+        assert "batches of up to 64" in message
+        assert "--max-batch 32" in message
+        assert "--workspace-mib 32" in message
+        assert "internal error" not in message
+        assert "calibrat" not in message
+        assert compile_plan(path, PlanSettings(max_batch=32, workspace_mib=16), flavour).plan
+        assert compile_plan(path, PlanSettings(max_batch=64, workspace_mib=32), flavour).plan
+
+
+def asymmetric(model: onnx.ModelProto, tensor: str) -> onnx.ModelProto:
+    """The same with a zero point that TensorRT does not take, where the tensor is still quantised."""
+    zero = onnx.numpy_helper.from_array(np.int8(3), f"{tensor}_zero_point")
+    for node in model.graph.node:
+        if node.name in (f"{tensor}_QuantizeLinear", f"{tensor}_DequantizeLinear"):
+            node.input[2] = zero.name
+    model.graph.initializer.append(zero)
+    return model
+
+
+def test_quantisers_that_the_parser_refuses_are_left_out(flavour, network, quantise, tmp_path):
+    def make_onnx(excluded: frozenset[str]) -> Path:
+        path = tmp_path / f"{len(excluded)}.onnx"
+        onnx.save(asymmetric(quantise(network, excluded), "/m0/Mul_output_0"), path)
+        return path
+
+    with pytest.raises(OnnxParseError, match="Non-zero zero point is not supported"):
+        compile_plan(make_onnx(frozenset()), SMALL, flavour)
+    result = build_with_fallback(make_onnx, lambda path: compile_plan(path, SMALL, flavour))
+    assert [attempt.succeeded for attempt in result.attempts] == [False, True]
+    assert result.excluded == ("/m1/Conv",)  # the one that reads the tensor
+    assert "/m0/Mul_output_0_QuantizeLinear" in result.attempts[0].failed_layers
+    assert "/m1/Conv" not in result.plan.counts.quantised_convolutions
+    assert "/m0/Conv" in result.plan.counts.quantised_convolutions
+
+
+def test_a_network_that_the_parser_refuses_anyway_stops_at_once(flavour, network, quantise, tmp_path):
+    odd = next(node for node in network.graph.node if node.name == "/dfl/Softmax")
+    odd.op_type, odd.domain = "Softestmax", "nowhere"
+    network.opset_import.append(onnx.helper.make_opsetid("nowhere", 1))
+    onnx.save(network, tmp_path / "odd.onnx")
+    with pytest.raises(TensorRTError, match=r"(?s)its ONNX parser refuses.*/dfl/Softmax.*no further node"):
+        build_with_fallback(lambda excluded: tmp_path / "odd.onnx", lambda path: compile_plan(path, SMALL, flavour))
 
 
 def test_parser_errors_name_node_and_operator(flavour, network, tmp_path):

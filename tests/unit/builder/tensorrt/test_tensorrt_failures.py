@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import pytest
 
-from builder.tensorrt.advice import ways_out
+from builder.tensorrt.advice import memory_ways_out, ways_out
 from builder.tensorrt.errors import LogLine
-from builder.tensorrt.failures import FailedNodes, parse_build_log, split_layer
+from builder.tensorrt.failures import FailedNodes, out_of_memory, parse_build_log, split_layer
 from builder.tensorrt.graph_names import GraphNames, GraphNode
 
 CV3 = ("/model.22/proto/cv3/conv/Conv", "/model.22/proto/cv3/act/Sigmoid", "/model.22/proto/cv3/act/Mul")
@@ -239,7 +239,7 @@ def test_the_workspace_is_blamed_when_the_log_blames_it():
     line = "Error Code 10: Internal Error (Could not find any implementation for node /m0/Conv due to insufficient workspace.)"
     failed = parse_build_log([line])
     assert (failed.nodes, failed.insufficient_workspace) == (("/m0/Conv",), True)
-    assert "raise workspace_mib (now 64 MiB)" in ways_out(failed, "TensorRT 10.3.0", (), 64)
+    assert "raise the workspace (now 64 MiB) with --workspace-mib" in ways_out(failed, "TensorRT 10.3.0", (), 64)
 
 
 def test_other_errors_are_searched_for_node_names():
@@ -271,11 +271,80 @@ def test_the_last_word_names_node_operator_version_and_ways_out():
         "TensorRT 10.3.0",
         "/model.22/proto/cv3/conv/Conv (Conv)",
         "Left in higher precision already: /model.0/conv/Conv.",
-        "500 or more",
         "--precisions fp32,fp16",
-        "exclude: [/model.22/proto/cv3/conv/Conv",
+        "--exclude /model.22/proto/cv3/conv/Conv /model.22/proto/cv3/act/Sigmoid",
         "upgrade TensorRT",
     ):
         assert part in text
     nameless = FailedNodes((), ("x",), {}, ("(Unnamed Layer* 1) [Scale]",), (10,), "no implementation for x")
     assert "without an ONNX name: (Unnamed Layer* 1) [Scale]" in ways_out(nameless, "TensorRT 10.3.0", ())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_what_is_advised_fits_the_precision(precision):
+    failed = parse_build_log([LogLine("ERROR", "Error Code 4: API Usage Error (Network validation failed.)")])
+    text = ways_out(failed, "TensorRT 10.3.0", (), precision=precision)
+    assert f"builds no {precision} plan" in text
+    assert ("--precisions fp32,fp16" in text) == (precision == "int8")
+    assert ("keep fp32" in text) == (precision == "fp16")
+    assert "calibrat" not in text  # more images do not make a plan build
+
+
+# Of TensorRT-RTX 1.7.1.116: YOLOv8s-seg exported by ultralytics, max_batch 64, workspace_mib 2048.
+RTX_WORKSPACE = (
+    "[localCheckMacros.cpp::getErrorStr::132] Error Code 2: OutOfMemory (Requested size was 2194893888 bytes.)"
+)
+MEMORY_LOGS = [
+    pytest.param([("ERROR", RTX_WORKSPACE)], False, id="TensorRT-RTX"),
+    pytest.param(  # https://github.com/marcoslucianops/DeepStream-Yolo/issues/366
+        [
+            (
+                "ERROR",
+                "2: [virtualMemoryBuffer.cpp::resizePhysical::160] Error Code 2: OutOfMemory (no further information)",
+            ),
+            (
+                "WARNING",
+                "Requested amount of GPU memory (4294967296 bytes) could not be allocated. There may not be enough free memory for allocation to succeed.",
+            ),
+        ],
+        True,
+        id="DeepStream-Yolo-366",
+    ),
+    pytest.param(  # https://github.com/NVIDIA/TensorRT/issues/840 (title)
+        [("ERROR", "Cuda Error in allocate: 2 (out of memory)")], True, id="TensorRT-840"
+    ),
+    pytest.param(
+        [("ERROR", "[resizingAllocator.cpp::allocate::78] Error Code 1: Cuda Runtime (out of memory)")],
+        True,
+        id="TensorRT-10",
+    ),
+]
+
+
+@pytest.mark.parametrize(("log", "of_the_gpu"), MEMORY_LOGS)
+def test_a_build_without_enough_memory_is_told_apart(log, of_the_gpu):
+    lines = [LogLine(severity, text) for severity, text in log]
+    said, blamed = out_of_memory(lines)
+    assert (said, blamed) == (log[0][1], of_the_gpu)
+    text = memory_ways_out(said, blamed, "TensorRT-RTX 1.7.1.116", (1, 8, 64), 2048)
+    for words in (log[0][1], "workspace limit is 2048 MiB", "batches of up to 64", "--max-batch 32"):
+        assert words in text
+    # The ways out are opposite: a larger limit, or less of the GPU.
+    assert ("--workspace-mib 4096" in text) != of_the_gpu
+    assert ("--workspace-mib 1024" in text and "nvidia-smi" in text) == of_the_gpu
+
+
+def test_memory_is_not_blamed_where_a_layer_is_named():
+    named = "Error Code 10: Internal Error (Could not find any implementation for node /m0/Conv.)"
+    lines = [LogLine("ERROR", RTX_WORKSPACE), LogLine("ERROR", named)]
+    assert out_of_memory(lines) is None
+    assert parse_build_log(lines).nodes == ("/m0/Conv",)
+    assert out_of_memory([LogLine("WARNING", RTX_WORKSPACE)]) is None
+
+
+@pytest.mark.parametrize(
+    ("batches", "advice"), [((1, 8, 8), "--max-batch 4 --opt-batch 4"), ((1, 1, 1), None), ((4, 4, 4), None)]
+)
+def test_a_smaller_batch_is_advised_where_there_is_one(batches, advice):
+    text = memory_ways_out(RTX_WORKSPACE, False, "TensorRT-RTX", batches, 64)
+    assert (advice in text) if advice else ("--max-batch" not in text)
