@@ -239,7 +239,7 @@ def _turn_to(
         path = repository.config_path(ref.precision, profile)
         previous = _current(repository, ref.precision, profile)
         named = repository.named_versions(ref.precision, profile)
-        before = path.read_text()
+        before = path.read_text(encoding="utf-8")
         local = servers is None
         if servers is None:
             found = [server for server in running_servers(repository.path) if server.profile == profile]

@@ -28,7 +28,7 @@ def overlay(repository: Path, target: Path, instances: Mapping[str, int]) -> Pat
         RepositoryError: a configuration is missing or broken.
     """
     repository = repository.resolve()
-    target.mkdir(parents=True, mode=0o700)
+    target.mkdir(mode=0o700)
     for model in sorted(entry for entry in repository.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
         if model.name not in instances:
             (target / model.name).symlink_to(model)

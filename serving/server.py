@@ -9,7 +9,6 @@ import os
 import secrets
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -31,6 +30,7 @@ from serving.errors import ServingError
 from serving.lifetime import end_with
 from serving.models import models_to_load
 from serving.overlay import CONFIG_NAME, overlay
+from serving.safe_names import SafeNames
 from serving.secret import new_secret
 from serving.state import SHARED_MEMORY, RunningServer, clear_after, running_servers, scratch_folder
 from serving.tritonserver import Installation, find_tritonserver
@@ -189,10 +189,11 @@ class TritonServer:
         self._ports = tuple(port or next(spare) for port in given)  # type: ignore[assignment]  # always three
         self._shm_prefix = f"segmentation_{secrets.token_hex(4)}_"
         self._lines.clear()
-        self._served = self._served_repository()
+        links = SafeNames(scratch_folder(self._shm_prefix))
+        self._served = links.of(self._served_repository(links.folder / "repository"))
         self._process = subprocess.Popen(
-            self._command(installation, self._served, models),
-            env={**_environment(installation, options.repository), SHM_PREFIX_VARIABLE: self._shm_prefix},
+            self._command(links.installation(installation), self._served, models),
+            env={**_environment(installation, options.repository, links), SHM_PREFIX_VARIABLE: self._shm_prefix},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -319,7 +320,7 @@ class TritonServer:
             raise ServingError(str(error)) from error
         return dict(json_format.MessageToDict(config, preserving_proto_field_name=True))
 
-    def _served_repository(self) -> Path:
+    def _served_repository(self, view: Path) -> Path:
         """The repository itself, or a view of it with other instance counts."""
         counts = {
             contract.PREPROCESS_MODEL: self.options.preprocess_instances,
@@ -327,7 +328,7 @@ class TritonServer:
         }
         asked = {model: count for model, count in counts.items() if count is not None}
         repository = self.options.repository.resolve()
-        return overlay(repository, scratch_folder(self._shm_prefix), asked) if asked else repository
+        return overlay(repository, view, asked) if asked else repository
 
     def _command(self, installation: Installation, repository: Path, models: Sequence[str]) -> list[str]:
         options = self.options
@@ -398,12 +399,11 @@ def model_environment() -> dict[str, str]:
     return {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **allocator_environment()}
 
 
-def _environment(installation: Installation, repository: Path) -> dict[str, str]:
+def _environment(installation: Installation, repository: Path, links: SafeNames) -> dict[str, str]:
     environment = dict(os.environ)
-    libraries = [*map(str, installation.library_path), environment.get("LD_LIBRARY_PATH", "")]
+    libraries = [*map(str, links.installation(installation).library_path), environment.get("LD_LIBRARY_PATH", "")]
     environment["LD_LIBRARY_PATH"] = ":".join(filter(None, libraries))
-    # The stub finds this virtual environment through the first python3 on PATH.
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
+    environment |= links.python(environment)
     for name, value in model_environment().items():
         environment.setdefault(name, value)
     # OpenCV's own bound, should its idea of an image's size ever differ from the header that was checked.

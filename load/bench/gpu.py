@@ -93,7 +93,7 @@ def run(settings: GpuSettings) -> int:
             result["bare"] = bare = _bare(repository, precision, settings.profile)
             result |= _served(settings, repository, precision, images, drivers, bare)
             path = settings.out / f"gpu-{precision}.json"
-            path.write_text(json.dumps(result, indent=2) + "\n")
+            path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
             _say(f"{precision}: written to {path}")
             results.append(result)
     try:

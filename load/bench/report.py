@@ -85,7 +85,7 @@ class Comparison:
         """Write ``<name>.json`` and ``<name>.png``; returns their paths."""
         folder.mkdir(parents=True, exist_ok=True)
         data, picture = folder / f"{self.name}.json", folder / f"{self.name}.png"
-        data.write_text(json.dumps(self.to_json(), indent=2) + "\n")
+        data.write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
         draw(self, picture)
         return data, picture
 
