@@ -40,6 +40,7 @@ def run_step(spec: StepSpec) -> dict[str, Any]:
         process = subprocess.Popen(
             [sys.executable, "-m", "load.step", str(request), str(answer)],
             env=environment,
+            cwd=_ROOT,  # the working folder comes before PYTHONPATH, and may hold a ``load.py`` of another project
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

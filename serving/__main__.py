@@ -13,7 +13,7 @@ from typing import Final
 from builder.errors import BuilderError
 from builder.repository import SHIPPED_REPOSITORY
 from client.errors import SegmentationError
-from pipeline import contract
+from pipeline import command_line, contract
 from serving.demo import run_demo
 from serving.errors import ServingError
 from serving.models import servable_precisions
@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 if it failed (the fault and its remedy are on standard error); 2 for a wrong command line.
     """
+    command_line.prepare()
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
@@ -142,7 +143,7 @@ def _curl(url: str, model: str) -> str:
             '  f=PHOTO.jpg; n=$(stat -c %s "$f")',
             f"  h='{header}'$((n+4))'}}}}]}}'",
             """  l=$(printf '\\\\%03o' $((n&255)) $((n>>8&255)) $((n>>16&255)) $((n>>24&255)))""",
-            """  { printf %s "$h"; printf "$l"; cat "$f"; } | curl -s --data-binary @- \\""",
+            """  { printf %s "$h"; printf "$l"; cat "$f"; } | curl -s --noproxy '*' --data-binary @- \\""",
             f"""    -H "Inference-Header-Content-Length: ${{#h}}" http://{url}/v2/models/{model}/infer""",
         ]
     )

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2_grpc
 
 from builder.reference import fetch_reference
+from client.transport import grpc_channel_args
 from load.bench.drive import Drivers, Target, encoded_request
 from load.bench.gpu_picture import best_bare, draw
 from load.bench.photographs import as_jpeg, network_path
@@ -156,7 +157,7 @@ def _served(
 def _first_requests(url: str, model: str, images: Sequence[bytes]) -> dict[int, tuple[float, float]]:
     """Latencies of the first two requests of every batch size that a request may have, in milliseconds."""
     latencies = {}
-    with grpc.insecure_channel(url) as channel:
+    with grpc.insecure_channel(url, options=grpc_channel_args(url)) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         for size in range(1, contract.MAX_REQUEST_BATCH + 1):
             request = encoded_request(model, [images[index % len(images)] for index in range(size)])
