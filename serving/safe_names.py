@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -58,25 +57,22 @@ class SafeNames:
             library_path=tuple(map(self.of, installation.library_path)),
         )
 
-    def python(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """Environment variables by which the backend's processes find this Python, its packages and this project.
+    def python(self) -> Path:
+        """Folder whose ``python3`` the backend's processes take for theirs, with the environment that it belongs to.
 
-        They take the first ``python3`` on ``PATH`` for theirs, with the virtual environment that it belongs to. Where
-        that one's path cannot be used, they get the interpreter that it was made from, and its packages by name.
+        It is this process's own, or where that one's path cannot be used, one made here that has the same packages.
+        These processes ignore ``PYTHONPATH``.
         """
-        packages = [_ROOT]
-        binaries = Path(sys.executable).parent
-        more = {}
-        if not is_safe(binaries):
-            packages += [Path(entry) for entry in sys.path if Path(entry).name in _PACKAGES]
-            binaries = self.folder / "bin"
-            if not binaries.is_dir():
-                binaries.mkdir()
-                (binaries / "python3").symlink_to(Path(sys.executable).resolve())
-            more = {"PYTHONNOUSERSITE": "1"}
-        named = [str(self.of(package)) for package in packages]
-        return {
-            "PATH": ":".join(filter(None, [str(binaries), environment.get("PATH", "")])),
-            "PYTHONPATH": ":".join(filter(None, [*named, environment.get("PYTHONPATH", "")])),
-            **more,
-        }
+        own = Path(sys.executable).parent
+        if is_safe(own):
+            return own
+        environment = self.folder / "python"
+        packages = environment / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+        packages.mkdir(parents=True)
+        found = [_ROOT, *(Path(entry) for entry in sys.path if Path(entry).name in _PACKAGES)]
+        (packages / "own.pth").write_text("".join(f"{self.of(folder)}\n" for folder in found), encoding="ascii")
+        base = Path(sys.executable).resolve()
+        (environment / "pyvenv.cfg").write_text(f"home = {self.of(base.parent)}\n", encoding="ascii")
+        (environment / "bin").mkdir()
+        (environment / "bin" / "python3").symlink_to(base)
+        return environment / "bin"

@@ -403,7 +403,8 @@ def _environment(installation: Installation, repository: Path, links: SafeNames)
     environment = dict(os.environ)
     libraries = [*map(str, links.installation(installation).library_path), environment.get("LD_LIBRARY_PATH", "")]
     environment["LD_LIBRARY_PATH"] = ":".join(filter(None, libraries))
-    environment |= links.python(environment)
+    # The stub finds this virtual environment through the first python3 on PATH.
+    environment["PATH"] = f"{links.python()}:{environment.get('PATH', '')}"
     for name, value in model_environment().items():
         environment.setdefault(name, value)
     # OpenCV's own bound, should its idea of an image's size ever differ from the header that was checked.
