@@ -19,7 +19,7 @@ from serving.errors import ServingError
 from serving.models import servable_precisions
 from serving.preflight import check, preflight
 from serving.secret import secret_in
-from serving.server import ServerOptions, TritonServer
+from serving.server import ServerOptions, TritonServer, add_port_arguments
 from serving.supervisor import RestartPolicy, supervise
 from serving.tritonserver import EMBEDDED_VERSION, unpack_tritonserver
 from serving.watch import watch_over
@@ -113,7 +113,7 @@ def _unpack(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    return run_demo(options.repository, options.out)
+    return run_demo(options.repository, options.out, (options.http_port, options.grpc_port, options.metrics_port))
 
 
 def _how_to_call(server: TritonServer, options: argparse.Namespace) -> str:
@@ -189,9 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--repository", type=Path, default=SHIPPED_REPOSITORY, help="model repository")
     run.add_argument("--precisions", type=_precisions, help="comma-separated (default: all that are built)")
     run.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    run.add_argument("--http-port", type=int, default=8000, help="0 takes a free one; likewise the other ports")
-    run.add_argument("--grpc-port", type=int, default=8001)
-    run.add_argument("--metrics-port", type=int, default=8002)
+    add_port_arguments(run, (8000, 8001, 8002))
     run.add_argument(
         "--admin-secret-file",
         type=Path,
@@ -225,6 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="build, serve and segment the reference photographs in every precision")
     demo.add_argument("--repository", type=Path, default=SHIPPED_REPOSITORY, help="model repository")
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder for overlays and JSON (default: out)")
+    add_port_arguments(demo)
     demo.set_defaults(run=_demo)
     return parser
 

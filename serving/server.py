@@ -87,6 +87,14 @@ class ServerOptions:
     extra_arguments: tuple[str, ...] = field(default_factory=tuple)
 
 
+def add_port_arguments(parser: Any, defaults: tuple[int, int, int] = (0, 0, 0)) -> None:
+    """Declare ``--http-port``, ``--grpc-port`` and ``--metrics-port``; 0 takes a free one."""
+    for name, default in zip(("http", "grpc", "metrics"), defaults, strict=True):
+        parser.add_argument(
+            f"--{name}-port", type=int, default=default, metavar="N", help=f"0 takes a free one (default: {default})"
+        )
+
+
 class TritonServer:
     """One tritonserver process and its Python backend's stubs.
 
@@ -180,7 +188,8 @@ class TritonServer:
         self._models = models = models_to_load(options.repository, options.profile, options.precisions)
         self._host = resolve_host(options.host)
         given = self._asked_ports
-        check_ports(self._host, dict(zip(("--http-port", "--grpc-port", "--metrics-port"), given, strict=True)))
+        names = (f"--{name}-port (make: {name.upper()}_PORT)" for name in ("http", "grpc", "metrics"))
+        check_ports(self._host, dict(zip(names, given, strict=True)))
         # Last of the checks: it may fetch the server.
         installation = find_tritonserver()
         installation.check_backend("tensorrt" if options.profile == "tensorrt" else "python")
