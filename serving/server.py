@@ -44,6 +44,9 @@ RESTRICTED_APIS: Final = "model-repository,shared-memory,trace,logging"
 MAX_REQUEST_BYTES: Final = 128 * 1024 * 1024
 """Of one HTTP request, on servers that can bound it; single images are bounded in ``preprocess/config.pbtxt``."""
 
+NO_LATENCY_BOUND_MS: Final = 10**9
+"""For measurements: a machine that others use too must not have requests refused."""
+
 _PORT_ATTEMPTS: Final = 3
 _KEPT_LOG_LINES: Final = 200
 
@@ -66,6 +69,7 @@ class ServerOptions:
         shm_default_bytes: shared memory that each of these processes starts with; it grows when needed.
         preprocess_instances: processes that decode images; None takes the model's configuration, likewise the next.
         postprocess_instances: processes that make masks.
+        max_latency_ms: bound of admission control; None takes the model's configuration.
         admin_secret: opens the restricted APIs; None makes a random one.
         extra_arguments: passed to tritonserver as they are; HTTP and metrics must stay on, readiness is read there.
     """
@@ -83,6 +87,7 @@ class ServerOptions:
     shm_default_bytes: int = 1 << 20
     preprocess_instances: int | None = None
     postprocess_instances: int | None = None
+    max_latency_ms: int | None = None
     admin_secret: str | None = None
     extra_arguments: tuple[str, ...] = field(default_factory=tuple)
 
@@ -330,14 +335,16 @@ class TritonServer:
         return dict(json_format.MessageToDict(config, preserving_proto_field_name=True))
 
     def _served_repository(self, view: Path) -> Path:
-        """The repository itself, or a view of it with other instance counts."""
+        """The repository itself, or a view of it with other instance counts or another bound."""
         counts = {
             contract.PREPROCESS_MODEL: self.options.preprocess_instances,
             contract.POSTPROCESS_MODEL: self.options.postprocess_instances,
         }
         asked = {model: count for model, count in counts.items() if count is not None}
+        bound = self.options.max_latency_ms
+        parameters = {contract.ADMISSION_MODEL: {"max_latency_ms": str(bound)}} if bound is not None else {}
         repository = self.options.repository.resolve()
-        return overlay(repository, view, asked) if asked else repository
+        return overlay(repository, view, asked, parameters) if asked or parameters else repository
 
     def _command(self, installation: Installation, repository: Path, models: Sequence[str]) -> list[str]:
         options = self.options
