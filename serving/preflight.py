@@ -16,6 +16,7 @@ from builder.promotions import read_promotions, was_forced
 from builder.repository import ModelRepository, read_config
 from builder.versions import gate_refusal, rollback_version
 from pipeline import contract
+from serving.environment import check_shared_memory
 from serving.errors import ServingError
 from serving.tritonserver import Installation, find_tritonserver
 
@@ -68,15 +69,18 @@ class Preflight:
         profile: cpu or tensorrt.
         models: one status per precision.
         machine: what plans were compared with; None in the cpu profile.
+        warning: what is worth knowing of this machine; empty if nothing is.
     """
 
     profile: str
     models: tuple[ModelStatus, ...]
     machine: Machine | None = None
+    warning: str = ""
 
     def lines(self) -> list[str]:
         """For people."""
         first = [f"profile {self.profile}" + (f": {self.machine}" if self.machine else "")]
+        first += [f"warning: {self.warning}"] if self.warning else []
         return [*first, *(line for status in self.models for line in status.lines())]
 
 
@@ -97,8 +101,9 @@ def preflight(
         installation: the server; None looks for the one on PATH.
 
     Raises:
-        ServingError: the folder is no model repository.
+        ServingError: the folder is no model repository, or this machine lacks shared memory.
     """
+    warning = check_shared_memory()
     try:
         opened = ModelRepository.existing(repository)
     except RepositoryError as error:
@@ -110,7 +115,7 @@ def preflight(
     else:
         machine, without = None, None
     statuses = tuple(_Examination(opened, name, profile, machine).status(without) for name in chosen)
-    return Preflight(profile, statuses, machine)
+    return Preflight(profile, statuses, machine, warning)
 
 
 def check(repository: Path, profile: str, precisions: Sequence[str] | None = None) -> Preflight:

@@ -25,14 +25,14 @@ from builder.repository import CONFIG_NAMES, read_config
 from pipeline import contract
 from serving.admission import SHM_PREFIX_VARIABLE
 from serving.allocator import allocator_environment
-from serving.environment import check_ports, free_ports, is_free, resolve_host
+from serving.environment import SHARED_MEMORY, check_ports, check_shared_memory, free_ports, is_free, resolve_host
 from serving.errors import ServingError
 from serving.lifetime import end_with
 from serving.models import models_to_load
 from serving.overlay import CONFIG_NAME, overlay
 from serving.safe_names import SafeNames
 from serving.secret import new_secret
-from serving.state import SHARED_MEMORY, RunningServer, clear_after, running_servers, scratch_folder
+from serving.state import RunningServer, clear_after, running_servers, scratch_folder
 from serving.tritonserver import Installation, find_tritonserver
 from serving.warm_up import warm_up
 
@@ -195,6 +195,7 @@ class TritonServer:
         given = self._asked_ports
         names = (f"--{name}-port (make: {name.upper()}_PORT)" for name in ("http", "grpc", "metrics"))
         check_ports(self._host, dict(zip(names, given, strict=True)))
+        check_shared_memory()
         # Last of the checks: it may fetch the server.
         installation = find_tritonserver()
         installation.check_backend("tensorrt" if options.profile == "tensorrt" else "python")

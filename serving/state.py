@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from serving.cache import cache_dir
+from serving.environment import SHARED_MEMORY
 from serving.errors import ServingError
 from serving.tritonserver import STUB_NAME
 
@@ -21,8 +22,6 @@ SHM_PREFIX: Final = re.compile(r"segmentation_[0-9a-f]{8}_")
 """Beginning of the names of a server's shared memory regions."""
 
 _SAFE: Final = re.compile(r"[A-Za-z0-9._/+@,=-]+")
-
-SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
 
 
 @dataclass(frozen=True)
