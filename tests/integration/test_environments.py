@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from serving.cache import cache_dir
+from serving.environment import SHARED_MEMORY
+from serving.state import running_servers
 
 pytestmark = pytest.mark.server
 
@@ -180,8 +182,9 @@ def photographs(reference, tmp_path):
 def test_serve_call_build_and_measure(name, repository, photographs, tmp_path):
     place = Place(repository, photographs)
     ENVIRONMENTS[name](place, tmp_path)
-    before = left_behind()
     with place.served() as urls:
+        (prefix,) = (server.shm_prefix for server in running_servers() if server.http == urls["http"])
+        assert files_of(prefix)
         for protocol, url in urls.items():
             out = tmp_path / f"out {protocol}"
             called = ["--protocol", protocol, "--url", url, "--out", out, "--json", out / "result.json"]
@@ -200,14 +203,15 @@ def test_serve_call_build_and_measure(name, repository, photographs, tmp_path):
         assert (tmp_path / "load" / "report.html").read_text(encoding="utf-8")
         # The running server is found by its repository, and reloaded over gRPC.
         place.run("builder", "promote", "segmentation_int8/1", "--repository", place.repository)
-    assert left_behind() <= before
+    assert not files_of(prefix)
     built = place.run("builder", "build", "--precisions", "fp32", "--repository", place.repository)
     assert "segmentation_fp32" in built
 
 
-def left_behind():
-    folders = (Path(tempfile.gettempdir()), cache_dir() / "servers", Path("/dev/shm"))  # noqa: S108
-    return {path for folder in folders if folder.is_dir() for path in folder.glob("segmentation_*")}
+def files_of(prefix):
+    """What a server has made: shared memory, and files of its own."""
+    folders = (Path(tempfile.gettempdir()), cache_dir() / "servers", SHARED_MEMORY)
+    return [path for folder in folders for path in folder.glob(f"{prefix}*")]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
