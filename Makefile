@@ -1,6 +1,15 @@
 # One command each; CI runs the same ones. `make help` lists them.
 PYTHON_IN_VENV := .venv/bin/python
 REPOSITORY ?= model_repository
+# Ports as in .env.example: make serve HTTP_PORT=8010, HTTP_PORT=8010 make serve, or, for serve and load-ui, a line of .env,
+# as Compose ranks them. demo and load take free ports unless they are given some.
+from_env_file = $(shell sed -nE "s/^(export +)?$(1) *= *[\"']?([0-9]+).*/\2/p" .env 2>/dev/null | tail -n 1)
+given_ports = $(if $(HTTP_PORT),--http-port $(HTTP_PORT)) $(if $(GRPC_PORT),--grpc-port $(GRPC_PORT)) \
+	$(if $(METRICS_PORT),--metrics-port $(METRICS_PORT))
+serve_ports = --http-port $(or $(HTTP_PORT),$(call from_env_file,HTTP_PORT),8000) \
+	--grpc-port $(or $(GRPC_PORT),$(call from_env_file,GRPC_PORT),8001) \
+	--metrics-port $(or $(METRICS_PORT),$(call from_env_file,METRICS_PORT),8002)
+locust_port = --web-port $(or $(LOCUST_PORT),$(call from_env_file,LOCUST_PORT),8089)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve build test test-tensorrt load load-ui bench bench-gpu chaos soak lint audit format clean base dev tensorrt
@@ -18,13 +27,13 @@ tensorrt: ## set up the builder's TensorRT profile: ModelOpt, PyTorch, TensorRT-
 	@sh requirements/install.sh tensorrt
 
 demo: base ## from nothing to masks: build, serve, segment five photographs in three precisions over two protocols
-	@$(PYTHON_IN_VENV) -m serving demo --repository $(REPOSITORY) --out out
+	@$(PYTHON_IN_VENV) -m serving demo --repository "$(REPOSITORY)" --out out $(given_ports)
 
 build: base ## build the reference model's versions for the cpu profile
-	@$(PYTHON_IN_VENV) -m builder build --profile cpu --repository $(REPOSITORY)
+	@$(PYTHON_IN_VENV) -m builder build --profile cpu --repository "$(REPOSITORY)"
 
 serve: build ## leave a server running on loopback and say how to call it
-	@$(PYTHON_IN_VENV) -m serving run --profile cpu --repository $(REPOSITORY)
+	@$(PYTHON_IN_VENV) -m serving run --profile cpu --repository "$(REPOSITORY)" $(serve_ports)
 
 test: dev ## unit tests, and integration tests against the real server
 	@$(PYTHON_IN_VENV) -m pytest
@@ -35,23 +44,23 @@ test-tensorrt: tensorrt ## build TensorRT plans, and hold the builder against Te
 	@TENSORRT_STUBS=.cache/tensorrt-stubs $(PYTHON_IN_VENV) -m pytest tests/unit/builder/tensorrt tests/integration/test_tensorrt_build.py
 
 load: dev build ## from nothing to a two-minute comparison of the precisions under load; prints where its report is
-	@$(PYTHON_IN_VENV) -m load compare --repository $(REPOSITORY) --protocols grpc --users 1,2,4 --duration 2.5 \
-		--warm-up 0.5 --rounds 3 --out out/load
+	@$(PYTHON_IN_VENV) -m load compare --repository "$(REPOSITORY)" --protocols grpc --users 1,2,4 --duration 2.5 \
+		--warm-up 0.5 --rounds 3 --out out/load $(given_ports)
 
 load-ui: dev build ## Locust's web page on 127.0.0.1:8089, with a server to press on
-	@$(PYTHON_IN_VENV) -m load ui --repository $(REPOSITORY)
+	@$(PYTHON_IN_VENV) -m load ui --repository "$(REPOSITORY)" $(given_ports) $(locust_port)
 
 bench: dev build ## measure the ensemble against the bare model, the plain ways and other packages (a few minutes)
-	@$(PYTHON_IN_VENV) -m load bench all --repository $(REPOSITORY) --out out/bench
+	@$(PYTHON_IN_VENV) -m load bench all --repository "$(REPOSITORY)" --out out/bench
 
 bench-gpu: dev ## the ensemble on a GPU machine, profile cuda (versions promoted for it; needs onnxruntime-gpu)
-	@$(PYTHON_IN_VENV) -m load bench gpu --repository $(REPOSITORY) --out out/bench
+	@$(PYTHON_IN_VENV) -m load bench gpu --repository "$(REPOSITORY)" --out out/bench
 
 chaos: dev build ## hostile input, overload and faults on the real server; writes docs/reliability.md's figures (half an hour)
-	@$(PYTHON_IN_VENV) -m tests.chaos --repository $(REPOSITORY) --out out/chaos
+	@$(PYTHON_IN_VENV) -m tests.chaos --repository "$(REPOSITORY)" --out out/chaos
 
 soak: dev build ## twenty minutes of mixed traffic, every answer compared
-	@$(PYTHON_IN_VENV) -m tests.chaos.soak --repository $(REPOSITORY) --minutes 20 --out out/chaos
+	@$(PYTHON_IN_VENV) -m tests.chaos.soak --repository "$(REPOSITORY)" --minutes 20 --out out/chaos
 
 lint: dev ## linter, formatter and type checker
 	@$(PYTHON_IN_VENV) -m ruff check .
@@ -66,4 +75,4 @@ format: dev ## format the code
 
 clean: ## remove the environment, caches and built versions
 	rm -rf .venv .cache out .mypy_cache .ruff_cache .pytest_cache
-	find $(REPOSITORY)/segmentation_* -mindepth 1 -maxdepth 1 -type d ! -name configs -exec rm -rf {} +
+	find "$(REPOSITORY)"/segmentation_* -mindepth 1 -maxdepth 1 -type d ! -name configs -exec rm -rf {} +

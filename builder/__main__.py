@@ -21,7 +21,7 @@ from builder.reference import fetch_reference
 from builder.repository import SHIPPED_REPOSITORY, ModelRepository
 from builder.sensitivity_command import run_sensitivity
 from builder.settings import BuildSettings, load_settings, unbuilt_profile
-from pipeline import contract
+from pipeline import command_line, contract
 from serving.errors import ServingError
 from serving.paths import local_path
 
@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 if it failed (the fault and its remedy are on standard error); 2 for a wrong command line.
     """
+    command_line.prepare()
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))

@@ -335,7 +335,7 @@ class Build:
         repository, artefact = self._repository, verified.artefact
         with repository.locked(), repository.staging(precision) as staged:
             onnx.save(artefact.model, staged / _MODEL_FILE)
-            (staged / "model.py").write_text(_MODEL_SHIM)
+            (staged / "model.py").write_text(_MODEL_SHIM, encoding="utf-8")
             for name, plan in artefact.plans.items():
                 (staged / name).write_bytes(plan)
             _check_runs(staged / _MODEL_FILE)
@@ -365,7 +365,7 @@ class Build:
             self._report(staged / REPORT_NAME, manifest, verified)
             files = {path.name: FileEntry.of(path) for path in sorted(staged.iterdir())}
             manifest = Manifest(**{**manifest.__dict__, "files": files})
-            (staged / manifests.MANIFEST_NAME).write_text(manifest.to_json())
+            (staged / manifests.MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
             served = {
                 profile: repository.promoted(precision, profile)
                 for profile in contract.PROFILES

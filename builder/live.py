@@ -14,6 +14,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from builder.errors import BuilderError
+from client.transport import grpc_channel_args
 from pipeline import contract
 from serving.server import ADMIN_HEADER
 from serving.state import RunningServer
@@ -54,7 +55,7 @@ class LiveServer:
         self._timeout_s = answer_timeout_s
         self.name = name or f"the server at {url}"
         self._headers = {GRPC_ADMIN_HEADER: admin_secret}
-        self._client = triton.InferenceServerClient(url)
+        self._client = triton.InferenceServerClient(url, channel_args=grpc_channel_args(url))
 
     @classmethod
     def of(cls, server: RunningServer) -> LiveServer:

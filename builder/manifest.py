@@ -94,7 +94,7 @@ class Manifest:
         """
         path = folder / MANIFEST_NAME
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text(encoding="utf-8"))
             if values["format_version"] > FORMAT_VERSION:
                 raise RepositoryError(f"{path}: written by a newer builder (format {values['format_version']}); update")
             values["files"] = {name: FileEntry(**entry) for name, entry in values["files"].items()}

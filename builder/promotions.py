@@ -51,7 +51,7 @@ def read_promotions(model_folder: Path, profile: str | None = None) -> list[Prom
         profile: take only this profile's lines.
     """
     try:
-        text = (model_folder / PROMOTIONS_NAME).read_text()
+        text = (model_folder / PROMOTIONS_NAME).read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
     found = [promotion for promotion in map(_parsed, text.splitlines()) if promotion is not None]

@@ -87,7 +87,7 @@ def choose_examples(
 def write_report(path: Path, report: Report) -> None:
     """Write the page: one file, nothing loaded from elsewhere."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(_TEMPLATE.read_text())
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     pictures = [
         {
             "name": example.path.name,
@@ -102,7 +102,9 @@ def write_report(path: Path, report: Report) -> None:
             stages=[*report.earlier, report.manifest],
             pictures=pictures,
             trade_plot=_trade_plot(report.trades),
-        )
+        ),
+        encoding="utf-8",
+        errors="backslashreplace",  # names of images need not be UTF-8
     )
 
 

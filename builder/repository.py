@@ -359,7 +359,7 @@ def read_config(path: Path) -> Any:
         RepositoryError: missing or not a model configuration.
     """
     try:
-        return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
     except OSError as error:
         raise RepositoryError(f"{path}: {error.strerror}; restore it from the shipped model repository") from error
     except text_format.ParseError as error:
@@ -373,7 +373,9 @@ def write_config(path: Path, config: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file beside its place, then rename it into it."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False) as stream:
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False
+    ) as stream:
         temporary = Path(stream.name)
         try:
             stream.write(text)

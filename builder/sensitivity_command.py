@@ -47,7 +47,7 @@ def run_sensitivity(settings: BuildSettings, steps: Steps, out: Path) -> int:
         "groups": [cost.as_dict() for cost in ranking],
         "trade": [trade.as_dict() for trade in trades],
     }
-    (out / "sensitivity.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (out / "sensitivity.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     plot_trades(trades, out / "sensitivity.png")
     console.print(f"{out / 'sensitivity.json'}\n{out / 'sensitivity.png'}", soft_wrap=True)
     return 0

@@ -209,7 +209,7 @@ def load_settings(path: Path | None, overrides: dict[str, Any]) -> BuildSettings
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            loaded = yaml.safe_load(path.read_text())
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise SettingsError(f"{path}: {error.strerror}") from error
         except yaml.YAMLError as error:

@@ -354,7 +354,7 @@ class _Turn:
         self._path = repository.config_path(manifest.precision, profile)
         self._previous = _current(repository, manifest.precision, profile)
         self._named = repository.named_versions(manifest.precision, profile)
-        self._before = self._path.read_text()
+        self._before = self._path.read_text(encoding="utf-8")
         self.serving = [server for server in servers if _serves(server, self.ref)]
         if self.serving:
             _try_before(repository, self.ref, manifest, profile, on_this_machine=on_this_machine)

@@ -207,7 +207,7 @@ def _servers(options: argparse.Namespace, stack: ExitStack) -> list[LiveServer] 
     if options.url is None or options.admin_secret_file is None:
         raise RepositoryError("a server is reached with both: --url HOST:PORT and --admin-secret-file FILE")
     try:
-        secret = options.admin_secret_file.read_text().strip()
+        secret = options.admin_secret_file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise RepositoryError(
             f"{options.admin_secret_file}: cannot be read ({error}); give the server's file"

@@ -3,6 +3,13 @@
 ``python -m client --help`` shows the command line.
 """
 
+import sys
+from pathlib import Path
+
+if sys.argv[:1] == ["-m"]:
+    # ``python -m`` puts the working folder first, where another project's modules of the same names may lie.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from client.errors import (
     RequestError,
     RequestTimeoutError,

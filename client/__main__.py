@@ -19,7 +19,7 @@ from client.segmentation import AsyncSegmentationClient
 from client.sources import VIDEO_SUFFIXES, SourceError
 from client.transport import DEFAULT_URLS
 from client.video import VideoError
-from pipeline import contract
+from pipeline import command_line, contract
 from pipeline.errors import ParameterError
 from pipeline.parameters import RequestParameters
 
@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 1 if an image or frame failed (each is named); 2 if nothing could be tried: a wrong command line, no image
         found, no server ready; 130 if interrupted.
     """
+    command_line.prepare()
     parser = _parser()
     options = parser.parse_args(arguments)
     _check(parser, options)

@@ -57,12 +57,16 @@ class CocoDocument:
         }
 
     def write(self, path: Path) -> None:
-        """Write the document, UTF-8; folders are made.
+        r"""Write the document, UTF-8; folders are made.
+
+        Bytes of a file's name that are no UTF-8 are written as ``\udc80`` to ``\udcff``, as ``os.fsdecode`` has them.
 
         Raises:
             OSError: it cannot be written.
         """
-        write_atomically(path, (json.dumps(self.to_dict(), ensure_ascii=False) + "\n").encode())
+        write_atomically(
+            path, (json.dumps(self.to_dict(), ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+        )
 
 
 def _annotation(detection: Detection) -> dict[str, Any]:

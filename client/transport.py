@@ -6,10 +6,12 @@ The protocol's library is imported when its transport is made.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from http.client import HTTPException
 from types import ModuleType
 from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +119,38 @@ def checked_url(url: str) -> str:
     return url
 
 
+def grpc_channel_args(url: str) -> list[tuple[str, int]]:
+    """Options of a gRPC channel to a server of this project.
+
+    gRPC goes through the proxy that ``grpc_proxy``, ``https_proxy`` or ``http_proxy`` name. A proxy does not reach this
+    machine's own loopback, so that one is called directly.
+
+    Args:
+        url: ``host:port``.
+
+    Example:
+        >>> ("grpc.enable_http_proxy", 0) in grpc_channel_args("localhost:8001")
+        True
+    """
+    return _GRPC_CHANNEL_ARGS + ([("grpc.enable_http_proxy", 0)] if is_loopback(url) else [])
+
+
+def is_loopback(url: str) -> bool:
+    """Whether ``host`` or ``host:port`` is on this machine's loopback.
+
+    Example:
+        >>> is_loopback("[::1]:8001"), is_loopback("192.0.2.1:8001")
+        (True, False)
+    """
+    host = ""
+    try:
+        host = urlsplit(f"//{url}").hostname or ""
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified  # Linux takes 0.0.0.0 for loopback
+
+
 class GrpcTransport:
     """Blocking gRPC. May be shared by threads."""
 
@@ -125,7 +159,7 @@ class GrpcTransport:
 
         self._library = tritonclient.grpc
         self._url, self._timeout_s = url, timeout_s
-        self._client = self._library.InferenceServerClient(url, channel_args=_GRPC_CHANNEL_ARGS)
+        self._client = self._library.InferenceServerClient(url, channel_args=grpc_channel_args(url))
 
     def infer(self, model: str, images: NDArray[np.object_], parameters: Parameters) -> Tensors:
         """See :meth:`Transport.infer`."""
@@ -177,7 +211,7 @@ class AsyncGrpcTransport:
 
         self._library = tritonclient.grpc.aio
         self._url, self._timeout_s = url, timeout_s
-        self._client = self._library.InferenceServerClient(url, channel_args=_GRPC_CHANNEL_ARGS)
+        self._client = self._library.InferenceServerClient(url, channel_args=grpc_channel_args(url))
 
     async def infer(self, model: str, images: NDArray[np.object_], parameters: Parameters) -> Tensors:
         """See :meth:`Transport.infer`."""

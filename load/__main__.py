@@ -11,6 +11,7 @@ from client.errors import SegmentationError
 from load import compare_command, ui_command
 from load.bench import cli as bench
 from load.errors import LoadError
+from pipeline import command_line
 from serving.errors import ServingError
 
 
@@ -20,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 if it failed, a condition held, or requests failed; 2 for a wrong command line.
     """
+    command_line.prepare()
     parser = argparse.ArgumentParser(prog="python -m load", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (compare_command, ui_command):

@@ -32,7 +32,7 @@ def run_step(spec: StepSpec) -> dict[str, Any]:
     limit_s = spec.warm_up_s + spec.duration_s + spec.options.timeout_s + GRACE_S
     with tempfile.TemporaryDirectory(prefix="load_") as folder:
         request, answer = Path(folder) / "spec.json", Path(folder) / "result.json"
-        request.write_text(spec.to_json())
+        request.write_text(spec.to_json(), encoding="utf-8")
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), environment.get("PYTHONPATH")]))
         # One core, whatever NumPy and OpenCV would like.
@@ -40,6 +40,7 @@ def run_step(spec: StepSpec) -> dict[str, Any]:
         process = subprocess.Popen(
             [sys.executable, "-m", "load.step", str(request), str(answer)],
             env=environment,
+            cwd=_ROOT,  # the working folder comes before PYTHONPATH, and may hold a ``load.py`` of another project
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -57,5 +58,5 @@ def run_step(spec: StepSpec) -> dict[str, Any]:
         if process.returncode != 0 or not answer.is_file():
             tail = "\n".join(f"  {line}" for line in output.splitlines()[-_KEPT_LINES:])
             raise LoadError(f"the load generator ended with status {process.returncode}:\n{tail}")
-        result: dict[str, Any] = json.loads(answer.read_text())
+        result: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
         return result

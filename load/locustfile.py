@@ -14,6 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# Locust puts the working folder first, where another project's modules of the same names may lie.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from locust import events
 from locust.env import Environment
 from locust.exception import StopTest

@@ -134,12 +134,12 @@ def save(payloads: Sequence[Payload], folder: Path) -> None:
     for number, payload in enumerate(payloads):
         (folder / str(number)).write_bytes(payload.data)
         index.append({"name": payload.name, "image_size": payload.image_size, "expected": payload.expected})
-    (folder / _INDEX_NAME).write_text(json.dumps(index))
+    (folder / _INDEX_NAME).write_text(json.dumps(index), encoding="utf-8")
 
 
 def read(folder: Path) -> list[Payload]:
     """Read what :func:`save` wrote."""
-    index = json.loads((folder / _INDEX_NAME).read_text())
+    index = json.loads((folder / _INDEX_NAME).read_text(encoding="utf-8"))
     return [
         Payload(entry["name"], (folder / str(number)).read_bytes(), tuple(entry["image_size"]), entry["expected"])
         for number, entry in enumerate(index)

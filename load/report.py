@@ -110,7 +110,7 @@ def write_report(report: Report, out: Path) -> Path:
     _write(out / JSON_NAME, json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters.update(spread=_spread, count=_count, percent=_percent, fraction=_fraction)
-    template = environment.from_string(_TEMPLATE.read_text())
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     page = template.render(report=report, analysis=report.analysis, charts=_charts(report.analysis))
     _write(out / HTML_NAME, page)
     return out / HTML_NAME
@@ -129,7 +129,7 @@ def _charts(analysis: Analysis) -> dict[str, str]:
 def _write(path: Path, text: str) -> None:
     """Beside, then renamed: a reader never sees half a report."""
     beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text)
+    beside.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of images need not be UTF-8
     beside.replace(path)
 
 

@@ -13,7 +13,7 @@ from load.compare import Endpoints
 from load.options import add_url_arguments, checked_url_of
 from pipeline import contract
 from serving.paths import local_path
-from serving.server import ServerOptions, TritonServer
+from serving.server import ServerOptions, TritonServer, add_port_arguments
 from serving.state import running_servers
 
 
@@ -22,6 +22,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("server", "without a url, one is started for as long as this takes")
     group.add_argument("--repository", type=local_path, help=f"model repository (default: {SHIPPED_REPOSITORY.name})")
     group.add_argument("--profile", choices=contract.PROFILES, default="cpu", help="of the server to start (cpu)")
+    add_port_arguments(group)
     add_url_arguments(group, defaults=False)
     group.add_argument("--url-metrics", default="", help="HOST:PORT of its metrics, for CPU, memory and GPU")
 
@@ -51,7 +52,8 @@ def server_under_test(
         return
     repository = options.repository or SHIPPED_REPOSITORY
     wanted = tuple(dict.fromkeys(precisions)) if precisions is not None else None
-    settings = ServerOptions(repository, options.profile, wanted, http_port=0, grpc_port=0, metrics_port=0)
+    ports = {name: getattr(options, name) for name in ("http_port", "grpc_port", "metrics_port")}
+    settings = ServerOptions(repository, options.profile, wanted, **ports)
     with TritonServer(settings) as started:
         urls = {"grpc": started.grpc_url, "http": started.http_url}
         described = {"started by": "this command", "profile": options.profile, **urls}

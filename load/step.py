@@ -95,7 +95,7 @@ def run(spec: StepSpec) -> dict[str, Any]:
 def main(arguments: list[str]) -> int:
     """Read a specification, run it, write what happened."""
     spec_path, result_path = map(Path, arguments)
-    values = json.loads(spec_path.read_text())
+    values = json.loads(spec_path.read_text(encoding="utf-8"))
     options = values.pop("options")
     options["images"] = None  # the payloads are read from their own folder
     for name in ("megapixels", "batch_sizes", "think_time_s"):
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> int:
     values["payloads"] = Path(values["payloads"])
     fields = {field.name for field in dataclasses.fields(StepSpec)} - {"options"}
     spec = StepSpec(options=UserOptions(**options), **{name: values[name] for name in fields})
-    result_path.write_text(json.dumps(run(spec)))
+    result_path.write_text(json.dumps(run(spec)), encoding="utf-8")
     return 0
 
 

@@ -15,7 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from client.errors import RequestError, SegmentationError
 from client.request import Request
-from client.transport import transport
+from client.transport import grpc_channel_args, transport
 from load.errors import LoadError
 from pipeline import contract
 
@@ -113,7 +113,7 @@ class TritonStatistics:
         if protocol == "grpc":
             import tritonclient.grpc
 
-            self._client = tritonclient.grpc.InferenceServerClient(url)
+            self._client = tritonclient.grpc.InferenceServerClient(url, channel_args=grpc_channel_args(url))
         else:
             import tritonclient.http
 

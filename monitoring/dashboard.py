@@ -474,9 +474,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     text = json.dumps(dashboard(), indent=2) + "\n"
     if not options.check:
-        DASHBOARD_FILE.write_text(text)
+        DASHBOARD_FILE.write_text(text, encoding="utf-8")
         return 0
-    if DASHBOARD_FILE.is_file() and DASHBOARD_FILE.read_text() == text:
+    if DASHBOARD_FILE.is_file() and DASHBOARD_FILE.read_text(encoding="utf-8") == text:
         return 0
     print(f"{DASHBOARD_FILE} is out of date; write it with `python -m monitoring.dashboard`", file=sys.stderr)
     return 1

@@ -13,14 +13,14 @@ from typing import Final
 from builder.errors import BuilderError
 from builder.repository import SHIPPED_REPOSITORY
 from client.errors import SegmentationError
-from pipeline import contract
+from pipeline import command_line, contract
 from serving.demo import run_demo
 from serving.errors import ServingError
 from serving.models import servable_precisions
 from serving.paths import local_path
 from serving.preflight import check, preflight
 from serving.secret import secret_in
-from serving.server import ServerOptions, TritonServer
+from serving.server import ServerOptions, TritonServer, add_port_arguments
 from serving.supervisor import RestartPolicy, supervise
 from serving.tritonserver import EMBEDDED_VERSION, unpack_tritonserver
 from serving.watch import watch_over
@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 if it failed (the fault and its remedy are on standard error); 2 for a wrong command line.
     """
+    command_line.prepare()
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
@@ -113,7 +114,7 @@ def _unpack(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    return run_demo(options.repository, options.out)
+    return run_demo(options.repository, options.out, (options.http_port, options.grpc_port, options.metrics_port))
 
 
 def _how_to_call(server: TritonServer, options: argparse.Namespace) -> str:
@@ -143,7 +144,7 @@ def _curl(url: str, model: str) -> str:
             '  f=PHOTO.jpg; n=$(stat -c %s "$f")',
             f"  h='{header}'$((n+4))'}}}}]}}'",
             """  l=$(printf '\\\\%03o' $((n&255)) $((n>>8&255)) $((n>>16&255)) $((n>>24&255)))""",
-            """  { printf %s "$h"; printf "$l"; cat "$f"; } | curl -s --data-binary @- \\""",
+            """  { printf %s "$h"; printf "$l"; cat "$f"; } | curl -s --noproxy '*' --data-binary @- \\""",
             f"""    -H "Inference-Header-Content-Length: ${{#h}}" http://{url}/v2/models/{model}/infer""",
         ]
     )
@@ -189,9 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--repository", type=local_path, default=SHIPPED_REPOSITORY, help="model repository")
     run.add_argument("--precisions", type=_precisions, help="comma-separated (default: all that are built)")
     run.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    run.add_argument("--http-port", type=int, default=8000, help="0 takes a free one; likewise the other ports")
-    run.add_argument("--grpc-port", type=int, default=8001)
-    run.add_argument("--metrics-port", type=int, default=8002)
+    add_port_arguments(run, (8000, 8001, 8002))
     run.add_argument(
         "--admin-secret-file",
         type=local_path,
@@ -225,6 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="build, serve and segment the reference photographs in every precision")
     demo.add_argument("--repository", type=local_path, default=SHIPPED_REPOSITORY, help="model repository")
     demo.add_argument("--out", type=local_path, default=Path("out"), help="folder for overlays and JSON (default: out)")
+    add_port_arguments(demo)
     demo.set_defaults(run=_demo)
     return parser
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from pipeline import contract
 from pipeline.errors import BUSY, OverloadError
-from serving.state import SHARED_MEMORY
+from serving.environment import SHARED_MEMORY
 
 SHM_PREFIX_VARIABLE: Final = "TRITON_SEGMENTATION_SHM_PREFIX"
 """Environment variable with the beginning of the names of one server's shared memory files."""

@@ -17,7 +17,7 @@ def cache_dir() -> Path:
     """
     checkout = Path(__file__).resolve().parent.parent
     if named := os.environ.get(CACHE_VARIABLE):
-        folder = Path(named)
+        folder = Path(named).absolute()
     elif (checkout / "pyproject.toml").is_file() and os.access(checkout, os.W_OK):
         folder = checkout / ".cache"
     else:

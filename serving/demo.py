@@ -40,13 +40,14 @@ class _Row:
     milliseconds: float
 
 
-def run_demo(repository: Path, out: Path) -> int:
-    """Build what is missing, serve it on free ports, segment the reference photographs, write what was found.
+def run_demo(repository: Path, out: Path, ports: tuple[int, int, int] = (0, 0, 0)) -> int:
+    """Build what is missing, serve it, segment the reference photographs, write what was found.
 
     Args:
         repository: the model repository.
         out: folder for overlay pictures, ``<precision>/<photograph>.png``, COCO JSON, ``<precision>.json``, and
             ``scene.jpg``, a drawn scene before and after.
+        ports: of HTTP, gRPC and metrics; 0 takes a free one.
 
     Returns:
         0; 1 if the two protocols do not agree.
@@ -64,7 +65,7 @@ def run_demo(repository: Path, out: Path) -> int:
             steps.warn(
                 f"{built.manifest.model}/{built.manifest.version} is {built.state}; what was served before is shown"
             )
-    server = TritonServer(ServerOptions(repository, http_port=0, grpc_port=0, metrics_port=0))
+    server = TritonServer(ServerOptions(repository, http_port=ports[0], grpc_port=ports[1], metrics_port=ports[2]))
     try:
         with steps.step("start tritonserver"):
             server.start()

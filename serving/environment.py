@@ -21,6 +21,11 @@ MIN_GLIBC: Final = (2, 35)
 PYTHON_VERSIONS: Final = ((3, 10), (3, 12))
 ARCHITECTURES: Final = ("x86_64", "aarch64")
 MAX_PORT: Final = 65535
+SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
+LEAST_SHARED_MEMORY_BYTES: Final = 16 << 20
+"""Free when a server starts: with three precisions it takes 8 MB before the first request."""
+ENOUGH_SHARED_MEMORY_BYTES: Final = 512 << 20
+"""A pool of shared memory grows to the largest request that its process ever had; there is one per process."""
 
 
 def check_platform(system: str | None = None, machine: str | None = None, glibc: str | None = None) -> None:
@@ -84,6 +89,38 @@ def find_libpython(folders: Iterable[Path] | None = None) -> Path:
         f"{name} was not found; the server's Python backend is linked to it. On Debian and Ubuntu: "
         f"`apt-get install libpython{major}.{minor}`; with pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared"
     )
+
+
+def check_shared_memory(folder: Path = SHARED_MEMORY) -> str:
+    """Look whether the server and its Python models have room to exchange tensors.
+
+    Args:
+        folder: where shared memory is.
+
+    Returns:
+        What will fail and what helps, where little is free; else nothing.
+
+    Raises:
+        EnvironmentFault: so little is free that no server starts, or there is none.
+    """
+    remedy = (
+        "give the container 1 GB or more: `docker run --shm-size=2g`, `shm_size` in Compose (SHM_SIZE in .env), a "
+        "volume of medium Memory on Kubernetes"
+    )
+    try:
+        found = os.statvfs(folder)
+    except OSError as error:
+        raise EnvironmentFault(f"{folder} cannot be used for shared memory ({error.strerror}); {remedy}") from error
+    free, size = (blocks * found.f_frsize for blocks in (found.f_bavail, found.f_blocks))
+    room = f"{free >> 20} of {size >> 20} MB are free in {folder}"
+    if free < LEAST_SHARED_MEMORY_BYTES:
+        raise EnvironmentFault(f"{room}, too little shared memory to start a server; {remedy}")
+    if free < ENOUGH_SHARED_MEMORY_BYTES:
+        return (
+            f"{room}: large images and batches will be refused with 'Failed to increase the shared memory pool size'; "
+            f"{remedy}"
+        )
+    return ""
 
 
 def resolve_host(host: str) -> str:

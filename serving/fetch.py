@@ -54,7 +54,7 @@ def _download(requirement: str, sha256: str, folder: Path, source: bool) -> None
         )
     name = requirement.split("==", maxsplit=1)[0]
     listing = folder / "requirement.txt"
-    listing.write_text(f"{requirement} --hash=sha256:{sha256}\n")
+    listing.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
     # The build backend of the source archive is installed, pinned and hashed: none is fetched unseen.
     kind = ["--no-binary", name, "--no-build-isolation"] if source else ["--only-binary", ":all:"]
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--require-hashes"]

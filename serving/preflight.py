@@ -19,6 +19,7 @@ from builder.repository import ModelRepository, read_config
 from builder.tensorrt.gpu import gpu_at_hand
 from builder.versions import gate_refusal, rollback_version
 from pipeline import contract
+from serving.environment import check_shared_memory
 from serving.errors import ServingError
 from serving.tritonserver import Installation, find_tritonserver
 
@@ -75,15 +76,18 @@ class Preflight:
         profile: cpu, tensorrt or cuda.
         models: one status per precision.
         machine: what plans were compared with; None where no plans are loaded.
+        warning: what is worth knowing of this machine; empty if nothing is.
     """
 
     profile: str
     models: tuple[ModelStatus, ...]
     machine: Machine | None = None
+    warning: str = ""
 
     def lines(self) -> list[str]:
         """For people."""
         first = [f"profile {self.profile}" + (f": {self.machine}" if self.machine else "")]
+        first += [f"warning: {self.warning}"] if self.warning else []
         return [*first, *(line for status in self.models for line in status.lines())]
 
 
@@ -104,8 +108,9 @@ def preflight(
         installation: the server; None looks for the one on PATH.
 
     Raises:
-        ServingError: the folder is no model repository.
+        ServingError: the folder is no model repository, or this machine lacks shared memory.
     """
+    warning = check_shared_memory()
     try:
         opened = ModelRepository.existing(repository)
     except RepositoryError as error:
@@ -121,7 +126,7 @@ def preflight(
         without = _without_cuda() if served.needs_gpu else None
         lack = _Lack(without, _CUDA_REMEDY) if without else None
     statuses = [_Examination(opened, name, profile, machine).status(lack) for name in chosen]
-    return Preflight(profile, tuple(_told_of_mixtures(opened, profile, chosen, statuses)), machine)
+    return Preflight(profile, tuple(_told_of_mixtures(opened, profile, chosen, statuses)), machine, warning)
 
 
 def check(repository: Path, profile: str, precisions: Sequence[str] | None = None) -> Preflight:

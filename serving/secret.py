@@ -38,7 +38,7 @@ def secret_in(path: Path) -> str:
                     os.link(beside, path)
                 finally:
                     beside.unlink()
-        text = path.read_text().strip()
+        text = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ServingError(f"{path}: the secret cannot be read or made ({error}); name another file") from error
     if not _ALLOWED.fullmatch(text):

@@ -9,7 +9,6 @@ import os
 import secrets
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -27,13 +26,14 @@ from builder.repository import CONFIG_NAMES, read_config
 from pipeline import contract
 from serving.admission import SHM_PREFIX_VARIABLE
 from serving.allocator import allocator_environment
-from serving.environment import check_ports, free_ports, is_free, resolve_host
+from serving.environment import SHARED_MEMORY, check_ports, check_shared_memory, free_ports, is_free, resolve_host
 from serving.errors import ServingError
 from serving.lifetime import end_with
 from serving.models import models_to_load
 from serving.overlay import CONFIG_NAME, overlay
+from serving.safe_names import SafeNames
 from serving.secret import new_secret
-from serving.state import SHARED_MEMORY, RunningServer, clear_after, running_servers, scratch_folder
+from serving.state import RunningServer, clear_after, running_servers, scratch_folder
 from serving.tritonserver import Installation, find_tritonserver
 from serving.warm_up import warm_up
 
@@ -44,6 +44,9 @@ RESTRICTED_APIS: Final = "model-repository,shared-memory,trace,logging"
 
 MAX_REQUEST_BYTES: Final = 128 * 1024 * 1024
 """Of one HTTP request, on servers that can bound it; single images are bounded in ``preprocess/config.pbtxt``."""
+
+NO_LATENCY_BOUND_MS: Final = 10**9
+"""For measurements: a machine that others use too must not have requests refused."""
 
 _PORT_ATTEMPTS: Final = 3
 _KEPT_LOG_LINES: Final = 200
@@ -67,6 +70,7 @@ class ServerOptions:
         shm_default_bytes: shared memory that each of these processes starts with; it grows when needed.
         preprocess_instances: processes that decode images; None takes the model's configuration, likewise the next.
         postprocess_instances: processes that make masks.
+        max_latency_ms: bound of admission control; None takes the model's configuration.
         admin_secret: opens the restricted APIs; None makes a random one.
         extra_arguments: passed to tritonserver as they are; HTTP and metrics must stay on, readiness is read there.
     """
@@ -84,8 +88,17 @@ class ServerOptions:
     shm_default_bytes: int = 1 << 20
     preprocess_instances: int | None = None
     postprocess_instances: int | None = None
+    max_latency_ms: int | None = None
     admin_secret: str | None = None
     extra_arguments: tuple[str, ...] = field(default_factory=tuple)
+
+
+def add_port_arguments(parser: Any, defaults: tuple[int, int, int] = (0, 0, 0)) -> None:
+    """Declare ``--http-port``, ``--grpc-port`` and ``--metrics-port``; 0 takes a free one."""
+    for name, default in zip(("http", "grpc", "metrics"), defaults, strict=True):
+        parser.add_argument(
+            f"--{name}-port", type=int, default=default, metavar="N", help=f"0 takes a free one (default: {default})"
+        )
 
 
 class TritonServer:
@@ -181,7 +194,9 @@ class TritonServer:
         self._models = models = models_to_load(options.repository, options.profile, options.precisions)
         self._host = resolve_host(options.host)
         given = self._asked_ports
-        check_ports(self._host, dict(zip(("--http-port", "--grpc-port", "--metrics-port"), given, strict=True)))
+        names = (f"--{name}-port (make: {name.upper()}_PORT)" for name in ("http", "grpc", "metrics"))
+        check_ports(self._host, dict(zip(names, given, strict=True)))
+        check_shared_memory()
         # Last of the checks: it may fetch the server.
         installation = find_tritonserver()
         profile = PROFILES[options.profile]
@@ -191,10 +206,11 @@ class TritonServer:
         self._ports = tuple(port or next(spare) for port in given)  # type: ignore[assignment]  # always three
         self._shm_prefix = f"segmentation_{secrets.token_hex(4)}_"
         self._lines.clear()
-        self._served = self._served_repository()
+        links = SafeNames(scratch_folder(self._shm_prefix))
+        self._served = links.of(self._served_repository(links.folder / "repository"))
         self._process = subprocess.Popen(
-            self._command(installation, self._served, models),
-            env={**_environment(installation, options.repository), SHM_PREFIX_VARIABLE: self._shm_prefix},
+            self._command(links.installation(installation), self._served, models),
+            env={**_environment(installation, options.repository, links), SHM_PREFIX_VARIABLE: self._shm_prefix},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -321,15 +337,17 @@ class TritonServer:
             raise ServingError(str(error)) from error
         return dict(json_format.MessageToDict(config, preserving_proto_field_name=True))
 
-    def _served_repository(self) -> Path:
-        """The repository itself, or a view of it with other instance counts."""
+    def _served_repository(self, view: Path) -> Path:
+        """The repository itself, or a view of it with other instance counts or another bound."""
         counts = {
             contract.PREPROCESS_MODEL: self.options.preprocess_instances,
             contract.POSTPROCESS_MODEL: self.options.postprocess_instances,
         }
         asked = {model: count for model, count in counts.items() if count is not None}
+        bound = self.options.max_latency_ms
+        parameters = {contract.ADMISSION_MODEL: {"max_latency_ms": str(bound)}} if bound is not None else {}
         repository = self.options.repository.resolve()
-        return overlay(repository, scratch_folder(self._shm_prefix), asked) if asked else repository
+        return overlay(repository, view, asked, parameters) if asked or parameters else repository
 
     def _command(self, installation: Installation, repository: Path, models: Sequence[str]) -> list[str]:
         options = self.options
@@ -401,12 +419,12 @@ def model_environment() -> dict[str, str]:
     return {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **allocator_environment()}
 
 
-def _environment(installation: Installation, repository: Path) -> dict[str, str]:
+def _environment(installation: Installation, repository: Path, links: SafeNames) -> dict[str, str]:
     environment = dict(os.environ)
-    libraries = [*map(str, installation.library_path), environment.get("LD_LIBRARY_PATH", "")]
+    libraries = [*map(str, links.installation(installation).library_path), environment.get("LD_LIBRARY_PATH", "")]
     environment["LD_LIBRARY_PATH"] = ":".join(filter(None, libraries))
     # The stub finds this virtual environment through the first python3 on PATH.
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
+    environment["PATH"] = f"{links.python()}:{environment.get('PATH', '')}"
     for name, value in model_environment().items():
         environment.setdefault(name, value)
     # OpenCV's own bound, should its idea of an image's size ever differ from the header that was checked.

@@ -8,18 +8,20 @@ import os
 import re
 import shutil
 import signal
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from serving.cache import cache_dir
+from serving.environment import SHARED_MEMORY
 from serving.errors import ServingError
 from serving.tritonserver import STUB_NAME
 
 SHM_PREFIX: Final = re.compile(r"segmentation_[0-9a-f]{8}_")
 """Beginning of the names of a server's shared memory regions."""
 
-SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
+_SAFE: Final = re.compile(r"[A-Za-z0-9._/+@,=-]+")
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def running_servers(repository: Path | None = None) -> list[RunningServer]:
     found = []
     for path in sorted(_folder().glob("*.json")):
         try:
-            server = RunningServer(**json.loads(path.read_text()))
+            server = RunningServer(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             continue
         if not _is_alive(server.pid):
@@ -95,8 +97,24 @@ def find_server(repository: Path) -> RunningServer:
 
 
 def scratch_folder(prefix: str) -> Path:
-    """Where a server may keep files of its own; see :func:`clear_after`."""
-    return _folder() / f"{prefix}files"
+    """Where a server may keep files of its own, under a name that tritonserver can use; see :func:`clear_after`.
+
+    Raises:
+        ServingError: none of the usual folders for temporary files has such a name and can be written to.
+    """
+    _folder().mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = next((one for one in _scratch_parents() if is_safe(one) and os.access(one, os.W_OK)), None)
+    if folder is None:
+        raise ServingError(
+            "no folder for temporary files has a path of ASCII letters, digits and ._/+@,=- alone, which tritonserver "
+            "needs; set TMPDIR to one that can be written to"
+        )
+    return folder / f"{prefix}files"
+
+
+def is_safe(path: Path) -> bool:
+    """Whether tritonserver can use a path: it starts its Python processes through a shell, without quotes."""
+    return _SAFE.fullmatch(str(path)) is not None
 
 
 def clear_after(prefix: str) -> None:
@@ -104,7 +122,8 @@ def clear_after(prefix: str) -> None:
     if SHM_PREFIX.fullmatch(prefix):
         _kill_orphans(prefix)
         remove_shared_memory(prefix)
-        shutil.rmtree(scratch_folder(prefix), ignore_errors=True)
+        for folder in _scratch_parents():
+            shutil.rmtree(folder / f"{prefix}files", ignore_errors=True)
 
 
 def remove_shared_memory(prefix: str, folder: Path = SHARED_MEMORY) -> None:
@@ -117,14 +136,18 @@ def remove_shared_memory(prefix: str, folder: Path = SHARED_MEMORY) -> None:
 def _kill_orphans(prefix: str) -> None:
     for process in Path("/proc").iterdir():
         if process.name.isdecimal():
-            with contextlib.suppress(OSError, UnicodeError):  # it has ended meanwhile, or is another user's
-                program, *arguments = (process / "cmdline").read_text().split("\0")
+            with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
+                program, *arguments = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
                 if STUB_NAME in program and any(argument.startswith(prefix) for argument in arguments):
                     os.kill(int(process.name), signal.SIGKILL)
 
 
 def _folder() -> Path:
     return cache_dir() / "servers"
+
+
+def _scratch_parents() -> list[Path]:
+    return [_folder(), Path(tempfile.gettempdir()), *map(Path, ("/tmp", "/var/tmp"))]  # noqa: S108
 
 
 def _is_alive(pid: int) -> bool:

@@ -95,7 +95,9 @@ def write_dataset(
     try:
         _write(beside, seeds, cards, options, steps or Steps())
         sha256 = _hash(beside)
-        (beside / _RECORD).write_text(json.dumps({"sha256": sha256, "recipe": recipe}, indent=1) + "\n")
+        (beside / _RECORD).write_text(
+            json.dumps({"sha256": sha256, "recipe": recipe}, indent=1) + "\n", encoding="utf-8"
+        )
         beside.chmod(0o755)  # mkdtemp keeps others out; the server may run as another user
         present = _present(target, recipe)
         if present is not None:  # another process was faster
@@ -133,7 +135,7 @@ def _present(target: Path, recipe: dict[str, Any]) -> SceneDataset | None:
     if not target.exists():
         return None
     try:
-        record = json.loads((target / _RECORD).read_text())
+        record = json.loads((target / _RECORD).read_text(encoding="utf-8"))
         known, sha256 = record["recipe"], record["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SceneError(f"{target} exists and is no set of scenes; move it away or choose another folder") from error
@@ -164,7 +166,7 @@ def _write(folder: Path, seeds: range, cards: CardSource, options: SceneOptions,
             annotations += _annotations(scene, len(annotations) + 1)
             advance()
     content = {"images": images, "annotations": annotations, "categories": [CATEGORY]}
-    (folder / _ANNOTATIONS).write_text(json.dumps(content) + "\n")
+    (folder / _ANNOTATIONS).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def _annotations(scene: Scene, first_id: int) -> list[dict[str, Any]]:

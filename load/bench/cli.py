@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from builder.errors import BuilderError
 from builder.repository import SHIPPED_REPOSITORY
-from load.bench.report import Comparison, draw_parts
+from load.bench.report import Comparison, Keep, draw_parts
 from load.errors import LoadError
 from pipeline import contract
 from serving.errors import ServingError
@@ -54,8 +54,14 @@ def _run_parts(options: argparse.Namespace) -> int:
     from load.bench.measure import METHOD
 
     _say(METHOD)
+    failed = []
     for name in options.parts:
-        _in_server_conditions(_PARTS[name], options)
+        try:
+            _in_server_conditions(_PARTS[name], options)
+        except LoadError as error:  # the other parts can be measured all the same
+            failed.append(f"{name}: {error}")
+    if failed:
+        raise LoadError(f"{'; '.join(failed)}. What was measured is in {options.out}")
     return 0
 
 
@@ -92,13 +98,13 @@ def _run_part(part: Callable[[argparse.Namespace], None], options: argparse.Name
 def _postprocess(options: argparse.Namespace) -> None:
     from load.bench.postprocess import run
 
-    _write(run(options.repository, options.rounds, _say), options)
+    _write(run(options.repository, options.rounds, _keep(options)), options)
 
 
 def _preprocess(options: argparse.Namespace) -> None:
     from load.bench.preprocess import run
 
-    _write(run(options.repository, options.rounds, _say), options)
+    _write(run(options.repository, options.rounds, _keep(options)), options)
 
 
 def _ensemble(options: argparse.Namespace) -> None:
@@ -107,7 +113,7 @@ def _ensemble(options: argparse.Namespace) -> None:
     settings = EnsembleSettings(
         options.repository, options.precision, options.in_flight, options.seconds, options.rounds
     )
-    comparison = run(settings, _say)
+    comparison = run(settings, _keep(options))
     _write(comparison, options)
     picture = options.out / "ensemble-parts.png"
     draw_parts(overhead_parts(comparison), picture, "Where the time outside of the network goes, per image")
@@ -117,7 +123,7 @@ def _ensemble(options: argparse.Namespace) -> None:
 def _precision(options: argparse.Namespace) -> None:
     from load.bench.precision import run
 
-    _write(run(options.repository, options.seconds, options.rounds, _say), options)
+    _write(run(options.repository, options.seconds, options.rounds, _keep(options)), options)
 
 
 _PARTS: Final = {
@@ -126,6 +132,17 @@ _PARTS: Final = {
     "ensemble": _ensemble,
     "precision": _precision,
 }
+
+
+def _keep(options: argparse.Namespace) -> Keep:
+    """Writes figures as they come, so that whatever fails later loses none, and prints each case that is complete."""
+
+    def keep(comparison: Comparison, case: str) -> None:
+        comparison.write_data(options.out)
+        if case:
+            _say(comparison.lines_of(case))
+
+    return keep
 
 
 def _write(comparison: Comparison, options: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from client.transport import grpc_channel_args
 from load.errors import LoadError
 from pipeline import contract
 from pipeline.letterbox import Geometry
@@ -36,8 +37,6 @@ ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 _ANSWER_GRACE_S: Final = 120.0
 _CHANNEL_OPTIONS: Final = [
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),
 ]
 
@@ -202,7 +201,8 @@ def _serve(pipe: Connection) -> None:
 async def _work(order: _Order) -> Answers:
     answers = Answers(window=order.window)
     opened, closed = order.window
-    async with grpc.aio.insecure_channel(order.target.url, options=_CHANNEL_OPTIONS) as channel:
+    options = [*grpc_channel_args(order.target.url), *_CHANNEL_OPTIONS]
+    async with grpc.aio.insecure_channel(order.target.url, options=options) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         call = _CALLS[order.target.client_side](order.target, stub)
         await asyncio.sleep(max(0.0, order.begin - time.monotonic()))

@@ -21,7 +21,7 @@ from load.bench.baseline.install import install
 from load.bench.drive import Drivers, Target
 from load.bench.measure import Summary, interleave, ratio
 from load.bench.photographs import as_jpeg, network_path
-from load.bench.report import Comparison
+from load.bench.report import Comparison, Keep
 from load.bench.server_meter import ServerMeter
 from load.bench.under_load import Load, put_under_load
 from pipeline import contract
@@ -29,7 +29,7 @@ from pipeline.parameters import RequestParameters
 from pipeline.postprocess import pack_response, postprocess
 from pipeline.preprocess import preprocess
 from serving.onnx_cpu import CpuNetwork
-from serving.server import ServerOptions, TritonServer
+from serving.server import NO_LATENCY_BOUND_MS, ServerOptions, TritonServer
 
 OURS: Final = "this ensemble"
 CLIENT: Final = "client-side pre/post, this project's model"
@@ -64,7 +64,7 @@ class EnsembleSettings:
     rounds: int = 5
 
 
-def run(settings: EnsembleSettings, log: Callable[[str], None]) -> Comparison:
+def run(settings: EnsembleSettings, keep: Keep) -> Comparison:
     """Measure all ways side by side against one server.
 
     Raises:
@@ -82,7 +82,7 @@ def run(settings: EnsembleSettings, log: Callable[[str], None]) -> Comparison:
     warm, cold = maths_alone(settings.repository, settings.precision, images, settings.rounds)
     comparison.add(MATHS, MATHS, "ms CPU", Summary.of(warm), {"of": "one thread, warm caches, nothing else running"})
     comparison.add(MATHS, MATHS_BETWEEN, "ms CPU", Summary.of(cold), {"of": "one thread, the network's left out"})
-    log(comparison.lines_of(MATHS))
+    keep(comparison, MATHS)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, Drivers(_LOAD_PROCESSES) as drivers:
         arguments = install(reference.onnx, Path(folder) / "plain")
         options = ServerOptions(
@@ -91,6 +91,7 @@ def run(settings: EnsembleSettings, log: Callable[[str], None]) -> Comparison:
             http_port=0,
             grpc_port=0,
             metrics_port=0,
+            max_latency_ms=NO_LATENCY_BOUND_MS,
             extra_arguments=arguments,
         )
         with TritonServer(options) as server:
@@ -102,10 +103,15 @@ def run(settings: EnsembleSettings, log: Callable[[str], None]) -> Comparison:
                     name: _loaded(drivers, target, meters[name], in_flight, settings.seconds)
                     for name, target in targets.items()
                 }
-                results = interleave({**ways, **bare}, settings.rounds)
                 case = f"{in_flight} in flight"
-                _keep(comparison, case, results)
-                log(comparison.lines_of(case))
+
+                def add(results: dict[str, list[Any]], case: str = case) -> None:
+                    comparison.forget(case)
+                    _add(comparison, case, results)
+                    keep(comparison, "")
+
+                interleave({**ways, **bare}, settings.rounds, after_round=add)
+                keep(comparison, case)
     return comparison
 
 
@@ -214,7 +220,7 @@ def _loaded(drivers: Drivers, target: Target, meter: ServerMeter, in_flight: int
     return lambda: put_under_load(drivers, target, meter, in_flight, seconds)
 
 
-def _keep(comparison: Comparison, case: str, results: dict[str, list[Any]]) -> None:
+def _add(comparison: Comparison, case: str, results: dict[str, list[Any]]) -> None:
     rates: dict[str, list[float]] = {}
     for way, values in results.items():
         loads = [value for value in values if isinstance(value, Load)]

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2_grpc
 
 from builder.reference import fetch_reference
+from client.files import write_atomically
+from client.transport import grpc_channel_args
 from load.bench.drive import Drivers, Target, encoded_request
 from load.bench.gpu_picture import best_bare, draw
 from load.bench.photographs import as_jpeg, network_path
@@ -36,7 +38,7 @@ from load.errors import LoadError
 from load.machine import gpu_name
 from pipeline import contract
 from serving.onnx_cuda import batch_sizes
-from serving.server import ServerOptions, TritonServer
+from serving.server import NO_LATENCY_BOUND_MS, ServerOptions, TritonServer
 
 _BARE_MAX_BATCH: Final = 16
 _BARE_SECONDS: Final = 1.0
@@ -91,9 +93,10 @@ def run(settings: GpuSettings) -> int:
             result = _machine(settings)
             result["precision"] = precision
             result["bare"] = bare = _bare(repository, precision, settings.profile)
-            result |= _served(settings, repository, precision, images, drivers, bare)
             path = settings.out / f"gpu-{precision}.json"
-            path.write_text(json.dumps(result, indent=2) + "\n")
+            for part in _served(settings, repository, precision, images, drivers, bare):
+                result |= part  # written as it comes: what fails later loses nothing
+                write_atomically(path, (json.dumps(result, indent=2) + "\n").encode())
             _say(f"{precision}: written to {path}")
             results.append(result)
     try:
@@ -112,9 +115,15 @@ def _served(
     images: tuple[bytes, ...],
     drivers: Drivers,
     bare: dict[str, float],
-) -> dict[str, Any]:
+) -> Iterator[dict[str, Any]]:
     options = ServerOptions(
-        repository, profile=settings.profile, precisions=(precision,), http_port=0, grpc_port=0, metrics_port=0
+        repository,
+        profile=settings.profile,
+        precisions=(precision,),
+        http_port=0,
+        grpc_port=0,
+        metrics_port=0,
+        max_latency_ms=NO_LATENCY_BOUND_MS,
     )
     server = TritonServer(options)
     started = time.monotonic()
@@ -126,16 +135,19 @@ def _served(
         first = _first_requests(server.grpc_url, contract.ensemble_model(precision), images)
         for size, (one, two) in first.items():
             _say(f"{precision}: {size} images in one request: first {one:.0f} ms, second {two:.0f} ms")
+        requests = {str(size): {"first_ms": one, "second_ms": two} for size, (one, two) in first.items()}
+        yield {"ready_s": ready_s, "requests_after_start": requests}
         target = Target(server.grpc_url, contract.ensemble_model(precision), images)
         model = contract.segmentation_model(precision)
         meter = ServerMeter(server.pid or 0, server.grpc_url, server.metrics_url, model)
-        loads = []
+        loads: list[dict[str, Any]] = []
         for in_flight in settings.in_flight:
             with GpuMeter() as gpu:
                 load = put_under_load(drivers, target, meter, in_flight, settings.seconds, _WARM_UP_S)
             busy = gpu.busy_percent(load.window)
             shares = {way: load.images_per_s / rate for way, (rate, _) in best_bare(bare).items()}
             loads.append({**load.to_json(), "gpu_busy_percent": busy, "of_bare": shares})
+            yield {"loads": loads}
             _say(
                 f"{precision}: {in_flight:4} in flight  {load.images_per_s:7.1f} images/s "
                 f"({', '.join(f'{share:.2f} of bare {way}' for way, share in shares.items())})  "
@@ -149,14 +161,12 @@ def _served(
             _say("    by step, ms waiting + ms working: " + ", ".join(steps))
     finally:
         server.stop()
-    requests = {str(size): {"first_ms": one, "second_ms": two} for size, (one, two) in first.items()}
-    return {"ready_s": ready_s, "requests_after_start": requests, "loads": loads}
 
 
 def _first_requests(url: str, model: str, images: Sequence[bytes]) -> dict[int, tuple[float, float]]:
     """Latencies of the first two requests of every batch size that a request may have, in milliseconds."""
     latencies = {}
-    with grpc.insecure_channel(url) as channel:
+    with grpc.insecure_channel(url, options=grpc_channel_args(url)) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         for size in range(1, contract.MAX_REQUEST_BATCH + 1):
             request = encoded_request(model, [images[index % len(images)] for index in range(size)])

@@ -65,13 +65,19 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Summary:
     return Summary.of(above / below for above, below in zip(numerator, denominator, strict=True))
 
 
-def interleave(ways: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 1) -> dict[str, list[Any]]:
+def interleave(
+    ways: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    warm_up: int = 1,
+    after_round: Callable[[dict[str, list[Any]]], None] | None = None,
+) -> dict[str, list[Any]]:
     """Call every way once per round.
 
     Args:
         ways: name to a call that measures itself and returns what it measured.
         rounds: how many results to keep of each.
         warm_up: rounds before those, whose results are dropped.
+        after_round: gets the results so far after every round that is kept, so that a later failure loses none.
 
     Returns:
         Name to results, in the order of the rounds.
@@ -85,6 +91,8 @@ def interleave(ways: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int 
             result = ways[name]()
             if index >= 0:
                 results[name].append(result)
+        if index >= 0 and after_round is not None:
+            after_round(results)
     return results
 
 

@@ -17,7 +17,7 @@ from load.bench import peers
 from load.bench.baseline import plain
 from load.bench.measure import Summary, interleave, ratio, repeats_for
 from load.bench.photographs import network_path
-from load.bench.report import Comparison
+from load.bench.report import Comparison, Keep
 from load.bench.synthetic import INPUT_SIZE, Outputs, scene
 from load.errors import LoadError
 from pipeline import contract, rle
@@ -34,13 +34,13 @@ LEAST_IOU: Final = 0.99
 _PARAMETERS: Final = RequestParameters()
 
 
-def run(repository: Path, rounds: int, log: Callable[[str], None]) -> Comparison:
+def run(repository: Path, rounds: int, keep: Keep) -> Comparison:
     """Measure every scene; masks of each way are checked against a float64 computation in the same run.
 
     Args:
         repository: built model repository, whose fp32 network looks at the reference photographs.
         rounds: how often each way is measured.
-        log: takes the lines of every scene.
+        keep: called after every scene.
 
     Raises:
         BuilderError: the reference photographs cannot be had.
@@ -61,7 +61,7 @@ def run(repository: Path, rounds: int, log: Callable[[str], None]) -> Comparison
             comparison.add(name, way, "ms", Summary.of(values), {"worst_mask_iou": accuracy[way]})
             if way != OURS:
                 comparison.add_ratio(name, f"{way} / {OURS}", ratio(values, times[OURS]))
-        log(comparison.lines_of(name))
+        keep(comparison, name)
         if accuracy[OURS] < LEAST_IOU:
             raise LoadError(f"{name}: a mask has an IoU of {accuracy[OURS]:.4f} with float64; least: {LEAST_IOU}")
     return comparison

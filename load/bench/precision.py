@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from builder.reference import fetch_reference
 from load.bench.drive import Drivers, Target
 from load.bench.measure import Summary, interleave, ratio
 from load.bench.photographs import as_jpeg
-from load.bench.report import Comparison
+from load.bench.report import Comparison, Keep
 from load.bench.server_meter import ServerMeter
 from load.bench.under_load import Load, put_under_load
 from pipeline import contract
-from serving.server import ServerOptions, TritonServer
+from serving.server import NO_LATENCY_BOUND_MS, ServerOptions, TritonServer
 
 _IN_FLIGHT = 4
 _LOAD_PROCESSES = 2
 
 
-def run(repository: Path, seconds: float, rounds: int, log: Callable[[str], None]) -> Comparison:
+def run(repository: Path, seconds: float, rounds: int, keep: Keep) -> Comparison:
     """Measure every precision that is built.
 
     Raises:
@@ -29,7 +30,7 @@ def run(repository: Path, seconds: float, rounds: int, log: Callable[[str], None
     images = tuple(as_jpeg(fetch_reference().photographs))
     comparison = Comparison("precision", f"The ensembles, {_IN_FLIGHT} requests in flight, the reference photographs.")
     case = f"{_IN_FLIGHT} in flight"
-    options = ServerOptions(repository, http_port=0, grpc_port=0, metrics_port=0)
+    options = ServerOptions(repository, http_port=0, grpc_port=0, metrics_port=0, max_latency_ms=NO_LATENCY_BOUND_MS)
     with Drivers(_LOAD_PROCESSES) as drivers, TritonServer(options) as server:
 
         def way(precision: str) -> Callable[[], Load]:
@@ -38,7 +39,17 @@ def run(repository: Path, seconds: float, rounds: int, log: Callable[[str], None
             meter = ServerMeter(server.pid or 0, server.grpc_url, server.metrics_url, model)
             return lambda: put_under_load(drivers, target, meter, _IN_FLIGHT, seconds)
 
-        results = interleave({precision: way(precision) for precision in contract.PRECISIONS}, rounds)
+        def add(results: dict[str, list[Any]]) -> None:
+            comparison.forget(case)
+            _add(comparison, case, results)
+            keep(comparison, "")
+
+        interleave({precision: way(precision) for precision in contract.PRECISIONS}, rounds, after_round=add)
+    keep(comparison, case)
+    return comparison
+
+
+def _add(comparison: Comparison, case: str, results: dict[str, list[Load]]) -> None:
     for precision, loads in results.items():
         comparison.add(case, precision, "images/s", Summary.of(load.images_per_s for load in loads))
         comparison.add(case, precision, "ms CPU session", Summary.of(load.usage.session_ms for load in loads))
@@ -47,5 +58,3 @@ def run(repository: Path, seconds: float, rounds: int, log: Callable[[str], None
     for precision in contract.PRECISIONS[1:]:
         comparison.add_ratio(case, f"images/s, {precision} / fp32", ratio(rates[precision], rates["fp32"]))
         comparison.add_ratio(case, f"session CPU, fp32 / {precision}", ratio(sessions["fp32"], sessions[precision]))
-    log(comparison.lines_of(case))
-    return comparison

@@ -16,7 +16,7 @@ from load.bench import peers
 from load.bench.measure import Summary, interleave, ratio
 from load.bench.photographs import at_megapixels, encode, network_path
 from load.bench.postprocess import timer
-from load.bench.report import Comparison
+from load.bench.report import Comparison, Keep
 from pipeline import contract, rle
 from pipeline.images import decode_image
 from pipeline.letterbox import PAD_VALUE, Geometry
@@ -31,7 +31,7 @@ CASES: Final = ((".jpg", 0.5), (".jpg", 2.0), (".jpg", 12.0), (".jpg", 24.0), ("
 _SIZE: Final = 640
 
 
-def run(repository: Path, rounds: int, log: Callable[[str], None]) -> Comparison:
+def run(repository: Path, rounds: int, keep: Keep) -> Comparison:
     """Measure every picture; the fp32 network finds its instances in what each way makes of it, to compare them.
 
     Raises:
@@ -58,7 +58,7 @@ def run(repository: Path, rounds: int, log: Callable[[str], None]) -> Comparison
             comparison.add(name, way, "ms", Summary.of(values), notes)
             if way != OURS:
                 comparison.add_ratio(name, f"{way} / {OURS}", ratio(values, times[OURS]))
-        log(comparison.lines_of(name))
+        keep(comparison, name)
     return comparison
 
 

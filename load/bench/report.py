@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from client.files import write_atomically
 from load.bench.measure import METHOD, Summary
 
 _PACKAGES = ("numpy", "opencv-python-headless", "onnxruntime", "ultralytics", "edgefirst-decoder", "torch")
@@ -81,13 +83,26 @@ class Comparison:
             "ratios": [{"case": case, "ways": ways, **summary.to_json()} for case, ways, summary in self.ratios],
         }
 
+    def forget(self, case: str) -> None:
+        """Drop the figures of a case, to keep newer ones of more rounds."""
+        self.figures = [figure for figure in self.figures if figure.case != case]
+        self.ratios = [ratio for ratio in self.ratios if ratio[0] != case]
+
+    def write_data(self, folder: Path) -> Path:
+        """Write ``<name>.json``, whole or not at all; returns its path."""
+        path = folder / f"{self.name}.json"
+        write_atomically(path, (json.dumps(self.to_json(), indent=2) + "\n").encode())
+        return path
+
     def write(self, folder: Path) -> tuple[Path, Path]:
         """Write ``<name>.json`` and ``<name>.png``; returns their paths."""
-        folder.mkdir(parents=True, exist_ok=True)
-        data, picture = folder / f"{self.name}.json", folder / f"{self.name}.png"
-        data.write_text(json.dumps(self.to_json(), indent=2) + "\n")
+        data, picture = self.write_data(folder), folder / f"{self.name}.png"
         draw(self, picture)
         return data, picture
+
+
+Keep: TypeAlias = "Callable[[Comparison, str], None]"
+"""Called with a comparison whenever figures were added: writes them, and prints the case named, if one is."""
 
 
 def draw(comparison: Comparison, path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import re
 import time
-import urllib.request
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -12,6 +13,7 @@ from typing import Final
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from client.transport import grpc_channel_args
 from load.bench.measure import ProcessTree
 from serving.publisher import PUBLISH_EVERY_S
 
@@ -144,7 +146,7 @@ class ServerMeter:
             OSError: the metrics endpoint does not answer.
             grpc.RpcError: the server does not answer.
         """
-        with grpc.insecure_channel(self._grpc_url) as channel:
+        with grpc.insecure_channel(self._grpc_url, options=grpc_channel_args(self._grpc_url)) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             models = stub.ModelStatistics(service_pb2.ModelStatisticsRequest(), timeout=10).model_stats
         done = sum(version.inference_count for version in models if version.name == self._model)
@@ -160,8 +162,9 @@ class ServerMeter:
         )
 
     def _metrics(self) -> dict[str, float]:
-        with urllib.request.urlopen(f"http://{self._metrics_url}/metrics", timeout=10) as answer:
-            return parse_metrics(answer.read().decode(), self._model)
+        with contextlib.closing(http.client.HTTPConnection(self._metrics_url, timeout=10)) as connection:
+            connection.request("GET", "/metrics")
+            return parse_metrics(connection.getresponse().read().decode(), self._model)
 
     def _batches(self, models: Iterable[service_pb2.ModelStatistics]) -> dict[int, int]:
         batches: dict[int, int] = {}

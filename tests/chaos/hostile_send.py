@@ -16,6 +16,7 @@ import grpc
 from tritonclient.grpc import service_pb2
 
 from client.result import Segmentation
+from client.transport import grpc_channel_args
 from tests.chaos import protocol
 from tests.chaos.expected import fingerprint
 from tests.chaos.hostile_judge import (
@@ -36,8 +37,6 @@ _TIMEOUT_S: Final = 20.0
 _CLOSE_S: Final = 1.5
 """So long is waited for an answer to what is no request at all."""
 _CHANNEL: Final = [
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),  # a connection per worker
 ]
 
@@ -65,7 +64,8 @@ class Sender:
         outcomes: list[Outcome] = []
 
         def work() -> None:
-            with grpc.insecure_channel(self._grpc_url, options=_CHANNEL) as channel:
+            options = [*_CHANNEL, *grpc_channel_args(self._grpc_url)]
+            with grpc.insecure_channel(self._grpc_url, options=options) as channel:
                 while (one := waiting.get()) is not None:
                     outcomes.append(self._send(channel, one))
 

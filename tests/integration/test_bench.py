@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import sys
 import psutil
 import pytest
 
-from serving.state import SHARED_MEMORY
+from builder.repository import read_config, write_config
+from serving.environment import SHARED_MEMORY
 from tests.chaos.faults_service import wait_for
 
 
@@ -56,3 +58,54 @@ def with_a_server(process):
     found = process.children(recursive=True)
     servers = [child for child in found if child.name() == "tritonserver"]
     return found if servers and servers[0].children() else None
+
+
+def test_a_busy_machine_does_not_end_the_benchmark(repository, tmp_path):
+    """Its servers have no bound on latency: with the bound of this repository, hardly any request would be let in."""
+    strict = tmp_path / "strict"
+    shutil.copytree(repository, strict, symlinks=True)
+    config = read_config(strict / "admission/config.pbtxt")
+    config.parameters["max_latency_ms"].string_value = "1"
+    write_config(strict / "admission/config.pbtxt", config)
+    command = [sys.executable, "-m", "load", "bench", "ensemble", "--repository", str(strict), "--precision", "int8"]
+    command += ["--in-flight", "24", "--rounds", "1", "--seconds", "1", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = json.loads((tmp_path / "ensemble.json").read_text())["figures"]
+    assert {figure["case"] for figure in figures} >= {"24 in flight"}
+
+
+def test_what_was_measured_is_kept_when_the_server_dies(repository, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "load",
+        "bench",
+        "ensemble",
+        "--repository",
+        str(repository),
+        "--precision",
+        "int8",
+    ]
+    command += ["--in-flight", "1", "--rounds", "50", "--seconds", "0.2", "--out", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as bench:
+        try:
+            wait_for(lambda: rounds_of("1 in flight", tmp_path / "ensemble.json"), 200, "a round that was written")
+            for child in psutil.Process(bench.pid).children(recursive=True):
+                if child.name() == "tritonserver":
+                    child.kill()
+            told = bench.communicate(timeout=200)[1]
+        finally:
+            bench.kill()
+    assert bench.returncode == 1
+    assert f"What was measured is in {tmp_path}" in told
+    assert 1 <= rounds_of("1 in flight", tmp_path / "ensemble.json") < 50
+
+
+def rounds_of(case, path):
+    """Of a case in a report; 0 if it is not there."""
+    if not path.is_file():
+        return 0
+    return max(
+        (figure["rounds"] for figure in json.loads(path.read_text())["figures"] if figure["case"] == case), default=0
+    )

@@ -1,6 +1,7 @@
 """The JSON is read by pycocotools, and means there what it means here."""
 
 import json
+import os
 
 import cv2
 import numpy as np
@@ -91,3 +92,15 @@ def test_a_broken_mask_adds_nothing():
     with pytest.raises(ValueError, match="run lengths"):
         document.add("x", broken)
     assert document.to_dict()["images"] == document.to_dict()["annotations"] == []
+
+
+def test_names_that_are_no_utf8_are_written_and_come_back_as_they_were(tmp_path):
+    name = os.fsdecode(b"foto \xff.jpg")
+    document = CocoDocument({})
+    document.add(name, segmentation_of(MASKS))
+    document.add("größe.jpg", segmentation_of(MASKS))
+    document.write(tmp_path / "result.json")
+    written = (tmp_path / "result.json").read_bytes()
+    assert b"foto \\udcff.jpg" in written
+    images = json.loads(written.decode("utf-8"))["images"]
+    assert [os.fsencode(image["file_name"]) for image in images] == [b"foto \xff.jpg", "größe.jpg".encode()]

@@ -90,3 +90,8 @@ def is_ignored(name, rules):
         if any(part.count("/") >= pattern.count("/") and fnmatch.fnmatch(part, pattern) for part in above):
             ignored = not rule.startswith("!")
     return ignored
+
+
+@pytest.mark.parametrize(("path", "stage"), STAGES, ids=IDS)
+def test_onnx_runtimes_telemetry_is_off(path, stage):
+    assert stage.environment()["ORT_DISABLE_TELEMETRY"] == "1"

@@ -1,9 +1,11 @@
+import json
 import os
 import time
 
 import pytest
 
 from load.bench.measure import ProcessTree, Summary, interleave, ratio
+from load.bench.report import Comparison
 from load.bench.server_meter import Reading, StepTimes, Usage, parse_metrics
 
 
@@ -70,3 +72,30 @@ def test_usage_is_per_image_and_leaves_the_session_out():
     assert usage.steps_ms["postprocess"] == pytest.approx({"queue": 0, "compute": 1})
     with pytest.raises(ValueError, match="no image"):
         Usage.between(before, before)
+
+
+def test_a_failure_loses_no_round_that_was_measured():
+    calls = iter([1, 2, 3, 4, OSError("the server is gone")])  # a warm-up, then rounds of one way
+
+    def way():
+        call = next(calls)
+        if isinstance(call, OSError):
+            raise call
+        return call
+
+    kept = []
+    with pytest.raises(OSError, match="the server is gone"):
+        interleave({"a": way}, rounds=6, after_round=lambda results: kept.append(list(results["a"])))
+    assert kept == [[2], [2, 3], [2, 3, 4]]
+
+
+def test_a_case_is_kept_anew_with_more_rounds(tmp_path):
+    comparison = Comparison("part", "what")
+    for rounds in ([1.0], [1.0, 3.0]):
+        comparison.forget("case")
+        comparison.add("case", "way", "ms", Summary.of(rounds))
+        comparison.add_ratio("case", "a / b", Summary.of(rounds))
+        comparison.write_data(tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "part.json").read_text())
+    assert [figure["rounds"] for figure in written["figures"]] == [2]
+    assert [ratio["median"] for ratio in written["ratios"]] == [2.0]

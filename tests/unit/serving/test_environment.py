@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import socket
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +14,7 @@ from serving.environment import (
     check_platform,
     check_ports,
     check_python,
+    check_shared_memory,
     find_libpython,
     free_ports,
     is_free,
@@ -157,3 +161,21 @@ def test_free_ports_differ_and_avoid_those_taken():
     assert len(set(second)) == 3
     assert not set(first) & set(second)
     assert all(is_free("127.0.0.1", port) for port in second)
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "told"),
+    [(64, "64 of 128 MB are free .*will be refused.*--shm-size=2g.*shm_size"), (511, "511 of 128"), (512, "^$")],
+)
+def test_little_shared_memory_is_said_with_what_helps(monkeypatch, megabytes, told):
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=megabytes, f_blocks=128, f_frsize=1 << 20))
+    assert re.search(told, check_shared_memory(), re.DOTALL)
+
+
+def test_too_little_shared_memory_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=15, f_blocks=64, f_frsize=1 << 20))
+    with pytest.raises(EnvironmentFault, match=r"15 of 64 MB are free.*--shm-size=2g"):
+        check_shared_memory()
+    monkeypatch.undo()
+    with pytest.raises(EnvironmentFault, match="cannot be used for shared memory"):
+        check_shared_memory(tmp_path / "missing")

@@ -35,3 +35,11 @@ def test_the_repository_is_not_written_to(repository, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in repository.rglob("*")}
     overlay(repository, tmp_path / "view", {"preprocess": 3, "postprocess": 4})
     assert {path: path.stat().st_mtime_ns for path in repository.rglob("*")} == before
+
+
+def test_a_parameter_differs_and_nothing_else(repository, tmp_path):
+    view = overlay(repository, tmp_path / "view", {}, {"admission": {"max_latency_ms": "5"}})
+    mine, theirs = read_config(view / "admission/config.pbtxt"), read_config(repository / "admission/config.pbtxt")
+    assert mine.parameters["max_latency_ms"].string_value == "5"
+    mine.parameters["max_latency_ms"].string_value = theirs.parameters["max_latency_ms"].string_value
+    assert mine == theirs

@@ -196,3 +196,11 @@ def test_run_refuses_what_is_promoted_and_cannot_be_served(repository, capsys):
     assert check(repository.path, "cpu", ("fp32",)).models[0].ready
     with pytest.raises(ServingError, match="no version for the profile cpu is built"):
         check(repository.path, "cpu", ("fp16",))
+
+
+def test_little_shared_memory_is_a_warning_and_none_a_refusal(repository, monkeypatch):
+    add_version(repository, "int8")
+    monkeypatch.setattr("serving.preflight.check_shared_memory", lambda: "64 of 64 MB are free in /dev/shm: …")
+    found = preflight(repository.path, "cpu")
+    assert "warning: 64 of 64 MB are free in /dev/shm: …" in found.lines()
+    assert {one.precision: one for one in found.models}["int8"].ready

@@ -14,6 +14,7 @@ import pytest
 
 from serving import server as server_module
 from serving.errors import ServingError
+from serving.safe_names import SafeNames
 from serving.server import ADMIN_HEADER, ServerOptions, TritonServer
 from serving.tritonserver import Installation
 from tests.unit.serving.repositories import tiny_repository
@@ -147,13 +148,13 @@ def test_all_addresses_are_called_at_loopback(repository):
     assert (server.http_url, server.grpc_url, server.metrics_url) == ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3")
 
 
-def test_the_environment_leads_to_this_python_and_the_servers_libraries(repository, monkeypatch):
+def test_the_environment_leads_to_this_python_and_the_servers_libraries(repository, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", "/usr/bin")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/mine")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
     installation = Installation(Path("/s"), Path("/b"), (Path("/lib/one"), Path("/lib/two")), True)
-    environment = server_module._environment(installation, repository)
+    environment = server_module._environment(installation, repository, SafeNames(tmp_path / "names"))
     assert environment["PATH"] == f"{Path(sys.executable).parent}:/usr/bin"
     assert environment["LD_LIBRARY_PATH"] == "/lib/one:/lib/two:/mine"
     assert environment["OMP_NUM_THREADS"] == "1"
@@ -161,8 +162,9 @@ def test_the_environment_leads_to_this_python_and_the_servers_libraries(reposito
     assert "CV_IO_MAX_IMAGE_PIXELS" not in environment
 
 
-def test_the_bound_on_pixels_reaches_opencv(repository):
+def test_the_bound_on_pixels_reaches_opencv(repository, tmp_path):
     path = repository / "preprocess" / "config.pbtxt"
     path.write_text(path.read_text() + 'parameters [ { key: "max_image_pixels", value: { string_value: "1234" } } ]')
     installation = Installation(Path("/s"), Path("/b"), (), False)
-    assert server_module._environment(installation, repository)["CV_IO_MAX_IMAGE_PIXELS"] == "1234"
+    names = SafeNames(tmp_path / "names")
+    assert server_module._environment(installation, repository, names)["CV_IO_MAX_IMAGE_PIXELS"] == "1234"
