@@ -82,4 +82,4 @@ MAX_TOP_K: Final = 3840
 MAX_REQUEST_BATCH: Final = 8
 """Images that one request to an ensemble may hold."""
 
-MASK_FORMATS: Final = ("rle", "polygon", "png", "none")
+MASK_FORMATS: Final = ("rle", "polygon", "png", "none", "png_base64")

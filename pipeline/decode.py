@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from pipeline.contract import BOX_COLUMNS, CLASS_COLUMN, FIRST_COEFFICIENT_COLUM
 from pipeline.letterbox import Geometry
 from pipeline.nms import nms
 from pipeline.parameters import RequestParameters
+
+_LEAST_SCORE: Final = 1e-3
+"""Below it candidates are background: at ``confidence`` 0 all of them pass, and nothing is lost with them."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,19 @@ def xywh_to_xyxy(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
     """Centre, width and height to corners: float32 [n, 4] cx, cy, w, h to x1, y1, x2, y2."""
     half = boxes[:, 2:] / 2
     return np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], axis=1)
+
+
+def may_be_cut(candidates: NDArray[np.float32], parameters: RequestParameters) -> bool:
+    """Whether the network found more candidates above the threshold than leave it.
+
+    Args:
+        candidates: float32 [K, 6 + C], the best K, sorted by falling score.
+        parameters: with the threshold.
+
+    Returns:
+        Whether even the last one is above the threshold; instances behind it are lost.
+    """
+    return bool(len(candidates) and candidates[-1, SCORE_COLUMN] >= max(parameters.confidence, _LEAST_SCORE))
 
 
 def decode_candidates(candidates: NDArray[np.float32], geometry: Geometry, parameters: RequestParameters) -> Detections:

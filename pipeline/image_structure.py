@@ -7,6 +7,7 @@ whatever the data says; what is out of proportion is refused.
 
 from __future__ import annotations
 
+import base64
 import re
 import struct
 import zlib
@@ -96,11 +97,34 @@ def read_header(data: bytes) -> ImageHeader:
 
 def _no_image(data: bytes, detail: str = "") -> ImageError:
     accepted = ", ".join(FORMATS)
+    if what := _base64_text(data):
+        return ImageError(
+            f"the image is {what}, {len(data)} characters; allowed: the file's own bytes ({accepted}). Decode it "
+            "first, and send the bytes over gRPC, or over HTTP by the binary data extension: JSON cannot hold them",
+            "format",
+        )
     return ImageError(
         f"the bytes are not an image of an accepted format{f' ({detail})' if detail else ''}: {len(data)} bytes that "
         f"start with {data[:8]!r}; accepted: {accepted}",
         "format",
     )
+
+
+def _base64_text(data: bytes) -> str:
+    """What kind of base64 text (RFC 4648, RFC 2397) stands where an image should; empty if none does."""
+    head = data[:_BASE64_HEAD].lstrip(b"\xef\xbb\xbf \t\r\n\"'")
+    if head[:5].lower() == b"data:":
+        return "a data: URI"
+    head = b"".join(head.split()).translate(bytes.maketrans(b"-_", b"+/"))
+    try:
+        start = base64.b64decode(head[: min(len(head) // 4 * 4, _BASE64_START)], validate=True)
+    except ValueError:
+        return ""
+    return "base64 text" if len(start) > 2 and any(start.startswith(starts) for starts, _ in _READERS) else ""
+
+
+_BASE64_HEAD: Final = 120
+_BASE64_START: Final = 32
 
 
 def _read_png(data: bytes) -> ImageHeader:

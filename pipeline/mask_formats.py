@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Final
 
 import cv2
 import numpy as np
@@ -12,6 +16,11 @@ from numpy.typing import NDArray
 from pipeline import rle
 from pipeline.contract import MASK_FORMATS
 from pipeline.masks import MaskRuns
+from pipeline.outlines import Outlines
+from pipeline.png_mask import write_png
+
+_RUNS_AT_ONCE: Final = 1 << 17
+"""Outlines of so many runs are worked out together, so that a request of many large masks takes little memory."""
 
 
 def encode_masks(masks: Sequence[MaskRuns], mask_format: str) -> list[bytes]:
@@ -19,9 +28,15 @@ def encode_masks(masks: Sequence[MaskRuns], mask_format: str) -> list[bytes]:
 
     Args:
         masks: the masks.
-        mask_format: ``rle``: COCO compressed ``counts``. ``polygon``: JSON list of polygons, each a flat list of
-            x, y of boundary pixels; filled with their boundary (``cv2.fillPoly``) they give the mask, its holes
-            closed. ``png``: one-bit PNG of the whole image. ``none``: no bytes.
+        mask_format: ``rle``: COCO compressed ``counts``. ``png``: one-bit PNG of the whole image. ``png_base64``: the
+            same as base64 text, for answers in JSON. ``none``: no bytes. ``polygon``: JSON list of polygons, each a
+            flat list of whole numbers x, y.
+
+    A polygon runs along the sides of pixels: (0, 0) is the image's upper left corner, (width, height) its lower right
+    one, and the polygon of the first pixel is ``[0,0,1,0,1,1,0,1]``. There is one for each part of the mask (pixels
+    that touch at a corner only are two parts), of at least four points, the first not repeated. A hole is
+    part of the polygon around it, joined by a line that is walked there and back. So the polygons' areas (shoelace
+    formula) add up to the mask's, and COCO's tools (``frPyObjects``, ``merge``) give back the mask, pixel by pixel.
 
     Raises:
         ValueError: an unknown format.
@@ -29,9 +44,11 @@ def encode_masks(masks: Sequence[MaskRuns], mask_format: str) -> list[bytes]:
     if mask_format == "rle":
         return rle.encode_all(masks)
     if mask_format == "polygon":
-        return [json.dumps(_polygons(mask), separators=(",", ":")).encode() for mask in masks]
+        return [encoded for some in _portions(masks) for encoded in _polygons(some)]
     if mask_format == "png":
-        return [_png(mask) for mask in masks]
+        return [encoded for some in _portions(masks) for encoded in _pngs(some)]
+    if mask_format == "png_base64":
+        return [base64.b64encode(png) for png in encode_masks(masks, "png")]
     if mask_format == "none":
         return [b""] * len(masks)
     raise ValueError(f"mask format {mask_format!r}; allowed: {', '.join(MASK_FORMATS)}")
@@ -52,11 +69,10 @@ def decode_mask(encoded: bytes, mask_format: str, height: int, width: int) -> ND
     if mask_format == "rle":
         return rle.decode(encoded, height, width)
     if mask_format == "polygon":
-        mask = np.zeros((height, width), np.uint8)
-        for polygon in json.loads(encoded):
-            cv2.fillPoly(mask, [np.array(polygon, np.int32).reshape(-1, 2)], (1,))
-        return mask.astype(bool)
-    if mask_format == "png":
+        return _filled(encoded, height, width)
+    if mask_format in ("png", "png_base64"):
+        if mask_format == "png_base64":
+            encoded = _from_base64(encoded)
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_GRAYSCALE)
         if image is None or image.shape != (height, width):
             raise ValueError(f"the bytes are not a PNG mask of {height}x{width} pixels")
@@ -66,19 +82,59 @@ def decode_mask(encoded: bytes, mask_format: str, height: int, width: int) -> ND
     raise ValueError(f"mask format {mask_format!r}; allowed: {', '.join(MASK_FORMATS)}")
 
 
-def _png(mask: MaskRuns) -> bytes:
-    _, png = cv2.imencode(".png", mask.to_image().view(np.uint8) * np.uint8(255), [cv2.IMWRITE_PNG_BILEVEL, 1])
-    return png.tobytes()
+def _portions(masks: Sequence[MaskRuns]) -> Iterator[Sequence[MaskRuns]]:
+    """The masks in their order, some at a time."""
+    first, runs = 0, 0
+    for index, mask in enumerate(masks):
+        if runs and runs + len(mask.starts) > _RUNS_AT_ONCE:
+            yield masks[first:index]
+            first, runs = index, 0
+        runs += len(mask.starts)
+    if first < len(masks):
+        yield masks[first:]
 
 
-def _polygons(mask: MaskRuns) -> list[list[int]]:
-    if not len(mask.starts):
-        return []
-    # Only the columns that the mask reaches are rasterised.
-    first, last = int(mask.starts[0]) // mask.height, (int(mask.ends[-1]) - 1) // mask.height
-    base = first * mask.height
-    columns = MaskRuns(mask.starts - base, mask.ends - base, mask.height, last - first + 1)
-    contours, _ = cv2.findContours(
-        columns.to_image().view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(first, 0)
-    )
-    return [contour.reshape(-1).tolist() for contour in contours]
+def _pngs(masks: Sequence[MaskRuns]) -> list[bytes]:
+    outlines = Outlines.of(masks)
+    top, bottom = outlines.edge_y[outlines.upper], outlines.edge_y[outlines.lower]
+    parts = np.flatnonzero(top < bottom)
+    bounds = np.searchsorted(outlines.edge_mask[outlines.upper[parts]], np.arange(len(masks) + 1)).tolist()
+    height, width = masks[0].height, masks[0].width
+    encoded = []
+    for low, high in pairwise(bounds):
+        some = parts[low:high]
+        encoded.append(write_png(outlines.x[some], top[some], bottom[some], ~outlines.down[some], height, width))
+    return encoded
+
+
+def _polygons(masks: Sequence[MaskRuns]) -> list[bytes]:
+    filled = [mask for mask in masks if len(mask.starts)]
+    found = iter(Outlines.of(filled).polygons() if filled else [])
+    return [json.dumps(next(found) if len(mask.starts) else [], separators=(",", ":")).encode() for mask in masks]
+
+
+def _filled(encoded: bytes, height: int, width: int) -> NDArray[np.bool_]:
+    """The mask of polygons that run along the sides of pixels: set where an odd number of edges lies above."""
+    fault = ValueError(f"the bytes are not polygons along the sides of pixels within {height}x{width} pixels")
+    marks = [np.zeros(0, np.int64)]
+    try:
+        for polygon in json.loads(encoded):
+            x, y = np.array(polygon, np.int64).reshape(-1, 2).T
+            next_x, next_y = np.roll(x, -1), np.roll(y, -1)
+            aslant = (x != next_x) & (y != next_y)
+            if aslant.any() or x.min() < 0 or y.min() < 0 or x.max() > width or y.max() > height:
+                raise fault
+            count = np.abs(next_x - x)
+            column = np.arange(int(count.sum())) + np.repeat(np.minimum(x, next_x) - np.cumsum(count) + count, count)
+            marks.append(column * height + np.repeat(y, count))
+    except (ValueError, TypeError, OverflowError):
+        raise fault from None
+    edges = np.sort(np.concatenate(marks))
+    return MaskRuns(edges[0::2], edges[1::2], height, width).to_image()
+
+
+def _from_base64(encoded: bytes) -> bytes:
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"the bytes are not a PNG mask in base64: {error}") from None

@@ -150,7 +150,7 @@ def mask_runs(
     top = int(down.low.min())
     region = _widened(prototypes, top, int(down.high.max()))
     masks: list[MaskRuns] = [_NOTHING] * len(boxes)
-    for group in _groups_of_like_height(down.high - down.low):
+    for group in _groups(down.high - down.low, across.count):
         x, y = across[group], down[group]
         planes = _logits(region, coefficients[group], x, y, top)
         runs = _runs(planes, x, y, geometry.height)
@@ -173,12 +173,24 @@ def _widened(prototypes: NDArray[np.float16] | NDArray[np.float32], top: int, bo
     return rows.astype(np.float32, copy=False).reshape(channels, bottom - top, width)
 
 
-def _groups_of_like_height(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Indices of the instances, grouped so that padding each to its group's highest at most doubles it."""
-    octaves: dict[int, list[int]] = {}
-    for index, height in enumerate(rows.tolist()):
-        octaves.setdefault((height - 1).bit_length(), []).append(index)
-    return [np.array(group) for group in octaves.values()]
+_COLUMNS_AT_ONCE: Final = 1 << 15
+
+
+def _groups(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Indices of the instances, grouped so that padding each to its group's highest at most doubles it.
+
+    A group is cut where it has many pixel columns: a thousand large instances at once would take a gigabyte.
+    """
+    octaves: dict[int, list[list[int]]] = {}
+    filled: dict[int, int] = {}
+    for index, (height, width) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
+        octave = (height - 1).bit_length()
+        filled[octave] = filled.get(octave, _COLUMNS_AT_ONCE) + width
+        if filled[octave] > _COLUMNS_AT_ONCE:
+            octaves.setdefault(octave, []).append([])
+            filled[octave] = width
+        octaves[octave][-1].append(index)
+    return [np.array(group) for groups in octaves.values() for group in groups]
 
 
 def _logits(

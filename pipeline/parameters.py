@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,7 +25,7 @@ class RequestParameters:
         iou: a detection whose box overlaps a better one of its class by more than this intersection over
             union is dropped, in [0, 1].
         max_detections: most detections per image, best first, in [1, 1000].
-        mask_format: encoding of the masks: ``rle`` (COCO compressed), ``polygon``, ``png`` or ``none``.
+        mask_format: encoding of the masks: ``rle`` (COCO compressed), ``polygon``, ``png``, ``png_base64`` or ``none``.
         classes: class indices to keep; None keeps all.
     """
 
@@ -41,6 +42,7 @@ class RequestParameters:
         Args:
             values: parameter names to bool, int, float or str. Names that Triton sets itself, and names that
                 start with ``triton_``, are passed over. ``classes`` is one index or a comma-separated list.
+                Numbers may come as text, such as ``"0.5"``.
 
         Returns:
             The parameters, defaults filled in.
@@ -62,26 +64,40 @@ class RequestParameters:
 
 
 def _fraction(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
-        raise ParameterError(f"parameter {name!r} is {value!r}; allowed: a number from 0 to 1")
-    return float(value)
+    number = float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0.0 <= number <= 1.0:
+        raise ParameterError(f"parameter {name!r} is {_shown(value)}; allowed: a number from 0 to 1")
+    return float(number)
 
 
 def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= DEFAULT_TOP_K:
-        raise ParameterError(f"parameter {name!r} is {value!r}; allowed: a whole number from 1 to {DEFAULT_TOP_K}")
-    return value
+    number = int(value) if isinstance(value, str) and _WHOLE.fullmatch(value) else value
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= DEFAULT_TOP_K:
+        allowed = f"a whole number from 1 to {DEFAULT_TOP_K}"
+        raise ParameterError(f"parameter {name!r} is {_shown(value)}; allowed: {allowed}")
+    return number
+
+
+# Some clients can send text only: numbers as JSON writes them, without spaces, and no NaN.
+_NUMBER: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?([eE][-+]?[0-9]{1,3})?")
+_WHOLE: Final = re.compile(r"[0-9]{1,9}")
+_SHOWN: Final = 60
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
 
 
 def _mask_format(name: str, value: Any) -> str:
     if value not in MASK_FORMATS:
-        raise ParameterError(f"parameter {name!r} is {value!r}; allowed: {', '.join(MASK_FORMATS)}")
+        raise ParameterError(f"parameter {name!r} is {_shown(value)}; allowed: {', '.join(MASK_FORMATS)}")
     return str(value)
 
 
 def _classes(name: str, value: Any) -> frozenset[int]:
     fault = ParameterError(
-        f"parameter {name!r} is {value!r}; allowed: class indices from 0 to {MAX_CLASS_ID}, "
+        f"parameter {name!r} is {_shown(value)}; allowed: class indices from 0 to {MAX_CLASS_ID}, "
         "comma-separated, such as '0,2'"
     )
     if isinstance(value, bool) or not isinstance(value, (int, str)):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import contract
-from pipeline.decode import decode_candidates
+from pipeline.decode import Detections, decode_candidates
 from pipeline.letterbox import Geometry
 from pipeline.mask_formats import encode_masks
 from pipeline.masks import mask_runs
@@ -51,7 +51,16 @@ def postprocess(
         geometry: where the image lies in the network's input.
         parameters: what the caller asked for.
     """
-    found = decode_candidates(candidates, geometry, parameters)
+    return segmentation_of(decode_candidates(candidates, geometry, parameters), prototypes, geometry, parameters)
+
+
+def segmentation_of(
+    found: Detections,
+    prototypes: NDArray[np.float16] | NDArray[np.float32],
+    geometry: Geometry,
+    parameters: RequestParameters,
+) -> ImageSegmentation:
+    """Add the masks to the detections of one image; arguments as in :func:`postprocess`."""
     masks = [b""] * len(found.scores)
     if parameters.mask_format != "none":
         runs = mask_runs(prototypes, found.coefficients, found.boxes, geometry)

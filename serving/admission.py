@@ -11,6 +11,7 @@ find the state in a file in shared memory, whichever processes they run in.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import statistics
 import time
@@ -33,6 +34,9 @@ SHM_PREFIX_VARIABLE: Final = "TRITON_SEGMENTATION_SHM_PREFIX"
 FLOOR_IMAGES: Final = contract.MAX_REQUEST_BATCH
 """So many images are always let in: one full request, or a few callers that wait for each answer."""
 
+MOST_OF_BOUND: Final = 0.75
+"""Share of the bound that the masks of one request may take: others wait for it meanwhile."""
+
 _SLOTS: Final = 1024  # requests under way at once
 _SAMPLES: Final = 32
 _LATE: Final = 1.5  # times the predicted latency: later than that is late, but for the first second
@@ -40,14 +44,16 @@ _LATE_S: Final = 1.0
 _GIVEN_UP: Final = 10.0  # times the predicted latency, but for the first half minute
 _GIVEN_UP_S: Final = 30.0
 _PROBE_AFTER_S: Final = 1.0  # without an answer, and never sooner than a full request takes
+_ORDINARY_S: Final = 0.05
 _UNKNOWN_S: Final = 0.1  # per image under way, as long as nothing has been answered yet
 
 # Words of the state, 64 bits each; moments are nanoseconds of the monotonic clock: a counter of samples, the moment at
 # which the last request was let in, the moment of the last answer, the moment at which the latest of those that were
-# answered had been let in, the samples (seconds per image under way), and for each slot the moment of admission (0 is
-# free), the predicted latency, and the images.
-_HEAD: Final = 4
-_ANSWERS, _LAST_ADMITTED, _LAST_ANSWER, _LATEST_ANSWERED = range(_HEAD)
+# answered had been let in, the bound on the latency in nanoseconds (0 until the first step has set it), the samples
+# (seconds per image under way), and for each slot the moment of admission (0 is free), the predicted latency, and the
+# images.
+_HEAD: Final = 5
+_ANSWERS, _LAST_ADMITTED, _LAST_ANSWER, _LATEST_ANSWERED, _BOUND = range(_HEAD)
 _WORDS: Final = _HEAD + _SAMPLES + 3 * _SLOTS
 
 
@@ -84,6 +90,8 @@ class Admission:
         self._head, slots = words[:_HEAD], words[_HEAD + _SAMPLES :]
         self._samples = words[_HEAD : _HEAD + _SAMPLES].view(np.float64)
         self._admitted, self._predicted, self._images = slots.reshape(3, _SLOTS)
+        if max_latency_s > 0:
+            self._head[_BOUND] = int(max_latency_s * 1e9)
 
     def admit(self, images: int) -> NDArray[np.int64]:
         """Let a request in.
@@ -132,6 +140,33 @@ class Admission:
                 self._head[_ANSWERS] += 1
                 self._head[_LAST_ANSWER] = now
                 self._head[_LATEST_ANSWERED] = max(self._head[_LATEST_ANSWERED], admitted)
+
+    @property
+    def bound_s(self) -> float:
+        """The bound that the first step keeps, in seconds; infinite where there is no such step."""
+        return float(self._head[_BOUND]) / 1e9 or math.inf
+
+    def check_in_time(self, ticket: NDArray[np.int64] | None, seconds: float) -> None:
+        """Refuse long work for a request that cannot be answered within the bound any more.
+
+        Requests behind it are spared the wait: what was let in before them is answered, or refused here, before they
+        have waited for as long as the bound. What takes no longer than an ordinary image is never refused.
+
+        Args:
+            ticket: int64 [3], as :meth:`admit` gave it; None where the step is called by itself.
+            seconds: that the work takes.
+
+        Raises:
+            OverloadError: it has waited for too long.
+        """
+        if ticket is None or seconds <= _ORDINARY_S:
+            return
+        waited_s = max(0, time.monotonic_ns() - int(ticket[1])) / 1e9
+        if waited_s + seconds > self.bound_s:
+            raise OverloadError(
+                f"{BUSY}: after {waited_s:.1f} s, the masks of this request would take about {seconds:.1f} s more; "
+                f"allowed: {self.bound_s:g} s in all. Try again later"
+            )
 
     @property
     def images_under_way(self) -> int:

@@ -9,7 +9,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
 
 from pipeline import contract
 from pipeline.errors import InputError, OverloadError
@@ -63,11 +65,17 @@ def request_parameters(request: Any) -> RequestParameters:
     return RequestParameters.parse(json.loads(text) if text else {})
 
 
+def ticket_of(request: Any) -> NDArray[np.int64] | None:
+    """What admission control gave the request, int64 [3]; None where a step is called by itself."""
+    ticket = pb_utils.get_input_tensor_by_name(request, contract.ADMISSION.name)
+    return None if ticket is None else ticket.as_numpy()[0]
+
+
 def count_out(admission: Admission, request: Any, *, answered: bool = True) -> None:
     """Tell admission control that a request has ended here; see :meth:`serving.admission.Admission.finish`."""
-    ticket = pb_utils.get_input_tensor_by_name(request, contract.ADMISSION.name)
-    if ticket is not None:  # there is none where a step is called by itself
-        admission.finish(ticket.as_numpy()[0], answered)
+    ticket = ticket_of(request)
+    if ticket is not None:
+        admission.finish(ticket, answered)
 
 
 def config_parameter(config: dict[str, Any], name: str, default: int) -> int:

@@ -13,8 +13,10 @@ from serving.publisher import Publisher
 DECODED_METRIC: Final = "segmentation_images_decoded_total"
 DECODE_ERRORS_METRIC: Final = "segmentation_decode_errors_total"
 REFUSED_METRIC: Final = "segmentation_requests_refused_total"
+CUT_METRIC: Final = "segmentation_images_cut_total"
 DETECTIONS_METRIC: Final = "segmentation_detections_per_image"
 
+_REFUSED_HELP: Final = "Requests refused because their answer would have come too late"
 _BUCKETS: Final = (0, 1, 2, 5, 10, 20, 50, 100, 300)
 
 
@@ -23,7 +25,7 @@ class AdmissionMetrics:
 
     def __init__(self, model: str) -> None:
         # A family lives as long as its Python object, and its metrics with it.
-        self._family = counter_family(REFUSED_METRIC, "Requests refused because their answer would have come too late")
+        self._family = counter_family(REFUSED_METRIC, _REFUSED_HELP)
         self._publisher = Publisher()
         self._refused = self._publisher.tally(self._family.Metric(labels={"model": model}))
 
@@ -67,7 +69,7 @@ class PreprocessMetrics:
 
 
 class PostprocessMetrics:
-    """A histogram of the detections per image.
+    """A histogram of the detections per image, and counters of requests refused and of images cut.
 
     Written as the series that a histogram consists of (``_bucket`` with the label ``le``, ``_sum``, ``_count``), which
     can be raised by more than one observation at a time.
@@ -90,6 +92,13 @@ class PostprocessMetrics:
         self._buckets = [
             (bound, self._publisher.tally(bucket.Metric(labels={**labels, "le": text}))) for bound, text in bounds
         ]
+        self._more = (
+            counter_family(REFUSED_METRIC, _REFUSED_HELP),
+            counter_family(CUT_METRIC, "Images with more candidates above the threshold than leave the network"),
+        )
+        refused, cut = self._more
+        self._refused = self._publisher.tally(refused.Metric(labels=labels))
+        self._cut = self._publisher.tally(cut.Metric(labels=labels))
         self._sum = self._publisher.tally(total.Metric(labels=labels))
         self._count = self._publisher.tally(count.Metric(labels=labels))
 
@@ -101,6 +110,14 @@ class PostprocessMetrics:
                     bucket.add()
             self._sum.add(number)
             self._count.add()
+
+    def request_refused(self) -> None:
+        """Count one request whose masks would have come too late."""
+        self._refused.add()
+
+    def candidates_cut(self, images: int) -> None:
+        """Count images in which even the last candidate lay above the threshold."""
+        self._cut.add(images)
 
     def close(self) -> None:
         """Hand over the last counts."""

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import cv2
 import triton_python_backend_utils as pb_utils
 
 from pipeline import contract
+from pipeline.decode import decode_candidates, may_be_cut
+from pipeline.errors import OverloadError
 from pipeline.letterbox import Geometry
-from pipeline.postprocess import pack_response, postprocess
-from serving.admission import Admission, state_path
-from serving.python_backend import answer_each, count_out, request_parameters
+from pipeline.mask_work import check_mask_work
+from pipeline.postprocess import pack_response, segmentation_of
+from serving.admission import MOST_OF_BOUND, Admission, state_path
+from serving.python_backend import answer_each, count_out, request_parameters, ticket_of
 from serving.step_metrics import PostprocessMetrics
+
+_CUT: Final = (
+    "in {} image(s) of a request, all {} candidates that leave the network lie above confidence {}: instances with "
+    "lower scores may be missing. Ask with a higher confidence, or build the network with a larger top_k"
+)
+_PAUSE_S: Final = 10.0
 
 
 class TritonPythonModel:
@@ -23,6 +33,7 @@ class TritonPythonModel:
         """Keep OpenCV to one thread: the instances of this model are its threads."""
         self._admission = Admission(state_path(), max_latency_s=0.0)  # this step lets nobody in
         self._metrics = PostprocessMetrics(args["model_name"])
+        self._silent_until = 0.0
         cv2.setNumThreads(1)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -42,9 +53,30 @@ class TritonPythonModel:
             pb_utils.get_input_tensor_by_name(request, spec.name).as_numpy()
             for spec in (contract.CANDIDATES, contract.PROTOTYPES, contract.GEOMETRY)
         )
+        places = [Geometry.from_array(geometry) for geometry in geometries]
+        found = [decode_candidates(rows, where, parameters) for rows, where in zip(candidates, places, strict=True)]
+        self._check_work(request, check_mask_work(found, places, parameters, MOST_OF_BOUND * self._admission.bound_s))
         images = [
-            postprocess(rows, planes, Geometry.from_array(geometry), parameters)
-            for rows, planes, geometry in zip(candidates, prototypes, geometries, strict=True)
+            segmentation_of(one, planes, where, parameters)
+            for one, planes, where in zip(found, prototypes, places, strict=True)
         ]
+        cut = sum(may_be_cut(rows, parameters) for rows in candidates)
+        if cut:
+            self._metrics.candidates_cut(cut)
+            self._warn(_CUT.format(cut, len(candidates[0]), parameters.confidence))
         self._metrics.answered(len(image.scores) for image in images)
         return [pb_utils.Tensor(name, array) for name, array in pack_response(images).items()]
+
+    def _warn(self, text: str) -> None:
+        """Write to the server's log, not more often than it can be read."""
+        now = time.monotonic()
+        if now >= self._silent_until:
+            self._silent_until = now + _PAUSE_S
+            pb_utils.Logger.log_warn(text)
+
+    def _check_work(self, request: Any, seconds: float) -> None:
+        try:
+            self._admission.check_in_time(ticket_of(request), seconds)
+        except OverloadError:
+            self._metrics.request_refused()
+            raise
