@@ -7,7 +7,6 @@ The protocol's library is imported when its transport is made.
 from __future__ import annotations
 
 import re
-from http.client import HTTPException
 from types import ModuleType
 from typing import Any, Final, Protocol
 
@@ -112,9 +111,18 @@ def checked_url(url: str) -> str:
     Raises:
         RequestError: it has another form.
     """
-    if not re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^\s/:\[\]]+):\d{1,5}(/\S*)?", url):
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^\s/:\[\]]+):(\d{1,5})(/\S*)?", url)
+    if not found or not 1 <= int(found[2]) <= 65535 or not _is_host(found[1]):
         raise RequestError(f"url {url!r}; allowed: HOST:PORT without a scheme, such as {DEFAULT_URLS['grpc']}")
     return url
+
+
+def _is_host(name: str) -> bool:
+    try:
+        name.encode("idna")  # as the socket will; it fails on empty and long labels
+    except UnicodeError:
+        return False
+    return True
 
 
 class GrpcTransport:
@@ -129,14 +137,14 @@ class GrpcTransport:
 
     def infer(self, model: str, images: NDArray[np.object_], parameters: Parameters) -> Tensors:
         """See :meth:`Transport.infer`."""
-        with translated_errors(self._url, self._timeout_s):
+        with translated_errors(self._url, self._timeout_s, "grpc"):
             inputs = _inputs(self._library, images)
             result = self._client.infer(model, inputs, parameters=parameters, client_timeout=self._timeout_s)
             return _tensors(result)
 
     def is_ready(self, model: str) -> bool:
         """See :meth:`Transport.is_ready`."""
-        with translated_errors(self._url, self._timeout_s):
+        with translated_errors(self._url, self._timeout_s, "grpc"):
             return bool(self._client.is_model_ready(model, client_timeout=self._timeout_s))
 
     def close(self) -> None:
@@ -156,13 +164,13 @@ class HttpTransport:
 
     def infer(self, model: str, images: NDArray[np.object_], parameters: Parameters) -> Tensors:
         """See :meth:`Transport.infer`. The timeout bounds each wait for the server, not their sum."""
-        with translated_errors(self._url, self._timeout_s, HTTPException):
+        with translated_errors(self._url, self._timeout_s, "http"):
             return _tensors(self._client.infer(model, _inputs(self._library, images), parameters=parameters))
 
     def is_ready(self, model: str) -> bool:
         """See :meth:`Transport.is_ready`."""
-        with translated_errors(self._url, self._timeout_s, HTTPException):
-            return bool(self._client.is_model_ready(model))
+        with translated_errors(self._url, self._timeout_s, "http"):
+            return bool(self._client.is_model_ready(model)) and _is_of(self._client.get_model_metadata(model), model)
 
     def close(self) -> None:
         """Close the connections."""
@@ -181,14 +189,14 @@ class AsyncGrpcTransport:
 
     async def infer(self, model: str, images: NDArray[np.object_], parameters: Parameters) -> Tensors:
         """See :meth:`Transport.infer`."""
-        with translated_errors(self._url, self._timeout_s):
+        with translated_errors(self._url, self._timeout_s, "grpc"):
             inputs = _inputs(self._library, images)
             result = await self._client.infer(model, inputs, parameters=parameters, client_timeout=self._timeout_s)
             return _tensors(result)
 
     async def is_ready(self, model: str) -> bool:
         """See :meth:`Transport.is_ready`."""
-        with translated_errors(self._url, self._timeout_s):
+        with translated_errors(self._url, self._timeout_s, "grpc"):
             return bool(await self._client.is_model_ready(model, client_timeout=self._timeout_s))
 
     async def close(self) -> None:
@@ -200,27 +208,31 @@ class AsyncHttpTransport:
     """HTTP in coroutines over aiohttp, bound to the running event loop."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
-        import aiohttp
         import tritonclient.http.aio
 
         self._library = tritonclient.http.aio
         self._url, self._timeout_s = url, timeout_s
-        self._lost = (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError)
         self._client = self._library.InferenceServerClient(url, conn_timeout=timeout_s)
 
     async def infer(self, model: str, images: NDArray[np.object_], parameters: Parameters) -> Tensors:
         """See :meth:`Transport.infer`."""
-        with translated_errors(self._url, self._timeout_s, *self._lost):
+        with translated_errors(self._url, self._timeout_s, "http"):
             return _tensors(await self._client.infer(model, _inputs(self._library, images), parameters=parameters))
 
     async def is_ready(self, model: str) -> bool:
         """See :meth:`Transport.is_ready`."""
-        with translated_errors(self._url, self._timeout_s, *self._lost):
-            return bool(await self._client.is_model_ready(model))
+        with translated_errors(self._url, self._timeout_s, "http"):
+            ready = bool(await self._client.is_model_ready(model))
+            return ready and _is_of(await self._client.get_model_metadata(model), model)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+
+
+def _is_of(metadata: Any, model: str) -> bool:
+    """Whether a server of this protocol has answered: others say 200 to whatever they are asked (metrics, proxies)."""
+    return isinstance(metadata, dict) and metadata.get("name") == model
 
 
 def _inputs(library: ModuleType, images: NDArray[np.object_]) -> list[Any]:
