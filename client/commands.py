@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from client.coco import CocoDocument
 from client.errors import ServerUnavailableError
 from client.photos import Outcome, PhotoSettings, check_overlays, segment_photos
 from client.segmentation import AsyncSegmentationClient
-from client.sources import SourceError, find_images
+from client.sources import SourceError, find_images, listed
 from client.video import VideoError, VideoInput, VideoProgress, VideoSettings, segment_video
 
 EXIT_FAILED: Final = 1
@@ -37,7 +38,10 @@ async def run_photos(client: AsyncSegmentationClient, options: argparse.Namespac
         SegmentationError: no server is ready.
     """
     notes = Console(stderr=True)
-    sources = find_images(options.paths, skip=options.out)
+    left_out: Counter[str] = Counter()
+    sources = find_images(options.paths, skip=options.out, left_out=left_out)
+    if left_out:
+        notes.print(f"left out: {escape(listed(left_out))}", highlight=False, soft_wrap=True)
     if options.out is not None:
         check_overlays(sources, options.out)
     await client.wait_ready(0)
