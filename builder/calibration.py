@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from builder.errors import CalibrationError
+from client import sources
 from pipeline.errors import ImageError
 from pipeline.images import decode_image
 from pipeline.letterbox import letterbox
 
-IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 ADVISED_IMAGES: Final = 500
 """What NVIDIA's Model Optimizer advises at least for convolutional networks."""
 
@@ -74,25 +74,16 @@ def calibration_set(images: Sequence[Path], warning: str | None = None) -> Calib
 
 
 def find_images(images: Sequence[Path]) -> tuple[Path, ...]:
-    """Image files among files and folders, sorted.
+    """Image files among files and folders, sorted; folders are searched as the client does it.
 
     Raises:
         CalibrationError: a path does not exist, or there is no image.
     """
-    found: list[Path] = []
-    for path in images:
-        if path.is_dir():
-            found += [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise CalibrationError(f"{path}: no such file or folder; give images with --images")
-    if not found:
-        raise CalibrationError(
-            f"no images in {', '.join(map(str, images))}; int8 needs images of what will be segmented "
-            f"({', '.join(IMAGE_SUFFIXES)})"
-        )
-    return tuple(sorted(found))
+    try:
+        found = sources.find_images(images, suffixes=sources.IMAGE_SUFFIXES)
+    except sources.SourceError as error:
+        raise CalibrationError(f"{error}. Give images of what will be segmented with --images") from error
+    return tuple(sorted(source.path for source in found))
 
 
 def _hash(paths: Sequence[Path]) -> str:

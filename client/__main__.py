@@ -79,8 +79,12 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error("give an image, a folder, a video or --camera N")
     if videos and len(options.paths) > 1:
         parser.error(f"{videos[0]}: a video goes alone; give it without other paths")
-    if (videos or options.camera is not None) and options.json is not None:
-        parser.error("--json is for images; for a video, give --out")
+    if (videos or options.camera is not None) and (options.json or options.coco_results):
+        parser.error("--json and --coco-results are for images; for a video, give --out")
+    if options.annotations is not None and options.coco_results is None:
+        parser.error("--annotations gives the ids of --coco-results; give that too")
+    if options.json is not None and options.json == options.coco_results:
+        parser.error("--json and --coco-results are two files of different layouts; give them different names")
     options.request = _request_options(options)
     try:
         given = dict(options.request)
@@ -171,7 +175,18 @@ def _parser() -> argparse.ArgumentParser:
 
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, metavar="DIR", help="write overlay pictures, or the overlay video, here")
-    output.add_argument("--json", type=Path, metavar="FILE", help="write results in COCO's JSON layout")
+    output.add_argument(
+        "--json", type=Path, metavar="FILE", help="write a COCO dataset: images, annotations with scores, categories"
+    )
+    output.add_argument(
+        "--coco-results",
+        type=Path,
+        metavar="FILE",
+        help="write COCO results, as pycocotools' loadRes takes them; ids are those of --annotations, else from 1",
+    )
+    output.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="COCO annotations whose image and category ids are used"
+    )
     output.add_argument(
         "--class-names", type=_class_names, default={}, metavar="A,B", help="names for labels and JSON, class 0 first"
     )

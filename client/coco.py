@@ -1,13 +1,15 @@
-"""COCO's JSON layout for results: images, annotations with scores, categories.
+"""COCO's two JSON layouts: a dataset (images, annotations with scores, categories), and a list of results.
 
-https://cocodataset.org/#format-data. Segmentations are compressed run lengths, whichever encoding the masks came in.
+https://cocodataset.org/#format-data and https://cocodataset.org/#format-results. Segmentations are compressed run
+lengths, whichever encoding the masks came in.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from client.files import write_atomically
@@ -67,6 +69,132 @@ class CocoDocument:
         write_atomically(
             path, (json.dumps(self.to_dict(), ensure_ascii=False) + "\n").encode(errors="backslashreplace")
         )
+
+
+@dataclass(frozen=True)
+class CocoIds:
+    """Image and category ids of an annotations file.
+
+    Attributes:
+        images: file name, as the annotations write it, to the image's entry.
+        categories: name to id, in the order of the ids.
+        path: of the file, for messages.
+    """
+
+    images: Mapping[str, Mapping[str, Any]]
+    categories: Mapping[str, int]
+    path: Path
+
+    @classmethod
+    def read(cls, path: Path) -> CocoIds:
+        """Read the ids of a COCO annotations file.
+
+        Raises:
+            ValueError: it cannot be read, or is no such file; names it.
+        """
+        try:
+            document = json.loads(path.read_bytes())
+            images = {str(image["file_name"]): image for image in document["images"]}
+            numbers = sorted((int(entry["id"]), str(entry["name"])) for entry in document["categories"])
+            for image in images.values():
+                int(image["id"])
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}: no COCO annotations ({type(error).__name__}: {error}); expected: an object with images (id, "
+                "file_name) and categories (id, name)"
+            ) from error
+        return cls(images, {name: number for number, name in numbers}, path)
+
+    def image_id(self, name: str, size: tuple[int, int]) -> int:
+        """Id of the image whose file name ends like ``name``, or has its last part where that is unique.
+
+        Args:
+            name: relative path of the image.
+            size: its height and width.
+
+        Raises:
+            ValueError: there is none or more than one, or it is of another size there.
+        """
+        places = [known for known in self.images if _same_path(known, name)]
+        places = places or [known for known in self.images if PurePosixPath(known).name == PurePosixPath(name).name]
+        if len(places) != 1:
+            raise ValueError(f"{len(places) or 'no'} images of {self.path} are called {PurePosixPath(name).name}")
+        image = self.images[places[0]]
+        stated = (image.get("height", size[0]), image.get("width", size[1]))
+        if stated != size:
+            raise ValueError(
+                f"{size[1]}x{size[0]} pixels, and {stated[1]}x{stated[0]} in {self.path}; annotate the upright image"
+            )
+        return int(image["id"])
+
+    def category_id(self, class_id: int, class_names: Mapping[int, str]) -> int:
+        """Id of the category of the class's name, or of its place among the ids where no names are known.
+
+        Raises:
+            ValueError: there is none.
+        """
+        names = list(self.categories)
+        name = class_names.get(class_id) if class_names else names[class_id] if class_id < len(names) else None
+        if name is None or name not in self.categories:
+            what = f"class {class_id}" + (f" ({name})" if name else "")
+            raise ValueError(f"{what} is no category of {self.path}: {', '.join(names) or 'there are none'}")
+        return self.categories[name]
+
+
+class CocoResults:
+    """Gathers results and writes them as COCO results, which ``pycocotools.coco.COCO.loadRes`` takes.
+
+    Args:
+        ids: of the annotations that they are compared with; without, images count from 1 in their order, and
+            categories are the class indices plus 1.
+        class_names: by which classes are looked up among the categories; without, class 0 is the first of them.
+    """
+
+    def __init__(self, ids: CocoIds | None = None, class_names: Mapping[int, str] | None = None) -> None:
+        self._ids = ids
+        self._class_names = dict(class_names or {})
+        self._results: list[dict[str, Any]] = []
+        self._count = 0
+
+    def add(self, file_name: str, segmentation: Segmentation) -> None:
+        """Add one image's instances.
+
+        Raises:
+            ValueError: a mask cannot be decoded, or the annotations know no such image or category; nothing is added.
+        """
+        self._count += 1
+        image_id = self._count if self._ids is None else self._ids.image_id(file_name, segmentation.image_size)
+        results = []
+        for detection in segmentation:
+            found = _annotation(detection)
+            class_id = detection.class_id
+            number = class_id + 1 if self._ids is None else self._ids.category_id(class_id, self._class_names)
+            result = {"image_id": image_id, "category_id": number, "bbox": found["bbox"], "score": found["score"]}
+            if "segmentation" in found:
+                result["segmentation"] = found["segmentation"]
+            results.append(result)
+        self._results.extend(results)
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """The results."""
+        return list(self._results)
+
+    def write(self, path: Path) -> None:
+        """Write the results, UTF-8; folders are made.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        write_atomically(path, (json.dumps(self._results) + "\n").encode())
+
+
+def _same_path(known: str, name: str) -> bool:
+    """Whether the shorter of two relative paths is the end of the other."""
+    parts, others = (PurePosixPath(path).parts for path in (known, name))
+    shared = min(len(parts), len(others))
+    return shared > 1 and parts[-shared:] == others[-shared:]
 
 
 def _annotation(detection: Detection) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
@@ -15,11 +16,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from client.coco import CocoDocument
+from client.coco import CocoDocument, CocoIds, CocoResults
 from client.errors import ServerUnavailableError
 from client.photos import Outcome, PhotoSettings, check_overlays, segment_photos
 from client.segmentation import AsyncSegmentationClient
-from client.sources import SourceError, find_images
+from client.sources import SourceError, find_images, listed
 from client.video import VideoError, VideoInput, VideoProgress, VideoSettings, segment_video
 
 EXIT_FAILED: Final = 1
@@ -37,11 +38,15 @@ async def run_photos(client: AsyncSegmentationClient, options: argparse.Namespac
         SegmentationError: no server is ready.
     """
     notes = Console(stderr=True)
-    sources = find_images(options.paths, skip=options.out)
+    ids = _annotated_ids(options.annotations)
+    left_out: Counter[str] = Counter()
+    sources = find_images(options.paths, skip=options.out, left_out=left_out)
+    if left_out:
+        notes.print(f"left out: {escape(listed(left_out))}", highlight=False, soft_wrap=True)
     if options.out is not None:
         check_overlays(sources, options.out)
     await client.wait_ready(0)
-    coco = CocoDocument(_run_info(client, options), options.class_names)
+    documents = _documents(client, options, ids)
     settings = PhotoSettings(options.out, options.batch_size, options.concurrency, options.request, options.class_names)
     table, failed = _table(), 0
     with _progress(notes, MofNCompleteColumn()) as progress:
@@ -49,18 +54,18 @@ async def run_photos(client: AsyncSegmentationClient, options: argparse.Namespac
         async with aclosing(segment_photos(client, sources, settings)) as outcomes:
             async for outcome in outcomes:
                 error = outcome.error
-                if options.json is not None and outcome.result is not None:
-                    error = await asyncio.to_thread(_add, coco, outcome) or error
+                for document in documents.values():
+                    error = await asyncio.to_thread(_add, document, outcome) or error
                 if error is not None:
                     failed += 1
                     _print_error(notes, f"{outcome.source.path}: {error}")
                 table.add_row(*_row(outcome, error))
                 progress.advance(task)
-    if options.json is not None:
+    for path, document in documents.items():
         try:
-            coco.write(options.json)
+            document.write(path)
         except OSError as error:
-            _print_error(notes, f"{options.json}: cannot be written: {error.strerror or error}")
+            _print_error(notes, f"{path}: cannot be written: {error.strerror or error}")
             failed += 1
     Console().print(table)
     return EXIT_FAILED if failed else 0
@@ -163,14 +168,33 @@ def _run_info(client: AsyncSegmentationClient, options: argparse.Namespace) -> d
     }
 
 
-def _add(coco: CocoDocument, outcome: Outcome) -> str | None:
-    """Add an answered image to the document; says what failed."""
+def _annotated_ids(path: Path | None) -> CocoIds | None:
+    try:
+        return None if path is None else CocoIds.read(path)
+    except ValueError as error:
+        raise SourceError(str(error)) from error
+
+
+def _documents(
+    client: AsyncSegmentationClient, options: argparse.Namespace, ids: CocoIds | None
+) -> dict[Path, CocoDocument | CocoResults]:
+    """What is written, by path."""
+    documents: dict[Path, CocoDocument | CocoResults] = {}
+    if options.json is not None:
+        documents[options.json] = CocoDocument(_run_info(client, options), options.class_names)
+    if options.coco_results is not None:
+        documents[options.coco_results] = CocoResults(ids, options.class_names)
+    return documents
+
+
+def _add(coco: CocoDocument | CocoResults, outcome: Outcome) -> str | None:
+    """Add an answered image to a document; says what failed."""
     if outcome.result is None:
         return None
     try:
         coco.add(outcome.source.name, outcome.result)
     except ValueError as error:
-        return f"a mask of the answer cannot be read: {error}"
+        return f"not written: {error}"
     return None
 
 

@@ -31,8 +31,8 @@ class RequestError(SegmentationError, ValueError):
     """The request is at fault (an image, a parameter); the same request fails again."""
 
 
-class ServerUnavailableError(SegmentationError):
-    """Nothing answers at the url, or the model is not ready; the message says how to start a server."""
+class ServerUnavailableError(SegmentationError, ConnectionError):
+    """Nothing of this protocol answers at the url, the connection broke, or the model is not ready."""
 
 
 class ServerBusyError(SegmentationError):
@@ -47,6 +47,8 @@ class ServerError(SegmentationError):
     """The server failed, or answered what this client does not understand."""
 
 
+_MOST_REASON: Final = 200  # characters of a library's own words
+
 # Triton's error codes as its frontends send them (triton-inference-server/server, src/grpc/grpc_utils.cc and
 # src/http_server.cc).
 _ERROR_OF_STATUS: Final[dict[str, type[SegmentationError]]] = {
@@ -58,6 +60,8 @@ _ERROR_OF_STATUS: Final[dict[str, type[SegmentationError]]] = {
     "400": RequestError,
     "413": RequestError,
     "404": ServerUnavailableError,
+    "405": ServerUnavailableError,  # what answers is no inference server
+    "502": ServerUnavailableError,
     "503": ServerUnavailableError,
     "408": RequestTimeoutError,
     "504": RequestTimeoutError,
@@ -78,8 +82,9 @@ def error_of_status(status: str | None, message: str, url: str, timeout_s: float
         return ServerBusyError(f"{url}: {message}", status)
     if kind is ServerUnavailableError:
         return kind(
-            f"{url} is not available: {message}. If no server runs there, {START_REMEDY}; if one does, check that this "
-            "precision is built and loaded, or try again later",
+            f"{url} is not available: {message}. If no server runs there, {START_REMEDY}; if one does, check the port "
+            "(HTTP is on 8000 and gRPC on 8001 by default) and that this precision is built and loaded, or try again "
+            "later",
             status,
         )
     if kind is RequestTimeoutError:
@@ -90,27 +95,33 @@ def error_of_status(status: str | None, message: str, url: str, timeout_s: float
 
 
 @contextmanager
-def translated_errors(url: str, timeout_s: float, *lost: type[Exception]) -> Iterator[None]:
-    """Turn what tritonclient and the libraries below it raise into the errors of this module.
+def translated_errors(url: str, timeout_s: float, protocol: str) -> Iterator[None]:
+    """Turn whatever tritonclient and the libraries below it raise into the errors of this module.
+
+    Wrap their calls alone: everything they raise is taken for a fault of the connection, or of what answers.
 
     Args:
         url: of the server, for the messages.
         timeout_s: bound that is in force, in seconds.
-        lost: what the protocol's library raises for a connection that closed before the whole answer was there.
+        protocol: ``grpc`` or ``http``, for the messages.
 
     Raises:
         SegmentationError: the fitting subclass.
     """
     try:
         yield
+    except SegmentationError:
+        raise
     except InferenceServerException as error:
-        raise error_of_status(error.status(), error.message(), url, timeout_s) from error
+        raise error_of_status(error.status(), error.message(), f"{url} ({protocol})", timeout_s) from error
     except (TimeoutError, asyncio.TimeoutError) as error:  # two types before Python 3.11
         raise _timed_out(url, timeout_s, None) from error
-    except lost as error:
-        raise ServerUnavailableError(f"the server at {url} closed the connection ({error}); {START_REMEDY}") from error
-    except OSError as error:
-        raise ServerUnavailableError(f"no server answers at {url} ({error}); {START_REMEDY}") from error
+    except Exception as error:  # sockets, names, aiohttp, geventhttpclient, JSON: each has its own tree
+        reason = " ".join(str(error).split())[:_MOST_REASON] or type(error).__name__
+        raise ServerUnavailableError(
+            f"no {protocol} connection to {url}: {reason}; check host and port (HTTP is on 8000 and gRPC on 8001 by "
+            f"default), {START_REMEDY}"
+        ) from error
 
 
 def _timed_out(url: str, timeout_s: float, status: str | None) -> RequestTimeoutError:

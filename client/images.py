@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import cv2
 import numpy as np
@@ -15,25 +16,59 @@ from client.errors import RequestError
 ImageInput: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | NDArray[np.uint8]"
 """A path, the bytes of an encoded image, or pixels: uint8 [height, width, 3] RGB, or [height, width] grey."""
 
+_CONVERTED_BRANDS: Final = {
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"),
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+}
+_CONVERTED_JPEG_QUALITY: Final = 95
+_HEIC_REMEDY: Final = (
+    "converting it here needs Pillow's plugin: `pip install pillow-heif` (the extra `heic`). Or send it as JPEG or PNG"
+)
+
 
 def encoded_image(image: ImageInput) -> bytes:
     """The bytes that are sent for an image.
 
-    A file is read and not decoded: the server honours its EXIF orientation. Pixels are sent as PNG, so that the
-    server sees exactly them; :func:`encode_pixels` trades that for smaller requests.
+    A file is read and not decoded: the server honours its EXIF orientation. HEIC and AVIF, which the server does not
+    read, are converted to JPEG where Pillow can read them. Pixels are sent as PNG, so that the server sees exactly
+    them; :func:`encode_pixels` trades that for smaller requests.
 
     Raises:
-        RequestError: the file cannot be read, or the value is no image.
+        RequestError: the file cannot be read, the value is no image, or it is HEIC or AVIF and Pillow cannot read it.
     """
     if isinstance(image, (str, os.PathLike)):
         path = Path(image)
         try:
-            return path.read_bytes()
+            data = path.read_bytes()
         except OSError as error:
             raise RequestError(f"{path}: cannot be read: {error.strerror or error}") from error
+        return _converted(data, str(path))
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return bytes(image)
+        return _converted(bytes(image), image_name(image))
     return encode_pixels(image)
+
+
+def _converted(data: bytes, name: str) -> bytes:
+    """HEIC and AVIF as JPEG, upright; everything else as it is."""
+    kind = _CONVERTED_BRANDS.get(data[8:12]) if data[4:8] == b"ftyp" else None
+    if kind is None:
+        return data
+    from PIL import Image, ImageOps
+
+    try:
+        if kind == "HEIC":
+            import pillow_heif
+
+            pillow_heif.register_heif_opener()
+        with Image.open(io.BytesIO(data)) as picture:
+            upright = ImageOps.exif_transpose(picture).convert("RGB")
+        stream = io.BytesIO()
+        upright.save(stream, "JPEG", quality=_CONVERTED_JPEG_QUALITY, subsampling=0)
+    except ImportError as error:
+        raise RequestError(f"{name}: {kind} is not supported by the server, and {_HEIC_REMEDY}") from error
+    except Exception as error:  # decoders of others, each with errors of its own
+        raise RequestError(f"{name}: the {kind} cannot be converted: {error}. Send it as JPEG or PNG") from error
+    return stream.getvalue()
 
 
 def encode_pixels(pixels: NDArray[np.uint8], jpeg_quality: int | None = None) -> bytes:

@@ -14,10 +14,11 @@ import cv2
 
 from client.errors import RequestError, SegmentationError
 from client.files import write_atomically
+from client.images import encoded_image
 from client.overlay import draw_overlay
 from client.result import Segmentation
 from client.segmentation import AsyncSegmentationClient
-from client.sources import IMAGE_SUFFIXES, Source, SourceError
+from client.sources import Source, SourceError
 from client.window import as_async, ordered_window
 from pipeline import contract
 from pipeline.images import ImageLimits, decode_image
@@ -25,6 +26,8 @@ from pipeline.images import ImageLimits, decode_image
 # What the server has accepted is drawn whatever its size; the limits are the server's.
 _NO_LIMITS: Final = ImageLimits(max_pixels=2**30, max_bytes=2**31)
 _OVERLAY_JPEG_QUALITY: Final = 92
+_JPEG_SUFFIXES: Final = (".jpg", ".jpeg", ".jpe")
+_OVERLAY_SUFFIXES: Final = (*_JPEG_SUFFIXES, ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,9 @@ async def segment_photos(
 
 
 def overlay_path(source: Source, out: Path) -> Path:
-    """Where a source's overlay is written: its name below ``out``, as PNG where its suffix is no image's."""
+    """Where a source's overlay is written: its name below ``out``, as PNG where OpenCV does not write its suffix."""
     path = out / source.name
-    return path if path.suffix.lower() in IMAGE_SUFFIXES else path.with_name(path.name + ".png")
+    return path if path.suffix.lower() in _OVERLAY_SUFFIXES else path.with_name(path.name + ".png")
 
 
 def check_overlays(sources: Sequence[Source], out: Path) -> None:
@@ -138,12 +141,12 @@ def _with_overlay(outcome: Outcome, settings: PhotoSettings) -> Outcome:
     path = overlay_path(outcome.source, settings.out)
     try:
         # Decoded as the server decodes it, EXIF orientation and all, so that coordinates fall into place.
-        image = decode_image(outcome.source.path.read_bytes(), _NO_LIMITS)
+        image = decode_image(encoded_image(outcome.source.path), _NO_LIMITS)
         overlay = draw_overlay(image, outcome.result, class_names=settings.class_names)
         done, encoded = cv2.imencode(
             path.suffix.lower(),
             cv2.cvtColor(overlay, cv2.COLOR_RGB2BGR),
-            [cv2.IMWRITE_JPEG_QUALITY, _OVERLAY_JPEG_QUALITY] if path.suffix.lower() in (".jpg", ".jpeg") else [],
+            [cv2.IMWRITE_JPEG_QUALITY, _OVERLAY_JPEG_QUALITY] if path.suffix.lower() in _JPEG_SUFFIXES else [],
         )
         if not done:
             raise ValueError(f"OpenCV cannot write {path.suffix}")

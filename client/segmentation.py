@@ -8,7 +8,14 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Final
 
-from client.errors import START_REMEDY, RequestError, RequestTimeoutError, ServerBusyError, ServerUnavailableError
+from client.errors import (
+    START_REMEDY,
+    RequestError,
+    RequestTimeoutError,
+    ServerBusyError,
+    ServerError,
+    ServerUnavailableError,
+)
 from client.images import ImageInput
 from client.request import Parameters, Request, Tensors, chunks, parameters_of
 from client.result import Segmentation
@@ -117,7 +124,7 @@ class SegmentationClient(_Endpoint):
         """Whether the server answers and has this precision ready."""
         try:
             return self._transport.is_ready(self.model)
-        except (ServerUnavailableError, RequestTimeoutError):
+        except (ServerUnavailableError, ServerError, RequestTimeoutError):
             return False
 
     def wait_ready(self, timeout_s: float) -> None:
@@ -273,7 +280,7 @@ class AsyncSegmentationClient(_Endpoint):
         """See :meth:`SegmentationClient.is_ready`."""
         try:
             return await self._transport().is_ready(self.model)
-        except (ServerUnavailableError, RequestTimeoutError):
+        except (ServerUnavailableError, ServerError, RequestTimeoutError):
             return False
 
     async def wait_ready(self, timeout_s: float) -> None:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-VIDEO_SUFFIXES: Final = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv"})
+IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff"})
+"""What the server reads."""
+
+CONVERTED_SUFFIXES: Final = frozenset({".heic", ".heif", ".hif", ".avif"})
+"""What the client converts: see :func:`client.images.encoded_image`."""
+
+VIDEO_SUFFIXES: Final = frozenset(
+    {
+        *(".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".avi", ".mkv", ".webm", ".flv", ".f4v", ".wmv", ".asf"),
+        *(".mpg", ".mpeg", ".mpe", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".ogv", ".mjpeg", ".mjpg"),
+    }
+)
 
 
 class SourceError(Exception):
@@ -29,27 +40,37 @@ class Source:
     name: str
 
 
-def find_images(paths: Sequence[Path], skip: Path | None = None) -> list[Source]:
+def find_images(
+    paths: Sequence[Path],
+    skip: Path | None = None,
+    left_out: Counter[str] | None = None,
+    suffixes: Collection[str] = IMAGE_SUFFIXES | CONVERTED_SUFFIXES,
+) -> list[Source]:
     """List the images that paths mean.
 
-    A file is taken whatever its suffix; a folder means the image files in it and below, by suffix, sorted. A file
-    reached twice is taken once.
+    A file is taken whatever its suffix; a folder means the image files in it and below, by suffix, sorted. Folders
+    behind links are searched too, each folder once. A file reached twice is taken once. What macOS writes beside
+    files (``._photo.jpg``) is no image.
 
     Args:
         paths: files and folders.
         skip: a folder to leave out, such as the one that overlays are written to.
+        left_out: is told what else lay in the folders, by kind, such as ``{".txt": 3, "macOS ._ file": 1}``.
+        suffixes: of images, in lower case.
 
     Raises:
         SourceError: a path does not exist, or no image was found.
     """
     found: dict[Path, Source] = {}
-    skipped = skip.resolve() if skip is not None else None
+    others: Counter[str] = Counter() if left_out is None else left_out
+    seen = {skip.resolve()} if skip is not None else set()
     for given in paths:
         if not given.exists():
             raise SourceError(f"{given}: no such file or folder")
-        files = list(_below(given, skipped)) if given.is_dir() else [given]
+        files = list(_below(given, set(seen), others, suffixes)) if given.is_dir() else [given]
         if not files:
-            raise SourceError(f"{given}: no image in this folder; images are {', '.join(sorted(IMAGE_SUFFIXES))}")
+            there = f" (there are: {listed(others)})" if others else ""
+            raise SourceError(f"{given}: no image in this folder{there}; images are {', '.join(sorted(suffixes))}")
         for path in files:
             # A folder's own name stays in front, so that two folders do not meet; '.' and '..' have none.
             name = path.relative_to(given if given.name in ("", "..") else given.parent)
@@ -57,12 +78,42 @@ def find_images(paths: Sequence[Path], skip: Path | None = None) -> list[Source]
     return _told_apart(found)
 
 
-def _below(folder: Path, skipped: Path | None) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
-        if skipped is not None:
-            folders[:] = [name for name in folders if (Path(parent) / name).resolve() != skipped]
-        yield from (Path(parent) / name for name in sorted(files) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+def listed(left_out: Counter[str]) -> str:
+    """What was left out, for people: ``3 .txt, 1 macOS ._ file``."""
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
+
+
+def _below(folder: Path, seen: set[Path], others: Counter[str], suffixes: Collection[str]) -> Iterator[Path]:
+    def unreadable(error: OSError) -> None:
+        others["folder that cannot be read"] += 1
+
+    seen.add(folder.resolve())
+    for parent, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
+        unseen = []
+        for name in sorted(folders, key=lambda name: ((Path(parent) / name).is_symlink(), name)):
+            place = (Path(parent) / name).resolve()
+            if place not in seen:
+                seen.add(place)
+                unseen.append(name)
+        folders[:] = sorted(unseen)
+        for name in sorted(files):
+            path = Path(parent) / name
+            if kind := _no_image(path, suffixes):
+                others[kind] += 1
+            else:
+                yield path
+
+
+def _no_image(path: Path, suffixes: Collection[str]) -> str:
+    """Why a file in a folder is no image, as a kind; empty if it is one."""
+    suffix = path.suffix.lower()
+    if path.name.startswith("._"):
+        return "macOS ._ file"
+    if suffix not in suffixes:
+        return suffix or "without suffix"
+    if not path.exists():
+        return "broken link"
+    return "" if path.is_file() else "no regular file"
 
 
 def _told_apart(found: dict[Path, Source]) -> list[Source]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from http.client import HTTPException
 from types import ModuleType
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
@@ -114,7 +113,8 @@ def checked_url(url: str) -> str:
     Raises:
         RequestError: it has another form.
     """
-    if not re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^\s/:\[\]]+):\d{1,5}(/\S*)?", url):
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^\s/:\[\]]+):(\d{1,5})(/\S*)?", url)
+    if not found or not 1 <= int(found[2]) <= 65535 or not _is_host(found[1]):
         raise RequestError(f"url {url!r}; allowed: HOST:PORT without a scheme, such as {DEFAULT_URLS['grpc']}")
     return url
 
@@ -151,6 +151,14 @@ def is_loopback(url: str) -> bool:
     return address.is_loopback or address.is_unspecified  # Linux takes 0.0.0.0 for loopback
 
 
+def _is_host(name: str) -> bool:
+    try:
+        name.encode("idna")  # as the socket will; it fails on empty and long labels
+    except UnicodeError:
+        return False
+    return True
+
+
 class GrpcTransport:
     """Blocking gRPC. May be shared by threads."""
 
@@ -163,14 +171,14 @@ class GrpcTransport:
 
     def infer(self, model: str, images: NDArray[np.object_], parameters: Parameters) -> Tensors:
         """See :meth:`Transport.infer`."""
-        with translated_errors(self._url, self._timeout_s):
+        with translated_errors(self._url, self._timeout_s, "grpc"):
             inputs = _inputs(self._library, images)
             result = self._client.infer(model, inputs, parameters=parameters, client_timeout=self._timeout_s)
             return _tensors(result)
 
     def is_ready(self, model: str) -> bool:
         """See :meth:`Transport.is_ready`."""
-        with translated_errors(self._url, self._timeout_s):
+        with translated_errors(self._url, self._timeout_s, "grpc"):
             return bool(self._client.is_model_ready(model, client_timeout=self._timeout_s))
 
     def close(self) -> None:
@@ -190,13 +198,13 @@ class HttpTransport:
 
     def infer(self, model: str, images: NDArray[np.object_], parameters: Parameters) -> Tensors:
         """See :meth:`Transport.infer`. The timeout bounds each wait for the server, not their sum."""
-        with translated_errors(self._url, self._timeout_s, HTTPException):
+        with translated_errors(self._url, self._timeout_s, "http"):
             return _tensors(self._client.infer(model, _inputs(self._library, images), parameters=parameters))
 
     def is_ready(self, model: str) -> bool:
         """See :meth:`Transport.is_ready`."""
-        with translated_errors(self._url, self._timeout_s, HTTPException):
-            return bool(self._client.is_model_ready(model))
+        with translated_errors(self._url, self._timeout_s, "http"):
+            return bool(self._client.is_model_ready(model)) and _is_of(self._client.get_model_metadata(model), model)
 
     def close(self) -> None:
         """Close the connections."""
@@ -215,14 +223,14 @@ class AsyncGrpcTransport:
 
     async def infer(self, model: str, images: NDArray[np.object_], parameters: Parameters) -> Tensors:
         """See :meth:`Transport.infer`."""
-        with translated_errors(self._url, self._timeout_s):
+        with translated_errors(self._url, self._timeout_s, "grpc"):
             inputs = _inputs(self._library, images)
             result = await self._client.infer(model, inputs, parameters=parameters, client_timeout=self._timeout_s)
             return _tensors(result)
 
     async def is_ready(self, model: str) -> bool:
         """See :meth:`Transport.is_ready`."""
-        with translated_errors(self._url, self._timeout_s):
+        with translated_errors(self._url, self._timeout_s, "grpc"):
             return bool(await self._client.is_model_ready(model, client_timeout=self._timeout_s))
 
     async def close(self) -> None:
@@ -234,27 +242,31 @@ class AsyncHttpTransport:
     """HTTP in coroutines over aiohttp, bound to the running event loop."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
-        import aiohttp
         import tritonclient.http.aio
 
         self._library = tritonclient.http.aio
         self._url, self._timeout_s = url, timeout_s
-        self._lost = (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError)
         self._client = self._library.InferenceServerClient(url, conn_timeout=timeout_s)
 
     async def infer(self, model: str, images: NDArray[np.object_], parameters: Parameters) -> Tensors:
         """See :meth:`Transport.infer`."""
-        with translated_errors(self._url, self._timeout_s, *self._lost):
+        with translated_errors(self._url, self._timeout_s, "http"):
             return _tensors(await self._client.infer(model, _inputs(self._library, images), parameters=parameters))
 
     async def is_ready(self, model: str) -> bool:
         """See :meth:`Transport.is_ready`."""
-        with translated_errors(self._url, self._timeout_s, *self._lost):
-            return bool(await self._client.is_model_ready(model))
+        with translated_errors(self._url, self._timeout_s, "http"):
+            ready = bool(await self._client.is_model_ready(model))
+            return ready and _is_of(await self._client.get_model_metadata(model), model)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+
+
+def _is_of(metadata: Any, model: str) -> bool:
+    """Whether a server of this protocol has answered: others say 200 to whatever they are asked (metrics, proxies)."""
+    return isinstance(metadata, dict) and metadata.get("name") == model
 
 
 def _inputs(library: ModuleType, images: NDArray[np.object_]) -> list[Any]:

@@ -16,14 +16,22 @@ from dataclasses import dataclass
 from typing import Final
 
 from pipeline.errors import ImageError
+from pipeline.jpeg_end import MARKER
+from pipeline.tiff_structure import (
+    CUT_OFF,
+    ORIENTATION,
+    TIFF_STARTS,
+    bits_per_sample,
+    directory,
+    exif_orientation,
+    is_planar,
+    is_white_zero,
+    stated_orientation,
+    unsupported,
+)
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 """Formats accepted."""
-
-ORIENTATION: Final = 0x0112
-"""EXIF and TIFF tag of the orientation, 1 to 8 (CIPA DC-008)."""
-
-_CUT_OFF: Final = (struct.error, IndexError, OverflowError)  # reading where there is nothing, however far away
 
 _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER: Final = b"\0\0\0\rIHDR"
@@ -38,23 +46,46 @@ _PIECE_BYTES: Final = 64 * 1024
 _MOST_SEGMENTS: Final = 10_000  # of a JPEG before its first scan; a colour profile has up to 255
 _START_OF_SCAN: Final = 0xDA
 _END_OF_IMAGE: Final = 0xD9
-_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_FRAMES: Final = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
+_DECODED_FRAMES: Final = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA})  # Huffman, lossless, arithmetic
+_FRAME_NAMES: Final = {0xCB: "lossless arithmetic coding", 0xF7: "lossless coding (JPEG-LS)"}
 _APP1: Final = 0xE1
 _WITHOUT_LENGTH: Final = frozenset({0x01, *range(0xD0, 0xD9)})
 _EXIF: Final = b"Exif\0\0"
 _NO_FILL_BYTE: Final = re.compile(rb"[^\xff]")
-_MARKER: Final = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # but restarts and bytes that are stuffed
 
 _BIT_FIELDS: Final = 3
+_BMP_BITS: Final = (1, 4, 8, 16, 24, 32)
+_BMP_COMPRESSIONS: Final = (0, 1, 2, _BIT_FIELDS)  # none, runs of 8 and 4 bits
+_BMP_COMPRESSION_NAMES: Final = {4: "a JPEG inside", 5: "a PNG inside"}
 _HEADER_WITH_MASKS: Final = 56
 _USUAL_MASKS: Final = (0xFF0000, 0xFF00, 0xFF)
 _BYTE_MASKS: Final = {0xFF, 0xFF00, 0xFF0000, 0xFF000000}
 
-_MOST_ENTRIES: Final = 4096  # of a TIFF directory; libtiff's own bound
 _MOST_WEBP_CHUNKS: Final = 100
-_TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_TIFF_NUMBERS: Final = {1: "B", 3: "H", 4: "I", 16: "Q"}  # whole numbers, by TIFF's type
-_TIFF_BYTES: Final = {3: 2, 8: 2, 4: 4, 9: 4, 11: 4, 13: 4, 5: 8, 10: 8, 12: 8, 16: 8, 17: 8, 18: 8}  # others: 1
+
+
+_FTYP_NAMES: Final = {
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"),
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+    b"crx ": "Canon raw (CR3)",
+}
+_OTHER_FORMATS: Final = (
+    (b"GIF8", "GIF"),
+    ((b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), "JPEG 2000"),
+    ((b"\0\0\0\x0cJXL ", b"\xff\x0a"), "JPEG XL"),
+    (b"II\xbc", "JPEG XR"),
+    (b"8BPS", "Photoshop's PSD"),
+    (b"%PDF", "PDF"),
+    ((b"<svg", b"<?xml"), "SVG or other XML"),
+    (b"\x76\x2f\x31\x01", "OpenEXR"),
+    ((b"#?RADIANCE", b"#?RGBE"), "Radiance HDR"),
+    ((b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"P7"), "Netpbm"),
+    (b"\0\0\1\0", "an icon (ICO)"),
+    (b"qoif", "QOI"),
+    (b"DDS ", "DDS"),
+    ((b"FUJIFILM", b"IIU\0", b"IIRO", b"IIRS"), "camera raw"),
+)
 
 
 @dataclass(frozen=True)
@@ -66,23 +97,31 @@ class ImageHeader:
         width: pixels, before EXIF orientation.
         height: pixels, before EXIF orientation.
         orientation: EXIF orientation, 1 to 8.
+        bits: of a sample; more than 8 are reduced to 8.
+        frame: of a JPEG, where its frame header begins.
         first_scan: of a JPEG, where its first scan begins.
         tile_pixels: of a TIFF in tiles, the pixels of one.
+        planar: of a TIFF, whether each colour is stored by itself.
+        white_is_zero: of a TIFF, whether larger numbers are darker.
     """
 
     format: str
     width: int
     height: int
     orientation: int = 1
+    bits: int = 8
+    frame: int = 0
     first_scan: int = 0
     tile_pixels: int = 0
+    planar: bool = False
+    white_is_zero: bool = False
 
 
 def read_header(data: bytes) -> ImageHeader:
     """Read format and size of an encoded image without decoding it.
 
     Raises:
-        ImageError: the bytes are of no accepted format, or the header is broken.
+        ImageError: the bytes are of no accepted format or of a kind that is not supported, or the header is broken.
     """
     if not data:
         raise ImageError("the image is empty (0 bytes); send the bytes of an encoded image", "empty")
@@ -90,7 +129,7 @@ def read_header(data: bytes) -> ImageHeader:
         for starts, read in _READERS:
             if data.startswith(starts):
                 return read(data)
-    except _CUT_OFF:
+    except CUT_OFF:
         raise _no_image(data, "its header is cut off") from None
     raise _no_image(data)
 
@@ -103,6 +142,7 @@ def _no_image(data: bytes, detail: str = "") -> ImageError:
             "first, and send the bytes over gRPC, or over HTTP by the binary data extension: JSON cannot hold them",
             "format",
         )
+    detail = detail or _other_format(data)
     return ImageError(
         f"the bytes are not an image of an accepted format{f' ({detail})' if detail else ''}: {len(data)} bytes that "
         f"start with {data[:8]!r}; accepted: {accepted}",
@@ -127,16 +167,44 @@ _BASE64_HEAD: Final = 120
 _BASE64_START: Final = 32
 
 
+def _other_format(data: bytes) -> str:
+    """The name of a format that is not accepted, for messages; empty where it is not known."""
+    if data[4:8] == b"ftyp":
+        name = _FTYP_NAMES.get(data[8:12], "a video (MP4 or QuickTime)")
+    else:
+        name = next((name for starts, name in _OTHER_FORMATS if data.startswith(starts)), "")
+    return f"{name}, which is not supported; convert it to JPEG or PNG" if name else ""
+
+
+def _not_supported(kind: str, what: str) -> ImageError:
+    """The refusal of an image that may be intact, but that cannot be decoded here."""
+    return ImageError(f"the {kind} has {what}, which is not supported. Send it as 8-bit JPEG, PNG or TIFF", "format")
+
+
 def _read_png(data: bytes) -> ImageHeader:
+    if data[12:16] == b"CgBI":
+        raise _not_supported("PNG", "Apple's own compression (CgBI)")
     if data[8:16] != _PNG_HEADER or len(data) < 33:
         raise _no_image(data, "a PNG without its header")
-    return ImageHeader("PNG", *struct.unpack_from(">II", data, 16))
+    width, height, bits = struct.unpack_from(">IIB", data, 16)
+    return ImageHeader("PNG", width, height, _png_orientation(data), bits)
+
+
+def _png_orientation(data: bytes) -> int:
+    """Orientation of the eXIf chunk, which may stand behind the pixels (PNG specification, 11.3.4.6)."""
+    if b"eXIf" not in data:
+        return 1
+    try:
+        blocks = (data[start + 8 : end - 4] for kind, start, end in _png_chunks(data) if kind == b"eXIf")
+        return next((exif_orientation(block.removeprefix(_EXIF)) for block in blocks), 1)
+    except ImageError:  # check_png says what is wrong with it
+        return 1
 
 
 def _read_jpeg(data: bytes) -> ImageHeader:
     """Walk the markers to the first scan (ITU-T T.81, annex B)."""
     size = None
-    orientation = 1
+    frame = orientation = 0
     position = 2
     for _ in range(_MOST_SEGMENTS):
         if position + 4 > len(data):
@@ -158,27 +226,41 @@ def _read_jpeg(data: bytes) -> ImageHeader:
         if marker == _START_OF_SCAN:
             if size is None:
                 raise _no_image(data, "a JPEG without a frame")
-            return ImageHeader("JPEG", size[1], size[0], orientation, position)
+            return ImageHeader("JPEG", size[1], size[0], orientation or 1, frame=frame, first_scan=position)
         if marker in _FRAMES and size is None:
-            size = struct.unpack_from(">HH", data, position + 5)
-        elif marker == _APP1 and data[position + 4 : position + 10] == _EXIF and orientation == 1:
+            frame, size = position, struct.unpack_from(">HH", data, position + 5)
+            _check_frame(data, position)
+        elif marker == _APP1 and data[position + 4 : position + 10] == _EXIF:
             end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-            orientation = exif_orientation(data[position + 10 : end])
+            orientation = orientation or stated_orientation(data[position + 10 : end])
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     raise ImageError(f"the JPEG has more than {_MOST_SEGMENTS} segments before its first scan. Encode the image again")
 
 
+def _check_frame(data: bytes, frame: int) -> None:
+    """Refuse the kinds of JPEG that OpenCV's libjpeg-turbo does not decode (ITU-T T.81, table B.1 and B.2.2)."""
+    marker, bits, height, components = data[frame + 1], data[frame + 4], *struct.unpack_from(">H2xB", data, frame + 5)
+    if marker not in _DECODED_FRAMES:
+        raise _not_supported("JPEG", _FRAME_NAMES.get(marker, "hierarchical (differential) coding"))
+    if bits != 8:
+        raise _not_supported("JPEG", f"{bits}-bit samples")
+    if not height:
+        raise _not_supported("JPEG", "its height behind its rows (DNL)")
+    if components not in (1, 3, 4):
+        raise _not_supported("JPEG", f"{components} components a pixel")
+
+
 def jpeg_truncated(data: bytes) -> ImageError:
     """The refusal of a JPEG that was cut off."""
-    fault = f"the JPEG is truncated: no end-of-image marker in its {len(data)} bytes. Send the whole file"
+    fault = f"the JPEG is truncated: its {len(data)} bytes do not hold all of its rows. Send the whole file"
     return ImageError(fault, "truncated")
 
 
 def check_jpeg(data: bytes, header: ImageHeader, max_scanned_pixels: int) -> None:
-    """Check that a JPEG is whole and that its scans are in proportion.
+    """Check that the scans of a JPEG are in proportion.
 
-    OpenCV decodes a truncated JPEG without a word and fills the rest with grey. And each scan goes over all pixels,
-    though it may consist of ten bytes (libjpeg-turbo, "Two Issues with the JPEG Standard").
+    Each scan goes over all pixels, though it may consist of ten bytes (libjpeg-turbo, "Two Issues with the JPEG
+    Standard").
 
     Args:
         data: the JPEG.
@@ -186,10 +268,8 @@ def check_jpeg(data: bytes, header: ImageHeader, max_scanned_pixels: int) -> Non
         max_scanned_pixels: most pixels times scans.
 
     Raises:
-        ImageError: truncated, or more scans than that.
+        ImageError: more scans than that.
     """
-    if data.rfind(b"\xff\xd9", header.first_scan) < 0:
-        raise jpeg_truncated(data)
     most = max(4, max_scanned_pixels // max(1, header.width * header.height))
     # The quick counts, of single bytes first, also count what only looks like a scan: thumbnails, and what follows.
     looks = all(data.count(sign, header.first_scan) > most for sign in (b"\xda", b"\xff\xda"))
@@ -203,7 +283,7 @@ def _has_more_scans(data: bytes, position: int, most: int) -> bool:
     """Whether more scans follow than allowed, or too many segments between them."""
     scans = 0
     for _ in range(_MOST_SEGMENTS):
-        found = _MARKER.search(data, position)
+        found = MARKER.search(data, position)
         if found is None or data[found.start() + 1] == _END_OF_IMAGE:
             return False
         scans += data[found.start() + 1] == _START_OF_SCAN
@@ -241,7 +321,7 @@ def _webp_orientation(data: bytes) -> int:
             return 1
         size = int.from_bytes(data[position + 4 : position + 8], "little")
         block = data[position + 8 : position + 8 + size].removeprefix(_EXIF)
-        if block[:4] in _TIFF_STARTS:
+        if block[:4] in TIFF_STARTS:
             return exif_orientation(block)
         position += 4
     return 1
@@ -252,6 +332,10 @@ def _read_bmp(data: bytes) -> ImageHeader:
         width, height = struct.unpack_from("<HH", data, 18)
     else:
         width, height = struct.unpack_from("<ii", data, 18)
+        bits, compression = struct.unpack_from("<HI", data, 28)
+        if bits not in _BMP_BITS or compression not in _BMP_COMPRESSIONS:
+            what = _BMP_COMPRESSION_NAMES.get(compression, f"{bits}-bit pixels, compression {compression}")
+            raise _not_supported("BMP", what)
         _check_masks(data)
     return ImageHeader("BMP", width, abs(height))
 
@@ -271,49 +355,27 @@ def _check_masks(data: bytes) -> None:
 
 
 def _read_tiff(data: bytes) -> ImageHeader:
-    found: dict[int, int] = {}
-    for tag, number in _directory(data):
-        found[tag] = max(number, found.get(tag, 0))  # decoders differ in which of several they take
-    if 256 not in found or 257 not in found:
+    single: dict[int, int] = {}
+    tags: dict[int, tuple[int, ...]] = {}
+    for entry in directory(data):
+        tags.setdefault(entry.tag, entry.numbers)
+        if entry.count == 1:  # decoders differ in which of several they take
+            single[entry.tag] = max(entry.numbers[0], single.get(entry.tag, 0))
+    if 256 not in single or 257 not in single:
         raise _no_image(data, "a TIFF that does not say how large it is")
-    return ImageHeader("TIFF", found[256], found[257], tile_pixels=found.get(322, 0) * found.get(323, 0))
-
-
-def exif_orientation(block: bytes) -> int:
-    """EXIF orientation, 1 to 8, out of an EXIF block; 1 where it has none or is broken."""
-    try:
-        found = next((number for tag, number in _directory(block) if tag == ORIENTATION), 1)
-    except (*_CUT_OFF, ImageError):
-        return 1
-    return found if 1 <= found <= 8 else 1
-
-
-def _directory(data: bytes) -> Iterator[tuple[int, int]]:
-    """Tags and numbers of those entries of the first directory that are one whole number (TIFF 6.0, section 2).
-
-    Raises:
-        ImageError: there are too many entries, or they say that they hold more than the file: libtiff copies what each
-            points to, though it be the same megabytes every time.
-        struct.error, OverflowError: it is cut off, or not in the file at all.
-    """
-    order = {b"II": "<", b"MM": ">"}.get(data[:2])
-    if order is None or data[:4] not in _TIFF_STARTS:
-        return
-    big = 43 in data[2:4]
-    position = struct.unpack_from(f"{order}Q" if big else f"{order}I", data, 8 if big else 4)[0]
-    count = struct.unpack_from(f"{order}Q" if big else f"{order}H", data, position)[0]
-    if count > _MOST_ENTRIES:
-        raise ImageError(f"a directory of {count} entries; allowed: {_MOST_ENTRIES}. Encode the image again")
-    position += 8 if big else 2
-    head, size = (f"{order}HHQ", 20) if big else (f"{order}HHI", 12)
-    held = 0
-    for entry in range(position, position + count * size, size):
-        tag, kind, values = struct.unpack_from(head, data, entry)
-        held += values * _TIFF_BYTES.get(kind, 1)
-        if held > len(data) + count * 8:
-            raise ImageError(f"a directory whose entries hold more than the {len(data)} bytes that are there")
-        if values == 1 and kind in _TIFF_NUMBERS:
-            yield tag, struct.unpack_from(order + _TIFF_NUMBERS[kind], data, entry + (12 if big else 8))[0]
+    if what := unsupported(tags):
+        raise _not_supported("TIFF", what)
+    orientation = single.get(ORIENTATION, 1)
+    return ImageHeader(
+        "TIFF",
+        single[256],
+        single[257],
+        orientation if 1 <= orientation <= 8 else 1,
+        bits_per_sample(tags),
+        tile_pixels=single.get(322, 0) * single.get(323, 0),
+        planar=is_planar(tags),
+        white_is_zero=is_white_zero(tags),
+    )
 
 
 _READERS: Final = (
@@ -321,7 +383,7 @@ _READERS: Final = (
     (b"\xff\xd8\xff", _read_jpeg),
     (b"RIFF", _read_webp),
     (b"BM", _read_bmp),
-    (_TIFF_STARTS, _read_tiff),
+    (TIFF_STARTS, _read_tiff),
 )
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ImageError
-from pipeline.image_structure import ImageHeader, check_jpeg, check_png, plain_png, read_header
+from pipeline.image_structure import ImageHeader, check_jpeg, check_png, jpeg_truncated, plain_png, read_header
+from pipeline.jpeg_end import closed_jpeg
+from pipeline.tiff_structure import without_orientation
 
 _QUARTER_TURNS: Final = (5, 6, 7, 8)
+_FLIPS: Final = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # OpenCV's codes: 1 left to right, 0 upside down, -1 both
 _USUAL_SCANS: Final = 20  # of a progressive JPEG: libjpeg writes 10, optimisers up to 20
 
 
@@ -21,11 +24,12 @@ class ImageLimits:
     """Bounds on one encoded image.
 
     Attributes:
-        max_pixels: most pixels (width times height) that are decoded. OpenCV's own bound, 2**30, holds besides.
+        max_pixels: most pixels (width times height) that are decoded: 67 million, so that what phones of 50 and 64
+            megapixels take is inside. OpenCV's own bound, 2**30, holds besides.
         max_bytes: most bytes of the encoded image.
     """
 
-    max_pixels: int = 50_000_000
+    max_pixels: int = 2**26
     max_bytes: int = 64 * 1024 * 1024
 
 
@@ -35,6 +39,11 @@ def check_image(data: bytes, limits: ImageLimits) -> ImageHeader:
     Raises:
         ImageError: empty, too large, of no accepted format, truncated, or made to keep a decoder busy.
     """
+    return _checked(data, limits)[1]
+
+
+def _checked(data: bytes, limits: ImageLimits) -> tuple[bytes, ImageHeader]:
+    """A checked image as OpenCV can take it, and what it says of itself."""
     if len(data) > limits.max_bytes:
         fault = f"the image has {len(data)} bytes; allowed: {limits.max_bytes}. Send a smaller file"
         raise ImageError(fault, "too_large")
@@ -52,13 +61,22 @@ def check_image(data: bytes, limits: ImageLimits) -> ImageHeader:
         raise ImageError(fault, "too_large")
     if header.format == "JPEG":
         check_jpeg(data, header, _USUAL_SCANS * limits.max_pixels)
-    if header.format == "PNG":
+        closed = closed_jpeg(data, header.frame, header.first_scan)
+        if closed is None:
+            raise jpeg_truncated(data)
+        data = closed
+    elif header.format == "PNG":
         check_png(data)
-    return header
+        data = plain_png(data)
+    elif header.format == "TIFF" and header.orientation != 1:
+        data = without_orientation(data)
+    return data, header
 
 
 def decode_image(data: bytes, limits: ImageLimits | None = None) -> NDArray[np.uint8]:
     """Decode one encoded image; EXIF orientation is applied, alpha dropped, 16 bits reduced to 8.
+
+    Of 16 bits, the upper 8 of those that hold the picture are kept: see :func:`_to_eight_bits`.
 
     Args:
         data: bytes of a JPEG, PNG, WebP, BMP or TIFF file (first frame or page).
@@ -70,8 +88,7 @@ def decode_image(data: bytes, limits: ImageLimits | None = None) -> NDArray[np.u
     Raises:
         ImageError: the message names the fault and the remedy.
     """
-    header = check_image(data, limits or ImageLimits())
-    return _decode(data, header, cv2.IMREAD_COLOR_RGB)
+    return _decode(*_checked(data, limits or ImageLimits()))
 
 
 def decode_for(
@@ -95,16 +112,16 @@ def decode_for(
     Raises:
         ImageError: see :func:`decode_image`.
     """
-    header = check_image(data, limits or ImageLimits())
+    data, header = _checked(data, limits or ImageLimits())
+    turned = header.orientation in _QUARTER_TURNS
+    height, width = (header.width, header.height) if turned else (header.height, header.width)
     reduction = _jpeg_reduction(header, input_height, input_width) if header.format == "JPEG" else 1
     if reduction > 1:
-        turned = header.orientation in _QUARTER_TURNS
-        height, width = (header.width, header.height) if turned else (header.height, header.width)
         image = _decode(data, header, _REDUCED[reduction])
         if image.shape[:2] == (-(-height // reduction), -(-width // reduction)):
             return image, height, width
-        # OpenCV reads the orientation differently: take the image as OpenCV has it.
-    image = _decode(data, header, cv2.IMREAD_COLOR_RGB)
+        # A lossless JPEG is not reduced.
+    image = _decode(data, header)
     return image, image.shape[0], image.shape[1]
 
 
@@ -125,11 +142,13 @@ def _jpeg_reduction(header: ImageHeader, input_height: int, input_width: int) ->
     return max((factor for factor in _REDUCED if factor <= shrink), default=1)
 
 
-def _decode(data: bytes, header: ImageHeader, flags: int) -> NDArray[np.uint8]:
-    if header.format == "PNG":
-        data = plain_png(data)
+def _decode(data: bytes, header: ImageHeader, flags: int = cv2.IMREAD_COLOR_RGB) -> NDArray[np.uint8]:
+    wide = header.bits > 8 and not header.planar  # OpenCV gives planar samples of 16 bits right as 8 alone
+    if wide:
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH  # as RGB, 16 bits of a TIFF come in the wrong order
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        # OpenCV looks for EXIF in other places than the standard says, and for that of WebP nowhere.
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise ImageError(f"the {header.format} could not be decoded: {error.err or error}") from None
     if image is None:
@@ -137,17 +156,31 @@ def _decode(data: bytes, header: ImageHeader, flags: int) -> NDArray[np.uint8]:
             f"the {header.format} of {header.width}x{header.height} pixels could not be decoded: "
             "its data is damaged or truncated. Send the whole file"
         )
-    pixels = np.asarray(image, np.uint8)
-    # OpenCV applies the orientation of JPEG, PNG and TIFF itself, but not that of WebP.
-    return _orient(pixels, header.orientation) if header.format == "WEBP" else pixels
+    if wide:
+        image = cv2.cvtColor(_to_eight_bits(image, header), cv2.COLOR_BGR2RGB)
+    return _orient(np.asarray(image, np.uint8), header.orientation)
+
+
+def _to_eight_bits(image: NDArray[Any], header: ImageHeader) -> NDArray[np.uint8]:
+    """Reduce samples of up to 16 bits to 8.
+
+    Cameras of 10, 12 and 14 bits write their numbers into 16-bit files as they are; the upper 8 of 16 bits of them
+    would be black, or nearly. So the depth is the least of 8, 10, 12, 14 and 16 bits that holds the largest number
+    in the picture, as a viewer sets its range. A file that uses all its 16 bits is what it was.
+    """
+    if image.dtype == np.uint8:
+        return np.asarray(image, np.uint8)
+    brightest = int(image.max(initial=0))
+    held = next(bits for bits in (8, 10, 12, 14, 16) if brightest < 1 << bits) if header.bits == 16 else 16
+    np.right_shift(image, held - 8, out=image)
+    reduced = image.astype(np.uint8)
+    return np.asarray(cv2.bitwise_not(reduced), np.uint8) if header.white_is_zero else reduced
 
 
 def _orient(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Turn and flip an image upright by its EXIF orientation (CIPA DC-008, tag 0x0112)."""
     if orientation in _QUARTER_TURNS:
-        image = image.transpose(1, 0, 2)
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    return np.ascontiguousarray(image)
+        image = np.asarray(cv2.transpose(image), np.uint8)
+    if orientation in _FLIPS:
+        image = np.asarray(cv2.flip(image, _FLIPS[orientation]), np.uint8)
+    return image

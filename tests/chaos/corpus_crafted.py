@@ -80,7 +80,7 @@ def _png() -> Iterator[Crafted]:
     yield Crafted("png with 200,000 chunks", png(96, 64, whole, chunk(b"tEXt", b"a\0b") * 200_000), "refused")
     yield Crafted("png in pieces of one byte", _png_in_pieces(row * 64, 1), "answered")
     yield Crafted("png of 49 megapixels, all black", png(7000, 7000, _zeros(7000 * 21001)), "answered")
-    yield Crafted("png of 51 megapixels", png(7200, 7200, _zeros(1 << 20)), "refused")
+    yield Crafted("png of 68 megapixels", png(8250, 8250, _zeros(1 << 20)), "refused")
     for width, height in _EXTREME_SIZES:
         yield Crafted(f"png of {width}x{height}", png(width, height, whole), "refused")
     for bits, colour in ((16, 3), (3, 2), (8, 1), (8, 7), (0, 0), (255, 255)):

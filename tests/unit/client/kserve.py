@@ -92,7 +92,9 @@ def http_server(answer: Callable[[Received], Tensors] = padded_answer) -> Iterat
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            self._send(200 if stub.ready else 400, b"")
+            model = self.path.removeprefix("/v2/models/")
+            asks_ready = model.endswith("/ready")
+            self._send(200 if stub.ready else 400, b"" if asks_ready else json.dumps({"name": model}).encode())
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))

@@ -6,10 +6,11 @@ import os
 import cv2
 import numpy as np
 import pytest
+from pycocotools import mask as cocomask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from client.coco import CocoDocument
+from client.coco import CocoDocument, CocoIds, CocoResults
 from client.result import Segmentation
 from tests.unit.client.results import disc, empty_segmentation, segmentation_of
 
@@ -104,3 +105,83 @@ def test_names_that_are_no_utf8_are_written_and_come_back_as_they_were(tmp_path)
     assert b"foto \\udcff.jpg" in written
     images = json.loads(written.decode("utf-8"))["images"]
     assert [os.fsencode(image["file_name"]) for image in images] == [b"foto \xff.jpg", "größe.jpg".encode()]
+
+
+def annotated(tmp_path, names=("img/1.jpg", "img/2.jpg"), size=(90, 120), **extra):
+    """Ground truth as labelling tools write it: ids with gaps, in an order of their own."""
+    document = {
+        "images": [
+            {"id": 7001 + 13 * index, "file_name": name, "height": size[0], "width": size[1]}
+            for index, name in enumerate(names)
+        ],
+        "categories": [{"id": 90, "name": "stamp"}, {"id": 3, "name": "card"}, {"id": 17, "name": "photo"}],
+        "annotations": [],
+    } | extra
+    for index, image in enumerate(document["images"]):
+        encoded = cocomask.encode(np.asfortranarray(MASKS[index].astype(np.uint8)))
+        document["annotations"].append(
+            {
+                "id": index + 1,
+                "image_id": image["id"],
+                "category_id": [3, 90][index],
+                "iscrowd": 0,
+                "area": float(cocomask.area(encoded)),
+                "bbox": cocomask.toBbox(encoded).tolist(),
+                "segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode()},
+            }
+        )
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["segm", "bbox"])
+@pytest.mark.parametrize(
+    ("class_ids", "class_names"), [([0, 2], {}), ([1, 0], {0: "stamp", 1: "card", 2: "photo"})], ids=["order", "names"]
+)
+def test_results_score_fully_against_the_annotations_they_were_made_from(tmp_path, kind, class_ids, class_names):
+    path = annotated(tmp_path)
+    results = CocoResults(CocoIds.read(path), class_names)
+    for index, name in enumerate(["/data/x/img/1.jpg", "2.jpg"]):
+        results.add(name.lstrip("/"), segmentation_of(MASKS[index : index + 1], class_ids=[class_ids[index]]))
+    results.write(tmp_path / "out" / "results.json")
+    truth = COCO(path)
+    evaluation = COCOeval(truth, truth.loadRes(str(tmp_path / "out" / "results.json")), kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1.0)
+
+
+def test_results_without_annotations_count_from_one():
+    results = CocoResults()
+    results.add("a.jpg", empty_segmentation(50, 70))
+    results.add("b.jpg", segmentation_of(MASKS, class_ids=[0, 2]))
+    assert [(found["image_id"], found["category_id"]) for found in results.to_list()] == [(2, 1), (2, 3)]
+    assert all({"bbox", "score", "segmentation"} <= set(found) for found in results.to_list())
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "class_id", "names", "fault"),
+    [
+        ("3.jpg", (90, 120), 0, ("img/1.jpg", "img/2.jpg"), "no images of .*annotations.json are called 3.jpg"),
+        ("1.jpg", (90, 120), 0, ("a/1.jpg", "b/1.jpg"), "2 images of"),
+        ("img/1.jpg", (120, 90), 0, ("img/1.jpg",), "120x90 in"),
+        ("img/1.jpg", (90, 120), 3, ("img/1.jpg",), "class 3 is no category of .*: card, photo, stamp"),
+    ],
+)
+def test_results_that_the_annotations_do_not_know_are_refused(tmp_path, name, size, class_id, names, fault):
+    results = CocoResults(CocoIds.read(annotated(tmp_path, names)))
+    found = segmentation_of([np.ones(size, bool)], class_ids=[class_id])
+    with pytest.raises(ValueError, match=fault):
+        results.add(name, found)
+    assert results.to_list() == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"images": [{}], "categories": []}', '{"images": 1}'])
+def test_what_is_no_annotations_file_is_refused(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match="no COCO annotations"):
+        CocoIds.read(tmp_path / "x.json")
+    with pytest.raises(ValueError, match="cannot be read"):
+        CocoIds.read(tmp_path / "gone.json")

@@ -2,9 +2,10 @@
 
 import asyncio
 import socket
+import struct
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from tritonclient.utils import InferenceServerException
@@ -36,32 +37,33 @@ from client.errors import (
     ],
 )
 def test_status_decides(status, kind):
-    with pytest.raises(SegmentationError) as raised, translated_errors("host:1", 2.0):
+    with pytest.raises(SegmentationError) as raised, translated_errors("host:1", 2.0, "grpc"):
         raise InferenceServerException("StatusCode.INVALID_ARGUMENT 400 words that mean nothing", status=status)
     assert type(raised.value) is kind
     assert raised.value.status == status
 
 
 def test_the_servers_words_are_kept():
-    with pytest.raises(RequestError) as raised, translated_errors("host:1", 2.0):
+    with pytest.raises(RequestError) as raised, translated_errors("host:1", 2.0, "grpc"):
         raise InferenceServerException("parameter 'iou' is 2.0; allowed: a number from 0 to 1", status="400")
     assert str(raised.value) == "parameter 'iou' is 2.0; allowed: a number from 0 to 1"
 
 
 @pytest.mark.parametrize("error", [TimeoutError(), asyncio.TimeoutError()])
 def test_timeouts(error):
-    with pytest.raises(RequestTimeoutError, match=r"host:1 within 2 s"), translated_errors("host:1", 2.0):
+    with pytest.raises(RequestTimeoutError, match=r"host:1 within 2 s"), translated_errors("host:1", 2.0, "grpc"):
         raise error
 
 
-def test_lost_connections():
+@pytest.mark.parametrize("error", [KeyError("gone"), ValueError("no JSON"), UnicodeError("label"), OSError(111, "no")])
+def test_whatever_a_library_raises_is_an_error_of_the_connection(error):
     with (
-        pytest.raises(ServerUnavailableError, match="closed the connection"),
-        translated_errors("host:1", 2.0, KeyError),
+        pytest.raises(ServerUnavailableError, match="no http connection to host:1: ") as raised,
+        translated_errors("host:1", 2.0, "http"),
     ):
-        raise KeyError("gone")
-    with pytest.raises(KeyError), translated_errors("host:1", 2.0):
-        raise KeyError("not the connection's")
+        raise error
+    assert isinstance(raised.value, ConnectionError)
+    assert raised.value.__cause__ is error
 
 
 @contextmanager
@@ -77,9 +79,14 @@ def listener(answer):
                 except OSError:
                     return
                 held.append(connection)
-                if answer is not None:
-                    connection.recv(65536)
-                    connection.sendall(answer)
+                if answer is RESET:
+                    connection.recv(1)
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    connection.close()
+                elif answer is not None:
+                    with suppress(OSError):
+                        connection.recv(65536)
+                        connection.sendall(answer)
                     connection.close()
 
         thread = threading.Thread(target=serve, daemon=True)
@@ -136,7 +143,7 @@ def test_a_server_that_never_answers(protocol, asynchronous):
 @both
 def test_http_connection_closed_in_the_middle(asynchronous):
     cut = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"
-    with listener(cut) as url, pytest.raises(ServerUnavailableError, match="closed the connection"):
+    with listener(cut) as url, pytest.raises(ServerUnavailableError, match="no http connection to"):
         segment(url, "http", asynchronous)
 
 
@@ -148,6 +155,86 @@ def test_http_refusal(asynchronous):
         segment(url, "http", asynchronous)
     assert str(raised.value) == "image of 5 bytes: the image is empty"
     assert raised.value.status == "400"
+
+
+def is_ready(url, protocol, asynchronous):
+    if not asynchronous:
+        with SegmentationClient(url, protocol, timeout_s=5.0) as client:
+            return client.is_ready()
+
+    async def run():
+        async with AsyncSegmentationClient(url, protocol, timeout_s=5.0) as client:
+            return await client.is_ready()
+
+    return asyncio.run(run())
+
+
+RESET = object()
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@both
+@protocols
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\0\0\x12\4\0\0\0\0\0\0\3\0\0\0\x64\0\4\0\0\xff\xff\0\5\0\0\x40\0",
+        b"SSH-2.0-OpenSSH_9\r\n",
+        b"\x15\3\1\0\2\2\x46",
+        b"",
+        RESET,
+        OK + b"Content-Length: 6\r\n\r\n<html>",
+        OK + b"Content-Length: 0\r\n\r\n",
+        OK + b"Content-Length: 2\r\n\r\n[]",
+        OK + b"Content-Length: 2\r\n\r\n{}",
+        OK + b"Content-Length: 19\r\n\r\n" + b'{"outputs":[{"a":1}',
+        OK + b"Content-Length: 1000\r\n\r\n{",
+        OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        OK + b"Inference-Header-Content-Length: 999\r\nContent-Length: 2\r\n\r\n{}",
+        OK + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
+        OK + b"X: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 6\r\n\r\n<html>",
+        b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n",
+    ],
+    ids=[
+        "http/2",
+        "ssh",
+        "tls alert",
+        "closed",
+        "reset",
+        "html",
+        "nothing",
+        "list",
+        "object",
+        "half json",
+        "cut",
+        "chunks",
+        "header length",
+        "gzip",
+        "long header",
+        "gateway",
+        "redirect",
+    ],
+)
+def test_a_port_where_something_else_answers(answer, protocol, asynchronous):
+    with listener(answer) as url:
+        assert is_ready(url, protocol, asynchronous) is False
+    with listener(answer) as url, pytest.raises((ServerUnavailableError, ServerError)) as raised:
+        segment(url, protocol, asynchronous)
+    if "the answer has no output" not in str(raised.value):
+        assert url in str(raised.value)
+        assert protocol in str(raised.value)
+
+
+@both
+@protocols
+@pytest.mark.parametrize("url", ["no.such.host.invalid:8000", "[::1]:9"])
+def test_names_that_lead_nowhere(url, protocol, asynchronous):
+    assert is_ready(url, protocol, asynchronous) is False
+    with pytest.raises(ConnectionError) as raised:
+        segment(url, protocol, asynchronous)
+    assert isinstance(raised.value, ServerUnavailableError)
+    assert url in str(raised.value)
 
 
 @protocols
@@ -168,6 +255,10 @@ def test_wait_ready_has_a_bound(protocol):
         ({"timeout_s": 0}, "above 0"),
         ({"url": "http://host:8000"}, "without a scheme"),
         ({"url": "host"}, "HOST:PORT"),
+        ({"url": "host:0"}, "HOST:PORT"),
+        ({"url": "a..b:8000"}, "HOST:PORT"),
+        ({"url": "a" * 70 + ".b:8000"}, "HOST:PORT"),
+        ({"url": "host:65536"}, "HOST:PORT"),
     ],
 )
 @pytest.mark.parametrize("kind", [SegmentationClient, AsyncSegmentationClient])

@@ -1,9 +1,12 @@
 """From paths to images with names of their own."""
 
+import os
+from collections import Counter
+
 import pytest
 
 from client.photos import check_overlays, overlay_path
-from client.sources import Source, SourceError, find_images
+from client.sources import Source, SourceError, find_images, listed
 
 
 @pytest.fixture
@@ -76,3 +79,52 @@ def test_overlays_never_overwrite_what_was_given(tree):
     check_overlays(sources, tree / "out")
     with pytest.raises(SourceError, match="would overwrite"):
         check_overlays(sources, tree / "one")
+
+
+def test_every_suffix_of_an_image_is_read_whatever_its_case(tmp_path):
+    given = ["a.jfif", "b.JPE", "c.dib", "d.heic", "e.avif", "f.TIF", "g.jpeg"]
+    for name in given:
+        (tmp_path / name).write_bytes(b"")
+    assert names(find_images([tmp_path])) == [f"{tmp_path.name}/{name}" for name in given]
+
+
+def test_what_is_left_out_is_counted_by_kind(tmp_path):
+    for name in ("x.jpg", "._x.jpg", "a.txt", "b.TXT", "README", "clip.mp4"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.png")
+    left_out = Counter()
+    assert names(find_images([tmp_path], left_out=left_out)) == [f"{tmp_path.name}/x.jpg"]
+    assert left_out == {
+        "macOS ._ file": 1,
+        ".txt": 2,
+        "without suffix": 1,
+        ".mp4": 1,
+        "broken link": 1,
+        "no regular file": 1,
+    }
+    assert listed(left_out).startswith("1 .mp4, 2 .txt, ")
+
+
+def test_linked_folders_are_followed_once(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "far.jpg").write_bytes(b"")
+    tree = tmp_path / "tree"
+    (tree / "deep").mkdir(parents=True)
+    (tree / "deep" / "near.jpg").write_bytes(b"")
+    (tree / "deep" / "up").symlink_to(tree)
+    (tree / "again").symlink_to(tree / "deep")
+    (tree / "linked").symlink_to(tmp_path / "elsewhere")
+    (tree / "twice").symlink_to(tmp_path / "elsewhere")
+    assert names(find_images([tree])) == ["tree/deep/near.jpg", "tree/linked/far.jpg"]
+    assert names(find_images([tree / "linked"])) == ["linked/far.jpg"]
+
+
+def test_the_builder_finds_what_the_client_finds(tmp_path):
+    from builder.calibration import find_images as found_by_builder
+
+    for name in ("b/x.jfif", "a/._y.jpg", "a/y.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    assert found_by_builder([tmp_path]) == (tmp_path / "a" / "y.jpg", tmp_path / "b" / "x.jfif")

@@ -137,7 +137,7 @@ def test_a_megabyte_of_fill_bytes_in_a_jpeg_takes_no_time():
     filled = whole[:2] + b"\xff" * 1_000_000 + whole[2:]
     started = time.process_time()
     assert check_image(filled, ImageLimits()).width == 8
-    for cut in (filled[:-2], whole[:2] + b"\xff" * 100):
+    for cut in (filled[:-10], whole[:2] + b"\xff" * 100):
         with pytest.raises(ImageError, match=r"truncated|without a frame"):
             check_image(cut, ImageLimits())
     assert time.process_time() - started < 0.1
@@ -212,7 +212,7 @@ def scans(count, width=3000, height=2000, thumbnail=b""):
 def test_more_scans_than_a_jpeg_of_its_size_can_need_are_refused():
     data = scans(2000)
     started = time.process_time()
-    with pytest.raises(ImageError, match="3000x2000 pixels has more than 166 scans"):
+    with pytest.raises(ImageError, match="3000x2000 pixels has more than 223 scans"):
         decode_image(data)
     assert time.process_time() - started < 0.2
     assert decode_image(scans(30)).shape == (2000, 3000, 3)
