@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 
@@ -27,13 +28,15 @@ from builder.report import REPORT_NAME, Example, Report, choose_examples, write_
 from builder.repository import ModelRepository, tensor_sizes
 from builder.sensitivity import GroupCost, Subject, Trade, groups_of, int8_size_bytes, rank_groups
 from builder.settings import BuildSettings
+from builder.source import SourceNetwork
+from builder.source_check import CHECK_IMAGES, Differences, Transformed, check_source, detection_differences
 from builder.surgery import find_head, make_batch_dynamic
 from builder.trade import trade_table
-from builder.verification import Comparison, compare, mask_map, onnx_network, segment_set
+from builder.verification import Comparison, compare, letterboxed, mask_map, onnx_network, segment_set, segment_source
 from pipeline import contract
 from pipeline.postprocess import ImageSegmentation
 
-BUILD_REVISION: Final = 3
+BUILD_REVISION: Final = 4
 """Raised whenever the builder makes something else out of the same inputs; part of every build key."""
 
 _MODEL_FILE: Final = "model.onnx"
@@ -121,7 +124,22 @@ def open_build(settings: BuildSettings, steps: Steps, replace_profile: ReplacePr
     profile = _profile(settings, export, network, datasets, steps)
     if replace_profile is not None:
         profile = replace_profile(profile)
-    return Build(settings, export, datasets, profile, steps)
+    proof = _prove(export, model, network, profile, datasets, steps)
+    return Build(settings, export, datasets, profile, steps, proof)
+
+
+def _prove(
+    export: Export, model: onnx.ModelProto, network: onnx.ModelProto, profile: Profile, datasets: Datasets, steps: Steps
+) -> Differences:
+    """Compare the grafted fp32 network with the export's own file."""
+    paths = datasets.verification.paths
+    chosen = paths[:: max(1, len(paths) // CHECK_IMAGES)][:CHECK_IMAGES]
+    with steps.step("compare with the export", f"{export.path.name} as it came, on {len(chosen)} images"):
+        images = np.stack([image for image, _ in letterboxed(chosen, (export.input_height, export.input_width))])
+        grafted = onnx_network(profile.reference.SerializeToString())
+        proof = check_source(export, Transformed(model, network, grafted), images)
+    steps.note(f"fp32 graph: {proof.summary()}")
+    return proof
 
 
 def _profile(
@@ -151,10 +169,16 @@ class Build:
     """One run of the builder; made by :func:`open_build`."""
 
     def __init__(
-        self, settings: BuildSettings, export: Export, datasets: Datasets, profile: Profile, steps: Steps
+        self,
+        settings: BuildSettings,
+        export: Export,
+        datasets: Datasets,
+        profile: Profile,
+        steps: Steps,
+        proof: Differences,
     ) -> None:
         self._settings, self._export, self._datasets = settings, export, datasets
-        self._profile, self._steps = profile, steps
+        self._profile, self._steps, self._proof = profile, steps, proof
         self._repository = ModelRepository(settings.repository)
         self._reference: list[ImageSegmentation] | None = None
         self._finished: list[Manifest] = []
@@ -248,7 +272,7 @@ class Build:
             return rank_groups(subject, advance)
 
     def _verify(self, precision: str, artefact: Artefact) -> _Verified:
-        """Compare an artefact with the fp32 reference, the plan itself where it can run here."""
+        """Compare an artefact with the export's own file, the plan itself where it can run here."""
         verification = self._datasets.verification
         reference = self._reference_results()
         if artefact.network is not None:
@@ -258,27 +282,38 @@ class Build:
                 onnx_network(artefact.model.SerializeToString()),
                 "model.onnx, run by ONNX Runtime on the CPU",
             )
-        if artefact.model is self._profile.reference and artefact.network is None:
-            found = reference  # the very network that the others are compared with
-        else:
-            total = len(verification.paths)
-            with self._steps.step(f"{precision}: verify", f"against fp32 on {total} images", total) as advance:
-                found = self._segment(network, advance)
+        total = len(verification.paths)
+        with self._steps.step(f"{precision}: verify", f"against the export on {total} images", total) as advance:
+            found = self._segment(network, advance)
         comparison = compare(reference, found, self._settings.verification.confidence)
         if verification.annotations is not None:
             map50_95, map50 = mask_map(found, verification.paths, verification.annotations)
             comparison = Comparison(**{**comparison.__dict__, "map50_95": map50_95, "map50": map50})
         failures = comparison.failures(self._settings.gates.of(precision))
         self._steps.note(f"{precision}: {comparison.summary()}: {'; '.join(failures) or 'gate passed'}")
+        self._steps.note(f"{precision}: {self._differences(found).summary()}")
         return _Verified(artefact, comparison, measured, found, failures)
 
     def _reference_results(self) -> list[ImageSegmentation]:
         if self._reference is None:
             total = len(self._datasets.verification.paths)
-            with self._steps.step("fp32 reference", f"ONNX Runtime on {total} images", total) as advance:
-                network = onnx_network(self._profile.reference.SerializeToString())
-                self._reference = self._segment(network, advance)
+            file = self._export.path.name
+            with self._steps.step("reference", f"{file} as it came, on {total} images", total) as advance:
+                low_scores = self._datasets.verification.annotations is not None
+                self._reference = segment_source(
+                    SourceNetwork(self._export),
+                    self._datasets.verification.paths,
+                    self._input_size,
+                    self._settings.verification,
+                    advance,
+                    low_scores,
+                )
         return self._reference
+
+    def _differences(self, found: list[ImageSegmentation]) -> Differences:
+        """Of boxes and scores from those of the export's own file, over the matched detections."""
+        confidence = self._settings.verification.confidence
+        return detection_differences(self._reference_results(), found, self._input_size, confidence)
 
     def _segment(self, network: Any, advance: Callable[[], None]) -> list[ImageSegmentation]:
         verification = self._datasets.verification
@@ -346,6 +381,9 @@ class Build:
             "gate": gate.model_dump(),
             "metrics": verified.comparison.as_dict(),
             "measured": verified.measured,
+            "reference": f"{self._export.path.name} as it came, run by ONNX Runtime, decoded in float64 by other code",
+            "differences": self._differences(verified.found).as_dict(),
+            "fp32_graph": self._proof.as_dict(),
             "images": len(self._datasets.verification.paths),
             "images_sha256": self._datasets.verification.sha256,
             "confidence": self._settings.verification.confidence,
@@ -368,6 +406,7 @@ class Build:
             "name": export.name,
             "file": export.path.name,
             "sha256": export.sha256,
+            "files": export.files,
             "opset": export.opset,
             "num_classes": export.num_classes,
             "class_names": list(export.class_names),

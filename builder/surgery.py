@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import copy
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from builder.errors import ExportError
 from builder.export import Export
 from pipeline import contract
 
@@ -27,6 +26,7 @@ _PREFIX = "ends"
 PROTOTYPES_NODE = f"{_PREFIX}/prototypes"
 """The grafted node that takes the prototypes out of the network."""
 _REDUCE_AXES_ARE_INPUTS_SINCE_OPSET = 18
+_SHAPES = ("Shape", "Size")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,10 @@ def name_nodes(model: onnx.ModelProto) -> None:
 
 
 def make_batch_dynamic(model: onnx.ModelProto, export: Export) -> onnx.ModelProto:
-    """Make the batch axis dynamic; exports are often of batch 1, with the 1 baked into Reshape constants.
+    """Make the batch axis dynamic; exports are often of one batch, baked into constant shapes.
+
+    A graph whose batch is dynamic already keeps its nodes as they are. What comes out is proven elsewhere, against the
+    export's own file (:func:`builder.source_check.check_source`).
 
     Args:
         model: the export's graph (not changed).
@@ -62,12 +65,9 @@ def make_batch_dynamic(model: onnx.ModelProto, export: Export) -> onnx.ModelProt
 
     Returns:
         A new graph with float32 input ``network_input`` [batch, 3, H, W] and the export's two outputs.
-
-    Raises:
-        ExportError: the batch is baked in somewhere else, so that a batch of 3 does not give what three single
-            images give.
     """
     model = copy.deepcopy(model)
+    known = _shapes_of(model) if export.batch is not None else {}
     name_nodes(model)
     graph = model.graph
     for node in graph.node:
@@ -90,31 +90,73 @@ def make_batch_dynamic(model: onnx.ModelProto, export: Export) -> onnx.ModelProt
     del graph.output[:]
     graph.output.extend(kept)
     del graph.value_info[:]
-    _free_reshapes(graph)
-    _check_batch(model, export)
+    if export.batch is not None:
+        _free_batch(graph, export.batch, known)
     return model
 
 
-def _free_reshapes(graph: onnx.GraphProto) -> None:
-    """Let Reshape copy the batch from its input (0) where its constant shape starts with 1."""
+def _free_batch(graph: onnx.GraphProto, batch: int, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Take the batch out of constant shapes that image data is brought into.
+
+    What is made of shapes alone, such as the grid of the anchors, has no batch: a leading 1 there means something else.
+
+    Args:
+        graph: the network.
+        batch: the batch that is baked in.
+        shapes: of the tensors, for that batch.
+    """
     constants = _constant_tensors(graph)
-    freed: dict[str, str] = {}
+    from_image = _made_of_images(graph)
+    present = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type != "Reshape" or node.input[1] not in constants:
+        if node.op_type not in ("Reshape", "Expand") or node.input[0] not in from_image:
             continue
-        shape = numpy_helper.to_array(constants[node.input[1]])
-        if len(shape) < 2 or shape[0] != 1:
+        if node.input[1] not in constants:
             continue
-        source = node.input[1]
-        if source not in freed:
-            freed[source] = f"{source}_any_batch"
-            graph.initializer.append(numpy_helper.from_array(np.array([0, *shape[1:]], np.int64), freed[source]))
-        node.input[1] = freed[source]
+        wanted = numpy_helper.to_array(constants[node.input[1]])
+        if wanted.ndim != 1 or len(wanted) < 2 or wanted[0] < 1 or wanted[0] % batch:
+            continue
+        free = _without_batch(node, wanted, shapes)
+        name = f"{node.input[1]}_any_batch_{'_'.join(map(str, free))}".replace("-", "m")
+        if name not in present:
+            graph.initializer.append(numpy_helper.from_array(np.array(free, np.int64), name))
+            present.add(name)
+        node.input[1] = name
     used = {name for node in graph.node for name in node.input}
     for node in [node for node in graph.node if node.op_type == "Constant" and node.output[0] not in used]:
         graph.node.remove(node)
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
         graph.initializer.remove(tensor)
+
+
+def _without_batch(node: onnx.NodeProto, wanted: NDArray[Any], shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
+    """The constant shape of a node, for any batch."""
+    rest = tuple(int(size) for size in wanted[1:])
+    if node.op_type == "Expand":
+        return (1, *rest)  # the batch of what is expanded stays
+    before, after = shapes.get(node.input[0], ()), shapes.get(node.output[0], ())
+    if not after or (before and before[0] == wanted[0]):
+        return (0, *rest)  # Reshape takes the leading axis of its input for a 0
+    return (-1, *after[1:])  # such as batch x areas of an attention that works area by area
+
+
+def _shapes_of(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors whose every side is known."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    shapes = {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    }
+    return {name: shape for name, shape in shapes.items() if shape and all(shape)}
+
+
+def _made_of_images(graph: onnx.GraphProto) -> set[str]:
+    """Tensors whose values depend on the pixels, and not on the input's shape alone."""
+    found = {graph.input[0].name}
+    for node in graph.node:
+        if node.op_type not in _SHAPES and found.intersection(node.input):
+            found.update(node.output)
+    return found
 
 
 def _constant_tensors(graph: onnx.GraphProto) -> dict[str, TensorProto]:
@@ -130,28 +172,12 @@ def _constant_tensors(graph: onnx.GraphProto) -> dict[str, TensorProto]:
     return constants
 
 
-def _check_batch(model: onnx.ModelProto, export: Export) -> None:
-    images = np.random.default_rng(0).random((3, 3, export.input_height, export.input_width), np.float32)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    fault = "the batch size is baked into the export in a way that surgery cannot mend; export again with dynamic=True"
-    try:
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        together = session.run(None, {_NETWORK_INPUT: images})
-        alone = [session.run(None, {_NETWORK_INPUT: image[None]}) for image in images]
-    except Exception as error:  # ONNX Runtime raises types of its own, one per status
-        raise ExportError(f"{fault} ({str(error).strip().splitlines()[0]})") from error
-    for index, whole in enumerate(together):
-        parts = np.concatenate([outputs[index] for outputs in alone])
-        if whole.shape != parts.shape or not np.allclose(whole, parts, rtol=1e-3, atol=1e-3):
-            raise ExportError(fault)
-
-
 def find_head(model: onnx.ModelProto, export: Export) -> Head:
     """Find the decoding tail and the last convolutions, walking back from the detections.
 
     The DFL's own convolution, whose weights are the fixed numbers 0, 1, 2, … behind a softmax (Li et al., 2020),
-    belongs to the tail: quantising it costs accuracy and saves nothing.
+    belongs to the tail: quantising it costs accuracy and saves nothing. Shapes are not followed: what the anchors' grid
+    measures is no part of the head.
     """
     producers = {output: node for node in model.graph.node for output in node.output}
     constants = _constant_tensors(model.graph)
@@ -168,6 +194,8 @@ def find_head(model: onnx.ModelProto, export: Export) -> Head:
             convolutions.append(node.name)
             continue
         decode.append(node.name)
+        if node.op_type in _SHAPES:
+            continue
         queue.extend(producers[name] for name in node.input if name in producers)
     return Head(tuple(sorted(decode)), tuple(sorted(convolutions)))
 

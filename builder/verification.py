@@ -1,6 +1,7 @@
-"""Compares a network with the fp32 reference, on images that were not used for calibration.
+"""Compares a network with the export's own file, on images that were not used for calibration.
 
-Every network is looked at through ``pipeline``, the code that serves: what is compared is what callers get.
+Every network is looked at through ``pipeline``, the code that serves: what is compared is what callers get. What it is
+compared with is the file as it came, decoded by other code (:mod:`builder.source`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from pycocotools import mask as coco_mask
 
 from builder.errors import CalibrationError
 from builder.settings import Gate, Verification
+from builder.source import Placement, SourceNetwork
 from pipeline import contract
 from pipeline.errors import ImageError
+from pipeline.letterbox import Geometry
 from pipeline.parameters import RequestParameters
 from pipeline.postprocess import ImageSegmentation, postprocess
 from pipeline.preprocess import preprocess
@@ -164,16 +167,54 @@ def segment_set(
     confidence = min(_MAP_CONFIDENCE, settings.confidence) if low_scores else settings.confidence
     parameters = RequestParameters(confidence=confidence, iou=settings.iou, max_detections=_MAP_DETECTIONS)
     found = []
-    for path in paths:
-        image = np.empty((1, *input_size, 3), np.uint8)
-        try:
-            geometry = preprocess(path.read_bytes(), image[0])
-        except (ImageError, OSError) as error:
-            raise CalibrationError(f"verification image {path}: {error}; remove or replace it") from error
-        candidates, prototypes = network(image)
+    for image, geometry in letterboxed(paths, input_size):
+        candidates, prototypes = network(image[None])
         found.append(postprocess(candidates[0], prototypes[0], geometry, parameters))
         on_image()
     return found
+
+
+def segment_source(
+    source: SourceNetwork,
+    paths: Sequence[Path],
+    input_size: tuple[int, int],
+    settings: Verification,
+    on_image: Callable[[], None],
+    low_scores: bool = False,
+) -> list[ImageSegmentation]:
+    """Run the export's own file over images, decoded by code that does not serve; else as :func:`segment_set`."""
+    confidence = min(_MAP_CONFIDENCE, settings.confidence) if low_scores else settings.confidence
+    found = []
+    for image, geometry in letterboxed(paths, input_size):
+        placement = Placement(
+            geometry.height,
+            geometry.width,
+            geometry.scale_x,
+            geometry.scale_y,
+            geometry.pad_left,
+            geometry.pad_top,
+        )
+        result = source.segment(image, placement, confidence, settings.iou, _MAP_DETECTIONS)
+        boxes, scores = result.boxes.astype(np.float32), result.scores.astype(np.float32)
+        class_ids = result.class_ids.astype(np.int32)
+        found.append(ImageSegmentation(boxes, scores, class_ids, result.masks, geometry.height, geometry.width))
+        on_image()
+    return found
+
+
+def letterboxed(paths: Sequence[Path], input_size: tuple[int, int]) -> Iterator[tuple[NDArray[np.uint8], Geometry]]:
+    """Each image as the network sees it, uint8 [H, W, 3] RGB, and where it lies in there.
+
+    Raises:
+        CalibrationError: an image cannot be read; names it.
+    """
+    for path in paths:
+        image = np.empty((*input_size, 3), np.uint8)
+        try:
+            geometry = preprocess(path.read_bytes(), image)
+        except (ImageError, OSError) as error:
+            raise CalibrationError(f"verification image {path}: {error}; remove or replace it") from error
+        yield image, geometry
 
 
 def compare(

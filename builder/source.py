@@ -1,0 +1,235 @@
+"""The export's own file, as it came: run by ONNX Runtime and decoded in plain float64.
+
+Nothing here uses ``pipeline``, the code that serves, nor a graph that the builder has changed: a reference that shares
+code with what it judges shares its faults.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from builder.errors import ExportError
+
+Floats = NDArray[np.float64]
+
+
+class Layout(Protocol):
+    """What the decoding needs to know of an export; see :class:`builder.export.Export`."""
+
+    @property
+    def path(self) -> Path: ...  # noqa: D102
+    @property
+    def input_name(self) -> str: ...  # noqa: D102
+    @property
+    def detections_name(self) -> str: ...  # noqa: D102
+    @property
+    def prototypes_name(self) -> str: ...  # noqa: D102
+    @property
+    def num_classes(self) -> int: ...  # noqa: D102
+    @property
+    def batch(self) -> int | None: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an image lies in the network's input.
+
+    A point (x, y) of the image, in pixels with centers at .5, lies in the input at (x * scale_x + left,
+    y * scale_y + top).
+
+    Attributes:
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        scale_x: network pixels per image pixel, across.
+        scale_y: likewise, down.
+        left: network pixels of border left of the image.
+        top: network pixels of border above it.
+    """
+
+    height: int
+    width: int
+    scale_x: float
+    scale_y: float
+    left: float
+    top: float
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The instances of one image, best first; n may be 0.
+
+    Attributes:
+        boxes: float64 [n, 4] of x1, y1, x2, y2 in pixels of the image, clipped to it.
+        scores: float64 [n] in [0, 1], falling.
+        class_ids: int64 [n].
+        masks: n masks, COCO compressed, of the whole image.
+    """
+
+    boxes: Floats
+    scores: Floats
+    class_ids: NDArray[np.int64]
+    masks: list[bytes]
+
+
+class SourceNetwork:
+    """The export's file, run as it is."""
+
+    def __init__(self, export: Layout) -> None:
+        """Load the file.
+
+        Raises:
+            ExportError: ONNX Runtime does not load it.
+        """
+        self._export = export
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        try:
+            self._session = ort.InferenceSession(str(export.path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises types of its own, one per status
+            raise ExportError(f"{export.path} does not load in ONNX Runtime: {first_line(error)}") from error
+
+    def run(self, images: NDArray[np.uint8]) -> tuple[Floats, Floats]:
+        """Run images in the batch that the file is made for; one at a time where it takes any.
+
+        Args:
+            images: uint8 [n, H, W, 3] RGB, letterboxed.
+
+        Returns:
+            The two outputs as the file gives them, in float64: detections [n, 4 + classes + C, anchors] and
+            prototypes [n, C, H/4, W/4].
+        """
+        names = [self._export.detections_name, self._export.prototypes_name]
+        batch = self._export.batch or 1
+        parts: list[list[NDArray[Any]]] = []
+        for first in range(0, len(images), batch):
+            chunk = images[first : first + batch]
+            filled = np.concatenate([chunk, np.repeat(chunk[-1:], batch - len(chunk), axis=0)])
+            outputs = self._session.run(names, {self._export.input_name: as_blob(filled)})
+            parts.append([output[: len(chunk)] for output in outputs])
+        detections, prototypes = (np.concatenate(arrays).astype(np.float64) for arrays in zip(*parts, strict=True))
+        return detections, prototypes
+
+    def segment(
+        self, image: NDArray[np.uint8], placement: Placement, confidence: float, iou: float, max_detections: int
+    ) -> Decoded:
+        """Find the instances of one letterboxed image, uint8 [H, W, 3]; see :func:`decode`."""
+        detections, prototypes = self.run(image[None])
+        return decode(
+            detections[0],
+            prototypes[0],
+            self._export.num_classes,
+            placement,
+            (image.shape[0], image.shape[1]),
+            (confidence, iou, max_detections),
+        )
+
+
+def as_blob(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What an export takes: float32 [n, 3, H, W] in [0, 1] of uint8 [n, H, W, 3]."""
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255))
+
+
+def decode(
+    detections: Floats,
+    prototypes: Floats,
+    num_classes: int,
+    placement: Placement,
+    input_size: tuple[int, int],
+    thresholds: tuple[float, float, int],
+) -> Decoded:
+    """Decode one image's raw outputs, by the book.
+
+    The best class of every anchor, a threshold, greedy suppression per class, boxes mapped back; masks as in YOLACT
+    (Bolya et al., 2019): coefficients times prototypes, bilinear, above 0, inside the box.
+
+    Args:
+        detections: float64 [4 + classes + C, anchors]; cx, cy, w, h in network pixels, scores in [0, 1], coefficients.
+        prototypes: float64 [C, H/4, W/4].
+        num_classes: number of classes.
+        placement: where the image lies in the input.
+        input_size: height and width of the input.
+        thresholds: least score, greatest IoU between detections of one class, most detections.
+    """
+    confidence, iou, most = thresholds
+    scores = detections[4 : 4 + num_classes]
+    best = scores.max(axis=0)
+    chosen = np.flatnonzero(best >= confidence)
+    chosen = chosen[np.argsort(-best[chosen], kind="stable")]
+    class_ids = scores[:, chosen].argmax(axis=0)
+    corners = _corners(detections[:4, chosen].T)
+    kept = _suppress(corners, class_ids, iou, most)
+    offset = np.array([placement.left, placement.top] * 2)
+    factor = np.array([placement.scale_x, placement.scale_y] * 2)
+    limit = np.array([placement.width, placement.height] * 2, np.float64)
+    boxes = np.clip((corners[kept] - offset) / factor, 0.0, limit)
+    inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    kept, boxes = kept[inside], boxes[inside]
+    coefficients = detections[4 + num_classes :, chosen[kept]].T
+    cells = (prototypes.shape[1] / input_size[0], prototypes.shape[2] / input_size[1])
+    masks = [
+        _mask(np.tensordot(weights, prototypes, 1), box, placement, cells)
+        for weights, box in zip(coefficients, boxes, strict=True)
+    ]
+    return Decoded(boxes, best[chosen[kept]], class_ids[kept], masks)
+
+
+def _corners(boxes: Floats) -> Floats:
+    centers, half = boxes[:, :2], boxes[:, 2:] / 2
+    return np.concatenate([centers - half, centers + half], axis=1)
+
+
+def box_ious(box: Floats, boxes: Floats) -> Floats:
+    """Intersection over union of one box, float64 [4] of x1, y1, x2, y2, with many, [n, 4]: float64 [n] in [0, 1]."""
+    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+    both = np.prod(np.maximum(sides, 0), axis=1)
+    union = np.prod(box[2:] - box[:2]) + np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) - both
+    result: Floats = np.divide(both, union, out=np.zeros_like(both), where=union > 0)
+    return result
+
+
+def _suppress(corners: Floats, class_ids: NDArray[np.int64], iou: float, most: int) -> NDArray[np.int64]:
+    """Indices that stay, of boxes by falling score."""
+    kept: list[int] = []
+    left = np.arange(len(corners))
+    while len(left) and len(kept) < most:
+        first, left = left[0], left[1:]
+        kept.append(int(first))
+        same = class_ids[left] == class_ids[first]
+        left = left[~(same & (box_ious(corners[first], corners[left]) > iou))]
+    return np.array(kept, np.int64)
+
+
+def _mask(logits: Floats, box: Floats, placement: Placement, cells: tuple[float, float]) -> bytes:
+    """The pixels of the image whose centers lie in the box and whose logit is above 0, COCO compressed."""
+    left, top = (max(0, int(np.ceil(value - 0.5))) for value in box[:2])
+    left, top = min(left, placement.width - 1), min(top, placement.height - 1)
+    right = min(max(int(np.ceil(box[2] - 0.5)), left + 1), placement.width)
+    bottom = min(max(int(np.ceil(box[3] - 0.5)), top + 1), placement.height)
+    rows = ((np.arange(top, bottom) + 0.5) * placement.scale_y + placement.top) * cells[0] - 0.5
+    columns = ((np.arange(left, right) + 0.5) * placement.scale_x + placement.left) * cells[1] - 0.5
+    values = _between(_between(logits, rows).T, columns).T
+    mask = np.zeros((placement.height, placement.width), np.uint8, order="F")
+    mask[top:bottom, left:right] = values > 0
+    counts: bytes = coco_mask.encode(mask)["counts"]
+    return counts
+
+
+def _between(values: Floats, at: Floats) -> Floats:
+    """Rows of ``values`` at fractional positions, linear in between, the first and last row beyond the ends."""
+    at = np.clip(at, 0, len(values) - 1)
+    low = np.minimum(at.astype(np.int64), max(0, len(values) - 2))
+    share = (at - low)[:, None]
+    result: Floats = values[low] * (1 - share) + values[np.minimum(low + 1, len(values) - 1)] * share
+    return result
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text; ONNX Runtime writes many."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,377 @@
+"""Compares what is made of an export with the export's own file, before anything is written and after.
+
+Like :mod:`builder.source`, it shares no code with what serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from builder.errors import ExportError
+from builder.source import Floats, Layout, SourceNetwork, as_blob, box_ious, first_line
+
+BOX_TOLERANCE_PX: Final = 0.1
+"""Most that a box of the fp32 network may lie off the export's own, in network pixels."""
+SCORE_TOLERANCE: Final = 1e-4
+"""Most that a score of the fp32 network may differ from the export's own."""
+CHECK_IMAGES: Final = 8
+"""Images that the fp32 network is compared on, candidate by candidate, before anything is written."""
+
+_COMPARED_ROWS: Final = 300
+_RANGE_TOLERANCE: Final = 1e-3  # a sigmoid in half precision may end a little above 1
+_MASK_TOLERANCE: Final = 2e-3  # prototypes leave in half precision: 11 significant bits
+_NODE_TOLERANCE: Final = 1e-3
+_MATCH_IOU: Final = 0.5
+_TENSORS_PER_RUN: Final = 64
+
+
+@dataclass(frozen=True)
+class Differences:
+    """How far boxes and scores lie from those of the export's own file.
+
+    Attributes:
+        images: compared.
+        matched: detections, or candidates, compared.
+        box_max_px: greatest distance of a box's sides, in network pixels.
+        box_mean_px: their mean.
+        score_max: greatest difference of scores.
+        score_mean: their mean.
+    """
+
+    images: int
+    matched: int
+    box_max_px: float
+    box_mean_px: float
+    score_max: float
+    score_mean: float
+
+    @classmethod
+    def of(cls, images: int, boxes: Iterable[NDArray[Any]], scores: Iterable[NDArray[Any]]) -> Differences:
+        """Sum up.
+
+        Args:
+            images: number of images.
+            boxes: distances in network pixels, any shapes.
+            scores: differences of scores, any shapes.
+        """
+        distances = np.concatenate([np.zeros(0), *(np.ravel(array) for array in boxes)])
+        offsets = np.concatenate([np.zeros(0), *(np.ravel(array) for array in scores)])
+        if not len(offsets):
+            return cls(images, 0, 0.0, 0.0, 0.0, 0.0)
+        return cls(
+            images,
+            len(offsets),
+            float(distances.max()),
+            float(distances.mean()),
+            float(offsets.max()),
+            float(offsets.mean()),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {key: round(value, 7) if isinstance(value, float) else value for key, value in vars(self).items()}
+
+    def summary(self) -> str:
+        """One line for people."""
+        return (
+            f"boxes within {self.box_max_px:.4f} network pixels of the export's own (mean {self.box_mean_px:.4f}), "
+            f"scores within {self.score_max:.6f} ({self.matched} compared on {self.images} image(s))"
+        )
+
+
+class Instances(Protocol):
+    """Detections of one image, best first; boxes in pixels of the image."""
+
+    @property
+    def boxes(self) -> NDArray[Any]: ...  # noqa: D102
+    @property
+    def scores(self) -> NDArray[Any]: ...  # noqa: D102
+    @property
+    def class_ids(self) -> NDArray[Any]: ...  # noqa: D102
+    @property
+    def height(self) -> int: ...  # noqa: D102
+    @property
+    def width(self) -> int: ...  # noqa: D102
+
+
+def detection_differences(
+    source: Sequence[Instances], found: Sequence[Instances], input_size: tuple[int, int], confidence: float
+) -> Differences:
+    """Compare detections of a network with those of the export's own file.
+
+    Args:
+        source: of the export's file, image by image.
+        found: of the network, on the same images.
+        input_size: height and width of the network's input.
+        confidence: least score of a detection that counts.
+
+    Returns:
+        Differences over the pairs of one class with a box IoU of 0.5 or more.
+    """
+    boxes, scores = [], []
+    for one, other in zip(source, found, strict=True):
+        scale = min(input_size[0] / one.height, input_size[1] / one.width)
+        pairs = list(_pairs(one, other, confidence))
+        if pairs:
+            left, right = np.array(pairs).T
+            boxes.append(np.abs(one.boxes[left].astype(np.float64) - other.boxes[right]).max(axis=1) * scale)
+            scores.append(np.abs(one.scores[left].astype(np.float64) - other.scores[right]))
+    return Differences.of(len(source), boxes, scores)
+
+
+def _pairs(one: Instances, other: Instances, confidence: float) -> Iterator[tuple[int, int]]:
+    free = one.scores >= confidence
+    for index in np.flatnonzero(other.scores >= confidence):
+        overlap = box_ious(other.boxes[index].astype(np.float64), one.boxes.astype(np.float64))
+        overlap[~free | (one.class_ids != other.class_ids[index])] = 0.0
+        best = int(overlap.argmax()) if len(overlap) else 0
+        if len(overlap) and overlap[best] >= _MATCH_IOU:
+            free[best] = False
+            yield best, int(index)
+
+
+Grafted = Callable[[NDArray[np.uint8]], tuple[NDArray[Any], NDArray[Any]]]
+"""uint8 [n, H, W, 3] to candidates [n, K, 6 + C] (score, cx, cy, w, h, class, C coefficients) and prototypes."""
+
+
+@dataclass(frozen=True)
+class Transformed:
+    """What the builder made of an export.
+
+    Attributes:
+        model: the export's graph as it was read, from which the others were made.
+        network: float32 network of dynamic batch, tensors still named as in the export; its input is the first.
+        grafted: runs the fp32 network that is served.
+    """
+
+    model: onnx.ModelProto
+    network: onnx.ModelProto
+    grafted: Grafted
+
+
+def check_source(export: Layout, transformed: Transformed, images: NDArray[np.uint8]) -> Differences:
+    """Prove that the fp32 network gives what the export's own file gives, also several images at a time.
+
+    Args:
+        export: what the export holds.
+        transformed: what was made of it.
+        images: uint8 [n, H, W, 3] RGB, letterboxed; at least one.
+
+    Returns:
+        How far the two lie apart, within :data:`BOX_TOLERANCE_PX` and :data:`SCORE_TOLERANCE`.
+
+    Raises:
+        ExportError: they lie further apart, or the export's own outputs are none that can be served; says what, and the
+            first node that differs where it can be found.
+    """
+    images = _at_least_three(images)
+    detections, prototypes = SourceNetwork(export).run(images)
+    _check_outputs(export, transformed.model, images, detections, prototypes)
+    boxes: list[Floats] = []
+    scores: list[Floats] = []
+    first = 0
+    while first < len(images):
+        size = min(_batch_sizes(first), len(images) - first)
+        chunk = slice(first, first + size)
+        try:
+            candidates, planes = transformed.grafted(images[chunk])
+            if candidates.shape[0] != size or planes.shape[0] != size:
+                raise ValueError(f"a batch of {size} images gives {candidates.shape[0]} answers")
+        except Exception as error:  # ONNX Runtime raises types of its own, one per status
+            raise _refusal(export, transformed, images, size, f"does not run ({first_line(error)})") from error
+        for index, (rows, plane) in enumerate(zip(candidates, planes, strict=True), first):
+            box, score = _row_differences(rows, detections[index], export.num_classes)
+            boxes.append(box)
+            scores.append(score)
+            fault = _fault(box, score, plane, prototypes[index])
+            if fault is not None:
+                raise _refusal(export, transformed, images, size, fault)
+        first += size
+    return Differences.of(len(images), boxes, scores)
+
+
+def _at_least_three(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The images, with mirrored ones where there are fewer than three: a batch must hold different images."""
+    mirrored = [images, images[:, :, ::-1], images[:, ::-1]]
+    return np.concatenate(mirrored) if len(images) < 3 else images
+
+
+def _batch_sizes(first: int) -> int:
+    return 1 if first == 0 else 2 if first == 1 else 3
+
+
+def _check_outputs(
+    export: Layout, model: onnx.ModelProto, images: NDArray[np.uint8], detections: Floats, prototypes: Floats
+) -> None:
+    for name, array in ((export.detections_name, detections), (export.prototypes_name, prototypes)):
+        if not np.isfinite(array).all():
+            node = _first_not_finite(model, export, images)
+            raise ExportError(
+                f"{export.path}: the output {name!r} holds NaN or infinite values on real images{node}; the weights "
+                "are damaged, or training diverged. Export a checkpoint that works again"
+            )
+    scores = detections[:, 4 : 4 + export.num_classes]
+    low, high = float(scores.min()), float(scores.max())
+    if low < -_RANGE_TOLERANCE or high > 1 + _RANGE_TOLERANCE:
+        raise ExportError(
+            f"{export.path}: its scores lie outside [0, 1] (from {low:.4g} to {high:.4g} on real images): the output "
+            f"{export.detections_name!r} holds logits, without the sigmoid behind them. Export again as ultralytics "
+            "does it (`yolo export model=best.pt format=onnx`), or add a Sigmoid behind the class scores"
+        )
+    reach = float(np.abs(detections[:, :4]).max())
+    if reach <= 2:
+        raise ExportError(
+            f"{export.path}: its boxes reach {reach:.3g} at most: they are normalized to the input's size; expected: "
+            "pixels of the network's input. Export again as ultralytics does it (`yolo export model=best.pt "
+            "format=onnx`)"
+        )
+
+
+def _row_differences(rows: NDArray[Any], detections: Floats, num_classes: int) -> tuple[Floats, Floats]:
+    """Differences of one image's candidates from the export's anchors.
+
+    Args:
+        rows: [K, 6 + C] by falling score.
+        detections: float64 [4 + classes + C, anchors], of the export's file.
+        num_classes: number of classes.
+
+    Returns:
+        Box and score differences of the best rows, each against the anchor that is nearest to it; and the scores of all
+        rows against the export's sorted ones, which shows anchors that were lost.
+    """
+    rows = rows.astype(np.float64)
+    scores = detections[4 : 4 + num_classes]
+    order = np.sort(scores.max(axis=0))[::-1][: len(rows)]
+    boxes, offsets = [], [np.abs(rows[:, 0] - order)]
+    anchors = detections[:4].T
+    for row in rows[:_COMPARED_ROWS]:
+        distance = np.abs(anchors - row[1:5]).max(axis=1)
+        offset = np.abs(scores[int(np.clip(row[5], 0, num_classes - 1))] - row[0])
+        cost = np.maximum(distance / BOX_TOLERANCE_PX, offset / SCORE_TOLERANCE)
+        # Coefficients tell apart what lies in the same place; they are large where boxes agree but masks would not.
+        near = np.flatnonzero(cost <= max(1.0, cost.min()))
+        masks = np.abs(detections[4 + num_classes :, near] - row[6:, None]).max(axis=0, initial=0)
+        limit = _MASK_TOLERANCE * max(1.0, float(np.abs(row[6:]).max(initial=0)))
+        best = near[masks <= limit]
+        if not len(best):
+            return np.array([np.inf]), np.array([np.inf])
+        best = best[np.argmin(cost[best])]
+        boxes.append(distance[best])
+        offsets.append(offset[best : best + 1])
+    return np.array(boxes), np.concatenate(offsets)
+
+
+def _fault(boxes: Floats, scores: Floats, plane: NDArray[Any], prototypes: Floats) -> str | None:
+    if np.isinf(boxes).any():
+        return "gives candidates that no anchor of the file has"
+    if boxes.max(initial=0) > BOX_TOLERANCE_PX or scores.max(initial=0) > SCORE_TOLERANCE:
+        return (
+            f"gives boxes up to {boxes.max(initial=0):.4g} network pixels and scores up to {scores.max(initial=0):.4g} "
+            "off"
+        )
+    limit = _MASK_TOLERANCE * max(1.0, float(np.abs(prototypes).max()))
+    if plane.shape != prototypes.shape or np.abs(plane.astype(np.float64) - prototypes).max() > limit:
+        return "gives other mask prototypes"
+    return None
+
+
+def _refusal(export: Layout, transformed: Transformed, images: NDArray[np.uint8], size: int, fault: str) -> ExportError:
+    node = first_difference(export, transformed, images[:size])
+    where = f"; the first node that differs is {node}" if node else ""
+    if size == 1:
+        remedy = (
+            "This is a fault of the builder, not of the file: report it with the file. An export with the batch and "
+            "size fixed (`yolo export model=best.pt format=onnx dynamic=False`) may work meanwhile"
+        )
+        if export.batch is not None:
+            remedy = remedy.replace("with the batch and size fixed", "of dynamic batch").replace("=False", "=True")
+        what = "the network made of it"
+    else:
+        remedy = "Export again with dynamic=True (`yolo export model=best.pt format=onnx dynamic=True`)"
+        if export.batch is None:
+            remedy = "Export again with a fixed batch (`yolo export model=best.pt format=onnx dynamic=False batch=1`)"
+        what = f"the batch size is baked into the export: with {size} images at a time the network made of it"
+    return ExportError(f"{export.path}: {what} {fault}{where}. Nothing was written. {remedy}")
+
+
+def first_difference(export: Layout, transformed: Transformed, images: NDArray[np.uint8]) -> str | None:
+    """The first node, in the export's order, whose value in the transformed network is another one.
+
+    Args:
+        export: what the export holds.
+        transformed: what was made of it.
+        images: uint8 [n, H, W, 3]; the transformed network gets them together, the export in its own batch.
+
+    Returns:
+        The node's name and operator; None if none is found, or the graphs cannot be compared.
+    """
+    model, network = transformed.model, transformed.network
+    there = {name for node in network.graph.node for name in node.output}
+    nodes = [node for node in model.graph.node if node.output[0] in there]
+    batch = export.batch or 1
+    chunks = [images[index : index + batch] for index in range(0, len(images), batch)]
+    blobs = [as_blob(np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])) for part in chunks]
+    together = {network.graph.input[0].name: as_blob(images)}
+    for first in range(0, len(nodes), _TENSORS_PER_RUN):
+        group = nodes[first : first + _TENSORS_PER_RUN]
+        names = [node.output[0] for node in group]
+        try:
+            parts = [_values(model, names, {export.input_name: blob}) for blob in blobs]
+            values = _values(network, names, together)
+        except Exception:  # the graph cannot be looked into; the refusal stands without a node
+            return None
+        for index, node in enumerate(group):
+            if _differs([part[index] for part in parts], values[index], len(images)):
+                return f"{node.name or node.output[0]!r} ({node.op_type})"
+    return None
+
+
+def _differs(parts: list[NDArray[Any]], value: NDArray[Any], count: int) -> bool:
+    expected = parts[0]
+    if len(parts) > 1 or (expected.ndim and value.ndim and len(expected) != len(value)):
+        if any(part.shape != expected.shape for part in parts) or not expected.ndim:
+            return False
+        whole = np.concatenate(parts)
+        # What does not depend on the image, such as the anchors, is the same in every part.
+        expected = expected if value.shape == expected.shape and len(value) != count else whole[: len(value)]
+    if expected.shape != value.shape:
+        return True
+    if not np.issubdtype(value.dtype, np.floating):
+        return False  # shapes may well differ in their batch
+    scale = max(1.0, float(np.abs(expected).max(initial=0)))
+    return not np.allclose(expected, value, rtol=0, atol=_NODE_TOLERANCE * scale, equal_nan=True)
+
+
+def _first_not_finite(model: onnx.ModelProto, export: Layout, images: NDArray[np.uint8]) -> str:
+    nodes = list(model.graph.node)
+    blob = as_blob(np.repeat(images[:1], export.batch or 1, axis=0))
+    for first in range(0, len(nodes), _TENSORS_PER_RUN):
+        group = nodes[first : first + _TENSORS_PER_RUN]
+        try:
+            values = _values(model, [node.output[0] for node in group], {export.input_name: blob})
+        except Exception:  # the graph cannot be looked into; the refusal stands without a node
+            return ""
+        for node, value in zip(group, values, strict=True):
+            if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
+                return f", first behind the node {node.name or node.output[0]!r} ({node.op_type})"
+    return ""
+
+
+def _values(model: onnx.ModelProto, names: Sequence[str], feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    """Values of tensors inside a graph."""
+    looked_into = onnx.ModelProto()
+    looked_into.CopyFrom(model)
+    outputs = {value.name for value in model.graph.output}
+    looked_into.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in outputs)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(looked_into.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    values: list[NDArray[Any]] = session.run(list(names), feeds)
+    return values
