@@ -323,8 +323,9 @@ def _check_suppression(model: onnx.ModelProto, metadata: Mapping[str, str]) -> N
 def _advice_without_suppression(metadata: Mapping[str, str]) -> str:
     """How to export plain outputs, by the version of ultralytics that the file names.
 
-    YOLO26 has an end-to-end head. Before 8.4.8 its exports cannot do without it; from 8.4.8 to 8.4.141 it is the default
-    and ``end2end=False`` turns it off; from 8.4.142 on plain outputs are the default, and ``nms=False`` selects that head
+    YOLO26 has an end-to-end head. Before 8.4.8 its exports cannot do without it; from 8.4.8 to 8.4.141 it is the
+    default and ``end2end=False`` turns it off; from 8.4.142 on plain outputs are the default, and ``nms=False`` selects
+    that head
     (read in the packages 8.4.0, 8.4.7, 8.4.8, 8.4.141, 8.4.142 and 8.4.190).
     """
     command = "yolo export model=best.pt format=onnx"
