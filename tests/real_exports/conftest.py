@@ -19,13 +19,13 @@ from builder.reference import fetch_reference
 from pipeline.images import decode_image
 from pipeline.letterbox import letterbox
 from serving.cache import cache_dir
-from tests.real_exports.cases import CASES, SMALL, SQUARE, WIDE
+from tests.real_exports.cases import CASES, CONFIDENCE, IOU, MAX_DETECTIONS, SMALL, SQUARE, WIDE
 from tests.real_exports.comparison import Difference
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 PICTURES = 4  # as many as the largest fixed batch
 REPORT = ROOT / "out" / "exports"
-_MADE_BY = ("cases.py", "models.py", "generate.py")
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,12 @@ class Exports:
 @pytest.fixture(scope="session")
 def exports() -> Exports:
     """Every case exported, and ultralytics' own prediction on it; kept until the generator or its packages change."""
-    python = Path(os.environ["EXPORTS_VENV"]) / "bin" / "python"
-    key = hashlib.sha256()
-    for path in [*(Path(__file__).parent / name for name in _MADE_BY), ROOT / "requirements" / "exports.txt"]:
-        key.update(path.read_bytes())
-    folder = cache_dir() / "exports" / key.hexdigest()[:16]
+    folder = cache_dir() / "exports" / _key()
     if not folder.is_dir():
         partial = folder.with_suffix(".partial")
         shutil.rmtree(folder.parent, ignore_errors=True)
         _write_pictures(partial / "pictures")
+        python = ROOT / os.environ["EXPORTS_VENV"] / "bin" / "python"
         command = [str(python), "-m", "tests.real_exports.generate", str(partial / "pictures"), str(partial)]
         with (folder.parent / "generate.log").open("w") as log:
             done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False)
@@ -60,6 +57,15 @@ def exports() -> Exports:
             pytest.fail(f"the exporter ended with {done.returncode}; see {folder.parent / 'generate.log'}")
         partial.rename(folder)
     return Exports(folder, folder / "pictures")
+
+
+def _key() -> str:
+    """Hash of all that the exports are made of; what is expected of them is left out."""
+    asked = [(case.name, case.options, case.input_size) for case in CASES], CONFIDENCE, IOU, MAX_DETECTIONS, PICTURES
+    key = hashlib.sha256(repr(asked).encode())
+    for path in (HERE / "models.py", HERE / "generate.py", ROOT / "requirements" / "exports.txt"):
+        key.update(path.read_bytes())
+    return key.hexdigest()[:16]
 
 
 def _write_pictures(folder: Path) -> None:
@@ -118,7 +124,9 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
         figures = ["", "", "", "", ""]
         if "reference" in row:
             count = f"{row['reference']}" + "".join(
-                f", {row[kind]} {kind.replace('_', ' ')}" for kind in ("missing", "extra", "left_out") if row[kind]
+                f", {row[kind]} {kind.replace('_', ' ')}"
+                for kind in ("missing", "extra", "borderline", "left_out")
+                if row[kind]
             )
             figures = [count, f"{row['box_px']:.4f}", f"{row['score']:.6f}"]
             figures += [f"{row[kind]:.4f}" for kind in ("mask_iou", "exact_mask_iou")]

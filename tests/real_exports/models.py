@@ -24,7 +24,7 @@ FAMILIES: Final = {
 """Ultralytics' own configuration, the share of its channels that is kept, and the most before that."""
 
 _ANCHORS_PER_PICTURE: Final = (40, 20, 10)
-"""Anchors that pass the threshold in most pictures, of the strides 8, 16 and 32; suppression leaves half of them."""
+"""Anchors that pass the threshold on average, of the strides 8, 16 and 32; suppression leaves half of them."""
 
 
 def tiny_model(family: str, classes: int, pictures: torch.Tensor, confidence: float) -> SegmentationModel:
@@ -74,8 +74,8 @@ def _shape_head(model: SegmentationModel, pictures: torch.Tensor, confidence: fl
     boxes, scores, masks = ([branch[-1] for branch in branches] for branches in (head.cv2, head.cv3, head.cv4))
     outputs = _outputs({id(conv): conv for conv in (*boxes, *scores, *masks)}, model, pictures)
     for level, anchors in enumerate(_ANCHORS_PER_PICTURE):
-        best = _standardize(scores[level], outputs[id(scores[level])]).amax(0).reshape(len(pictures), -1)
-        threshold = best.sort().values[:, -anchors].median()
+        best = _standardize(scores[level], outputs[id(scores[level])]).amax(0)
+        threshold = best.sort().values[-anchors * len(pictures)]
         scores[level].bias += math.log(confidence / (1 - confidence)) - threshold
         if head.reg_max > 1:
             # Logits of the distances 0, 1, 2, ... in strides: near ones are likelier.

@@ -17,7 +17,7 @@ from pipeline.postprocess import postprocess
 from pipeline.preprocess import preprocess
 from serving.onnx_cpu import CpuNetwork
 from serving.server import ServerOptions, TritonServer
-from tests.real_exports.cases import CASES, CONFIDENCE, IOU, MAX_DETECTIONS, Case
+from tests.real_exports.cases import CASES, CONFIDENCE, IOU, MAX_DETECTIONS, SMALL, SQUARE, WIDE, Case
 from tests.real_exports.comparison import Instances, compare, read_references
 
 pytestmark = pytest.mark.skipif(
@@ -26,8 +26,9 @@ pytestmark = pytest.mark.skipif(
 
 MAX_BOX_PX = 0.1
 MAX_SCORE = 1e-3
-LEAST_MASK_IOU = 0.99
-"""Not 1: ultralytics crops to the pixels whose upper left corner lies in the box."""
+LEAST_MASK_IOU = {SQUARE: 0.99, WIDE: 0.99, SMALL: 0.97}
+"""Not 1: ultralytics crops to the pixels whose upper left corner lies in the box, which weighs more on small boxes."""
+MAX_BORDERLINE = 0.02
 LEAST_EXACT_MASK_IOU = 0.999
 """Not 1: prototypes leave the network in half precision."""
 PARAMETERS = RequestParameters(confidence=CONFIDENCE, iou=IOU, max_detections=MAX_DETECTIONS)
@@ -48,7 +49,7 @@ def test_served_as_ultralytics_predicts_or_refused(case: Case, exports, record, 
     repository = tmp_path / "repository"
     command = ["build", "--precisions", "fp32", "--onnx", str(file), "--repository", str(repository)]
     code = builder([*command, *case.arguments, "--verify-images", *map(str, pictures)])
-    said = re.sub(r"\s+", " ", capsys.readouterr().err).strip()
+    said = capsys.readouterr().err.rpartition("error:")[2].strip()
     if code:
         record(case, "refused", reason=said)
         assert case.refused, said
@@ -66,9 +67,10 @@ def test_served_as_ultralytics_predicts_or_refused(case: Case, exports, record, 
         assert case.refused is None, f"built, though this was expected: {case.refused}"
         assert difference.reference >= 24, "too few instances to say anything"
         assert (difference.missing, difference.extra) == (0, 0), f"{way}: {difference}"
+        assert difference.borderline <= MAX_BORDERLINE * difference.reference, f"{way}: {difference}"
         assert difference.box_px <= MAX_BOX_PX, f"{way}: {difference}"
         assert difference.score <= MAX_SCORE, f"{way}: {difference}"
-        assert difference.mask_iou >= LEAST_MASK_IOU, f"{way}: {difference}"
+        assert difference.mask_iou >= LEAST_MASK_IOU[case.input_size], f"{way}: {difference}"
         assert difference.exact_mask_iou >= LEAST_EXACT_MASK_IOU, f"{way}: {difference}"
 
 
