@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 import torch
 
-from tests.real_exports.cases import CASES, CONFIDENCE, IOU, MAX_DETECTIONS, SQUARE, Case
+from tests.real_exports.cases import CASES, CONFIDENCE, IOU, MAX_DETECTIONS, Case
 
 
 def main() -> int:
@@ -34,13 +34,15 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     os.environ["YOLO_CONFIG_DIR"] = str(options.out.absolute())
     cases = [case for case in CASES if not options.only or options.only in case.name]
-    for family, classes in dict.fromkeys((case.family, case.classes) for case in cases):
+    for model_of in dict.fromkeys((case.family, case.classes, case.input_size) for case in cases):
         from tests.real_exports.models import tiny_model
 
-        model = tiny_model(family, classes, _network_input(_paths(options.pictures, SQUARE)), CONFIDENCE)
+        family, classes, input_size = model_of
+        paths = _paths(options.pictures, input_size)
+        model = tiny_model(family, classes, _network_input(paths), CONFIDENCE)
         for case in cases:
-            if (case.family, case.classes) == (family, classes):
-                _one(case, model, _paths(options.pictures, case.input_size), options.out)
+            if (case.family, case.classes, case.input_size) == model_of:
+                _one(case, model, paths, options.out)
     return 0
 
 

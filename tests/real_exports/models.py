@@ -23,7 +23,7 @@ FAMILIES: Final = {
 }
 """Ultralytics' own configuration, the share of its channels that is kept, and the most before that."""
 
-_ANCHORS_PER_PICTURE: Final = (40, 20, 10)
+_ANCHORS_PER_PICTURE: Final = (20, 12, 8)
 """Anchors that pass the threshold on average, of the strides 8, 16 and 32; suppression leaves half of them."""
 
 
@@ -83,7 +83,8 @@ def _shape_head(model: SegmentationModel, pictures: torch.Tensor, confidence: fl
             _standardize(boxes[level], outputs[id(boxes[level])], 2.0, likelier_near)
         else:
             _standardize(boxes[level], outputs[id(boxes[level])], 1.2, torch.tensor(4.0))
-        _standardize(masks[level], outputs[id(masks[level])])
+        # Prototypes are mostly positive: masks that fill most of their boxes, with holes.
+        _standardize(masks[level], outputs[id(masks[level])], 1.0, torch.tensor(0.3))
 
 
 def _outputs(
