@@ -310,7 +310,7 @@ def first_difference(export: Layout, transformed: Transformed, images: NDArray[n
         images: uint8 [n, H, W, 3]; the transformed network gets them together, the export in its own batch.
 
     Returns:
-        The node's name and operator; None if none is found, or the graphs cannot be compared.
+        The node's name and operator; None if none is found.
     """
     model, network = transformed.model, transformed.network
     there = {name for node in network.graph.node for name in node.output}
@@ -319,21 +319,39 @@ def first_difference(export: Layout, transformed: Transformed, images: NDArray[n
     chunks = [images[index : index + batch] for index in range(0, len(images), batch)]
     blobs = [as_blob(np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])) for part in chunks]
     together = {network.graph.input[0].name: as_blob(images)}
+
+    def differing(group: Sequence[onnx.NodeProto]) -> onnx.NodeProto | None:
+        names = [node.output[0] for node in group]
+        parts = [_values(model, names, {export.input_name: blob}) for blob in blobs]
+        values = _values(network, names, together)
+        columns = zip(group, zip(*parts, strict=True), values, strict=True)
+        return next((node for node, mine, other in columns if _differs(mine, other, len(images))), None)
+
     for first in range(0, len(nodes), _TENSORS_PER_RUN):
         group = nodes[first : first + _TENSORS_PER_RUN]
-        names = [node.output[0] for node in group]
         try:
-            parts = [_values(model, names, {export.input_name: blob}) for blob in blobs]
-            values = _values(network, names, together)
-        except Exception:  # the graph cannot be looked into; the refusal stands without a node
-            return None
-        for index, node in enumerate(group):
-            if _differs([part[index] for part in parts], values[index], len(images)):
-                return f"{node.name or node.output[0]!r} ({node.op_type})"
+            found = differing(group)
+        except Exception:  # one of them does not run in the one graph or the other
+            found = _first_that(group, differing)
+        if found is not None:
+            return f"{found.name or found.output[0]!r} ({found.op_type})"
     return None
 
 
-def _differs(parts: list[NDArray[Any]], value: NDArray[Any], count: int) -> bool:
+def _first_that(
+    group: Sequence[onnx.NodeProto], differing: Callable[[Sequence[onnx.NodeProto]], onnx.NodeProto | None]
+) -> onnx.NodeProto | None:
+    """The first node that differs, or does not run, looked at one by one."""
+    for node in group:
+        try:
+            if differing([node]) is not None:
+                return node
+        except Exception:  # ONNX Runtime raises types of its own, one per status
+            return node
+    return None
+
+
+def _differs(parts: Sequence[NDArray[Any]], value: NDArray[Any], count: int) -> bool:
     expected = parts[0]
     if len(parts) > 1 or (expected.ndim and value.ndim and len(expected) != len(value)):
         if any(part.shape != expected.shape for part in parts) or not expected.ndim:
@@ -365,13 +383,23 @@ def _first_not_finite(model: onnx.ModelProto, export: Layout, images: NDArray[np
 
 
 def _values(model: onnx.ModelProto, names: Sequence[str], feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-    """Values of tensors inside a graph."""
-    looked_into = onnx.ModelProto()
-    looked_into.CopyFrom(model)
-    outputs = {value.name for value in model.graph.output}
-    looked_into.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in outputs)
+    """Values of tensors inside a graph, of which only what leads to them is run."""
+    part = onnx.ModelProto()
+    part.CopyFrom(model)
+    graph = part.graph
+    needed = set(names)
+    nodes = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            nodes.append(node)
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(nodes)]
+    del graph.node[:]
+    graph.node.extend(kept)
+    del graph.output[:]
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    session = ort.InferenceSession(looked_into.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
     values: list[NDArray[Any]] = session.run(list(names), feeds)
     return values

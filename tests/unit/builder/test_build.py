@@ -5,6 +5,7 @@ import shutil
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 from rich.console import Console
 
@@ -12,11 +13,12 @@ from builder import build as build_module
 from builder.artefact import Artefact
 from builder.build import build
 from builder.calibration import calibration_set
-from builder.errors import BuilderError, CalibrationError, GateError, RepositoryError
+from builder.errors import BuilderError, CalibrationError, ExportError, GateError, RepositoryError
 from builder.manifest import Manifest, sha256_of
 from builder.progress import Steps
 from builder.repository import ModelRepository, read_config
 from builder.settings import load_settings
+from builder.surgery import graft_ends
 from pipeline import contract
 from tests.exports import segmentation_export
 
@@ -86,6 +88,60 @@ def test_an_equal_build_is_found_again(make):
     first, second = make(), make()
     assert all(entry.existed for entry in second)
     assert [entry.manifest for entry in second] == [entry.manifest for entry in first]
+
+
+def test_weights_beside_the_file_that_changed_make_a_new_version(tmp_path, make):
+    whole = onnx.load(segmentation_export(tmp_path / "whole.onnx"))
+    path = tmp_path / "best.onnx"
+    onnx.save(whole, path, save_as_external_data=True, location="best.onnx.data", size_threshold=0)
+    (first,) = make(onnx=path, precisions=("fp32",))
+    assert set(first.manifest.source["files"]) == {"best.onnx", "best.onnx.data"}
+    data = path.with_name("best.onnx.data")
+    values = np.frombuffer(data.read_bytes(), np.float32).copy()
+    values[:100] *= 1.01
+    data.write_bytes(values.tobytes())
+    (second,) = make(onnx=path, precisions=("fp32",))
+    assert not second.existed
+    assert second.manifest.version == 2
+    assert second.manifest.source["sha256"] != first.manifest.source["sha256"]
+
+
+@pytest.mark.parametrize("options", [{"batch": None}, {"batch": 4}, {}])
+def test_every_precision_is_compared_with_the_file_as_it_came(tmp_path, make, options):
+    path = segmentation_export(tmp_path / "other.onnx", height=64, width=96, **options)
+    entries = {"input_size": (64, 96)} if options.get("batch", 1) is None else {}
+    for entry in make(onnx=path, **entries):
+        verification = entry.manifest.verification
+        assert "other.onnx as it came" in verification["reference"]
+        assert verification["fp32_graph"]["box_max_px"] < 0.1
+        assert verification["fp32_graph"]["score_max"] < 1e-4
+        differences = verification["differences"]
+        assert differences["matched"] > 0
+        if entry.manifest.precision == "fp32":
+            assert verification["metrics"]["f1"] == 1
+            assert verification["metrics"]["mask_iou"] > 0.999
+            assert 0 < differences["box_max_px"] < 0.1  # not the same numbers compared with themselves
+            assert differences["score_max"] < 1e-4
+        else:
+            assert differences["box_max_px"] > 0
+
+
+def test_a_network_unlike_its_file_is_refused_before_anything_is_written(tmp_path, make, monkeypatch):
+    def other_order(model, export, top_k):
+        grafted = graft_ends(model, export, top_k)
+        concat = next(node for node in grafted.graph.node if node.name == "ends/features")
+        concat.input[0] = "ends/boxes_turned"
+        at = list(grafted.graph.node).index(concat)
+        order = onnx.numpy_helper.from_array(np.array([1, 0, 2, 3], np.int64), "ends/order")
+        grafted.graph.initializer.append(order)
+        turn = onnx.helper.make_node("Gather", ["ends/boxes", "ends/order"], ["ends/boxes_turned"], axis=1)
+        grafted.graph.node.insert(at, turn)
+        return grafted
+
+    monkeypatch.setattr("builder.cpu_profile.graft_ends", other_order)
+    with pytest.raises(ExportError, match="Nothing was written"):
+        make(precisions=("fp32",))
+    assert not (tmp_path / "repository").exists()
 
 
 def test_a_later_version_is_not_served_until_promoted(tmp_path, make):

@@ -1,11 +1,16 @@
 """Which exports are accepted, and what is said of those that are not."""
 
+import hashlib
+
+import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper, version_converter
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from builder.errors import ExportError
-from builder.export import load_export, slug
+from builder.export import WORKING_OPSETS, load_export, slug
 from tests.exports import segmentation_export
 
 
@@ -74,17 +79,21 @@ def test_missing_prototypes(tmp_path):
     assert "lack the mask prototypes" in refused(path)
 
 
-def test_nms_inside(tmp_path):
+def with_suppression(tmp_path, metadata):
     node = helper.make_node("NonMaxSuppression", ["b", "s"], ["kept"], name="/nms/NonMaxSuppression")
-    path = segmentation_export(tmp_path / "m.onnx")
+    path = segmentation_export(tmp_path / "m.onnx", metadata=metadata)
     model = onnx.load(path)
     model.graph.input.extend([helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 1, 4]) for n in ("b", "s")])
     model.graph.node.append(node)
     onnx.save(model, path)
-    message = refused(path)
+    return path
+
+
+def test_nms_inside(tmp_path):
+    message = refused(with_suppression(tmp_path, {}))
     assert "non-maximum suppression is already inside" in message
     assert "/nms/NonMaxSuppression" in message
-    assert "nms=False" in message
+    assert "leave `nms`" in message
 
 
 def test_an_end_to_end_export(tmp_path):
@@ -104,20 +113,43 @@ def test_an_end_to_end_export(tmp_path):
     )
     path = tmp_path / "m.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    assert "nms=False" in refused(path)
+    assert "end-to-end" in refused(path)
 
 
-@pytest.mark.parametrize("opset", [11, 12, 23])
+@pytest.mark.parametrize("target", [11, 12, 23, 24])
+def test_older_and_newer_opsets_are_converted(tmp_path, target):
+    path = segmentation_export(tmp_path / "m.onnx", metadata={"names": "{0: 'a', 1: 'b', 2: 'c'}"})
+    model = onnx.load(path)
+    if target < 13:  # Split takes its sizes as an attribute there
+        split = next(node for node in model.graph.node if node.op_type == "Split")
+        del split.input[1]
+        split.attribute.append(helper.make_attribute("split", [4, 3, 32]))
+        model.opset_import[0].version = target
+    else:
+        model = version_converter.convert_version(model, target)
+    onnx.save(model, path)
+    export, graph = load_export(path)
+    assert export.opset == target
+    assert graph.opset_import[0].version in WORKING_OPSETS
+    assert export.class_names == ("a", "b", "c")
+    blob = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
+    expected, found = (
+        ort.InferenceSession(source, providers=["CPUExecutionProvider"]).run(None, {"images": blob})
+        for source in (str(path), graph.SerializeToString())
+    )
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("opset", [9, 99])
 def test_wrong_opset(tmp_path, opset):
     path = segmentation_export(tmp_path / "m.onnx")
     model = onnx.load(path)
     model.opset_import[0].version = opset
     onnx.save(model, path)
-    try:
-        message = refused(path)
-    except onnx.checker.ValidationError as error:  # pragma: no cover - would be a defect
-        pytest.fail(str(error))
-    assert f"opset {opset}" in message or "not a readable ONNX model" in message
+    message = refused(path)
+    assert f"opset {opset}" in message
+    assert "yolo export model=best.pt format=onnx opset=17" in message
 
 
 def test_half_precision_export(tmp_path):
@@ -125,7 +157,112 @@ def test_half_precision_export(tmp_path):
     model = onnx.load(path)
     model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
     onnx.save(model, path)
-    assert "half=False" in refused(path)
+    assert "half=True" in refused(path)
+
+
+def test_half_precision_weights_are_named_whatever_the_order_of_nodes(tmp_path):
+    path = segmentation_export(tmp_path / "m.onnx")
+    model = convert_float_to_float16(onnx.load(path), keep_io_types=True)
+    nodes = list(model.graph.node)[::-1]  # as the converter that ultralytics uses leaves them: not sorted
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, path)
+    message = refused(path)
+    assert "weights are FLOAT16" in message
+    assert "yolo export model=best.pt format=onnx" in message
+
+
+def test_nodes_in_any_order_are_sorted(tmp_path):
+    path = segmentation_export(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    nodes = list(model.graph.node)[::-1]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, path)
+    _, graph = load_export(path)
+    onnx.checker.check_model(graph)
+    assert {node.name for node in graph.node} == {node.name for node in nodes}
+
+
+def test_a_quantized_export(tmp_path, networks):
+    onnx.save(networks.quantised, tmp_path / "m.onnx")
+    message = refused(tmp_path / "m.onnx")
+    assert "quantized already" in message
+    assert "DequantizeLinear" in message
+    assert "without quantize=8" in message
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers(tmp_path, value):
+    path = segmentation_export(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "head8.weight")
+    values = numpy_helper.to_array(tensor).copy()
+    values[0, 0] = value
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, path)
+    message = refused(path)
+    assert "'head8.weight'" in message
+    assert "1 NaN" in message or "1 infinite" in message
+
+
+@pytest.mark.parametrize(
+    ("metadata", "say", "never"),
+    [
+        ({"end2end": "True", "version": "8.4.0"}, "update it", "end2end=False"),
+        ({"end2end": "True", "version": "8.4.141"}, "format=onnx end2end=False", "with nms=False"),
+        ({"end2end": "True", "version": "8.4.142"}, "leave `nms` and `end2end` out", "end2end=False"),
+        ({"end2end": "True", "version": "8.4.190"}, "nms=False selects the end-to-end head", "end2end=False"),
+        ({"end2end": "True"}, "8.4.142 or newer: leave `nms`", "with nms=False"),
+    ],
+)
+def test_advice_for_end_to_end_exports_fits_the_version(tmp_path, metadata, say, never):
+    message = refused(segmentation_export(tmp_path / "m.onnx", metadata=metadata))
+    assert "end-to-end" in message
+    assert say in message
+    assert never not in message
+
+
+@pytest.mark.parametrize(
+    ("version", "say"), [("8.2.103", "with nms=False"), ("8.3.200", "with nms=False"), ("8.4.190", "leave `nms`")]
+)
+def test_advice_for_suppression_inside_fits_the_version(tmp_path, version, say):
+    path = with_suppression(tmp_path, {"end2end": "False", "version": version})
+    assert say in refused(path)
+
+
+def test_every_file_of_a_model_counts(tmp_path):
+    alone = load_export(segmentation_export(tmp_path / "alone.onnx"))[0]
+    assert alone.sha256 == hashlib.sha256((tmp_path / "alone.onnx").read_bytes()).hexdigest()
+    path = tmp_path / "m.onnx"
+    onnx.save(
+        onnx.load(tmp_path / "alone.onnx"), path, save_as_external_data=True, location="m.onnx.data", size_threshold=0
+    )
+    before = load_export(path)[0]
+    assert set(before.files) == {"m.onnx", "m.onnx.data"}
+    data = bytearray((tmp_path / "m.onnx.data").read_bytes())
+    data[100:104] = np.float32(0.25).tobytes()
+    (tmp_path / "m.onnx.data").write_bytes(data)
+    after = load_export(path)[0]
+    assert after.files["m.onnx"] == before.files["m.onnx"]
+    assert after.sha256 != before.sha256
+
+
+@pytest.mark.parametrize("location", ["../outside.data", "/etc/hostname"])
+def test_weights_outside_the_folder_are_refused(tmp_path, location):
+    (tmp_path / "outside.data").write_bytes(bytes(1 << 16))
+    (tmp_path / "model").mkdir()
+    path = segmentation_export(tmp_path / "model" / "m.onnx")
+    model = onnx.load(path)
+    tensor = model.graph.initializer[0]
+    size = len(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", "0"), ("length", str(size))):
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value
+    path.write_bytes(model.SerializeToString())
+    assert "not a readable ONNX model" in refused(path)
 
 
 def test_dynamic_input_size_asks_for_one(tmp_path):

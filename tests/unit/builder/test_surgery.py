@@ -5,7 +5,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from builder.errors import ExportError
 from builder.export import load_export
 from builder.surgery import find_head, graft_ends, make_batch_dynamic
 from pipeline import contract
@@ -54,23 +53,38 @@ def test_the_head_is_found(tmp_path):
     assert not any(name.startswith("stem") for name in head.decode_nodes)
 
 
-def test_a_batch_that_cannot_be_freed_is_refused(tmp_path):
+def test_a_baked_batch_of_areas_is_freed(tmp_path):
+    """Attention that works area by area (YOLO12) brings batch x areas to the front and back again."""
     path = segmentation_export(tmp_path / "m.onnx")
     model = onnx.load(path)
-    # Adds the first image's prototypes to every image: right for a batch of one only.
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.int64), "first"))
+    for name, shape in (("areas", [4, 8, 256]), ("back", [1, 32, 16, 16])):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(shape, np.int64), name))
     output = next(node for node in model.graph.node if node.output[0] == "output1")
     output.output[0] = "planes"
     model.graph.node.extend(
         [
-            onnx.helper.make_node("Gather", ["planes", "first"], ["first_planes"], name="gather", axis=0),
-            onnx.helper.make_node("Add", ["planes", "first_planes"], ["output1"], name="add"),
+            onnx.helper.make_node("Reshape", ["planes", "areas"], ["in_areas"], name="to_areas"),
+            onnx.helper.make_node("Softmax", ["in_areas"], ["attended"], name="attend", axis=-1),
+            onnx.helper.make_node("Reshape", ["attended", "back"], ["output1"], name="from_areas"),
         ]
     )
     onnx.save(model, path)
     export, loaded = load_export(path)
-    with pytest.raises(ExportError, match="dynamic=True"):
-        make_batch_dynamic(loaded, export)
+    network = session(make_batch_dynamic(loaded, export))
+    images = np.random.default_rng(0).random((3, 3, 64, 64), np.float32)
+    together = network.run(None, {"network_input": images})
+    plain = session(loaded)
+    for index, image in enumerate(images):
+        for whole, alone in zip(together, plain.run(None, {"images": image[None]}), strict=True):
+            np.testing.assert_allclose(whole[index], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_head_does_not_reach_through_shapes(tmp_path):
+    path = segmentation_export(tmp_path / "m.onnx", batch=None)
+    export, model = load_export(path, input_size=(64, 64))
+    head = find_head(make_batch_dynamic(model, export), export)
+    assert head.output_convolutions == ("head16", "head32", "head8")
+    assert not any(name.startswith("stem") for name in head.decode_nodes)
 
 
 def test_inputs_of_surgery_are_left_alone(tmp_path):
