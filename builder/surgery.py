@@ -265,7 +265,8 @@ def _front(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
         _node("Transpose", "to_planes", [f"{_PREFIX}/float"], [f"{_PREFIX}/planes"], perm=[0, 3, 1, 2]),
     ]
     scaled = _NETWORK_INPUT if element == TensorProto.FLOAT else f"{_PREFIX}/scaled"
-    nodes.append(_node("Mul", "to_unit_range", [f"{_PREFIX}/planes", f"{_PREFIX}/1_255"], [scaled]))
+    # Divided, as ultralytics does it: the factor 1/255 gives other last bits, which some networks make visible.
+    nodes.append(_node("Div", "to_unit_range", [f"{_PREFIX}/planes", f"{_PREFIX}/255"], [scaled]))
     if element != TensorProto.FLOAT:
         nodes.append(_node("Cast", "to_network_type", [scaled], [_NETWORK_INPUT], to=element))
     return nodes
@@ -310,7 +311,7 @@ def _behind(export: Export, opset: int) -> list[onnx.NodeProto]:
 
 def _constants(export: Export, top_k: int) -> list[onnx.TensorProto]:
     values: dict[str, NDArray[Any]] = {
-        "1_255": np.array(1 / 255, np.float32),
+        "255": np.array(255, np.float32),
         "split_sizes": np.array([4, export.num_classes, export.num_coefficients], np.int64),
         "top_k": np.array([top_k], np.int64),
         "axis_1": np.array([1], np.int64),

@@ -41,12 +41,12 @@ class Reference:
     Attributes:
         instances: what suppression leaves, with its masks.
         exact_masks: bool [n, height, width], the same logits sampled bilinearly at the pixels' centres.
-        results: how many of them are in its results: those of empty masks are not.
+        in_results: bool [n], whether its results hold the instance: those of empty masks are left out.
     """
 
     instances: Instances
     exact_masks: NDArray[np.bool_]
-    results: int
+    in_results: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class Difference:
     """How what is served differs from ultralytics.
 
     Attributes:
-        reference: instances that ultralytics finds.
+        reference: instances in ultralytics' results.
         missing: those of them that are not served: none of the class, or none within a pixel.
         extra: instances served that ultralytics does not find.
         borderline: further ones that only one side has, because a score lies on the confidence asked for, or an overlap
             on the one allowed, within what scores and boxes may differ.
-        left_out: instances that ultralytics finds, and leaves out of its results because their masks are empty.
+        served_empty: instances served that ultralytics finds too, and leaves out because their masks are empty.
         box_px: largest difference of a box's side.
         score: largest difference of a score.
         mask_iou: mean IoU with ultralytics' masks.
@@ -70,7 +70,7 @@ class Difference:
     missing: int
     extra: int
     borderline: int
-    left_out: int
+    served_empty: int
     box_px: float
     score: float
     mask_iou: float
@@ -82,12 +82,14 @@ def read_references(path: Path, pictures: list[str]) -> list[Reference]:
     references = []
     with np.load(path) as found:
         for picture in pictures:
-            entry = {name: found[f"{picture}/{name}"] for name in ("boxes", "scores", "class_ids", "results")}
+            boxes, scores, class_ids = (found[f"{picture}/{name}"] for name in ("boxes", "scores", "class_ids"))
             masks, exact = (
                 np.unpackbits(found[f"{picture}/{name}"], axis=-1).astype(bool) for name in ("masks", "exact_masks")
             )
-            instances = Instances(entry["boxes"], entry["scores"], entry["class_ids"], masks)
-            references.append(Reference(instances, exact, int(entry["results"])))
+            in_results = masks.any(axis=(1, 2))
+            if int(in_results.sum()) != int(found[f"{picture}/results"]):
+                raise ValueError(f"{path}: {picture}: the results are not the instances whose masks are not empty")
+            references.append(Reference(Instances(boxes, scores, class_ids, masks), exact, in_results))
     return references
 
 
@@ -95,14 +97,14 @@ def compare(references: list[Reference], served: list[Instances]) -> Difference:
     """Match the instances of each picture and measure what is left between them."""
     boxes: list[float] = []
     scores, ious, exact_ious = [], [], []
-    found = missing = extra = borderline = left_out = 0
+    found = missing = extra = borderline = served_empty = 0
     for reference, other in zip(references, served, strict=True):
         instances = reference.instances
         pairs = _pairs(instances, other)
-        found += len(instances.scores)
-        lost, added, excused = _unmatched(instances, other, pairs)
+        found += int(reference.in_results.sum())
+        lost, added, excused = _unmatched(reference, other, pairs)
         missing, extra, borderline = missing + lost, extra + added, borderline + excused
-        left_out += len(instances.scores) - reference.results
+        served_empty += sum(not reference.in_results[one] for one, _ in pairs)
         for one, two in pairs:
             boxes.append(float(np.abs(instances.boxes[one] - other.boxes[two]).max()))
             scores.append(abs(float(instances.scores[one]) - float(other.scores[two])))
@@ -113,7 +115,7 @@ def compare(references: list[Reference], served: list[Instances]) -> Difference:
         missing=missing,
         extra=extra,
         borderline=borderline,
-        left_out=left_out,
+        served_empty=served_empty,
         box_px=max(boxes, default=0.0),
         score=max(scores, default=0.0),
         mask_iou=float(np.mean(ious)) if ious else 0.0,
@@ -127,12 +129,14 @@ def mask_iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
     return int((one & other).sum()) / union if union else 1.0
 
 
-def _unmatched(one: Instances, other: Instances, pairs: list[tuple[int, int]]) -> tuple[int, int, int]:
-    """How many are left of the first, of the second, and how many more are borderline."""
+def _unmatched(reference: Reference, other: Instances, pairs: list[tuple[int, int]]) -> tuple[int, int, int]:
+    """How many are left of the results, of the second, and how many more are borderline."""
+    one = reference.instances
     boxes, scores, class_ids = (
         np.concatenate([getattr(one, name), getattr(other, name)]) for name in ("boxes", "scores", "class_ids")
     )
     matched = {index for first, second in pairs for index in (first, len(one.scores) + second)}
+    matched |= set(np.flatnonzero(~reference.in_results).tolist())
     left = [index for index in range(len(scores)) if index not in matched]
     excused: set[int] = set()
     for index in sorted(left, key=lambda index: -scores[index]):

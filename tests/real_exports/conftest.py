@@ -125,7 +125,7 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
         if "reference" in row:
             count = f"{row['reference']}" + "".join(
                 f", {row[kind]} {kind.replace('_', ' ')}"
-                for kind in ("missing", "extra", "borderline", "left_out")
+                for kind in ("missing", "extra", "borderline", "served_empty")
                 if row[kind]
             )
             figures = [count, f"{row['box_px']:.4f}", f"{row['score']:.6f}"]

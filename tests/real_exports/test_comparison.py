@@ -21,7 +21,7 @@ def instances(*rows: tuple[float, float, float, float, float, int]) -> Instances
 
 
 def difference(one: Instances, other: Instances):
-    return compare([Reference(one, one.masks, len(one.scores))], [other])
+    return compare([Reference(one, one.masks, one.masks.any(axis=(1, 2)))], [other])
 
 
 A, B = (10, 20, 40, 60, 0.9, 0), (50, 10, 90, 30, 0.6, 1)
@@ -63,6 +63,14 @@ def test_only_what_lies_on_a_threshold_is_borderline():
     assert (found.missing, found.extra, found.borderline) == (0, 0, 1)
     found = difference(instances(one, (25, 0, 65, 40, 0.8, 0)), instances(one))
     assert (found.missing, found.extra, found.borderline) == (1, 0, 0)
+
+
+def test_what_ultralytics_leaves_out_may_be_served_or_not():
+    empty = (10, 20, 10, 60, 0.9, 0)
+    found = difference(instances(empty, B), instances(B))
+    assert (found.reference, found.missing, found.extra, found.served_empty) == (1, 0, 0, 0)
+    found = difference(instances(empty, B), instances(empty, B))
+    assert (found.reference, found.missing, found.extra, found.served_empty) == (1, 0, 0, 1)
 
 
 def test_empty_masks_are_alike():

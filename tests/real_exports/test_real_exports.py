@@ -17,7 +17,7 @@ from pipeline.postprocess import postprocess
 from pipeline.preprocess import preprocess
 from serving.onnx_cpu import CpuNetwork
 from serving.server import ServerOptions, TritonServer
-from tests.real_exports.cases import CASES, CONFIDENCE, IOU, MAX_DETECTIONS, SMALL, SQUARE, WIDE, Case
+from tests.real_exports.cases import CASES, CONFIDENCE, IOU, MAX_DETECTIONS, Case
 from tests.real_exports.comparison import Instances, compare, read_references
 
 pytestmark = pytest.mark.skipif(
@@ -26,11 +26,12 @@ pytestmark = pytest.mark.skipif(
 
 MAX_BOX_PX = 0.1
 MAX_SCORE = 1e-3
-LEAST_MASK_IOU = {SQUARE: 0.99, WIDE: 0.99, SMALL: 0.98}
-"""Not 1: ultralytics crops to the pixels whose upper left corner lies in the box, which weighs more on small boxes."""
-MAX_BORDERLINE = 0.02
+LEAST_MASK_IOU = 0.94
+"""Ultralytics crops to the pixels whose upper left corner lies in the box, which is half a pixel per side off: 3 % of a box
+of 60 pixels. Against exact sampling, which crops by the pixels' centres:"""
 LEAST_EXACT_MASK_IOU = 0.999
 """Not 1: prototypes leave the network in half precision."""
+MAX_BORDERLINE = 0.02
 PARAMETERS = RequestParameters(confidence=CONFIDENCE, iou=IOU, max_detections=MAX_DETECTIONS)
 
 
@@ -70,7 +71,7 @@ def test_served_as_ultralytics_predicts_or_refused(case: Case, exports, record, 
         assert difference.borderline <= MAX_BORDERLINE * difference.reference, f"{way}: {difference}"
         assert difference.box_px <= MAX_BOX_PX, f"{way}: {difference}"
         assert difference.score <= MAX_SCORE, f"{way}: {difference}"
-        assert difference.mask_iou >= LEAST_MASK_IOU[case.input_size], f"{way}: {difference}"
+        assert difference.mask_iou >= LEAST_MASK_IOU, f"{way}: {difference}"
         assert difference.exact_mask_iou >= LEAST_EXACT_MASK_IOU, f"{way}: {difference}"
 
 
