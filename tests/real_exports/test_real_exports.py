@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 MAX_BOX_PX = 0.1
 MAX_SCORE = 1e-3
 LEAST_MASK_IOU = 0.94
-"""Ultralytics crops to the pixels whose upper left corner lies in the box, which is half a pixel per side off: 3 % of a box
+"""Ultralytics crops to the pixels whose upper left corner lies in the box, half a pixel per side off: 3 % of a box
 of 60 pixels. Against exact sampling, which crops by the pixels' centres:"""
 LEAST_EXACT_MASK_IOU = 0.999
 """Not 1: prototypes leave the network in half precision."""
