@@ -136,8 +136,7 @@ def _prove(
     chosen = paths[:: max(1, len(paths) // CHECK_IMAGES)][:CHECK_IMAGES]
     with steps.step("compare with the export", f"{export.path.name} as it came, on {len(chosen)} images"):
         images = np.stack([image for image, _ in letterboxed(chosen, (export.input_height, export.input_width))])
-        grafted = onnx_network(profile.reference.SerializeToString())
-        proof = check_source(export, Transformed(model, network, grafted), images)
+        proof = check_source(export, Transformed(model, network, profile.reference), images)
     steps.note(f"fp32 graph: {proof.summary()}")
     return proof
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
@@ -88,11 +89,12 @@ class SourceNetwork:
             ExportError: ONNX Runtime does not load it.
         """
         self._export = export
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
         try:
-            self._session = ort.InferenceSession(str(export.path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime raises types of its own, one per status
+            try:
+                self._session = _session(str(export.path))
+            except Exception:  # ONNX Runtime does not read shapes that lie in a file beside the graph
+                self._session = _session(onnx.load(export.path).SerializeToString())
+        except Exception as error:  # ONNX Runtime and onnx raise types of their own
             raise ExportError(f"{export.path} does not load in ONNX Runtime: {first_line(error)}") from error
 
     def run(self, images: NDArray[np.uint8]) -> tuple[Floats, Floats]:
@@ -129,6 +131,12 @@ class SourceNetwork:
             (image.shape[0], image.shape[1]),
             (confidence, iou, max_detections),
         )
+
+
+def _session(model: str | bytes) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def as_blob(images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -137,10 +137,6 @@ def _pairs(one: Instances, other: Instances, confidence: float) -> Iterator[tupl
             yield best, int(index)
 
 
-Grafted = Callable[[NDArray[np.uint8]], tuple[NDArray[Any], NDArray[Any]]]
-"""uint8 [n, H, W, 3] to candidates [n, K, 6 + C] (score, cx, cy, w, h, class, C coefficients) and prototypes."""
-
-
 @dataclass(frozen=True)
 class Transformed:
     """What the builder made of an export.
@@ -148,12 +144,13 @@ class Transformed:
     Attributes:
         model: the export's graph as it was read, from which the others were made.
         network: float32 network of dynamic batch, tensors still named as in the export; its input is the first.
-        grafted: runs the fp32 network that is served.
+        grafted: the fp32 network that is served: uint8 [n, H, W, 3] to candidates [n, K, 6 + C] (score, cx, cy, w, h,
+            class, C coefficients) and prototypes [n, C, H/4, W/4].
     """
 
     model: onnx.ModelProto
     network: onnx.ModelProto
-    grafted: Grafted
+    grafted: onnx.ModelProto
 
 
 def check_source(export: Layout, transformed: Transformed, images: NDArray[np.uint8]) -> Differences:
@@ -176,12 +173,17 @@ def check_source(export: Layout, transformed: Transformed, images: NDArray[np.ui
     _check_outputs(export, transformed.model, images, detections, prototypes)
     boxes: list[Floats] = []
     scores: list[Floats] = []
+    feed, *wanted = (value.name for value in (transformed.grafted.graph.input[0], *transformed.grafted.graph.output))
+    try:
+        session = _session(transformed.grafted)
+    except Exception as error:  # ONNX Runtime raises types of its own, one per status
+        raise _refusal(export, transformed, images, 1, f"does not load ({first_line(error)})") from error
     first = 0
     while first < len(images):
         size = min(_batch_sizes(first), len(images) - first)
         chunk = slice(first, first + size)
         try:
-            candidates, planes = transformed.grafted(images[chunk])
+            candidates, planes = session.run(wanted, {feed: images[chunk]})
             if candidates.shape[0] != size or planes.shape[0] != size:
                 raise ValueError(f"a batch of {size} images gives {candidates.shape[0]} answers")
         except Exception as error:  # ONNX Runtime raises types of its own, one per status
@@ -398,8 +400,11 @@ def _values(model: onnx.ModelProto, names: Sequence[str], feeds: dict[str, NDArr
     graph.node.extend(kept)
     del graph.output[:]
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    values: list[NDArray[Any]] = _session(part).run(list(names), feeds)
+    return values
+
+
+def _session(model: onnx.ModelProto) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    session = ort.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    values: list[NDArray[Any]] = session.run(list(names), feeds)
-    return values
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -1,7 +1,8 @@
 """Graph surgery: a dynamic batch axis, and the ends that keep the traffic between the ensemble's steps small.
 
-In front: uint8 [batch, H, W, 3] -> Cast -> Transpose -> 1/255. Behind: of every anchor its best class
-(ReduceMax, ArgMax), of every image its best K anchors (TopK, GatherElements); the prototypes leave as float16.
+In front: uint8 [batch, H, W, 3] -> Cast -> Transpose -> / 255, bit for bit what ultralytics feeds. Behind: of every
+anchor its best class (ReduceMax, ArgMax), of every image its best K anchors (TopK, GatherElements); the prototypes
+leave as float16.
 """
 
 from __future__ import annotations
@@ -122,6 +123,9 @@ def _free_batch(graph: onnx.GraphProto, batch: int, shapes: Mapping[str, Sequenc
             graph.initializer.append(numpy_helper.from_array(np.array(free, np.int64), name))
             present.add(name)
         node.input[1] = name
+        # Exports by torch's newer exporter say that a 0 means no element; here it means the input's own size.
+        for attribute in [entry for entry in node.attribute if entry.name == "allowzero"]:
+            node.attribute.remove(attribute)
     used = {name for node in graph.node for name in node.input}
     for node in [node for node in graph.node if node.op_type == "Constant" and node.output[0] not in used]:
         graph.node.remove(node)
@@ -265,7 +269,6 @@ def _front(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
         _node("Transpose", "to_planes", [f"{_PREFIX}/float"], [f"{_PREFIX}/planes"], perm=[0, 3, 1, 2]),
     ]
     scaled = _NETWORK_INPUT if element == TensorProto.FLOAT else f"{_PREFIX}/scaled"
-    # Divided, as ultralytics does it: the factor 1/255 gives other last bits, which some networks make visible.
     nodes.append(_node("Div", "to_unit_range", [f"{_PREFIX}/planes", f"{_PREFIX}/255"], [scaled]))
     if element != TensorProto.FLOAT:
         nodes.append(_node("Cast", "to_network_type", [scaled], [_NETWORK_INPUT], to=element))

@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 STRIDES = (8, 16, 32)
+_ALLOWZERO_SINCE_OPSET = 14
 
 
 def segmentation_export(
@@ -74,7 +75,9 @@ def segmentation_export(
         else:
             cells = (height // stride) * (width // stride)
             shape = constant(f"shape{stride}", np.array([batch, channels, cells], np.int64))
-        nodes.append(helper.make_node("Reshape", [head, shape], [f"flat{stride}"], name=f"reshape{stride}"))
+        # torch's newer exporter sets allowzero, under which a 0 is no longer the input's own size.
+        exact = {"allowzero": 1} if batch is not None and opset >= _ALLOWZERO_SINCE_OPSET else {}
+        nodes.append(helper.make_node("Reshape", [head, shape], [f"flat{stride}"], name=f"reshape{stride}", **exact))
         flat.append(f"flat{stride}")
     nodes.append(helper.make_node("Concat", flat, ["raw"], name="concat", axis=2))
     sizes = constant("sizes", np.array([4, classes, coefficients], np.int64))

@@ -15,7 +15,6 @@ from builder.export import load_export
 from builder.source import Placement, SourceNetwork, as_blob, decode
 from builder.source_check import Transformed, check_source, detection_differences
 from builder.surgery import graft_ends, make_batch_dynamic
-from builder.verification import onnx_network
 from pipeline.postprocess import ImageSegmentation
 from tests.exports import segmentation_export
 
@@ -28,8 +27,7 @@ def made_of(path, spoil=lambda network: None):
     export, model = load_export(path, input_size=SIZE)
     network = make_batch_dynamic(model, export)
     spoil(network)
-    grafted = onnx_network(graft_ends(network, export).SerializeToString())
-    return export, Transformed(model, network, grafted)
+    return export, Transformed(model, network, graft_ends(network, export))
 
 
 def exported(tmp_path, **options):
