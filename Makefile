@@ -12,7 +12,7 @@ serve_ports = --http-port $(or $(HTTP_PORT),$(call from_env_file,HTTP_PORT),8000
 locust_port = --web-port $(or $(LOCUST_PORT),$(call from_env_file,LOCUST_PORT),8089)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve build test test-tensorrt load load-ui bench bench-gpu chaos soak lint audit format clean base dev tensorrt
+.PHONY: help demo serve build test test-tensorrt test-exports load load-ui bench bench-gpu chaos soak lint audit format clean base dev tensorrt
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,10 @@ test-tensorrt: tensorrt ## build TensorRT plans, and hold the builder against Te
 	@$(PYTHON_IN_VENV) -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --require-hashes \
 		--target .cache/tensorrt-stubs -r requirements/tensorrt-stubs.txt
 	@TENSORRT_STUBS=.cache/tensorrt-stubs $(PYTHON_IN_VENV) -m pytest tests/unit/builder/tensorrt tests/integration/test_tensorrt_build.py
+
+test-exports: dev ## export models with ultralytics in many ways, and compare what is served with its own predict
+	@VENV=.cache/exports-venv sh requirements/install.sh exports
+	@EXPORTS_VENV=.cache/exports-venv $(PYTHON_IN_VENV) -m pytest tests/real_exports
 
 load: dev build ## from nothing to a two-minute comparison of the precisions under load; prints where its report is
 	@$(PYTHON_IN_VENV) -m load compare --repository "$(REPOSITORY)" --protocols grpc --users 1,2,4 --duration 2.5 \

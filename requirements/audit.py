@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-LOCKS: Final = ("base", "dev", "tensorrt")
+LOCKS: Final = ("base", "dev", "tensorrt", "exports")
 DOCUMENT: Final = ROOT / "docs" / "dependencies.md"
 _JSON: Final = "application/vnd.pypi.simple.v1+json"  # PEP 691
 _PIN: Final = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)")
@@ -142,7 +142,8 @@ def document(releases: dict[str, list[Release]], audited: dict[str, str], today:
         "",
         "Every package that the lock files pin, with the day of its release. Written by `make audit`, which checks too",
         "that the pinned files are still in the index and were not withdrawn. Why each direct dependency is there is",
-        "said in `pyproject.toml`. torch is installed beside the lock `tensorrt` (`requirements/install.sh`).",
+        "said in `pyproject.toml`. torch is installed beside the locks `tensorrt` and `exports`",
+        "(`requirements/install.sh`).",
         "",
         f"Looked up on {today.isoformat()}. Known vulnerabilities (pip-audit):",
         "",

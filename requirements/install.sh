@@ -1,6 +1,7 @@
 #!/bin/sh
 # Makes the virtual environment .venv and installs a lock file into it: sh requirements/install.sh base|dev|tensorrt
-# Does nothing when that has been done already. PYTHON=… chooses the interpreter.
+# Does nothing when that has been done already. PYTHON=… chooses the interpreter, VENV=… another place.
+# The lock exports (ultralytics, for the tests of real exports) shares no package with the others: give it a VENV of its own.
 set -eu
 cd "$(dirname "$0")/.."
 name=$1
@@ -54,10 +55,11 @@ fi
 
 # Each of base, dev and tensorrt holds everything of the one before.
 case $name in
+exports) enough="exports" ;;
 base) enough="base dev tensorrt" ;;
 dev) enough="dev tensorrt" ;;
 tensorrt) enough="tensorrt" ;;
-*) fail "no lock file is called $name; there are base, dev and tensorrt" ;;
+*) fail "no lock file is called $name; there are base, dev, tensorrt and exports" ;;
 esac
 for done_name in $enough; do
     stamp=$venv/.installed-$done_name
@@ -69,10 +71,16 @@ done
 echo "set-up: installing $(grep -c == "$lock") pinned, hashed packages from $lock"
 quiet=--quiet
 [ -t 2 ] && quiet=
-if [ "$name" = tensorrt ]; then
-    # Not in the lock: its processor and CUDA builds bring different packages. Model Optimizer needs either.
+complete=
+case $name in
+tensorrt | exports)
+    # Not in the lock: its processor and CUDA builds bring different packages. Model Optimizer and ultralytics need either.
     "$venv/bin/python" -m pip install $quiet --disable-pip-version-check torch==2.13.0
-fi
-"$venv/bin/python" -m pip install $quiet --disable-pip-version-check --require-hashes -r "$lock"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+    ;;
+esac
+# ultralytics asks for an OpenCV that needs X11 libraries; the lock has the one that does not.
+[ "$name" != exports ] || complete=--no-deps
+"$venv/bin/python" -m pip install $quiet --disable-pip-version-check --require-hashes $complete -r "$lock"
+[ "$name" = exports ] ||
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 digest "$name" >"$venv/.installed-$name"

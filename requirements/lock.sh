@@ -6,7 +6,7 @@ lock() {
     name=$1
     shift
     rm -f "requirements/$name.txt"
-    uv pip compile pyproject.toml "$@" --universal --python-version 3.10 --generate-hashes \
+    uv pip compile "$@" --universal --python-version 3.10 --generate-hashes \
         --no-annotate --no-header --quiet --output-file "requirements/$name.txt"
     # Every environment is CPython before 3.13 on Linux (tool.uv.environments); only the rest of a marker says anything.
     sed -i -E \
@@ -16,11 +16,13 @@ lock() {
         -e "s/ and python_full_version < '3.13'//" \
         "requirements/$name.txt"
 }
-lock base
-lock dev --extra load --extra test --extra lint
 # What torch brings differs between its processor and CUDA builds: it is left to its own installation.
-lock tensorrt --extra load --extra test --extra lint --extra tensorrt --constraints requirements/dev.txt \
-    $(for name in torch triton cuda-toolkit cuda-bindings cuda-pathfinder nvidia-cublas nvidia-cuda-cupti \
-        nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
-        nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
-        nvidia-nvshmem-cu13 nvidia-nvtx; do echo "--no-emit-package $name"; done)
+without_torch=$(for name in torch triton cuda-toolkit cuda-bindings cuda-pathfinder nvidia-cublas nvidia-cuda-cccl \
+    nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
+    nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 \
+    nvidia-nvtx; do echo "--no-emit-package $name"; done)
+lock base pyproject.toml
+lock dev pyproject.toml --extra load --extra test --extra lint
+lock tensorrt pyproject.toml --extra load --extra test --extra lint --extra tensorrt \
+    --constraints requirements/dev.txt $without_torch
+lock exports --group exports --no-emit-package opencv-python $without_torch

@@ -52,7 +52,8 @@ def test_the_document_lists_what_is_pinned():
 def test_every_direct_dependency_has_a_reason_and_is_pinned():
     text = (ROOT / "pyproject.toml").read_text()
     lines = text.splitlines()
-    project = tomllib.loads(text)["project"]
+    document = tomllib.loads(text)
+    project = document["project"]
     for requirement in project["dependencies"]:
         place = next(index for index, line in enumerate(lines) if line.strip().startswith(f'"{requirement}"'))
         before = next(line for line in reversed(lines[:place]) if not line.strip().startswith('"'))
@@ -67,6 +68,9 @@ def test_every_direct_dependency_has_a_reason_and_is_pinned():
     for requirement in wanted:
         name = re.sub(r"[-_.]+", "-", re.match(r"[A-Za-z0-9._-]+", requirement)[0]).lower()
         assert name in pinned, requirement
+    exporter = {pin.name for pin in audit.read_lock(ROOT / "requirements/exports.txt")} | {"torch"}
+    for requirement in document["dependency-groups"]["exports"]:
+        assert re.match(r"[A-Za-z0-9._-]+", requirement)[0] in exporter, requirement
 
 
 def test_what_is_fetched_elsewhere_is_hashed():

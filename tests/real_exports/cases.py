@@ -1,0 +1,87 @@
+"""The exports that are tried, and what the builder must make of each. Imports nothing but the standard library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+CONFIDENCE: Final = 0.25
+IOU: Final = 0.45
+MAX_DETECTIONS: Final = 300
+SQUARE: Final = (640, 640)
+SMALL: Final = (320, 320)
+WIDE: Final = (384, 640)
+"""Height and width in pixels. Most options are tried on a quarter of the usual pixels, to save time."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One export.
+
+    Attributes:
+        family: a key of :data:`tests.real_exports.models.FAMILIES`.
+        title: what is special about it, as a user would type it.
+        options: for ultralytics' exporter.
+        classes: classes of the model.
+        input_size: height and width of the network's input.
+        refused: None if the builder must serve it; else a regular expression that its refusal must match: the
+            true reason, and what to type instead.
+        not_exported: if ultralytics itself cannot export or run this, a regular expression that its error must match.
+        on_server: also ask the real server.
+    """
+
+    family: str
+    title: str
+    options: dict[str, Any] = field(default_factory=dict)
+    classes: int = 80
+    input_size: tuple[int, int] = SMALL
+    refused: str | None = None
+    not_exported: str | None = None
+    on_server: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the test and of the file, such as ``yolo11-80-dynamic-true``."""
+        words = "".join(letter if letter.isalnum() else " " for letter in self.title).split()
+        return "-".join([f"yolo{self.family}", str(self.classes), *words]).lower()
+
+    @property
+    def arguments(self) -> list[str]:
+        """What ``python -m builder build`` is told beside the file: a dynamic export has no size of its own."""
+        return ["--input-size", "{}x{}".format(*self.input_size)] if self.options.get("dynamic") else []
+
+
+_HALF: Final = r"weights are FLOAT16 .*without half=True.* \(`yolo export model=best\.pt format=onnx`\)"
+_END_TO_END: Final = r"end-to-end.*leave `nms` and `end2end` out \(`yolo export model=best\.pt format=onnx`\)"
+
+
+def _cases() -> list[Case]:
+    dynamic = {"dynamic": True}
+    cases = []
+    for family in ("v8", "v9c", "11", "12", "26"):
+        cases += [
+            Case(family, "static", input_size=SQUARE, on_server=family == "v9c"),
+            Case(family, "dynamic=True", dynamic, input_size=SQUARE, on_server=family == "26"),
+        ]
+    for family in ("v8", "11", "26"):
+        cases += [
+            Case(family, "simplify=False", {"simplify": False}),
+            Case(family, "dynamic=True simplify=False", {**dynamic, "simplify": False}),
+            Case(family, "half=True", {"half": True}, refused=_HALF),
+            Case(family, "half=True dynamic=True", {**dynamic, "half": True}, refused=_HALF),
+            Case(family, "batch=4", {"batch": 4}),
+        ]
+    cases += [
+        Case("v8", "dynamic=True batch=4", {**dynamic, "batch": 4}),
+        Case("v8", "imgsz=384,640", input_size=WIDE, on_server=True),
+        Case("11", "dynamic=True imgsz=384,640", dynamic, input_size=WIDE, on_server=True),
+        Case("26", "nms=False", {"nms": False}, refused=_END_TO_END),
+    ]
+    for classes in (1, 3):
+        cases += [Case("v8", "static", classes=classes), Case("11", "dynamic=True", dynamic, classes=classes)]
+    cases += [Case("v8", f"opset={opset}", {"opset": opset}, classes=3) for opset in range(11, 24)]
+    cases.append(Case("v8", "opset=24", {"opset": 24}, classes=3, not_exported="Unsupported onnx_opset_version: 24"))
+    return cases
+
+
+CASES: Final = tuple(_cases())

@@ -1,0 +1,146 @@
+"""Exports every case and has ultralytics predict on it: ``python -m tests.real_exports.generate PICTURES OUT``.
+
+Runs in the exporter's environment (``requirements/exports.txt``), which has nothing of the project's. Per case it
+writes ``NAME.onnx`` and ``NAME.npz``, or ``NAME.error.txt`` if ultralytics itself could not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+# Before ultralytics and ONNX Runtime are imported: no download, no telemetry, no settings in the home folder.
+os.environ |= {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "false", "ORT_DISABLE_TELEMETRY": "1"}
+
+import cv2
+import numpy as np
+import torch
+
+from tests.real_exports.cases import CASES, CONFIDENCE, IOU, MAX_DETECTIONS, Case
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pictures", type=Path, help="folder with one folder of PNG files per input size, HEIGHTxWIDTH")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--only", help="names of cases that contain this")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    os.environ["YOLO_CONFIG_DIR"] = str(options.out.absolute())
+    cases = [case for case in CASES if not options.only or options.only in case.name]
+    for model_of in dict.fromkeys((case.family, case.classes, case.input_size) for case in cases):
+        from tests.real_exports.models import tiny_model
+
+        family, classes, input_size = model_of
+        paths = _paths(options.pictures, input_size)
+        model = tiny_model(family, classes, _network_input(paths), CONFIDENCE)
+        for case in cases:
+            if (case.family, case.classes, case.input_size) == model_of:
+                _one(case, model, paths, options.out)
+    return 0
+
+
+def _paths(pictures: Path, size: tuple[int, int]) -> list[Path]:
+    return sorted((pictures / f"{size[0]}x{size[1]}").glob("*.png"))
+
+
+def _network_input(paths: list[Path]) -> torch.Tensor:
+    images = np.stack([cv2.imread(str(path))[..., ::-1] for path in paths])
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 255)
+
+
+def _one(case: Case, model: Any, paths: list[Path], out: Path) -> None:
+    try:
+        file = _export(case, model, out)
+        np.savez(out / f"{case.name}.npz", **_predict(case, file, paths))
+        print(f"{case.name}: {file.stat().st_size / 1e6:.2f} MB", flush=True)
+    except Exception as error:  # the exporter raises what torch and onnx raise; the test judges it
+        (out / f"{case.name}.error.txt").write_text("".join(traceback.format_exception(error)))
+        print(f"{case.name}: {type(error).__name__}: {str(error).splitlines()[:1]}", flush=True)
+
+
+def _export(case: Case, model: Any, out: Path) -> Path:
+    from ultralytics.engine.exporter import Exporter
+
+    model.pt_path = str(out / f"{case.name}.pt")
+    with contextlib.redirect_stdout(sys.stderr):
+        return Path(
+            Exporter(overrides={"format": "onnx", "imgsz": list(case.input_size), "batch": 1, **case.options})(
+                model=model
+            )
+        )
+
+
+def _predict(case: Case, file: Path, paths: list[Path]) -> dict[str, Any]:
+    """What ultralytics' own ``predict(retina_masks=True)`` finds in every picture."""
+    from ultralytics import YOLO
+    from ultralytics.models.yolo.segment import SegmentationPredictor
+    from ultralytics.nn.autobackend import AutoBackend
+    from ultralytics.utils import ops
+
+    # On a CPU it does nothing but import torchvision, whose suppression then replaces ultralytics' own; and torchvision
+    # fails beside a torch of another build.
+    AutoBackend.warmup = lambda *_, **__: None
+    found: dict[str, Any] = {}
+    masks_of = ops.process_mask_native
+
+    class Recorder(SegmentationPredictor):
+        """Also keeps what the result no longer says: instances of empty masks, and the logits of the masks."""
+
+        def construct_result(self, pred: Any, img: Any, orig_img: Any, img_path: Any, proto: Any) -> Any:
+            masks = [torch.zeros(0, *orig_img.shape[:2], dtype=torch.uint8)]
+            with mock.patch.object(
+                ops, "process_mask_native", lambda *args: masks.append(masks_of(*args)) or masks[-1]
+            ):
+                result = super().construct_result(pred, img, orig_img, img_path, proto)
+            exact = _exact_masks(pred, proto, orig_img.shape[:2])
+            arrays = {
+                "boxes": pred[:, :4].numpy(),
+                "scores": pred[:, 4].numpy(),
+                "class_ids": pred[:, 5].numpy().astype(np.int32),
+                "masks": np.packbits(masks[-1].numpy(), axis=-1),
+                "exact_masks": np.packbits(exact, axis=-1),
+                "results": np.array(len(result)),
+            }
+            found.update({f"{Path(img_path).name}/{key}": array for key, array in arrays.items()})
+            return result
+
+    height, width = case.input_size
+    YOLO(str(file), task="segment").predict(
+        [str(path) for path in paths],
+        predictor=Recorder,
+        imgsz=[height, width],
+        batch=case.options.get("batch", 1),
+        conf=CONFIDENCE,
+        iou=IOU,
+        max_det=MAX_DETECTIONS,
+        retina_masks=True,
+        save=False,
+        verbose=False,
+    )
+    return found
+
+
+def _exact_masks(pred: torch.Tensor, proto: torch.Tensor, shape: tuple[int, int]) -> Any:
+    """Bilinear samples of the logits at the pixels' centres, cropped to pixels whose centre lies in the box.
+
+    In float64; the picture is the network's input, so one step of interpolation is all. Returns bool [n, H, W].
+    """
+    if not len(pred):
+        return np.zeros((0, *shape), bool)
+    logits = torch.einsum("nc,chw->nhw", pred[:, 6:].double(), proto.double())
+    logits = torch.nn.functional.interpolate(logits[None], shape, mode="bilinear", align_corners=False)[0]
+    rows, columns = (torch.arange(size, dtype=torch.float64) + 0.5 for size in shape)
+    x1, y1, x2, y2 = pred[:, :4].double().T[:, :, None]
+    inside_rows, inside_columns = (rows >= y1) & (rows < y2), (columns >= x1) & (columns < x2)
+    return ((logits > 0) & inside_rows[:, :, None] & inside_columns[:, None]).numpy()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
