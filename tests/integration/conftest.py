@@ -1,6 +1,11 @@
-"""A real tritonserver with real versions of the reference model, made once per test run."""
+"""A real tritonserver with real versions of the reference model, built once for each state of the builder."""
 
 from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -9,7 +14,12 @@ from builder.build import build
 from builder.progress import Steps
 from builder.reference import fetch_reference
 from builder.settings import load_settings
+from serving.cache import cache_dir
 from serving.server import ServerOptions, TritonServer
+
+ROOT = Path(__file__).resolve().parents[2]
+# A quarter of the usual scenes: the tests compare with the photographs, not with the gates' margins.
+SETTINGS = {"calibration.scenes": 32, "verification.scenes": 32}
 
 
 @pytest.fixture(scope="session")
@@ -19,11 +29,28 @@ def reference():
 
 @pytest.fixture(scope="session")
 def repository(reference, tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "repository"
-    # A quarter of the usual scenes: the tests compare with the photographs, not with the gates' margins.
-    settings = {"repository": path, "calibration.scenes": 32, "verification.scenes": 32}
-    build(load_settings(None, settings), Steps(Console(quiet=True)))
-    return path
+    """A copy, for this run to change, of what the builder made the first time that it was as it is now."""
+    kept = cache_dir() / "tests" / f"repository-{_state_of_the_builder()}"
+    if not kept.exists():
+        shutil.rmtree(kept.parent, ignore_errors=True)  # of an earlier state
+        fresh = tmp_path_factory.mktemp("built") / "repository"
+        build(load_settings(None, {"repository": fresh, **SETTINGS}), Steps(Console(quiet=True)))
+        kept.parent.mkdir()
+        shutil.copytree(fresh, kept.with_suffix(".part"))
+        kept.with_suffix(".part").rename(kept)
+    return Path(shutil.copytree(kept, tmp_path_factory.mktemp("model") / "repository"))
+
+
+def _state_of_the_builder() -> str:
+    """A digest of all that decides what a build gives: code, the models it copies, packages, settings."""
+    digest = hashlib.sha256(f"{sys.version} {SETTINGS}".encode())
+    sources = [path for folder in ("builder", "pipeline", "serving") for path in (ROOT / folder).rglob("*")]
+    models = [path for path in (ROOT / "model_repository").rglob("*") if path.suffix in (".py", ".pbtxt")]
+    models = [path for path in models if not path.match("segmentation_*/[0-9]*/*")]
+    for path in sorted([*sources, *models, *(ROOT / "requirements").glob("*.txt")]):
+        if path.is_file() and path.suffix != ".pyc":
+            digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 @pytest.fixture(scope="session")

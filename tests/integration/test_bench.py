@@ -10,8 +10,9 @@ import sys
 import psutil
 import pytest
 
-from serving.state import SHARED_MEMORY
+from serving.state import SHARED_MEMORY, running_servers
 from tests.chaos.faults_service import wait_for
+from tests.processes import below
 
 
 def test_the_gpu_benchmark_measures_what_it_says(repository, tmp_path):
@@ -39,20 +40,30 @@ def test_the_gpu_benchmark_measures_what_it_says(repository, tmp_path):
     assert (tmp_path / "gpu.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_benchmark_that_is_ended_leaves_nothing_behind(repository, tmp_path):
-    before = set(SHARED_MEMORY.iterdir())
-    command = [sys.executable, "-m", "load", "bench", "precision", "--repository", str(repository)]
-    with subprocess.Popen([*command, "--rounds", "1", "--out", str(tmp_path)], stdout=subprocess.DEVNULL) as bench:
-        started = wait_for(lambda: with_a_server(psutil.Process(bench.pid)), 60, "a server of the benchmark")
-        bench.terminate()
-        assert bench.wait(10) == -signal.SIGTERM
-    _, left = psutil.wait_procs(started, timeout=30)
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (["bench", "precision", "--rounds", "1"], -signal.SIGTERM),
+        (["compare", "--precisions", "int8"], 130),
+    ],
+    ids=["bench", "compare"],
+)
+def test_a_command_that_is_ended_leaves_nothing_behind(repository, tmp_path, command, status):
+    command = [sys.executable, "-m", "load", *command, "--repository", str(repository), "--out", str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as ended:
+        # It does little else until its server is there, which a busy machine may take a minute for.
+        server = wait_for(lambda: server_of(ended.pid), 180, "a server of the command")
+        started = below(ended.pid)
+        assert list(SHARED_MEMORY.glob(f"{server.shm_prefix}*"))
+        ended.terminate()
+        assert ended.wait(60) == status
+    _, left = psutil.wait_procs(started, timeout=60)
     assert not left
-    assert set(SHARED_MEMORY.iterdir()) <= before
+    assert not list(SHARED_MEMORY.glob(f"{server.shm_prefix}*"))
 
 
-def with_a_server(process):
-    """All processes under this one, once tritonserver has started one of its own."""
-    found = process.children(recursive=True)
-    servers = [child for child in found if child.name() == "tritonserver"]
-    return found if servers and servers[0].children() else None
+def server_of(pid):
+    """The server below a process, once it has a process of the Python backend."""
+    servers = [process.pid for process in below(pid, "tritonserver")]
+    started = [server for server in running_servers() if server.pid in servers]
+    return started[0] if started and below(started[0].pid) else None

@@ -27,6 +27,7 @@ from load.step_spec import StepSpec
 from load.triton_statistics import TritonStatistics, difference
 from serving.environment import free_ports
 from serving.server import ServerOptions, TritonServer
+from tests.processes import below
 
 pytestmark = pytest.mark.server
 
@@ -209,14 +210,22 @@ def test_two_workers_count_what_one_process_counts(server, tmp_path):
     statistics.close()
 
 
-def test_web_page_drives_users(server):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_web_page_drives_users_and_ends_when_it_is_asked_to(server, number):
+    """Started as a shell's ``command &`` is: with SIGINT ignored, which Python leaves as it is."""
     port = free_ports("127.0.0.1", 1)[0]
     command = [sys.executable, "-m", "load", "ui", "--web-port", str(port)]
     command += ["--url-grpc", server.grpc_url, "--url-http", server.http_url, "--", "--precision", "int8"]
     page = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     try:
-        assert "Locust" in wait_for(lambda: get(page + "/"), 30)
+        assert "Locust" in wait_for(lambda: get(page + "/"), 120)
         form = {"user_count": 2, "spawn_rate": 2, "user_classes": "GrpcUser", "precision": "fp32", "confidence": "0.4"}
         assert json.loads(get(page + "/swarm", urllib.parse.urlencode(form).encode()))["success"]
 
@@ -226,13 +235,17 @@ def test_web_page_drives_users(server):
             ]
             return totals[0] if totals and totals[0]["num_requests"] >= 3 else None
 
-        assert wait_for(enough, 30)["num_failures"] == 0
+        assert wait_for(enough, 120)["num_failures"] == 0
+        started = below(process.pid)
+        assert started
+        process.send_signal(number)
+        # Its users finish the requests that they are at; the command itself waits 40 s for that.
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+        assert not [each for each in started if each.is_running()]
     finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.communicate(timeout=45)
-        finally:
-            process.kill()
+        process.kill()
+        process.communicate()
 
 
 def test_server_that_stops_ends_the_run(int8_server, tmp_path):
