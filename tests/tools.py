@@ -31,7 +31,10 @@ def hadolint() -> Path:
 
 def packaged_program(package: tuple[str, str], name: str, source: bool) -> Path:
     if platform.machine() != "x86_64":
-        pytest.skip(f"{package[0]} holds a program for x86_64 alone", allow_module_level=True)
+        pytest.skip(
+            f"{package[0]} holds a program for x86_64 alone; make test runs it on such a machine",
+            allow_module_level=True,
+        )
     target = cache_dir() / "tools" / f"{package[0]}-{name}"
     if not target.is_file():
         archive = fetch_archive(*package, cache_dir() / "archives", source=source)

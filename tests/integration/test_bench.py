@@ -19,16 +19,21 @@ def test_the_gpu_benchmark_measures_what_it_says(repository, tmp_path):
     command = [sys.executable, "-m", "load", "bench", "gpu", "--profile", "cpu", "--repository", str(repository)]
     command += ["--precisions", "int8", "--in-flight", "1,3", "--seconds", "2", "--processes", "1"]
     command += ["--preprocess-instances", "1", "--postprocess-instances", "1", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "by step, ms waiting + ms working: " in done.stdout
 
-    result = json.loads((tmp_path / "gpu-int8.json").read_text())
+    def measure():
+        done = subprocess.run(command, capture_output=True, text=True, timeout=540, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "by step, ms waiting + ms working: " in done.stdout
+        return json.loads((tmp_path / "gpu-int8.json").read_text())
+
+    result = measure()
     assert all(rate > 0 for rate in result["bare"].values())
     # Every batch size that a request may have, and no first request that waits for what is done but once.
-    first = result["requests_after_start"]
-    assert list(first) == [str(size) for size in range(1, 9)]
-    assert all(times["first_ms"] < 5 * times["second_ms"] for times in first.values())
+    assert list(result["requests_after_start"]) == [str(size) for size in range(1, 9)]
+    slow = slow_at_first(result)
+    if slow:  # another program may take the cores in the one moment that counts, but not at the same size again
+        slow &= slow_at_first(measure())
+    assert not slow
     for load in result["loads"]:
         usage = load["usage"]
         images = sum(int(size) * count for size, count in usage["batches"].items())
@@ -38,6 +43,12 @@ def test_the_gpu_benchmark_measures_what_it_says(repository, tmp_path):
         (share,) = load["of_bare"].values()
         assert share == pytest.approx(load["images_per_s"] / max(result["bare"].values()))
     assert (tmp_path / "gpu.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def slow_at_first(result):
+    """Batch sizes whose first request took far longer than the second."""
+    times = result["requests_after_start"].items()
+    return {size for size, one in times if one["first_ms"] >= 5 * one["second_ms"]}
 
 
 @pytest.mark.parametrize(

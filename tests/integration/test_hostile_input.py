@@ -93,7 +93,8 @@ def test_what_once_did_harm(server, tmp_path, data, expects):
     sender = Sender(server.grpc_url, server.http_url, tmp_path)
     (outcome,) = sender.send_all(iter([Sample("once harmful", "", data, expects)]))
     assert outcome.fault == ""
-    assert outcome.seconds < 2
+    # Well under a second on a free core; each of them once took a minute, two gigabytes, or the process.
+    assert outcome.seconds < 10
 
 
 def test_a_seed_gives_the_same_inputs():

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 
+from builder.repository import read_config, write_config
 from load.__main__ import main
 from load.generator import run_step
 from load.options import UserOptions
@@ -34,6 +35,17 @@ pytestmark = pytest.mark.server
 ROOT = Path(__file__).parents[2]
 LOCUST = [sys.executable, "-m", "locust", "-f", str(ROOT / "load" / "locustfile.py")]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def server(repository, tmp_path_factory):
+    """A server that refuses nothing for being late: what the tests count must not depend on who else has the cores."""
+    copy = Path(shutil.copytree(repository, tmp_path_factory.mktemp("patient") / "repository"))
+    config = read_config(copy / "admission/config.pbtxt")
+    config.parameters["max_latency_ms"].string_value = "600000"
+    write_config(copy / "admission/config.pbtxt", config)
+    with TritonServer(ServerOptions(copy, http_port=0, grpc_port=0, metrics_port=0)) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +103,7 @@ def test_machine_is_watched(comparison):
     assert report["machine"]["cores"] >= 1
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: the page was not looked at in a browser")
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is missing; after apt-get install chromium, make test runs it")
 def test_charts_are_seen_in_a_browser(comparison, tmp_path):
     _, out, _ = comparison
     shot = tmp_path / "report.png"
@@ -122,7 +134,7 @@ def step_of(server, protocol, payloads, folder, precision="int8", options=None, 
         return result.disagreement() is None
 
     with contextlib.suppress(AssertionError):  # a disagreement that stays is the test's to tell
-        wait_for(agree, 2)
+        wait_for(agree, 20)
     statistics.close()
     return result
 
@@ -188,7 +200,7 @@ def test_two_workers_count_what_one_process_counts(server, tmp_path):
     ended = locust("GrpcUser", "HttpUser", *run, "--json-file", str(tmp_path / "one"))
     assert ended.returncode == 0, ended.stderr
     alone = total(tmp_path / "one.json")
-    wait_for(lambda: served() - before == alone, 2)
+    wait_for(lambda: served() - before == alone, 20)
     assert alone == 20
 
     port = str(free_ports("127.0.0.1", 1)[0])
@@ -199,13 +211,13 @@ def test_two_workers_count_what_one_process_counts(server, tmp_path):
     workers = [subprocess.Popen(worker, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
     try:
         ended = locust("GrpcUser", "HttpUser", *master, *run, "--json-file", str(tmp_path / "two"))
-        assert [process.wait(30) for process in workers] == [0, 0]
+        assert [process.wait(60) for process in workers] == [0, 0]
     finally:
         for process in workers:
             process.kill()
     assert ended.returncode == 0, ended.stderr
     together = total(tmp_path / "two.json")
-    wait_for(lambda: served() - before == together, 2)
+    wait_for(lambda: served() - before == together, 20)
     assert abs(together - alone) <= 0.1 * alone
     statistics.close()
 
