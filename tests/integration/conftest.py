@@ -13,6 +13,7 @@ from rich.console import Console
 from builder.build import build
 from builder.progress import Steps
 from builder.reference import fetch_reference
+from builder.repository import read_config, write_config
 from builder.settings import load_settings
 from serving.cache import cache_dir
 from serving.server import ServerOptions, TritonServer
@@ -30,15 +31,40 @@ def reference():
 @pytest.fixture(scope="session")
 def repository(reference, tmp_path_factory):
     """A copy, for this run to change, of what the builder made the first time that it was as it is now."""
-    kept = cache_dir() / "tests" / f"repository-{_state_of_the_builder()}"
+    kept = kept_repository("small")
     if not kept.exists():
-        shutil.rmtree(kept.parent, ignore_errors=True)  # of an earlier state
         fresh = tmp_path_factory.mktemp("built") / "repository"
         build(load_settings(None, {"repository": fresh, **SETTINGS}), Steps(Console(quiet=True)))
-        kept.parent.mkdir()
-        shutil.copytree(fresh, kept.with_suffix(".part"))
-        kept.with_suffix(".part").rename(kept)
+        keep(fresh, kept)
     return Path(shutil.copytree(kept, tmp_path_factory.mktemp("model") / "repository"))
+
+
+@pytest.fixture(scope="session")
+def patient_repository(repository, tmp_path_factory):
+    """Another copy, whose admission refuses nothing for being late: for tests of anything but that, whoever else has
+    the cores."""
+    copy = Path(shutil.copytree(repository, tmp_path_factory.mktemp("patient") / "repository"))
+    config = read_config(copy / "admission/config.pbtxt")
+    config.parameters["max_latency_ms"].string_value = "600000"
+    write_config(copy / "admission/config.pbtxt", config)
+    return copy
+
+
+def kept_repository(name: str) -> Path:
+    """Where a repository is kept that the builder makes as it is now; those of earlier states are removed."""
+    folder = cache_dir() / "tests" / _state_of_the_builder()
+    if not folder.exists():
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        folder.mkdir(parents=True)
+    return folder / name
+
+
+def keep(repository: Path, kept: Path) -> None:
+    """Keep a copy of a repository; it appears whole or not at all."""
+    part = kept.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(repository, part)
+    part.rename(kept)
 
 
 def _state_of_the_builder() -> str:
