@@ -32,7 +32,9 @@ def interruptible() -> Iterator[None]:
     """Within it, SIGINT and SIGTERM raise KeyboardInterrupt, so that what was started is stopped by its own clean-up.
 
     Python leaves SIGTERM alone, and SIGINT too where it was ignored when the process started: a shell without job
-    control does that to ``command &``, and ``make`` and ``nohup`` pass it on. To be used in the main thread.
+    control does that to ``command &``, and ``make`` and ``nohup`` pass it on. Only the first signal counts, so that the
+    next cannot cut the clean-up short: ``make`` sends on what the whole process group has got. To be used in the main
+    thread.
 
     Example:
         >>> with interruptible():
@@ -43,6 +45,8 @@ def interruptible() -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         del number, frame
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}

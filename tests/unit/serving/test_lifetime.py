@@ -14,11 +14,15 @@ from serving.lifetime import interruptible
 before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 try:
     with interruptible():
-        print("waits", flush=True)
-        time.sleep(60)
+        try:
+            print("waits", flush=True)
+            time.sleep(60)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            print("cleaned up", flush=True)
 except KeyboardInterrupt:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-    print("cleaned up", flush=True)
 """
 
 
