@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -60,11 +61,14 @@ def kept_repository(name: str) -> Path:
 
 
 def keep(repository: Path, kept: Path) -> None:
-    """Keep a copy of a repository; it appears whole or not at all."""
-    part = kept.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(repository, part)
-    part.rename(kept)
+    """Keep a copy of a repository; it appears whole or not at all, and the first of two runs at once decides."""
+    with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+        whole = Path(shutil.copytree(repository, Path(folder) / "whole"))
+        try:
+            whole.rename(kept)
+        except OSError:
+            if not kept.exists():
+                raise
 
 
 def _state_of_the_builder() -> str:
