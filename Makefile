@@ -15,7 +15,7 @@ locust_port = --web-port $(or $(LOCUST_PORT),$(call from_env_file,LOCUST_PORT),8
 .PHONY: help demo serve build test test-tensorrt test-exports load load-ui bench bench-gpu chaos soak lint audit format clean base dev tensorrt
 
 help: ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 base:
 	@sh requirements/install.sh base
@@ -35,8 +35,12 @@ build: base ## build the reference model's versions for the cpu profile
 serve: build ## leave a server running on loopback and say how to call it
 	@$(PYTHON_IN_VENV) -m serving run --profile cpu --repository "$(REPOSITORY)" $(serve_ports)
 
-test: dev ## unit tests, and integration tests against the real server
-	@$(PYTHON_IN_VENV) -m pytest
+test: test-unit ## unit tests, and integration tests against the real server
+	@$(PYTHON_IN_VENV) -m pytest tests/integration --durations=20
+
+.PHONY: test-unit
+test-unit: dev ## unit tests alone, on all cores: no server, about a minute on two
+	@$(PYTHON_IN_VENV) -m pytest tests/unit --numprocesses=logical --maxprocesses=8 --dist=worksteal --durations=20
 
 test-tensorrt: tensorrt ## build TensorRT plans, and hold the builder against TensorRT's API
 	@$(PYTHON_IN_VENV) -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --require-hashes \

@@ -19,6 +19,7 @@ from load.recommendation import recommend
 from load.report import JSON_NAME, Report, write_report
 from load.server import add_server_arguments, server_under_test
 from pipeline import contract
+from serving.lifetime import interruptible
 
 _DEFAULT_USERS = "1,2,4,8,16"
 
@@ -70,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     _check_bounds(options)
     machine = describe_machine()  # before the load, which it would otherwise tell of
     precisions = tuple(dict.fromkeys(("fp32", *plan.precisions))) if _can_add_fp32(options) else plan.precisions
-    with server_under_test(options, plan.protocols, precisions) as (endpoints, server):
+    with interruptible(), server_under_test(options, plan.protocols, precisions) as (endpoints, server):
         outcome = run_comparison(plan, endpoints, lambda line: print(line, file=sys.stderr, flush=True))
     analysis = analyse(outcome.results, outcome.versions, options.budget_ms)
     verdicts = tuple(condition.decide(analysis.lookup, plan.protocols) for condition in conditions)

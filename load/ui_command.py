@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Final
 
+from load.errors import LoadError
 from load.server import add_server_arguments, server_under_test
+from serving.lifetime import end_with, interruptible
 
 _LOCUSTFILE: Final = Path(__file__).with_name("locustfile.py")
-_GOODBYE_S: Final = 2.0
-_STOP_S: Final = 40.0
+_STOP_S: Final = 40.0  # its users finish the requests that they are at
 
 
 def add_parser(commands: Any) -> None:
@@ -27,9 +29,13 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run Locust until it is stopped; returns its exit status."""
+    """Run Locust until it ends, or this process is interrupted or terminated; returns its exit status.
+
+    Raises:
+        LoadError: it was asked to end and did not.
+    """
     more = options.locust[1:] if options.locust[:1] == ["--"] else options.locust
-    with server_under_test(options, (), None) as (endpoints, _):
+    with interruptible(), server_under_test(options, (), None) as (endpoints, _):
         urls = [f"--url-{protocol}={url}" for protocol, url in endpoints.urls.items()]
         environment = dict(os.environ)
         root = str(_LOCUSTFILE.parents[1])
@@ -37,17 +43,24 @@ def run(options: argparse.Namespace) -> int:
         print(f"Locust's page: http://{options.web_host}:{options.web_port}   Ctrl-C stops", flush=True)
         web = [f"--web-host={options.web_host}", f"--web-port={options.web_port}", "--class-picker"]
         command = [sys.executable, "-m", "locust", "-f", str(_LOCUSTFILE), *web, *urls, *more]
-        process = subprocess.Popen(command, env=environment)
+        parent = os.getpid()
+        process = subprocess.Popen(command, env=environment, preexec_fn=lambda: _follow(parent))  # noqa: PLW1509
         try:
             return process.wait()
         except KeyboardInterrupt:
-            # A terminal has sent the signal to Locust too; others may have sent it to this process alone.
+            process.terminate()
             try:
-                return process.wait(_GOODBYE_S)
+                # Before it listens to signals, it ends by this one.
+                return max(process.wait(_STOP_S), 0)
             except subprocess.TimeoutExpired:
-                process.terminate()
-                return process.wait(_STOP_S)
+                raise LoadError(f"Locust did not end within {_STOP_S:.0f} s and was killed") from None
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+def _follow(parent: int) -> None:
+    """End with the parent, and by its signal alone: a terminal's Ctrl-C goes to both, and a second one cuts the end."""
+    end_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,10 +1,13 @@
-"""Processes that end with the one that started them."""
+"""Processes that end when they are asked to, or with the one that started them."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
+from collections.abc import Iterator
+from types import FrameType
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
@@ -22,3 +25,33 @@ def end_with(parent: int) -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(1)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Within it, SIGINT and SIGTERM raise KeyboardInterrupt, so that what was started is stopped by its own clean-up.
+
+    Python leaves SIGTERM alone, and SIGINT too where it was ignored when the process started: a shell without job
+    control does that to ``command &``, and ``make`` and ``nohup`` pass it on. Only the first signal counts, so that the
+    next cannot cut the clean-up short: ``make`` sends on what the whole process group has got. To be used in the main
+    thread.
+
+    Example:
+        >>> with interruptible():
+        ...     os.kill(os.getpid(), signal.SIGTERM)
+        Traceback (most recent call last):
+        KeyboardInterrupt
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

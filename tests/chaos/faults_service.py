@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 import psutil
 
 from serving.state import RunningServer, running_servers
+from tests.processes import below
 
 # Root needs no namespace of users, in which the server's other processes could not be looked at.
 _USERS: Final = () if os.geteuid() == 0 else ("--user", "--map-root-user")
@@ -96,7 +97,7 @@ class Service:
     def stubs(self, model: str | None = None) -> list[psutil.Process]:
         """Live processes of the Python backend, of one model or of all."""
         found = []
-        for child in psutil.Process(self.server.pid).children(recursive=True):
+        for child in below(self.server.pid):
             with contextlib.suppress(psutil.Error):
                 code = next((word for word in child.cmdline() if word.endswith("/model.py")), None)
                 if code is not None and model in (None, Path(code).parts[-3]):

@@ -67,7 +67,8 @@ class Sampler:
     def _run(self) -> None:
         started = time.monotonic()
         while not self._stop.wait(self._every_s):
-            with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):  # one ended while it was looked at
+            # A process or region that ended while it was looked at.
+            with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
                 self.samples.append({"at_s": time.monotonic() - started, **self._sample()})
 
     def _sample(self) -> dict[str, float]:

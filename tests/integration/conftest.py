@@ -1,6 +1,12 @@
-"""A real tritonserver with real versions of the reference model, made once per test run."""
+"""A real tritonserver with real versions of the reference model, built once for each state of the builder."""
 
 from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -8,8 +14,14 @@ from rich.console import Console
 from builder.build import build
 from builder.progress import Steps
 from builder.reference import fetch_reference
+from builder.repository import read_config, write_config
 from builder.settings import load_settings
+from serving.cache import cache_dir
 from serving.server import ServerOptions, TritonServer
+
+ROOT = Path(__file__).resolve().parents[2]
+# A quarter of the usual scenes: the tests compare with the photographs, not with the gates' margins.
+SETTINGS = {"calibration.scenes": 32, "verification.scenes": 32}
 
 
 @pytest.fixture(scope="session")
@@ -19,11 +31,56 @@ def reference():
 
 @pytest.fixture(scope="session")
 def repository(reference, tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "repository"
-    # A quarter of the usual scenes: the tests compare with the photographs, not with the gates' margins.
-    settings = {"repository": path, "calibration.scenes": 32, "verification.scenes": 32}
-    build(load_settings(None, settings), Steps(Console(quiet=True)))
-    return path
+    """A copy, for this run to change, of what the builder made the first time that it was as it is now."""
+    kept = kept_repository("small")
+    if not kept.exists():
+        fresh = tmp_path_factory.mktemp("built") / "repository"
+        build(load_settings(None, {"repository": fresh, **SETTINGS}), Steps(Console(quiet=True)))
+        keep(fresh, kept)
+    return Path(shutil.copytree(kept, tmp_path_factory.mktemp("model") / "repository"))
+
+
+@pytest.fixture(scope="session")
+def patient_repository(repository, tmp_path_factory):
+    """Another copy, whose admission refuses nothing for being late: for tests of anything but that, whoever else has
+    the cores."""
+    copy = Path(shutil.copytree(repository, tmp_path_factory.mktemp("patient") / "repository"))
+    config = read_config(copy / "admission/config.pbtxt")
+    config.parameters["max_latency_ms"].string_value = "600000"
+    write_config(copy / "admission/config.pbtxt", config)
+    return copy
+
+
+def kept_repository(name: str) -> Path:
+    """Where a repository is kept that the builder makes as it is now; those of earlier states are removed."""
+    folder = cache_dir() / "tests" / _state_of_the_builder()
+    if not folder.exists():
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        folder.mkdir(parents=True)
+    return folder / name
+
+
+def keep(repository: Path, kept: Path) -> None:
+    """Keep a copy of a repository; it appears whole or not at all, and the first of two runs at once decides."""
+    with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+        whole = Path(shutil.copytree(repository, Path(folder) / "whole"))
+        try:
+            whole.rename(kept)
+        except OSError:
+            if not kept.exists():
+                raise
+
+
+def _state_of_the_builder() -> str:
+    """A digest of all that decides what a build gives: code, the models it copies, packages, settings."""
+    digest = hashlib.sha256(f"{sys.version} {SETTINGS}".encode())
+    sources = [path for folder in ("builder", "pipeline", "serving") for path in (ROOT / folder).rglob("*")]
+    models = [path for path in (ROOT / "model_repository").rglob("*") if path.suffix in (".py", ".pbtxt")]
+    models = [path for path in models if not path.match("segmentation_*/[0-9]*/*")]
+    for path in sorted([*sources, *models, *(ROOT / "requirements").glob("*.txt")]):
+        if path.is_file() and path.suffix != ".pyc":
+            digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 @pytest.fixture(scope="session")

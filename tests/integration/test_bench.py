@@ -12,24 +12,30 @@ import psutil
 import pytest
 
 from builder.repository import read_config, write_config
-from serving.environment import SHARED_MEMORY
+from serving.state import SHARED_MEMORY, running_servers
 from tests.chaos.faults_service import wait_for
+from tests.processes import below
 
 
 def test_the_gpu_benchmark_measures_what_it_says(repository, tmp_path):
     command = [sys.executable, "-m", "load", "bench", "gpu", "--profile", "cpu", "--repository", str(repository)]
     command += ["--precisions", "int8", "--in-flight", "1,3", "--seconds", "2", "--processes", "1"]
     command += ["--preprocess-instances", "1", "--postprocess-instances", "1", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "by step, ms waiting + ms working: " in done.stdout
 
-    result = json.loads((tmp_path / "gpu-int8.json").read_text())
+    def measure():
+        done = subprocess.run(command, capture_output=True, text=True, timeout=540, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "by step, ms waiting + ms working: " in done.stdout
+        return json.loads((tmp_path / "gpu-int8.json").read_text())
+
+    result = measure()
     assert all(rate > 0 for rate in result["bare"].values())
     # Every batch size that a request may have, and no first request that waits for what is done but once.
-    first = result["requests_after_start"]
-    assert list(first) == [str(size) for size in range(1, 9)]
-    assert all(times["first_ms"] < 5 * times["second_ms"] for times in first.values())
+    assert list(result["requests_after_start"]) == [str(size) for size in range(1, 9)]
+    slow = slow_at_first(result)
+    if slow:  # another program may take the cores in the one moment that counts, but not at the same size again
+        slow &= slow_at_first(measure())
+    assert not slow
     for load in result["loads"]:
         usage = load["usage"]
         images = sum(int(size) * count for size, count in usage["batches"].items())
@@ -41,23 +47,32 @@ def test_the_gpu_benchmark_measures_what_it_says(repository, tmp_path):
     assert (tmp_path / "gpu.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_benchmark_that_is_ended_leaves_nothing_behind(repository, tmp_path):
-    before = set(SHARED_MEMORY.iterdir())
-    command = [sys.executable, "-m", "load", "bench", "precision", "--repository", str(repository)]
-    with subprocess.Popen([*command, "--rounds", "1", "--out", str(tmp_path)], stdout=subprocess.DEVNULL) as bench:
-        started = wait_for(lambda: with_a_server(psutil.Process(bench.pid)), 60, "a server of the benchmark")
-        bench.terminate()
-        assert bench.wait(10) == -signal.SIGTERM
-    _, left = psutil.wait_procs(started, timeout=30)
+def slow_at_first(result):
+    """Batch sizes whose first request took far longer than the second."""
+    times = result["requests_after_start"].items()
+    return {size for size, one in times if one["first_ms"] >= 5 * one["second_ms"]}
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (["bench", "precision", "--rounds", "1"], -signal.SIGTERM),
+        (["compare", "--precisions", "int8"], 130),
+    ],
+    ids=["bench", "compare"],
+)
+def test_a_command_that_is_ended_leaves_nothing_behind(repository, tmp_path, command, status):
+    command = [sys.executable, "-m", "load", *command, "--repository", str(repository), "--out", str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as ended:
+        # It does little else until its server is there, which a busy machine may take a minute for.
+        server = wait_for(lambda: server_of(ended.pid), 180, "a server of the command")
+        started = below(ended.pid)
+        assert list(SHARED_MEMORY.glob(f"{server.shm_prefix}*"))
+        ended.terminate()
+        assert ended.wait(60) == status
+    _, left = psutil.wait_procs(started, timeout=60)
     assert not left
-    assert set(SHARED_MEMORY.iterdir()) <= before
-
-
-def with_a_server(process):
-    """All processes under this one, once tritonserver has started one of its own."""
-    found = process.children(recursive=True)
-    servers = [child for child in found if child.name() == "tritonserver"]
-    return found if servers and servers[0].children() else None
+    assert not list(SHARED_MEMORY.glob(f"{server.shm_prefix}*"))
 
 
 def test_a_busy_machine_does_not_end_the_benchmark(repository, tmp_path):
@@ -109,3 +124,10 @@ def rounds_of(case, path):
     return max(
         (figure["rounds"] for figure in json.loads(path.read_text())["figures"] if figure["case"] == case), default=0
     )
+
+
+def server_of(pid):
+    """The server below a process, once it has a process of the Python backend."""
+    servers = [process.pid for process in below(pid, "tritonserver")]
+    started = [server for server in running_servers() if server.pid in servers]
+    return started[0] if started and below(started[0].pid) else None

@@ -15,7 +15,6 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
@@ -26,6 +25,7 @@ from serving.server import ADMIN_HEADER
 from serving.stubs import stubs_of
 from tests.compose import ROOT, resolved
 from tests.dockerfiles import stages
+from tests.processes import below
 
 pytestmark = pytest.mark.server
 
@@ -197,4 +197,4 @@ def stubs(pid, model):
 
 
 def tritonservers(pid):
-    return [child for child in psutil.Process(pid).children(recursive=True) if child.name() == "tritonserver"]
+    return below(pid, "tritonserver")

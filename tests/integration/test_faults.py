@@ -8,17 +8,23 @@ from client import SegmentationClient
 from tests.chaos import faults, kills
 from tests.chaos.faults_processes import REPLACED
 from tests.chaos.faults_record import Disturbance, Record
-from tests.chaos.faults_service import Service
+from tests.chaos.faults_service import Service, wait_for
 
 pytestmark = pytest.mark.server
 
-# The service looks at its server's processes for the first time only after this many seconds.
+# The service looks at its server's processes for the first time only when a file is there.
 LATE_TO_LOOK = """
-import sys
-from serving import watch
-watch._LOOK_S = 3.0
+import sys, time
+from pathlib import Path
+from serving.watch import StubKeeper
 from serving.__main__ import main
-sys.exit(main(sys.argv[1:]))
+mark, look = Path(sys.argv[1]), StubKeeper.look
+def look_late(keeper):
+    while not mark.exists():
+        time.sleep(0.05)
+    return look(keeper)
+StubKeeper.look = look_late
+sys.exit(main(sys.argv[2:]))
 """
 
 
@@ -39,10 +45,14 @@ def test_processes_that_are_killed_again_and_again_are_replaced_every_time(repos
 
 
 @pytest.mark.parametrize("model", ["postprocess", "preprocess"])  # of one process, and of two
-def test_a_process_that_dies_before_it_was_ever_looked_at_is_replaced_too(repository, reference, model):
-    with Service(repository, "--precisions=int8", program=("-c", LATE_TO_LOOK)) as service:
-        service.stubs(model)[0].kill()
-        assert service.wait_said(REPLACED, 30).startswith(f"a process of {model} died")
+def test_a_process_that_dies_before_it_was_ever_looked_at_is_replaced_too(repository, reference, tmp_path, model):
+    mark = tmp_path / "look"
+    with Service(repository, "--precisions=int8", program=("-c", LATE_TO_LOOK, str(mark))) as service:
+        victim = service.stubs(model)[0]
+        victim.kill()
+        wait_for(lambda: victim not in service.stubs(model), 30, "the process to be gone")
+        mark.touch()
+        assert service.wait_said(REPLACED, 60).startswith(f"a process of {model} died")
         with SegmentationClient(service.server.grpc, precision="int8") as client:
             assert all(len(client.segment(photograph).boxes) for photograph in reference.photographs)
 

@@ -20,7 +20,10 @@ from serving.server import ServerOptions, TritonServer
 
 pytestmark = [
     pytest.mark.server,
-    pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is missing (Debian: prometheus)"),
+    pytest.mark.skipif(
+        shutil.which("prometheus") is None,
+        reason="prometheus is missing; after apt-get install prometheus, make test runs it",
+    ),
 ]
 
 MONITORING = Path(__file__).resolve().parents[2] / "monitoring"

@@ -126,7 +126,7 @@ def test_deadlines_free_the_server(server, reference):
         worked = handed_over(server, "segmentation_session_images_total") - before - 1
     assert worked <= asked / 2
     # At once on a fast machine. On a slow one, where those who went away fill the bound, one request finds that out.
-    assert waited < 5.0
+    assert waited < 10.0
 
 
 def impatient(server, image, gone):

@@ -11,8 +11,8 @@ from tests.chaos.soak_traffic import Outcome
 pytestmark = pytest.mark.server
 
 
-def test_two_minutes_of_mixed_traffic(repository, tmp_path):
-    result = soak.run(repository, tmp_path, minutes=2.0, seed=1)
+def test_two_minutes_of_mixed_traffic(patient_repository, tmp_path):
+    result = soak.run(patient_repository, tmp_path, minutes=2.0, seed=1)
     assert result["faults"] == []
     assert result["wrong_answers"] == 0
     assert result["switches"] >= 4

@@ -21,8 +21,8 @@ from builder.settings import load_settings
 from builder.verification import compare, mask_map, onnx_network, segment_set
 from pipeline import contract
 
-pytest.importorskip("modelopt", reason="needs ModelOpt: make test-tensorrt")
-pytest.importorskip("tensorrt_rtx_bindings", reason="needs TensorRT-RTX: make test-tensorrt")
+pytest.importorskip("modelopt", reason="ModelOpt is missing; make test-tensorrt runs it")
+pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is missing; make test-tensorrt runs it")
 
 from builder.tensorrt.compile import PlanBuildError
 from builder.tensorrt.errors import LogLine

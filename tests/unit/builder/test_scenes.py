@@ -151,7 +151,7 @@ def test_a_mask_is_the_projected_outline_to_the_pixel(turn: float, tilt: float) 
     place = footprint(card, homography, 240, 320)
     mask = np.zeros((240, 320), bool)
     mask[place.window.slices] = place.mask
-    polygon = project(outline(card, points_per_corner=256), homography)
+    polygon = project(outline(card, points_per_corner=128), homography)
     expected, distance = pixels_in_polygon(polygon, 240, 320)
     assert expected.sum() > 2000
     # The polygon's corners are chords of arcs and the mask is single precision: 1e-3 px may fall to either side.

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from builder import versions
+from builder.__main__ import main
 from builder.errors import BuilderError, RepositoryError
 from builder.integrity import verify
 from builder.live import LiveError
@@ -510,13 +511,19 @@ runpy.run_module("builder", run_name="__main__")
 """
 
 
-def start_build(repository, name, build_inputs, *, kill_at_write=0):
+def build_arguments(repository, name, build_inputs):
     onnx, images = build_inputs
+    return [
+        *("build", "--profile", "cpu", "--precisions", "fp32", "--name", name),
+        *("--onnx", str(onnx), "--verify-images", str(images), "--repository", str(repository)),
+    ]
+
+
+def start_build(repository, name, build_inputs, *, kill_at_write=0):
     command = [sys.executable, "-m", "builder"]
     if kill_at_write:
         command = [sys.executable, "-c", KILLED_AT_WRITE, str(repository), str(kill_at_write)]
-    command += ["build", "--profile", "cpu", "--precisions", "fp32", "--name", name]
-    command += ["--onnx", str(onnx), "--verify-images", str(images), "--repository", str(repository)]
+    command += build_arguments(repository, name, build_inputs)
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -530,9 +537,7 @@ def check_clean(path):
 
 
 def check_next_build_works(path, build_inputs):
-    process = start_build(path, "after", build_inputs)
-    errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 0, errors
+    assert main(build_arguments(path, "after", build_inputs)) == 0
     findings = verify(ModelRepository.existing(path))
     assert (findings.faults, findings.notes) == ([], [])
     assert findings.versions >= 1

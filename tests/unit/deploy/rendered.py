@@ -38,7 +38,7 @@ def _text(overlay: str) -> str:
 
 def render(overlay: str) -> list[Resource]:
     """All resources of an overlay, such as ``kubernetes/overlays/gpu``; freshly parsed, to be changed at will."""
-    return list(yaml.safe_load_all(_text(overlay)))
+    return list(yaml.load_all(_text(overlay), Loader=yaml.CSafeLoader))
 
 
 def the(resources: list[Resource], kind: str, name: str | None = None) -> Resource:

@@ -133,7 +133,10 @@ tests:
 """
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is missing (Debian: prometheus)")
+@pytest.mark.skipif(
+    shutil.which("promtool") is None,
+    reason="promtool is missing; after apt-get install prometheus, make test-unit runs it",
+)
 def test_the_query_says_what_the_autoscaler_needs(resources, tmp_path):
     quoted = yaml.safe_dump(query(resources), width=10_000, default_style='"').strip()
     [job] = set(re.findall(r'job="[^"]*"', query(resources)))

@@ -1,6 +1,8 @@
 import json
 import os
+import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -43,6 +45,14 @@ def test_processor_time_of_a_process():
     while time.process_time() < deadline:
         pass
     assert 0.2 <= sum(tree.cpu_seconds_by_name().values()) - before <= 1.0
+
+
+def test_processes_that_end_while_the_tree_is_walked_are_left_out():
+    with ThreadPoolExecutor(1) as pool:
+        children = pool.submit(lambda: [subprocess.run(["true"], check=True) for _ in range(300)])
+        while not children.done():
+            ProcessTree(os.getpid())
+        children.result()
 
 
 def test_metrics_of_one_model():

@@ -62,7 +62,7 @@ def test_a_variant_changes_the_copy_alone(tmp_path):
 
 
 def test_a_report_holds_figures_and_ratios(tmp_path):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="matplotlib is missing; make test-unit installs it")
     comparison = Comparison("part", "what")
     comparison.add("case, one", "ours", "ms", Summary.of([1, 2, 3]), {"worst_mask_iou": 0.99})
     comparison.add("case, one", "theirs", "ms", Summary.of([2, 4, 6]))

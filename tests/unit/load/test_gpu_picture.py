@@ -23,6 +23,6 @@ def test_the_host_is_full_when_every_core_is_busy():
 @pytest.mark.parametrize("gpu", ["a GPU", None])
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_picture_is_drawn(tmp_path, gpu, count):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="matplotlib is missing; make test-unit installs it")
     draw([result(gpu)] * count, tmp_path / "gpu.png")
     assert (tmp_path / "gpu.png").read_bytes()[:4] == b"\x89PNG"

@@ -10,7 +10,10 @@ import yaml
 from monitoring import dashboard
 
 MONITORING = Path(dashboard.__file__).parent
-promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is missing (Debian: prometheus)")
+promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None,
+    reason="promtool is missing; after apt-get install prometheus, make test-unit runs it",
+)
 
 
 def test_the_file_is_what_is_generated(capsys):

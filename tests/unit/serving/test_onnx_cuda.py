@@ -134,7 +134,10 @@ def test_a_network_that_takes_no_graph_runs_without_one(network_path, monkeypatc
         network_on_gpu(network_path, 0, 2)
 
 
-@pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="this ONNX Runtime has CUDA")
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in ort.get_available_providers(),
+    reason="this ONNX Runtime has CUDA; make test-unit runs it with the one of the lock files",
+)
 def test_without_the_provider_the_error_says_what_to_install(network_path):
     with pytest.raises(RuntimeError, match="onnxruntime-gpu in place of onnxruntime"):
         cuda_session(network_path, 0)

@@ -129,7 +129,7 @@ def stubs(tmp_path_factory) -> Path:
             Path(folder) if folder else Path(str(importlib.metadata.distribution("tensorrt-stubs").locate_file("")))
         )
     except importlib.metadata.PackageNotFoundError:
-        pytest.skip("tensorrt-stubs is not installed (pip install --no-deps tensorrt-stubs==10.13.0.35.1)")
+        pytest.skip("tensorrt-stubs is missing; make test-tensorrt runs it")
     target = tmp_path_factory.mktemp("stubs")
     for package in ("tensorrt", "tensorrt_bindings"):
         shutil.copytree(source / package, target / package)
@@ -180,7 +180,7 @@ def test_tensorrt_11_removed_none_of_them(sources):
 
 
 def test_tensorrt_rtx_has_every_name_and_member(sources, ten):
-    rtx = pytest.importorskip("tensorrt_rtx_bindings", reason="needs tensorrt-rtx-cu13-libs and -bindings")
+    rtx = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is missing; make test-tensorrt runs it")
     for name in names_used(sources):
         found: object = rtx
         for part in name.split("."):
@@ -205,7 +205,7 @@ def test_the_check_finds_what_one_of_them_lacks(ten):
 
 
 def test_types_hold_against_the_stubs(stubs):
-    pytest.importorskip("mypy", reason="needs mypy")
+    pytest.importorskip("mypy", reason="mypy is missing; make test-unit installs it")
 
     def problems(*extra: str) -> list[str]:
         command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", "--no-incremental", *extra]

@@ -21,7 +21,7 @@ SMALL = PlanSettings(min_batch=1, opt_batch=2, max_batch=4, workspace_mib=256)
 
 @pytest.fixture
 def flavour() -> Flavour:
-    pytest.importorskip("tensorrt_rtx_bindings", reason="needs the packages tensorrt-rtx-cu13-libs and -bindings")
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is missing; make test-tensorrt runs it")
     return detect_flavour("tensorrt-rtx")
 
 

@@ -23,8 +23,8 @@ HEAD = ("/head/cv2/Conv", "/head/cv3/Conv", "/head/cv4/Conv")
 
 @pytest.fixture
 def modelopt() -> None:
-    pytest.importorskip("torch", reason="needs nvidia-modelopt and the packages of modelopt_env.PACKAGES")
-    pytest.importorskip("modelopt", reason="needs nvidia-modelopt and the packages of modelopt_env.PACKAGES")
+    pytest.importorskip("torch", reason="torch is missing; make test-tensorrt runs it")
+    pytest.importorskip("modelopt", reason="ModelOpt is missing; make test-tensorrt runs it")
 
 
 def run(model: onnx.ModelProto, images):
