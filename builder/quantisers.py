@@ -14,12 +14,13 @@ _QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
 def remove_quantisers(quantised: onnx.ModelProto, original: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
     """Give nodes back the inputs that they had before quantisation: activations, weights and biases.
 
-    All other nodes keep their scales, so that no calibration is needed.
+    All other nodes keep their scales, so that no calibration is needed. A quantiser may have left a tensor its name
+    (ONNX Runtime's dequantised biases are called as the biases were): then the original goes by another one.
 
     Args:
         quantised: Q/DQ network; not changed.
         original: the network that it was made of, with the same node names.
-        nodes: names of the nodes; those without quantisers are passed over.
+        nodes: names of the nodes; those without quantisers are ignored.
 
     Returns:
         The network, Q/DQ nodes that nothing reads any more removed.
@@ -29,7 +30,7 @@ def remove_quantisers(quantised: onnx.ModelProto, original: onnx.ModelProto, nod
     producers = {output: node for node in graph.node for output in node.output}
     before = {node.name: node for node in original.graph.node}
     weights = {tensor.name: tensor for tensor in original.graph.initializer}
-    present = {tensor.name for tensor in graph.initializer}
+    restored = _Restored(graph)
     for node in graph.node:
         if node.name not in nodes or node.name not in before or node.op_type in _QUANTISERS:
             continue
@@ -41,12 +42,37 @@ def remove_quantisers(quantised: onnx.ModelProto, original: onnx.ModelProto, nod
             if quantiser is not None and quantiser.op_type == "QuantizeLinear":
                 node.input[index] = quantiser.input[0]
             elif old in weights:
-                if old not in present:
-                    graph.initializer.append(weights[old])
-                    present.add(old)
-                node.input[index] = old
+                node.input[index] = restored.name_of(weights[old])
     _sweep(graph)
     return result
+
+
+class _Restored:
+    """Original weights and biases that are put back into a graph, each once, under names that are free in it."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._graph = graph
+        self._initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self._produced = {name for node in graph.node for name in node.output}
+        self._names: dict[str, str] = {}
+
+    def name_of(self, tensor: onnx.TensorProto) -> str:
+        """The name of an original tensor in the graph; the tensor is added if it is not there."""
+        if tensor.name not in self._names:
+            self._names[tensor.name] = self._put(tensor)
+        return self._names[tensor.name]
+
+    def _put(self, tensor: onnx.TensorProto) -> str:
+        there = self._initializers.get(tensor.name)
+        if there is not None and there.data_type == tensor.data_type and there.dims == tensor.dims:
+            return tensor.name
+        name = tensor.name
+        while name in self._produced or name in self._initializers:
+            name += "_restored"
+        copied = self._graph.initializer.add()
+        copied.CopyFrom(tensor)
+        copied.name = name
+        return name
 
 
 def quantised_nodes(model: onnx.ModelProto) -> list[str]:
