@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import re
 from collections.abc import Collection
 
 import onnx
+
+from builder.errors import BuilderError
 
 _QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
 
@@ -101,6 +104,39 @@ def group_of(node: str) -> str:
 def _is_head(node: str) -> bool:
     # Only the head numbers the layers of its branches: cv2.0, cv3.1, cv4.2; and only it has prototypes.
     return re.search(r"/(cv[234]\.\d|proto/)", node) is not None
+
+
+def nodes_to_exclude(names: Collection[str], model: onnx.ModelProto) -> tuple[str, ...]:
+    """The nodes that a user means by ONNX names and names of groups; see :func:`group_of`.
+
+    Args:
+        names: such as ``/model.0/conv/Conv`` or ``model.22.proto``.
+        model: the fp32 network.
+
+    Returns:
+        Names of nodes, in the network's order.
+
+    Raises:
+        BuilderError: a name is neither a node nor a group; names the closest ones.
+    """
+    nodes = [node.name for node in model.graph.node]
+    groups = {group_of(name) for name in nodes}
+    known = {*nodes, *groups}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise BuilderError("; ".join(_unknown(name, nodes, groups) for name in unknown))
+    wanted = set(names)
+    return tuple(name for name in nodes if name in wanted or group_of(name) in wanted)
+
+
+def _unknown(name: str, nodes: Collection[str], groups: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, groups, 2) + difflib.get_close_matches(name, nodes, 3)
+    close = list(dict.fromkeys([*close, *(node for node in nodes if name in node)]))[:5]
+    examples = ", ".join(close) if close else ", ".join(sorted(groups, key=len)[:5])
+    return (
+        f"the network has neither a node nor a group of layers called {name!r} to exclude; "
+        f"{'close to it' if close else 'groups are'}: {examples}"
+    )
 
 
 def _sweep(graph: onnx.GraphProto) -> None:
