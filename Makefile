@@ -32,7 +32,8 @@ test: dev ## unit tests, and integration tests against the real server
 test-tensorrt: tensorrt ## build TensorRT plans, and hold the builder against TensorRT's API
 	@$(PYTHON_IN_VENV) -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --require-hashes \
 		--target .cache/tensorrt-stubs -r requirements/tensorrt-stubs.txt
-	@TENSORRT_STUBS=.cache/tensorrt-stubs $(PYTHON_IN_VENV) -m pytest tests/unit/builder/tensorrt tests/integration/test_tensorrt_build.py
+	@TENSORRT_STUBS=.cache/tensorrt-stubs $(PYTHON_IN_VENV) -m pytest tests/unit/builder/tensorrt tests/integration/test_tensorrt_build.py \
+		tests/integration/test_tensorrt_fallback.py
 
 load: dev build ## from nothing to a two-minute comparison of the precisions under load; prints where its report is
 	@$(PYTHON_IN_VENV) -m load compare --repository $(REPOSITORY) --protocols grpc --users 1,2,4 --duration 2.5 \
