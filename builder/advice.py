@@ -60,9 +60,16 @@ def _ways_on_int8(verified: Verified, settings: BuildSettings) -> list[str]:
 
 
 def costliest(verified: Verified) -> list[str]:
-    """Groups to exclude: those of the best step, and the costliest others that hold convolutions."""
-    ranked = [cost.group for cost in verified.ranking if cost.convolutions and cost.cost > 0]
-    return list(dict.fromkeys([*verified.restored, *ranked]))[: max(_SHOWN_GROUPS, len(verified.restored))]
+    """Groups to exclude: those of the best step, and the costliest others; half of the convolutions stay in int8."""
+    convolutions = {cost.group: cost.convolutions for cost in verified.ranking if cost.convolutions}
+    ranked = [cost.group for cost in verified.ranking if cost.group in convolutions and cost.cost > 0]
+    found = list(verified.restored)
+    for group in ranked:
+        if len(found) >= _SHOWN_GROUPS:
+            break
+        if group not in found and 2 * sum(convolutions[name] for name in (*found, group)) <= sum(convolutions.values()):
+            found.append(group)
+    return found
 
 
 def _lower(precision: str, passed: Sequence[str]) -> str:

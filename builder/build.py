@@ -93,7 +93,8 @@ def build(settings: BuildSettings, steps: Steps, on_built: Callable[[Built], Non
             raise  # so would every other precision
         except BuilderError as error:
             failed[precision] = error
-            steps.warn(f"{precision} failed: {str(error).splitlines()[0]}")
+            if precision != settings.precisions[-1]:
+                steps.warn(f"{precision} failed, the others go on: {str(error).splitlines()[0]}")
             continue
         built.append(entry)
         if on_built is not None:
