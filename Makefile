@@ -45,7 +45,8 @@ test-unit: dev ## unit tests alone, on all cores: no server, about a minute on t
 test-tensorrt: tensorrt ## build TensorRT plans, and hold the builder against TensorRT's API
 	@$(PYTHON_IN_VENV) -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --require-hashes \
 		--target .cache/tensorrt-stubs -r requirements/tensorrt-stubs.txt
-	@TENSORRT_STUBS=.cache/tensorrt-stubs $(PYTHON_IN_VENV) -m pytest tests/unit/builder/tensorrt tests/integration/test_tensorrt_build.py
+	@TENSORRT_STUBS=.cache/tensorrt-stubs $(PYTHON_IN_VENV) -m pytest tests/unit/builder/tensorrt tests/integration/test_tensorrt_build.py \
+		tests/integration/test_tensorrt_fallback.py
 
 test-exports: dev ## export models with ultralytics in many ways, and compare what is served with its own predict
 	@VENV=.cache/exports-venv sh requirements/install.sh exports

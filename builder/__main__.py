@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from builder import versions_cli
 from builder.add_plan import add_plan
-from builder.build import build
+from builder.build import Built, build
 from builder.errors import BuilderError
 from builder.progress import Steps
 from builder.reference import fetch_reference
@@ -34,6 +34,7 @@ _OPTIONS: Final = {
     "input_size": "input_size",
     "top_k": "top_k",
     "exclude": "exclude",
+    "report": "report",
     "images": "calibration.images",
     "calibration_scenes": "calibration.scenes",
     "verify_images": "verification.images",
@@ -81,8 +82,10 @@ def _settings(options: argparse.Namespace) -> BuildSettings:
 
 
 def _build(options: argparse.Namespace) -> int:
-    for built in build(_settings(options), Steps()):
-        print(f"{built.manifest.precision}\t{built.manifest.tag}\t{built.folder}\t{built.state}")
+    def show(built: Built) -> None:
+        print(f"{built.manifest.precision}\t{built.manifest.tag}\t{built.folder}\t{built.state}", flush=True)
+
+    build(_settings(options), Steps(), show)
     return 0
 
 
@@ -136,6 +139,9 @@ def _parser() -> argparse.ArgumentParser:
     building.add_argument(
         "--precisions", type=_precisions, help="comma-separated (default: fp32,fp16,int8); built in that order"
     )
+    building.add_argument(
+        "--report", type=Path, metavar="FOLDER", help="for reports of precisions that fail (default: out/report)"
+    )
     building.set_defaults(run=_build)
 
     sensitivity = commands.add_parser("sensitivity", help="rank groups of layers by what int8 costs in each")
@@ -169,7 +175,12 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="model name for tags (default: from the export)")
     parser.add_argument("--input-size", type=_size, metavar="HxW", help="for an export of dynamic input size")
     parser.add_argument("--top-k", type=int, help="anchors that leave the network per image (default: 1000)")
-    parser.add_argument("--exclude", nargs="+", metavar="NODE", help="further ONNX nodes to keep out of int8")
+    parser.add_argument(
+        "--exclude",
+        nargs="+",
+        metavar="LAYERS",
+        help="further ONNX nodes to keep out of int8, or groups such as model.22.proto",
+    )
     parser.add_argument(
         "--images", type=local_path, nargs="+", metavar="PATH", help="calibration images: files or folders"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
@@ -15,11 +15,12 @@ import onnx
 import onnxruntime as ort
 
 from builder import manifest as manifests
+from builder.advice import gate_message, ways_on
 from builder.artefact import Artefact, Profile
 from builder.calibration import calibration_set
 from builder.cpu_profile import CpuProfile
 from builder.datasets import Datasets, resolve_datasets
-from builder.errors import BuilderError, GateError
+from builder.errors import BuilderError, CalibrationError, GateError, RepositoryError
 from builder.export import Export, load_export
 from builder.manifest import FileEntry, Manifest
 from builder.networks import Mixture, mixture, mixture_remedy
@@ -27,13 +28,23 @@ from builder.progress import Steps
 from builder.reference import REFERENCE_NAME, fetch_reference
 from builder.report import REPORT_NAME, Example, Report, choose_examples, write_report
 from builder.repository import ModelRepository, tensor_sizes
-from builder.sensitivity import GroupCost, Subject, Trade, groups_of, int8_size_bytes, rank_groups
+from builder.restoration import Verified, restore
+from builder.sensitivity import GroupCost, Subject, groups_with_convolutions, rank_groups
 from builder.settings import BuildSettings
 from builder.source import SourceNetwork
 from builder.source_check import CHECK_IMAGES, Differences, Transformed, check_source, detection_differences
 from builder.surgery import find_head, make_batch_dynamic
 from builder.trade import trade_table
-from builder.verification import Comparison, compare, letterboxed, mask_map, onnx_network, segment_set, segment_source
+from builder.verification import (
+    Comparison,
+    compare,
+    letterboxed,
+    mask_map,
+    onnx_network,
+    sample_warnings,
+    segment_set,
+    segment_source,
+)
 from pipeline import contract
 from pipeline.postprocess import ImageSegmentation
 
@@ -47,9 +58,6 @@ from serving.onnx_model import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''
-
-
-ReplaceProfile = Callable[[Profile], Profile]
 
 
 @dataclass(frozen=True)
@@ -71,41 +79,57 @@ class Built:
     state: str
 
 
-@dataclass(frozen=True)
-class _Verified:
-    """An artefact and how it compares."""
+def build(settings: BuildSettings, steps: Steps, on_built: Callable[[Built], None] | None = None) -> list[Built]:
+    """Build, verify and write versions: fp32, then fp16, then int8, each with a gate of its own.
 
-    artefact: Artefact
-    comparison: Comparison
-    measured: str
-    found: list[ImageSegmentation]
-    failures: list[str]
-    ranking: tuple[GroupCost, ...] = ()
-    trades: tuple[Trade, ...] = ()
-
-
-def build(settings: BuildSettings, steps: Steps, replace_profile: ReplaceProfile | None = None) -> list[Built]:
-    """Build, verify and write versions: fp32, then fp16, then int8, each gated before the next.
+    A precision that fails does not keep the others from being finished.
 
     Args:
         settings: what to build.
         steps: where progress is shown.
-        replace_profile: gets the profile and returns the one to use; for tests.
+        on_built: called with each precision that is finished, also if another one fails.
 
     Returns:
         One entry per precision, in order.
 
     Raises:
-        BuilderError: the message names fault and remedy. Versions of precisions that were finished before stay; of the
-            one that failed nothing is left.
+        BuilderError: a precision failed; the message names fault and remedy. Of it nothing is left; versions of the
+            others are there.
         ServingError: the reference model is wanted and cannot be fetched.
     """
-    run = open_build(settings, steps, replace_profile)
+    run = open_build(settings, steps)
     run.fit_repository()
-    return [run.precision(precision) for precision in settings.precisions]
+    built: list[Built] = []
+    failed: dict[str, BuilderError] = {}
+    for precision in settings.precisions:
+        try:
+            entry = run.precision(precision)
+        except (RepositoryError, CalibrationError):
+            raise  # so would every other precision
+        except BuilderError as error:
+            failed[precision] = error
+            if precision != settings.precisions[-1]:
+                steps.warn(f"{precision} failed, the others go on: {str(error).splitlines()[0]}")
+            continue
+        built.append(entry)
+        if on_built is not None:
+            on_built(entry)
+    if failed:
+        raise _summary(failed, [entry.manifest.precision for entry in built])
+    return built
 
 
-def open_build(settings: BuildSettings, steps: Steps, replace_profile: ReplaceProfile | None = None) -> Build:
+def _summary(failed: Mapping[str, BuilderError], finished: Sequence[str]) -> BuilderError:
+    """One error for all that failed."""
+    if len(failed) == 1:
+        return next(iter(failed.values()))
+    texts = list(dict.fromkeys(str(error) for error in failed.values()))
+    head = f"{' and '.join(failed)} failed; finished: {', '.join(finished) or 'nothing'}"
+    kind = GateError if all(isinstance(error, GateError) for error in failed.values()) else BuilderError
+    return kind("\n\n".join([head, *texts]))
+
+
+def open_build(settings: BuildSettings, steps: Steps) -> Build:
     """Inspect the export and gather what a build needs; nothing is written yet.
 
     Raises:
@@ -125,8 +149,6 @@ def open_build(settings: BuildSettings, steps: Steps, replace_profile: ReplacePr
         network = make_batch_dynamic(model, export)
     datasets = resolve_datasets(settings, reference, steps)
     profile = _profile(settings, export, network, datasets, steps)
-    if replace_profile is not None:
-        profile = replace_profile(profile)
     proof = _prove(export, model, network, profile, datasets, steps)
     return Build(settings, export, datasets, profile, steps, proof)
 
@@ -183,6 +205,7 @@ class Build:
         self._profile, self._steps, self._proof = profile, steps, proof
         self._repository = ModelRepository(settings.repository)
         self._reference: list[ImageSegmentation] | None = None
+        self._weaknesses: list[str] = []
         self._finished: list[Manifest] = []
 
     def fit_repository(self) -> None:
@@ -219,47 +242,31 @@ class Build:
         before = set(self._steps.durations_s)
         verified = self._verified(precision)
         if verified.failures:
-            raise GateError(_gate_message(precision, verified, self._settings))
+            raise GateError(self._failure(precision, key, verified, before))
         built = self._write(precision, key, verified, before)
         self._finished.append(built.manifest)
         self._steps.note(f"{precision}: version {built.manifest.version}, {built.manifest.tag}")
         return built
 
-    def _verified(self, precision: str) -> _Verified:
-        """Make a precision, and while its gate fails, take the costliest group of layers out of int8."""
+    def _verified(self, precision: str) -> Verified:
+        """Make a precision, and while its gate fails, take the costliest groups of layers out of int8."""
         verified = self._verify(precision, self._profile.make(precision, frozenset()))
         quantised = verified.artefact.quantised
-        if not verified.failures or quantised is None or not self._settings.fallback.max_restorations:
+        limit = self._settings.fallback.max_restorations
+        if not verified.failures or quantised is None or not limit or not verified.comparison.reference_detections:
             return verified
         self._steps.warn(
             f"{precision}: gate not passed ({'; '.join(verified.failures)}); looking for the costliest layers"
         )
-        ranking = tuple(self._rank(quantised))
-        trades = [self._trade((), verified)]
-        for count in range(1, min(self._settings.fallback.max_restorations, len(ranking)) + 1):
-            worst = ranking[:count]
-            self._steps.note(f"{precision}: restoring {worst[-1].group} (cost {worst[-1].cost:.4f})")
-            nodes = frozenset(name for cost in worst for name in cost.nodes)
-            verified = self._verify(precision, self._profile.make(precision, nodes))
-            trades.append(self._trade(worst, verified))
-            if not verified.failures:
-                break
-        self._steps.console.print(trade_table(trades))
-        return _Verified(
-            verified.artefact,
-            verified.comparison,
-            verified.measured,
-            verified.found,
-            verified.failures,
-            ranking,
-            tuple(trades),
+        restored = restore(
+            verified,
+            self._rank(quantised),
+            lambda nodes: self._verify(precision, self._profile.make(precision, nodes)),
+            limit,
+            self._steps,
         )
-
-    def _trade(self, restored: Sequence[GroupCost], verified: _Verified) -> Trade:
-        artefact = verified.artefact
-        size = int8_size_bytes(artefact.quantised) if artefact.quantised is not None else 0
-        in_int8 = int(artefact.layers.get("convolutions", {}).get("int8", 0))
-        return Trade(tuple(cost.group for cost in restored), in_int8, size, verified.comparison)
+        self._steps.console.print(trade_table(restored.trades))
+        return restored
 
     def _subject(self, quantised: onnx.ModelProto) -> Subject:
         paths = self._datasets.verification.paths[: self._settings.fallback.sensitivity_images]
@@ -269,14 +276,13 @@ class Build:
 
     def _rank(self, quantised: onnx.ModelProto) -> list[GroupCost]:
         subject = self._subject(quantised)
-        total = len(groups_of(quantised))
-        with self._steps.step("int8: rank groups of layers", f"{len(subject.paths)} images", total) as advance:
-            return rank_groups(subject, advance)
+        groups = groups_with_convolutions(quantised)
+        with self._steps.step("int8: rank groups of layers", f"{len(subject.paths)} images", len(groups)) as advance:
+            return rank_groups(subject, advance, groups)
 
-    def _verify(self, precision: str, artefact: Artefact) -> _Verified:
+    def _verify(self, precision: str, artefact: Artefact) -> Verified:
         """Compare an artefact with the export's own file, the plan itself where it can run here."""
         verification = self._datasets.verification
-        reference = self._reference_results()
         if artefact.network is not None:
             network, measured = artefact.network, "the plan, run by TensorRT on this machine"
         else:
@@ -287,14 +293,24 @@ class Build:
         total = len(verification.paths)
         with self._steps.step(f"{precision}: verify", f"against the export on {total} images", total) as advance:
             found = self._segment(network, advance)
-        comparison = compare(reference, found, self._settings.verification.confidence)
+        comparison = self._compare(found)
+        # Where the images show nothing, fp32 that finds nothing either is not at fault.
+        is_gated = precision != "fp32" or comparison.reference_detections + comparison.detections > 0
+        gate = self._settings.gates.of(precision)
+        verified = Verified(artefact, comparison, measured, found, gate, is_gated)
+        outcome = "; ".join(verified.failures) or ("gate passed" if is_gated else "nothing to compare")
+        self._steps.note(f"{precision}: {comparison.summary()}: {outcome}")
+        self._steps.note(f"{precision}: {self._differences(found).summary()}")
+        return verified
+
+    def _compare(self, found: list[ImageSegmentation]) -> Comparison:
+        verification = self._datasets.verification
+        names = self._export.class_names
+        comparison = compare(self._reference_results(), found, self._settings.verification.confidence, names)
         if verification.annotations is not None:
             map50_95, map50 = mask_map(found, verification.paths, verification.annotations)
-            comparison = Comparison(**{**comparison.__dict__, "map50_95": map50_95, "map50": map50})
-        failures = comparison.failures(self._settings.gates.of(precision))
-        self._steps.note(f"{precision}: {comparison.summary()}: {'; '.join(failures) or 'gate passed'}")
-        self._steps.note(f"{precision}: {self._differences(found).summary()}")
-        return _Verified(artefact, comparison, measured, found, failures)
+            comparison = replace(comparison, map50_95=map50_95, map50=map50)
+        return comparison
 
     def _reference_results(self) -> list[ImageSegmentation]:
         if self._reference is None:
@@ -310,6 +326,11 @@ class Build:
                     advance,
                     low_scores,
                 )
+            confidence = self._settings.verification.confidence
+            itself = compare(self._reference, self._reference, confidence)
+            self._weaknesses = sample_warnings(itself)
+            for text in self._weaknesses:
+                self._steps.warn(text)
         return self._reference
 
     def _differences(self, found: list[ImageSegmentation]) -> Differences:
@@ -330,7 +351,7 @@ class Build:
     def _is_promoted(self, precision: str, version: int) -> bool:
         return version in self._repository.promoted(precision, self._settings.profile)
 
-    def _write(self, precision: str, key: str, verified: _Verified, before: set[str]) -> Built:
+    def _write(self, precision: str, key: str, verified: Verified, before: set[str]) -> Built:
         repository, artefact = self._repository, verified.artefact
         with repository.locked(), repository.staging(precision) as staged:
             onnx.save(artefact.model, staged / _MODEL_FILE)
@@ -339,31 +360,12 @@ class Build:
                 (staged / name).write_bytes(plan)
             _check_runs(staged / _MODEL_FILE)
             version = repository.next_version(precision)
-            durations = {name: value for name, value in self._steps.durations_s.items() if name not in before}
             main = next(iter(artefact.plans), _MODEL_FILE)
-            manifest = Manifest(
-                tag=f"{self._export.name}-{precision}-{artefact.runtime}-{FileEntry.of(staged / main).sha256[:8]}",
-                model=contract.segmentation_model(precision),
-                version=version,
-                precision=precision,
-                profile=self._settings.profile,
-                created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                build_key=key,
-                source=self._source(),
-                toolchain={**_toolchain(), **artefact.toolchain},
-                settings=self._settings.plain(),
-                files={},
-                calibration=artefact.calibration,
-                excluded_nodes=artefact.excluded,
-                layers=artefact.layers,
-                plans=artefact.plan_facts,
-                verification=self._verification(precision, verified),
-                attempts=artefact.attempts,
-                durations_s=durations,
-            )
+            suffix = FileEntry.of(staged / main).sha256[:8]
+            manifest = self._manifest(precision, key, verified, before, version, suffix)
             self._report(staged / REPORT_NAME, manifest, verified)
             files = {path.name: FileEntry.of(path) for path in sorted(staged.iterdir())}
-            manifest = Manifest(**{**manifest.__dict__, "files": files})
+            manifest = replace(manifest, files=files)
             (staged / manifests.MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
             served = {
                 profile: repository.promoted(precision, profile)
@@ -408,31 +410,75 @@ class Build:
     def _mixture(self, precision: str, version: int) -> Mixture | None:
         return mixture(self._repository, self._settings.profile, planned={precision: version})
 
-    def _verification(self, precision: str, verified: _Verified) -> dict[str, Any]:
-        gate = self._settings.gates.of(precision)
+    def _manifest(
+        self, precision: str, key: str, verified: Verified, before: set[str], version: int, suffix: str
+    ) -> Manifest:
+        artefact = verified.artefact
+        return Manifest(
+            tag=f"{self._export.name}-{precision}-{artefact.runtime}-{suffix}",
+            model=contract.segmentation_model(precision),
+            version=version,
+            precision=precision,
+            profile=self._settings.profile,
+            created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            build_key=key,
+            source=self._source(),
+            toolchain={**_toolchain(), **artefact.toolchain},
+            settings=self._settings.plain(),
+            files={},
+            calibration=artefact.calibration,
+            excluded_nodes=artefact.excluded,
+            layers=artefact.layers,
+            plans=artefact.plan_facts,
+            verification=self._verification(verified),
+            attempts=artefact.attempts,
+            durations_s={name: value for name, value in self._steps.durations_s.items() if name not in before},
+        )
+
+    def _failure(self, precision: str, key: str, verified: Verified, before: set[str]) -> str:
+        """Write the report of a precision that does not pass, and say what failed and what to do."""
+        passed = [manifest.precision for manifest in self._finished]
+        ways = ways_on(precision, verified, self._settings, passed)
+        manifest = self._manifest(precision, key, verified, before, 0, "not-written")
+        report = self._settings.report / f"{self._export.name}-{precision}.html"
+        try:
+            report.parent.mkdir(parents=True, exist_ok=True)
+            self._report(report, manifest, verified, ways)
+        except OSError as error:
+            self._steps.warn(f"the report is not written to {report} ({error.strerror}); choose a folder with --report")
+            return gate_message(precision, verified, ways, None)
+        return gate_message(precision, verified, ways, report)
+
+    def _verification(self, verified: Verified) -> dict[str, Any]:
+        settings = self._settings.verification
         return {
             "passed": not verified.failures,
-            "gate": gate.model_dump(),
+            "failures": list(verified.failures),
+            "gate": verified.gate.model_dump(),
             "metrics": verified.comparison.as_dict(),
+            "classes": [one.as_dict() for one in verified.comparison.classes],
+            "warnings": list(self._weaknesses),
             "measured": verified.measured,
             "reference": f"{self._export.path.name} as it came, run by ONNX Runtime, decoded in float64 by other code",
             "differences": self._differences(verified.found).as_dict(),
             "fp32_graph": self._proof.as_dict(),
             "images": len(self._datasets.verification.paths),
             "images_sha256": self._datasets.verification.sha256,
-            "confidence": self._settings.verification.confidence,
-            "iou": self._settings.verification.iou,
+            "confidence": settings.confidence,
+            "iou": settings.iou,
             "sensitivity": [cost.as_dict() for cost in verified.ranking],
             "trades": [trade.as_dict() for trade in verified.trades],
+            "restored": list(verified.restored),
         }
 
-    def _report(self, path: Path, manifest: Manifest, verified: _Verified) -> None:
+    def _report(self, path: Path, manifest: Manifest, verified: Verified, ways: Sequence[str] = ()) -> None:
         reference = self._reference_results()
-        chosen = choose_examples(reference, verified.found, self._settings.verification.confidence)
+        confidence = self._settings.verification.confidence
+        chosen = choose_examples(reference, verified.found, confidence)
         paths = self._datasets.verification.paths
         examples = [Example(paths[index], reference[index], verified.found[index]) for index in chosen]
-        confidence = self._settings.verification.confidence
-        write_report(path, Report(manifest, tuple(self._finished), tuple(examples), verified.trades, confidence))
+        report = Report(manifest, tuple(self._finished), tuple(examples), verified.trades, confidence, tuple(ways))
+        write_report(path, report)
 
     def _source(self) -> dict[str, Any]:
         export = self._export
@@ -443,6 +489,7 @@ class Build:
             "files": export.files,
             "opset": export.opset,
             "num_classes": export.num_classes,
+            "input_size": [export.input_height, export.input_width],
             "class_names": list(export.class_names),
             "tensor_sizes": tensor_sizes(export, self._settings.top_k),
         }
@@ -461,22 +508,6 @@ class Build:
             **self._profile.facts(precision),
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _gate_message(precision: str, verified: _Verified, settings: BuildSettings) -> str:
-    tried = f" after restoring {', '.join(verified.trades[-1].restored)}" if verified.trades else ""
-    advice = "keep fp32, or check that the images show what the model was trained on"
-    if precision == "int8":
-        worst = ", ".join(cost.group for cost in verified.ranking[:5])
-        advice = (
-            "calibrate on more images of what the model will see (--images), keep fp16, exclude the layers that "
-            "`python -m builder sensitivity` names"
-            + (f" ({worst})" if worst else "")
-            + f", raise fallback.max_restorations (now {settings.fallback.max_restorations}), or upgrade TensorRT"
-        )
-    return (
-        f"{precision} does not pass its gate{tried}: {'; '.join(verified.failures)}. No version was written; {advice}"
-    )
 
 
 def _check_runs(path: Path) -> None:

@@ -10,11 +10,11 @@ import onnxruntime as ort
 
 from builder.artefact import Artefact
 from builder.calibration import CalibrationSet
-from builder.errors import CalibrationError
+from builder.errors import BuilderError, CalibrationError
 from builder.export import Export
 from builder.float16 import to_float16
 from builder.progress import Steps
-from builder.quantisers import remove_quantisers
+from builder.quantisers import nodes_to_exclude, remove_quantisers
 from builder.quantize_cpu import METHOD, Quantization, count_quantized_convolutions, quantize_for_cpu
 from builder.settings import BuildSettings
 from builder.surgery import PROTOTYPES_NODE, Head, graft_ends
@@ -43,9 +43,13 @@ class CpuProfile:
             head: its last convolutions and decoding tail.
             calibration: images for int8.
             steps: where progress is shown.
+
+        Raises:
+            BuilderError: the settings exclude something that the network does not have.
         """
         self._settings, self._export, self._network, self._head = settings, export, network, head
         self._calibration, self._steps = calibration, steps
+        self._exclude = nodes_to_exclude(settings.exclude, network)
 
     @functools.cached_property
     def reference(self) -> onnx.ModelProto:
@@ -61,7 +65,7 @@ class CpuProfile:
         if precision != "int8":
             return {}
         images = self._calibration.sha256 if self._calibration else None
-        return {"calibration": images, "method": METHOD, "exclude": sorted(self._settings.exclude)}
+        return {"calibration": images, "method": METHOD, "exclude": sorted(self._exclude)}
 
     def _fp32(self, exclude: frozenset[str]) -> Artefact:
         del exclude
@@ -81,12 +85,14 @@ class CpuProfile:
     def _int8(self, exclude: frozenset[str]) -> Artefact:
         quantised = remove_quantisers(self._quantization.model, self._network, exclude)
         done, convolutions = count_quantized_convolutions(quantised)
+        if not done:
+            raise BuilderError(f"none of the {convolutions} convolutions is left in int8; exclude fewer, or keep fp16")
         calibration = self._calibration
         # ONNX Runtime also rounds the prototypes on their way out, which costs mask accuracy and buys nothing.
         grafted = remove_quantisers(self._graft(quantised), self.reference, {PROTOTYPES_NODE})
         return self._artefact(
             grafted,
-            excluded=(*self._default_exclusions, *sorted(exclude)),
+            excluded=tuple(dict.fromkeys((*self._default_exclusions, *self._exclude, *sorted(exclude)))),
             layers={"convolutions": {"int8": done, "fp32": convolutions - done}},
             calibration={
                 "method": METHOD,
@@ -109,7 +115,7 @@ class CpuProfile:
             raise CalibrationError("int8 needs images of what the model will see; give a folder with --images")
         if calibration.warning:
             self._steps.warn(calibration.warning)
-        exclude = (*self._default_exclusions, *self._settings.exclude)
+        exclude = (*self._default_exclusions, *self._exclude)
         detail = METHOD.split(" (", maxsplit=1)[0]
         with self._steps.step("int8: calibrate and quantise", detail, len(calibration)) as advance:
             return quantize_for_cpu(self._network, self._export, calibration, exclude, advance)

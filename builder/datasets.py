@@ -33,8 +33,8 @@ def resolve_datasets(settings: BuildSettings, reference: Reference | None, steps
     """Find, or generate, the images of a build.
 
     Own images: those of ``calibration.images`` and ``verification.images``; where only the former are given, every so
-    many of them are held back for verification. For the reference model, scenes are generated where no images are
-    given.
+    many of them are held back for verification, and all of them serve it where nothing is calibrated. For the reference
+    model, scenes are generated where no images are given.
 
     Args:
         settings: the build's.
@@ -59,9 +59,12 @@ def resolve_datasets(settings: BuildSettings, reference: Reference | None, steps
         used = calibration.paths if calibration else ()
         verification = VerificationSet.of(find_images(for_verification), settings.verification.annotations, used)
         return Datasets(calibration, verification)
-    kept, held_back = _hold_back(find_images(for_calibration), settings.verification.hold_back)
-    calibration = calibration_set(kept) if needs_calibration else None
-    return Datasets(calibration, VerificationSet.of(held_back, settings.verification.annotations, kept))
+    images = find_images(for_calibration)
+    if not needs_calibration:
+        return Datasets(None, VerificationSet.of(images, settings.verification.annotations))
+    kept, held_back = _hold_back(images, settings.verification.hold_back)
+    verification = VerificationSet.of(held_back, settings.verification.annotations, kept)
+    return Datasets(calibration_set(kept), verification)
 
 
 def _scenes(settings: BuildSettings, reference: Reference, steps: Steps, needs_calibration: bool) -> Datasets:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+
+_HEARTBEAT_S = 10.0
+"""Seconds between two lines of a long step where no bar is shown."""
 
 
 class Steps:
@@ -40,14 +45,35 @@ class Steps:
             columns[2:2] = [BarColumn(), MofNCompleteColumn()]
         started = time.perf_counter()
         label = f"{escape(name)} [dim]{escape(detail)}[/dim]" if detail else escape(name)
-        # Where nobody watches (a log file), a bar would only leave empty lines.
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+        watched = self.console.is_terminal
+        with Progress(*columns, console=self.console, transient=True, disable=not watched) as progress:
             task = progress.add_task(label, total=total)
-            yield lambda: progress.advance(task)
+            # In a log file, where a bar would leave empty lines, a long step says from time to time how far it is.
+            with contextlib.nullcontext() if watched else self._heartbeat(label, progress.tasks[0], started):
+                yield lambda: progress.advance(task)
         self.durations_s[name] = round(time.perf_counter() - started, 3)
         self.console.print(
             f"[green]✓[/green] {label} [dim]{self.durations_s[name]:.1f} s[/dim]", highlight=False, soft_wrap=True
         )
+
+    @contextmanager
+    def _heartbeat(self, label: str, task: Task, started: float) -> Iterator[None]:
+        """Print a line every so many seconds until the step ends."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(_HEARTBEAT_S):
+                count = f"{task.completed:.0f} of {task.total:.0f}, " if task.total is not None else ""
+                line = f"[dim]…[/dim] {label} [dim]{count}{time.perf_counter() - started:.0f} s[/dim]"
+                self.console.print(line, highlight=False, soft_wrap=True)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def note(self, text: str) -> None:
         """Print a line between steps."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import re
 from collections.abc import Collection
 
 import onnx
+
+from builder.errors import BuilderError
 
 _QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
 
@@ -14,12 +17,13 @@ _QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
 def remove_quantisers(quantised: onnx.ModelProto, original: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
     """Give nodes back the inputs that they had before quantisation: activations, weights and biases.
 
-    All other nodes keep their scales, so that no calibration is needed.
+    All other nodes keep their scales, so that no calibration is needed. A quantiser may have left a tensor its name
+    (ONNX Runtime's dequantised biases are called as the biases were): then the original goes by another one.
 
     Args:
         quantised: Q/DQ network; not changed.
         original: the network that it was made of, with the same node names.
-        nodes: names of the nodes; those without quantisers are passed over.
+        nodes: names of the nodes; those without quantisers are ignored.
 
     Returns:
         The network, Q/DQ nodes that nothing reads any more removed.
@@ -29,7 +33,7 @@ def remove_quantisers(quantised: onnx.ModelProto, original: onnx.ModelProto, nod
     producers = {output: node for node in graph.node for output in node.output}
     before = {node.name: node for node in original.graph.node}
     weights = {tensor.name: tensor for tensor in original.graph.initializer}
-    present = {tensor.name for tensor in graph.initializer}
+    restored = _Restored(graph)
     for node in graph.node:
         if node.name not in nodes or node.name not in before or node.op_type in _QUANTISERS:
             continue
@@ -41,12 +45,37 @@ def remove_quantisers(quantised: onnx.ModelProto, original: onnx.ModelProto, nod
             if quantiser is not None and quantiser.op_type == "QuantizeLinear":
                 node.input[index] = quantiser.input[0]
             elif old in weights:
-                if old not in present:
-                    graph.initializer.append(weights[old])
-                    present.add(old)
-                node.input[index] = old
+                node.input[index] = restored.name_of(weights[old])
     _sweep(graph)
     return result
+
+
+class _Restored:
+    """Original weights and biases that are put back into a graph, each once, under names that are free in it."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._graph = graph
+        self._initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self._produced = {name for node in graph.node for name in node.output}
+        self._names: dict[str, str] = {}
+
+    def name_of(self, tensor: onnx.TensorProto) -> str:
+        """The name of an original tensor in the graph; the tensor is added if it is not there."""
+        if tensor.name not in self._names:
+            self._names[tensor.name] = self._put(tensor)
+        return self._names[tensor.name]
+
+    def _put(self, tensor: onnx.TensorProto) -> str:
+        there = self._initializers.get(tensor.name)
+        if there is not None and there.data_type == tensor.data_type and there.dims == tensor.dims:
+            return tensor.name
+        name = tensor.name
+        while name in self._produced or name in self._initializers:
+            name += "_restored"
+        copied = self._graph.initializer.add()
+        copied.CopyFrom(tensor)
+        copied.name = name
+        return name
 
 
 def quantised_nodes(model: onnx.ModelProto) -> list[str]:
@@ -75,6 +104,39 @@ def group_of(node: str) -> str:
 def _is_head(node: str) -> bool:
     # Only the head numbers the layers of its branches: cv2.0, cv3.1, cv4.2; and only it has prototypes.
     return re.search(r"/(cv[234]\.\d|proto/)", node) is not None
+
+
+def nodes_to_exclude(names: Collection[str], model: onnx.ModelProto) -> tuple[str, ...]:
+    """The nodes that a user means by ONNX names and names of groups; see :func:`group_of`.
+
+    Args:
+        names: such as ``/model.0/conv/Conv`` or ``model.22.proto``.
+        model: the fp32 network.
+
+    Returns:
+        Names of nodes, in the network's order.
+
+    Raises:
+        BuilderError: a name is neither a node nor a group; names the closest ones.
+    """
+    nodes = [node.name for node in model.graph.node]
+    groups = {group_of(name) for name in nodes}
+    known = {*nodes, *groups}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise BuilderError("; ".join(_unknown(name, nodes, groups) for name in unknown))
+    wanted = set(names)
+    return tuple(name for name in nodes if name in wanted or group_of(name) in wanted)
+
+
+def _unknown(name: str, nodes: Collection[str], groups: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, groups, 2) + difflib.get_close_matches(name, nodes, 3)
+    close = list(dict.fromkeys([*close, *(node for node in nodes if name in node)]))[:5]
+    examples = ", ".join(close) if close else ", ".join(sorted(groups, key=len)[:5])
+    return (
+        f"the network has neither a node nor a group of layers called {name!r} to exclude; "
+        f"{'close to it' if close else 'groups are'}: {examples}"
+    )
 
 
 def _sweep(graph: onnx.GraphProto) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -55,6 +55,7 @@ class Report:
         examples: images to show.
         trades: what taking layers out of int8 bought; empty if the gate held at once.
         confidence: least score of a detection that is drawn.
+        ways_on: what can be done, where the gate is not passed.
     """
 
     manifest: Manifest
@@ -62,12 +63,16 @@ class Report:
     examples: Sequence[Example]
     trades: Sequence[Trade]
     confidence: float
+    ways_on: Sequence[str] = ()
 
 
 def choose_examples(
     reference: Sequence[ImageSegmentation], found: Sequence[ImageSegmentation], confidence: float
 ) -> list[int]:
-    """Indices of a few images with detections: the ones whose masks agree least, which are worth looking at."""
+    """Indices of a few images in which either finds something: the ones that agree least, which are worth looking at.
+
+    They agree as far as their masks' unions overlap, times how alike their numbers of detections are.
+    """
 
     def union(image: ImageSegmentation) -> NDArray[np.bool_]:
         whole = np.zeros((image.height, image.width), bool)
@@ -78,9 +83,11 @@ def choose_examples(
 
     agreement = []
     for index, (expected, actual) in enumerate(zip(reference, found, strict=True)):
-        if (expected.scores >= confidence).any():
+        counts = sorted(int((image.scores >= confidence).sum()) for image in (expected, actual))
+        if counts[1]:
             one, other = union(expected), union(actual)
-            agreement.append(((one & other).sum() / max((one | other).sum(), 1), index))
+            overlap = (one & other).sum() / max((one | other).sum(), 1)
+            agreement.append((float(overlap) * counts[0] / counts[1], index))
     return [index for _, index in sorted(agreement)[:_EXAMPLES]]
 
 
@@ -88,24 +95,25 @@ def write_report(path: Path, report: Report) -> None:
     """Write the page: one file, nothing loaded from elsewhere."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    names = dict(enumerate(report.manifest.source["class_names"]))
     pictures = [
         {
             "name": example.path.name,
-            "reference": _picture(example.path, example.reference, report.confidence),
-            "found": _picture(example.path, example.found, report.confidence),
+            "reference": _picture(example.path, example.reference, report.confidence, names),
+            "found": _picture(example.path, example.found, report.confidence, names),
+            "reference_count": int((example.reference.scores >= report.confidence).sum()),
+            "found_count": int((example.found.scores >= report.confidence).sum()),
         }
         for example in report.examples
     ]
-    path.write_text(
-        template.render(
-            manifest=report.manifest,
-            stages=[*report.earlier, report.manifest],
-            pictures=pictures,
-            trade_plot=_trade_plot(report.trades),
-        ),
-        encoding="utf-8",
-        errors="backslashreplace",  # names of images need not be UTF-8
+    page = template.render(
+        manifest=report.manifest,
+        stages=[*report.earlier, report.manifest],
+        pictures=pictures,
+        trade_plot=_trade_plot(report.trades),
+        ways_on=report.ways_on,
     )
+    path.write_text(page, encoding="utf-8", errors="backslashreplace")  # names of images need not be UTF-8
 
 
 def _trade_plot(trades: Sequence[Trade]) -> str | None:
@@ -120,7 +128,7 @@ def _trade_plot(trades: Sequence[Trade]) -> str | None:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def _picture(path: Path, image: ImageSegmentation, confidence: float) -> str:
+def _picture(path: Path, image: ImageSegmentation, confidence: float, names: Mapping[int, str]) -> str:
     """The image with what was found in it, as a data URI."""
     shown = image.scores >= confidence
     result = Segmentation(
@@ -131,7 +139,7 @@ def _picture(path: Path, image: ImageSegmentation, confidence: float) -> str:
         "rle",
         (image.height, image.width),
     )
-    overlay = draw_overlay(decode_image(path.read_bytes()), result)
+    overlay = draw_overlay(decode_image(path.read_bytes()), result, class_names=names)
     height = max(1, round(overlay.shape[0] * _EXAMPLE_WIDTH / overlay.shape[1]))
     small = cv2.resize(overlay, (_EXAMPLE_WIDTH, height), interpolation=cv2.INTER_AREA)
     _, encoded = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])

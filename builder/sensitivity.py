@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,14 @@ class Trade:
         int8_convolutions: convolutions that remain in int8.
         size_bytes: of the ONNX model; weights of int8 layers count one byte each, others as they are stored.
         comparison: with the fp32 reference.
+        failures: what of the gate is not reached, in words; empty if it is passed, or if there is none.
     """
 
     restored: tuple[str, ...]
     int8_convolutions: int
     size_bytes: int
     comparison: Comparison
+    failures: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For the manifest."""
@@ -72,6 +74,7 @@ class Trade:
             "restored": list(self.restored),
             "int8_convolutions": self.int8_convolutions,
             "size_bytes": self.size_bytes,
+            "failures": list(self.failures),
             **self.comparison.as_dict(),
         }
 
@@ -111,18 +114,27 @@ def groups_of(model: onnx.ModelProto) -> dict[str, list[str]]:
     return groups
 
 
-def rank_groups(subject: Subject, on_group: Callable[[], None]) -> list[GroupCost]:
+def groups_with_convolutions(model: onnx.ModelProto) -> dict[str, list[str]]:
+    """Those of :func:`groups_of` that hold convolutions, where nearly all of the work and of the weights is."""
+    convolutions = {node.name for node in model.graph.node if node.op_type == "Conv"}
+    return {group: names for group, names in groups_of(model).items() if convolutions & set(names)}
+
+
+def rank_groups(
+    subject: Subject, on_group: Callable[[], None], groups: Mapping[str, Sequence[str]] | None = None
+) -> list[GroupCost]:
     """Quantise each group alone, and rank them by what that costs, the costliest first.
 
     Args:
         subject: what is examined.
         on_group: called once per group, for progress.
+        groups: the nodes of each group to rank; None takes all.
     """
-    groups = groups_of(subject.quantised)
-    everything = [name for names in groups.values() for name in names]
+    every = groups_of(subject.quantised)
+    everything = [name for names in every.values() for name in names]
     kinds = {node.name: node.op_type for node in subject.quantised.graph.node}
     ranked = []
-    for group, names in groups.items():
+    for group, names in (every if groups is None else groups).items():
         others = set(everything) - set(names)
         alone = remove_quantisers(subject.quantised, subject.original, others)
         comparison = subject.compare(alone, lambda: None)

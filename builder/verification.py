@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import json
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,16 @@ from pipeline.preprocess import preprocess
 
 MATCH_IOU: Final = 0.5
 """Box IoU at which a detection is taken for the reference's."""
+
+ADVISED_IMAGES: Final = 20
+ADVISED_INSTANCES: Final = 50
+"""Below these, a comparison is called weak evidence: one detection in 50 already moves F1 by 0.01."""
+
+LOST_INSTANCES: Final = 3
+LOST_SHARE: Final = 0.05
+"""A class with too few instances for a gate of its own must not lose all of them if they are so many."""
+
+_SHOWN_FAILURES: Final = 4
 
 _MAP_CONFIDENCE: Final = 0.001
 """Least score that COCO's precision-recall curves are drawn from (as ultralytics validates)."""
@@ -76,6 +87,54 @@ class VerificationSet:
 
 
 @dataclass(frozen=True)
+class ClassComparison:
+    """How the detections of one class differ from the reference's.
+
+    Attributes:
+        class_id: index of the class.
+        name: of the class.
+        reference_detections: of the reference, on all images.
+        detections: of the network.
+        matched: pairs with a box IoU of 0.5 or more.
+        mask_iou: mean mask IoU of the pairs, in [0, 1]; 0 without pairs.
+    """
+
+    class_id: int
+    name: str
+    reference_detections: int
+    detections: int
+    matched: int
+    mask_iou: float
+
+    @property
+    def f1(self) -> float:
+        """2 matched / (detections + reference_detections), in [0, 1]."""
+        return _f1(self.matched, self.reference_detections + self.detections)
+
+    @property
+    def instances(self) -> int:
+        """What the class is judged by: the detections of the side that has more, so that invented ones count too."""
+        return max(self.reference_detections, self.detections)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {**asdict(self), "f1": round(self.f1, 6), "mask_iou": round(self.mask_iou, 6)}
+
+
+@dataclass(frozen=True)
+class Shortfall:
+    """One condition of a gate that is not met.
+
+    Attributes:
+        text: what was reached and what is needed, for people.
+        missing: how much is missing, in [0, 1].
+    """
+
+    text: str
+    missing: float
+
+
+@dataclass(frozen=True)
 class Comparison:
     """How one network's detections differ from the reference's.
 
@@ -89,6 +148,7 @@ class Comparison:
         score_difference: mean absolute difference of the pairs' scores.
         map50_95: mask mAP at IoU 0.50 to 0.95 against the annotations; None without.
         map50: likewise at IoU 0.50.
+        classes: the same per class, for the classes that either of the two finds, by rising index.
     """
 
     images: int
@@ -100,26 +160,66 @@ class Comparison:
     score_difference: float
     map50_95: float | None = None
     map50: float | None = None
+    classes: tuple[ClassComparison, ...] = ()
+
+    def shortfalls(self, gate: Gate) -> list[Shortfall]:
+        """What of the gate is not reached; empty if it is passed.
+
+        The network as a whole is gated, every class with enough instances, and of the other classes those that the
+        network loses altogether.
+        """
+        if not self.reference_detections:
+            return [
+                Shortfall("the fp32 reference finds nothing on the verification images, so nothing can be compared", 1)
+            ]
+        found = []
+        if self.f1 < gate.f1:
+            found.append(Shortfall(f"F1 {self.f1:.4f} < {gate.f1}", gate.f1 - self.f1))
+        if self.mask_iou < gate.mask_iou:
+            found.append(Shortfall(f"mask IoU {self.mask_iou:.4f} < {gate.mask_iou}", gate.mask_iou - self.mask_iou))
+        by_class = [shortfall for one in self.classes for shortfall in self._of_class(one, gate)]
+        return found + sorted(by_class, key=lambda shortfall: -shortfall.missing)
+
+    def _of_class(self, one: ClassComparison, gate: Gate) -> Iterator[Shortfall]:
+        matched = f"{one.matched} of {one.reference_detections} found, {one.detections - one.matched} surplus"
+        if one.instances < gate.class_instances:
+            if not one.matched and gate.class_f1 and self._is_considerable(one):
+                yield Shortfall(f"class {one.name!r} is lost: none of {one.reference_detections} found", gate.class_f1)
+            return
+        if one.f1 < gate.class_f1:
+            text = f"class {one.name!r}: F1 {one.f1:.4f} < {gate.class_f1} ({matched})"
+            yield Shortfall(text, gate.class_f1 - one.f1)
+        if one.matched and one.mask_iou < gate.class_mask_iou:
+            text = f"class {one.name!r}: mask IoU {one.mask_iou:.4f} < {gate.class_mask_iou}"
+            yield Shortfall(text, gate.class_mask_iou - one.mask_iou)
+
+    def _is_considerable(self, one: ClassComparison) -> bool:
+        """Whether a class of few instances is more than chance: 3 of them, or 5 % of all."""
+        count = one.reference_detections
+        return count >= LOST_INSTANCES or count >= max(1.0, LOST_SHARE * self.reference_detections)
 
     def failures(self, gate: Gate) -> list[str]:
         """What of the gate is not reached, in words; empty if it is passed."""
-        if not self.reference_detections:
-            return ["the fp32 reference finds nothing on the verification images, so nothing can be compared"]
-        found = []
-        if self.f1 < gate.f1:
-            found.append(f"F1 {self.f1:.4f} < {gate.f1}")
-        if self.mask_iou < gate.mask_iou:
-            found.append(f"mask IoU {self.mask_iou:.4f} < {gate.mask_iou}")
-        return found
+        found = [shortfall.text for shortfall in self.shortfalls(gate)]
+        more = len(found) - _SHOWN_FAILURES
+        return found if more <= 1 else [*found[:_SHOWN_FAILURES], f"{more} more conditions of single classes"]
+
+    def missing(self, gate: Gate) -> float:
+        """How far the gate is missed, over all its conditions; 0 if it is passed."""
+        return sum(shortfall.missing for shortfall in self.shortfalls(gate))
 
     def summary(self) -> str:
         """One line for people."""
         line = f"F1 {self.f1:.4f}, mask IoU {self.mask_iou:.4f}, score difference {self.score_difference:.4f}"
+        worst = min(self.classes, key=lambda one: one.f1, default=None)
+        if worst is not None and len(self.classes) > 1:
+            line += f", worst of {len(self.classes)} classes {worst.name!r} with F1 {worst.f1:.4f}"
         return line if self.map50_95 is None else f"{line}, mask mAP50-95 {self.map50_95:.4f}"
 
     def as_dict(self) -> dict[str, Any]:
         """For the manifest."""
-        return {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(self).items()}
+        plain = {key: value for key, value in asdict(self).items() if key != "classes"}
+        return {key: round(value, 6) if isinstance(value, float) else value for key, value in plain.items()}
 
 
 def onnx_network(model: Path | bytes, threads: int | None = None) -> Network:
@@ -132,6 +232,8 @@ def onnx_network(model: Path | bytes, threads: int | None = None) -> Network:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
+    # Waiting threads sleep: on a machine that does other work too, spinning ones take its cores many times over.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     source = str(model) if isinstance(model, Path) else model
     session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     names = [contract.CANDIDATES.name, contract.PROTOTYPES.name]
@@ -218,36 +320,75 @@ def letterboxed(paths: Sequence[Path], input_size: tuple[int, int]) -> Iterator[
 
 
 def compare(
-    reference: Sequence[ImageSegmentation], found: Sequence[ImageSegmentation], confidence: float
+    reference: Sequence[ImageSegmentation],
+    found: Sequence[ImageSegmentation],
+    confidence: float,
+    class_names: Sequence[str] = (),
 ) -> Comparison:
-    """Match detections image by image, best first, and count.
+    """Match detections image by image, best first, and count, over all classes and per class.
 
     Args:
         reference: of the fp32 network; may hold scores below ``confidence``, which do not count.
         found: of the network in question, on the same images in the same order.
         confidence: least score of a detection that counts.
+        class_names: one per class; a class without a name is called ``class_<index>``.
     """
-    counts = [0, 0]
-    ious: list[float] = []
+    left_counts: Counter[int] = Counter()
+    right_counts: Counter[int] = Counter()
+    ious: dict[int, list[float]] = defaultdict(list)
     differences: list[float] = []
     for expected, actual in zip(reference, found, strict=True):
         left = int(np.count_nonzero(expected.scores >= confidence))
         right = int(np.count_nonzero(actual.scores >= confidence))
-        counts[0] += left
-        counts[1] += right
+        left_counts.update(expected.class_ids[:left].tolist())
+        right_counts.update(actual.class_ids[:right].tolist())
         for one, other in _matches(expected, actual, left, right):
-            ious.append(_mask_iou(expected.masks[one], actual.masks[other], [actual.height, actual.width]))
+            iou = _mask_iou(expected.masks[one], actual.masks[other], [actual.height, actual.width])
+            ious[int(expected.class_ids[one])].append(iou)
             differences.append(abs(float(expected.scores[one]) - float(actual.scores[other])))
-    total = sum(counts)
+    classes = tuple(
+        ClassComparison(
+            class_id=index,
+            name=class_names[index] if index < len(class_names) else f"class_{index}",
+            reference_detections=left_counts[index],
+            detections=right_counts[index],
+            matched=len(ious[index]),
+            mask_iou=float(np.mean(ious[index])) if ious[index] else 0.0,
+        )
+        for index in sorted(left_counts | right_counts)
+    )
+    every = [iou for of_class in ious.values() for iou in of_class]
     return Comparison(
         images=len(reference),
-        reference_detections=counts[0],
-        detections=counts[1],
-        matched=len(ious),
-        f1=2 * len(ious) / total if total else 1.0,
-        mask_iou=float(np.mean(ious)) if ious else 0.0,
+        reference_detections=left_counts.total(),
+        detections=right_counts.total(),
+        matched=len(every),
+        f1=_f1(len(every), left_counts.total() + right_counts.total()),
+        mask_iou=float(np.mean(every)) if every else 0.0,
         score_difference=float(np.mean(differences)) if differences else 0.0,
+        classes=classes,
     )
+
+
+def _f1(matched: int, total: int) -> float:
+    """F1 of pairs among the detections of both sides; 1 where there are none."""
+    return 2 * matched / total if total else 1.0
+
+
+def sample_warnings(comparison: Comparison) -> list[str]:
+    """What makes a comparison weak evidence, in words; empty if nothing does."""
+    images, instances = comparison.images, comparison.reference_detections
+    if not instances:
+        return [
+            f"fp32 finds nothing in the {images} verification image(s), so accuracy cannot be measured: give images "
+            "that show what the model was trained on (--verify-images), or lower verification.confidence"
+        ]
+    if images >= ADVISED_IMAGES and instances >= ADVISED_INSTANCES:
+        return []
+    return [
+        f"verified on {images} image(s) with {instances} instance(s), which says little about accuracy: "
+        f"{ADVISED_IMAGES} images and {ADVISED_INSTANCES} instances are the least. Give more with --verify-images"
+    ]
 
 
 def _mask_iou(one: bytes, other: bytes, size: list[int]) -> float:

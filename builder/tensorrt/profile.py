@@ -20,7 +20,7 @@ from builder.errors import CalibrationError
 from builder.export import Export
 from builder.manifest import toolchain
 from builder.progress import Steps
-from builder.quantisers import quantised_nodes, remove_quantisers
+from builder.quantisers import nodes_to_exclude, quantised_nodes, remove_quantisers
 from builder.settings import BuildSettings
 from builder.surgery import graft_ends
 from builder.tensorrt.advice import ways_out
@@ -70,6 +70,7 @@ class TensorRTProfile:
         self._settings, self._calibration, self._export = settings, calibration, export
         self._flavour, self._gpu, self._steps = flavour, gpu, steps
         self._reference = graft_ends(network, export, settings.top_k)
+        self._exclude = nodes_to_exclude(settings.exclude, self._reference)
         self._plan = PlanSettings(**settings.plan.model_dump(exclude={"flavour"}))
         self._compile_step = compile_step or self._compile
 
@@ -91,7 +92,7 @@ class TensorRTProfile:
             facts |= {
                 "calibration": self._calibration.sha256,
                 "method": method,
-                "exclude": sorted(self._settings.exclude),
+                "exclude": sorted(self._exclude),
             }
         return facts
 
@@ -182,7 +183,7 @@ class TensorRTProfile:
             with self._steps.step(
                 "int8: calibrate and quantise", f"ModelOpt {method}, {len(self._calibration)} images"
             ):
-                return quantise(source, self._images, self._settings.exclude, method)
+                return quantise(source, self._images, self._exclude, method)
 
     def _compile(self, path: Path) -> CompiledPlan:
         return compile_plan(path, self._plan, self._flavour)

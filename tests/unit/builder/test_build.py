@@ -9,8 +9,8 @@ import onnx
 import pytest
 from rich.console import Console
 
+from builder import __main__ as command
 from builder import build as build_module
-from builder.artefact import Artefact
 from builder.build import build
 from builder.calibration import calibration_set
 from builder.errors import BuilderError, CalibrationError, ExportError, GateError, RepositoryError
@@ -33,6 +33,19 @@ def photographs(tmp_path):
     return folder
 
 
+@pytest.fixture
+def smooth(tmp_path):
+    """Images on which fp16 gives masks that are not exactly those of fp32."""
+    folder = tmp_path / "smooth"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(12):
+        noise = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        image = cv2.resize(noise, (320, 240), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / f"{index}.png"), image)
+    return folder
+
+
 def quiet():
     return Steps(Console(quiet=True))
 
@@ -45,17 +58,17 @@ def make(tmp_path, photographs):
     """Builds a small export with random weights, whose accuracy means nothing: the gates stand open."""
 
     def run(**changes):
-        replace = changes.pop("replace_profile", None)
         entries = {
             "onnx": tmp_path / "export.onnx",
             "repository": tmp_path / "repository",
             "calibration.images": (photographs,),
             "gates": OPEN_GATES,
+            "report": tmp_path / "report",
             **changes,
         }
         if not entries["onnx"].exists():
             segmentation_export(entries["onnx"])
-        return build(load_settings(None, entries), quiet(), replace)
+        return build(load_settings(None, entries), quiet())
 
     return run
 
@@ -248,41 +261,148 @@ def test_a_failed_gate_writes_nothing_and_says_what_to_do(tmp_path, make):
         make(gates={"int8": {"f1": 1, "mask_iou": 1}}, precisions=("int8",), **{"fallback.max_restorations": 1})
     for words in ("int8 does not pass its gate", "after restoring", "mask IoU", "--images", "keep fp16", "sensitivity"):
         assert words in str(caught.value)
+    assert "TensorRT" not in str(caught.value)
     assert not ModelRepository(tmp_path / "repository").versions("int8")
 
 
-class _Spoiled:
-    """A profile whose int8 is right only once chosen groups have been taken out of it."""
+def recommended(message):
+    """The layers that a failed build names for ``--exclude``."""
+    (line,) = [line for line in message.splitlines() if "--exclude" in line]
+    return line.split("--exclude ")[1].split()
 
-    def __init__(self, inner, groups):
-        self._inner, self._groups, self.name, self.reference = inner, groups, inner.name, inner.reference
 
-    def facts(self, precision):
-        return self._inner.facts(precision)
+def test_what_is_recommended_for_exclusion_is_accepted(make):
+    impossible = {"int8": {"f1": 1, "mask_iou": 1}}
+    with pytest.raises(GateError) as caught:
+        make(gates=impossible, precisions=("int8",), **{"fallback.max_restorations": 1})
+    names = recommended(str(caught.value))
+    (built,) = make(precisions=("int8",), exclude=tuple(names))
+    assert set(names) <= set(built.manifest.excluded_nodes)
 
-    def make(self, precision, exclude):
-        artefact = self._inner.make(precision, exclude)
-        if precision != "int8" or self._groups <= exclude:
-            return Artefact(**{**artefact.__dict__, "model": self.reference, "quantised": artefact.quantised})
-        return artefact
+
+@pytest.mark.parametrize("precisions", [("int8",), ("fp32",)])
+def test_unknown_layers_to_exclude_are_refused_with_close_ones(make, precisions):
+    with pytest.raises(BuilderError, match=r"called 'sten8' to exclude; close to it: stem8"):
+        make(precisions=precisions, exclude=("head8", "sten8"))
+
+
+def test_excluding_every_layer_is_refused(make):
+    every = tuple(f"{part}{stride}" for part in ("stem", "head") for stride in (8, 16, 32))
+    with pytest.raises(BuilderError, match="none of the 7 convolutions is left in int8"):
+        make(precisions=("int8",), exclude=(*every, "output1"))
+
+
+IMPOSSIBLE = {"f1": 1, "mask_iou": 1, "class_f1": 1, "class_mask_iou": 1}
+OPEN = {"f1": 0, "mask_iou": 0}
+
+
+@pytest.mark.parametrize(
+    ("gates", "failed", "finished"),
+    [
+        ({"fp16": IMPOSSIBLE, "int8": OPEN}, ["fp16"], ["fp32", "int8"]),
+        ({"fp16": OPEN, "int8": IMPOSSIBLE}, ["int8"], ["fp32", "fp16"]),
+        ({"fp16": IMPOSSIBLE, "int8": IMPOSSIBLE}, ["fp16", "int8"], ["fp32"]),
+    ],
+)
+def test_a_precision_that_fails_does_not_keep_others_from_being_finished(
+    tmp_path, make, smooth, gates, failed, finished
+):
+    with pytest.raises(GateError) as caught:
+        make(gates=gates, **{"fallback.max_restorations": 0, "calibration.images": (smooth,)})
+    repository = ModelRepository(tmp_path / "repository")
+    for precision in contract.PRECISIONS:
+        assert repository.versions(precision) == ([1] if precision in finished else [])
+        assert (f"{precision} does not pass its gate" in str(caught.value)) == (precision in failed)
+        assert (tmp_path / "report" / f"export-{precision}.html").exists() == (precision in failed)
+
+
+def test_the_command_shows_what_was_finished_and_fails(tmp_path, smooth, capsys):
+    export = segmentation_export(tmp_path / "export.onnx")
+    config = tmp_path / "builder.yaml"
+    config.write_text("gates: {fp16: {f1: 1, mask_iou: 1}, int8: {f1: 0, mask_iou: 0}}\n")
+    options = ["--onnx", export, "--config", config, "--images", smooth, "--repository", tmp_path / "repository"]
+    assert command.main(["build", *map(str, options), "--report", str(tmp_path / "there")]) == 1
+    captured = capsys.readouterr()
+    assert [line.split("\t")[0] for line in captured.out.splitlines()] == ["fp32", "int8"]
+    assert "fp16 does not pass its gate" in captured.err
+    assert str(tmp_path / "there" / "export-fp16.html") in captured.err
+
+
+def test_a_failed_gate_leaves_a_report_that_says_why(tmp_path, make):
+    names = {"names": "{0: 'apple', 1: 'pear', 2: 'plum'}"}
+    export = segmentation_export(tmp_path / "fruit.onnx", metadata=names)
+    with pytest.raises(GateError, match=r"Report, with pictures: .*fruit-int8\.html"):
+        make(onnx=export, gates={"int8": IMPOSSIBLE}, precisions=("int8",), **{"fallback.max_restorations": 2})
+    page = (tmp_path / "report" / "fruit-int8.html").read_text()
+    for words in ("gate not passed", "no version written", "apple, pear, plum", "64 x 64", "What to do", "--exclude"):
+        assert words in page
+    for words in ("<td>apple</td>", "comes closest", "data:image/jpeg;base64,", "alone", "int8 finds"):
+        assert words in page
+    assert not list((tmp_path / "repository" / "segmentation_int8").glob("[0-9]*"))
+
+
+def test_a_report_that_cannot_be_written_does_not_hide_the_failure(tmp_path, make):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(GateError, match="int8 does not pass its gate") as caught:
+        make(gates={"int8": IMPOSSIBLE}, precisions=("int8",), report=tmp_path / "taken")
+    assert "Report" not in str(caught.value)
+
+
+def test_fp32_is_not_compared_with_itself_in_its_report(make):
+    (built,) = make(precisions=("fp32",))
+    page = (built.folder / "report.html").read_text()
+    assert "1.0000" not in page
+    assert "the reference that the others are compared with" in page
+    assert page.count("data:image/jpeg") == page.count("<figure>") > 0
+
+
+def test_fp32_alone_is_verified_on_all_images(make):
+    (built,) = make(precisions=("fp32",))
+    assert built.manifest.verification["images"] == 5
+
+
+def test_fp32_is_built_where_the_images_show_nothing(make):
+    changes = {"verification.confidence": 1.0}
+    (built,) = make(precisions=("fp32",), **changes)
+    verification = built.manifest.verification
+    assert verification["passed"]
+    assert verification["metrics"]["reference_detections"] == 0
+    assert "fp32 finds nothing in the 5 verification image(s)" in verification["warnings"][0]
+    assert "fp32 finds nothing" in (built.folder / "report.html").read_text()
+    with pytest.raises(GateError, match="finds nothing") as caught:
+        make(precisions=("fp16",), **changes)
+    assert "--verify-images" in str(caught.value)
+    assert "restor" not in str(caught.value)
+
+
+def test_few_images_and_instances_are_said_everywhere(tmp_path, make, photographs, capsys):
+    (built,) = make(precisions=("fp32",))
+    (warning,) = built.manifest.verification["warnings"]
+    assert warning.startswith("verified on 5 image(s)")
+    assert "verified on 5 image(s)" in (built.folder / "report.html").read_text()
+    options = ["--onnx", tmp_path / "export.onnx", "--images", photographs, "--repository", tmp_path / "other"]
+    assert command.main(["build", "--precisions", "fp32", *map(str, options)]) == 0
+    assert "verified on 5 image(s)" in capsys.readouterr().err
 
 
 def test_costly_layers_are_restored_until_the_gate_holds(make):
     (built,) = make(
-        precisions=("int8",),
-        gates={"int8": {"f1": 1, "mask_iou": 1}},
-        replace_profile=lambda inner: _Spoiled(inner, frozenset({"stem8"})),
-        **{"fallback.max_restorations": 12},
+        precisions=("int8",), gates={"int8": {"f1": 0.9, "mask_iou": 0.9}}, **{"fallback.max_restorations": 12}
     )
     verification = built.manifest.verification
+    first, *_, last = verification["trades"]
+    assert first["failures"]
+    assert not last["failures"]
     assert verification["passed"]
-    assert verification["metrics"]["f1"] == 1
-    assert "stem8" in verification["trades"][-1]["restored"]
+    assert verification["metrics"]["f1"] >= 0.9
+    assert verification["restored"] == last["restored"]
+    assert last["int8_convolutions"] < first["int8_convolutions"]
     costs = [entry["cost"] for entry in verification["sensitivity"]]
     assert costs == sorted(costs, reverse=True)
+    assert all(entry["convolutions"] for entry in verification["sensitivity"])
     assert "data:image/png;base64," in (built.folder / "report.html").read_text()
-    counts = [trade["int8_convolutions"] for trade in verification["trades"]]
-    assert counts == sorted(counts, reverse=True)
+    restored = {name for name in built.manifest.excluded_nodes if name in last["restored"]}
+    assert restored == set(last["restored"])
 
 
 def test_the_report_is_one_page_with_pictures(make):

@@ -6,7 +6,7 @@ import pytest
 
 from builder.errors import CalibrationError
 from builder.settings import Gate
-from builder.verification import VerificationSet, compare, mask_map
+from builder.verification import VerificationSet, compare, mask_map, sample_warnings
 from pipeline import rle
 from pipeline.postprocess import ImageSegmentation
 
@@ -76,6 +76,75 @@ def test_two_empty_masks_are_the_same():
         WIDTH,
     )
     assert compare([empty], [empty], 0.25).mask_iou == 1
+
+
+GATE = Gate(f1=0.97, mask_iou=0.95)
+"""That of int8, as shipped."""
+
+
+def scene(*counts, lost=(), shift=0):
+    """Images of one instance each: counts[i] instances of class i; those of the classes ``lost`` are not found."""
+    found = []
+    for class_id, count in enumerate(counts):
+        instance = (10, 10, 50, 50, 0.9, class_id)
+        moved = (10 + shift, 10, 50 + shift, 50, 0.9, class_id) if class_id in lost and shift else None
+        here = [instance] if class_id not in lost else [moved] if moved else []
+        found += [image(*here) for _ in range(count)]
+    return found
+
+
+@pytest.mark.parametrize("counts", [(400, 20), (95, 5), (38, 2), (200, 20, 3), (400, 0, 3)])
+def test_a_class_that_is_lost_does_not_pass(counts):
+    last = len(counts) - 1
+    result = compare(scene(*counts), scene(*counts, lost=(last,)), 0.25, ["van", "car", "bus"])
+    assert result.f1 >= 0.97
+    assert result.mask_iou == 1
+    (failure,) = result.failures(GATE)
+    assert repr(["van", "car", "bus"][last]) in failure
+    assert f"of {counts[last]} found" in failure
+    assert result.missing(GATE) > 0.5
+
+
+def test_a_class_whose_masks_are_bad_does_not_pass():
+    result = compare(scene(400, 12), scene(400, 12, lost=(1,), shift=6), 0.25, ["van"])
+    assert result.mask_iou > 0.95
+    assert result.failures(GATE) == ["class 'class_1': mask IoU 0.7391 < 0.9"]
+
+
+def test_a_class_that_is_made_up_does_not_pass():
+    made_up = (60, 20, 90, 60, 0.8, 1)
+    found = [image(ONE, made_up)] * 12 + [image(ONE)] * 488
+    (failure,) = compare([image(ONE)] * 500, found, 0.25).failures(GATE)
+    assert "class 'class_1': F1 0.0000 < 0.87 (0 of 0 found, 12 surplus)" in failure
+
+
+def test_one_or_two_instances_are_no_class_gate():
+    assert compare(scene(200, 2), scene(200, 2, lost=(1,)), 0.25).failures(GATE) == []
+    assert compare(scene(400, 12), scene(400, 10) + scene(0, 2, lost=(1,)), 0.25).failures(GATE) == []
+
+
+def test_the_worst_classes_come_first_and_many_are_counted():
+    counts = [200] + [10] * 8
+    result = compare(scene(*counts), scene(*counts, lost=range(3, 9)), 0.25)
+    failures = result.failures(GATE)
+    assert failures[0].startswith("F1 0.")
+    assert failures[-1] == "3 more conditions of single classes"
+    assert len(result.classes) == 9
+
+
+@pytest.mark.parametrize(("images", "each", "weak"), [(20, 3, False), (19, 3, True), (24, 2, True), (25, 2, False)])
+def test_weak_evidence_is_called_so(images, each, weak):
+    found = [image(*[(10 * i, 10, 10 * i + 8, 50, 0.9, 0) for i in range(each)])] * images
+    warnings = sample_warnings(compare(found, found, 0.25))
+    assert bool(warnings) == weak
+    if weak:
+        assert f"{images} image(s) with {images * each} instance(s)" in warnings[0]
+
+
+def test_the_class_gates_follow_the_whole_where_left_out():
+    assert (GATE.class_f1, GATE.class_mask_iou) == (0.87, 0.9)
+    assert Gate(f1=0, mask_iou=0.02).class_mask_iou == 0
+    assert Gate(f1=0.5, mask_iou=0.5, class_f1=0.5).class_f1 == 0.5
 
 
 def test_a_reference_that_finds_nothing_passes_no_gate():
