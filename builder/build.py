@@ -180,6 +180,7 @@ class Build:
         self._profile, self._steps, self._proof = profile, steps, proof
         self._repository = ModelRepository(settings.repository)
         self._reference: list[ImageSegmentation] | None = None
+        self._cut_images = 0
         self._finished: list[Manifest] = []
 
     def fit_repository(self) -> None:
@@ -299,13 +300,19 @@ class Build:
             file = self._export.path.name
             with self._steps.step("reference", f"{file} as it came, on {total} images", total) as advance:
                 low_scores = self._datasets.verification.annotations is not None
-                self._reference = segment_source(
+                self._reference, self._cut_images = segment_source(
                     SourceNetwork(self._export),
                     self._datasets.verification.paths,
                     self._input_size,
                     self._settings.verification,
+                    self._settings.top_k,
                     advance,
                     low_scores,
+                )
+            if self._cut_images:
+                self._steps.warn(
+                    f"{self._cut_images} of {total} verification images have more candidates than top_k "
+                    f"({self._settings.top_k}): detections may be lost there; raise top_k"
                 )
         return self._reference
 
@@ -383,6 +390,7 @@ class Build:
             "reference": f"{self._export.path.name} as it came, run by ONNX Runtime, decoded in float64 by other code",
             "differences": self._differences(verified.found).as_dict(),
             "fp32_graph": self._proof.as_dict(),
+            "images_beyond_top_k": self._cut_images,
             "images": len(self._datasets.verification.paths),
             "images_sha256": self._datasets.verification.sha256,
             "confidence": self._settings.verification.confidence,

@@ -71,12 +71,14 @@ class Decoded:
         scores: float64 [n] in [0, 1], falling.
         class_ids: int64 [n].
         masks: n masks, COCO compressed, of the whole image.
+        left_out: the best score of an anchor that was not looked at, for there were too many; 0 if there was none.
     """
 
     boxes: Floats
     scores: Floats
     class_ids: NDArray[np.int64]
     masks: list[bytes]
+    left_out: float
 
 
 class SourceNetwork:
@@ -119,7 +121,7 @@ class SourceNetwork:
         return detections, prototypes
 
     def segment(
-        self, image: NDArray[np.uint8], placement: Placement, confidence: float, iou: float, max_detections: int
+        self, image: NDArray[np.uint8], placement: Placement, thresholds: tuple[float, float, int, int]
     ) -> Decoded:
         """Find the instances of one letterboxed image, uint8 [H, W, 3]; see :func:`decode`."""
         detections, prototypes = self.run(image[None])
@@ -129,7 +131,7 @@ class SourceNetwork:
             self._export.num_classes,
             placement,
             (image.shape[0], image.shape[1]),
-            (confidence, iou, max_detections),
+            thresholds,
         )
 
 
@@ -150,7 +152,7 @@ def decode(
     num_classes: int,
     placement: Placement,
     input_size: tuple[int, int],
-    thresholds: tuple[float, float, int],
+    thresholds: tuple[float, float, int, int],
 ) -> Decoded:
     """Decode one image's raw outputs, by the book.
 
@@ -163,13 +165,15 @@ def decode(
         num_classes: number of classes.
         placement: where the image lies in the input.
         input_size: height and width of the input.
-        thresholds: least score, greatest IoU between detections of one class, most detections.
+        thresholds: least score, greatest IoU between detections of one class, most detections, most anchors.
     """
-    confidence, iou, most = thresholds
+    confidence, iou, most, most_anchors = thresholds
     scores = detections[4 : 4 + num_classes]
     best = scores.max(axis=0)
     chosen = np.flatnonzero(best >= confidence)
     chosen = chosen[np.argsort(-best[chosen], kind="stable")]
+    left_out = float(best[chosen[most_anchors]]) if len(chosen) > most_anchors else 0.0
+    chosen = chosen[:most_anchors]
     class_ids = scores[:, chosen].argmax(axis=0)
     corners = _corners(detections[:4, chosen].T)
     kept = _suppress(corners, class_ids, iou, most)
@@ -185,7 +189,7 @@ def decode(
         _mask(np.tensordot(weights, prototypes, 1), box, placement, cells)
         for weights, box in zip(coefficients, boxes, strict=True)
     ]
-    return Decoded(boxes, best[chosen[kept]], class_ids[kept], masks)
+    return Decoded(boxes, best[chosen[kept]], class_ids[kept], masks, left_out)
 
 
 def _corners(boxes: Floats) -> Floats:

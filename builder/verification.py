@@ -179,12 +179,27 @@ def segment_source(
     paths: Sequence[Path],
     input_size: tuple[int, int],
     settings: Verification,
+    top_k: int,
     on_image: Callable[[], None],
     low_scores: bool = False,
-) -> list[ImageSegmentation]:
-    """Run the export's own file over images, decoded by code that does not serve; else as :func:`segment_set`."""
+) -> tuple[list[ImageSegmentation], int]:
+    """Run the export's own file over images, decoded by code that does not serve; else as :func:`segment_set`.
+
+    Args:
+        source: the file.
+        paths: the images.
+        input_size: height and width of the network's input.
+        settings: thresholds.
+        top_k: anchors that are looked at per image, the best first, as many as the network that is served gives.
+        on_image: called once per image, for progress.
+        low_scores: keep detections down to the score that mAP needs.
+
+    Returns:
+        The detections; and how many images have more anchors above the threshold than ``top_k``.
+    """
     confidence = min(_MAP_CONFIDENCE, settings.confidence) if low_scores else settings.confidence
     found = []
+    cut = 0
     for image, geometry in letterboxed(paths, input_size):
         placement = Placement(
             geometry.height,
@@ -194,12 +209,13 @@ def segment_source(
             geometry.pad_left,
             geometry.pad_top,
         )
-        result = source.segment(image, placement, confidence, settings.iou, _MAP_DETECTIONS)
+        result = source.segment(image, placement, (confidence, settings.iou, _MAP_DETECTIONS, top_k))
+        cut += 0 < settings.confidence <= result.left_out
         boxes, scores = result.boxes.astype(np.float32), result.scores.astype(np.float32)
         class_ids = result.class_ids.astype(np.int32)
         found.append(ImageSegmentation(boxes, scores, class_ids, result.masks, geometry.height, geometry.width))
         on_image()
-    return found
+    return found, cut
 
 
 def letterboxed(paths: Sequence[Path], input_size: tuple[int, int]) -> Iterator[tuple[NDArray[np.uint8], Geometry]]:

@@ -188,7 +188,8 @@ def test_what_a_killed_builder_left_is_swept(tmp_path, make):
 
 def test_sizes_of_the_network_go_into_the_configurations(tmp_path, make):
     onnx = segmentation_export(tmp_path / "wide.onnx", height=96, width=160, coefficients=16)
-    make(onnx=onnx, precisions=("fp32",), top_k=40)
+    (built,) = make(onnx=onnx, precisions=("fp32",), top_k=40)
+    assert built.manifest.verification["images_beyond_top_k"] == built.manifest.verification["images"]
     repository = tmp_path / "repository"
     found = {}
     for name in ("preprocess", "postprocess", "segmentation_int8"):

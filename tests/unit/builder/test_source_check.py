@@ -174,7 +174,9 @@ def test_decoding_by_hand():
     prototypes = np.full((1, 16, 16), -1.0)
     prototypes[0, :, 4:] = 1.0  # network columns from 4 * 4 = 16 on; linear in between
     placement = Placement(height=32, width=32, scale_x=2.0, scale_y=2.0, left=0, top=0)
-    found = decode(anchors, prototypes, 2, placement, (64, 64), (0.25, 0.45, 10))
+    found = decode(anchors, prototypes, 2, placement, (64, 64), (0.25, 0.45, 10, 10))
+    assert found.left_out == 0
+    assert decode(anchors, prototypes, 2, placement, (64, 64), (0.25, 0.45, 10, 2)).left_out == pytest.approx(0.7)
     np.testing.assert_allclose(found.boxes, [[6, 6, 14, 14], [7, 6, 15, 14]])
     np.testing.assert_allclose(found.scores, [0.9, 0.7])
     assert found.class_ids.tolist() == [0, 1]
