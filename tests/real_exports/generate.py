@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -82,11 +83,13 @@ def _predict(case: Case, file: Path, paths: list[Path]) -> dict[str, Any]:
     from ultralytics import YOLO
     from ultralytics.models.yolo.segment import SegmentationPredictor
     from ultralytics.nn.autobackend import AutoBackend
-    from ultralytics.utils import ops
+    from ultralytics.utils import nms, ops
 
     # On a CPU it does nothing but import torchvision, whose suppression then replaces ultralytics' own; and torchvision
     # fails beside a torch of another build.
     AutoBackend.warmup = lambda *_, **__: None
+    # Suppression gives up after two seconds and leaves the rest of a batch empty; on a busy machine that is soon.
+    nms.time = SimpleNamespace(time=float)
     found: dict[str, Any] = {}
     masks_of = ops.process_mask_native
 
