@@ -99,13 +99,18 @@ def quantize_for_cpu(
 
 
 def count_quantized_convolutions(model: onnx.ModelProto) -> tuple[int, int]:
-    """Convolutions whose input and weights both come out of DequantizeLinear, and all convolutions."""
+    """How many convolutions run in int8, and how many there are."""
+    return len(quantized_convolutions(model)), sum(node.op_type == "Conv" for node in model.graph.node)
+
+
+def quantized_convolutions(model: onnx.ModelProto) -> list[str]:
+    """Names of the convolutions whose input and weights both come out of DequantizeLinear: they run in int8."""
     producers = {output: node.op_type for node in model.graph.node for output in node.output}
-    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
-    quantized = [
-        node for node in convolutions if all(producers.get(name) == "DequantizeLinear" for name in list(node.input)[:2])
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Conv" and all(producers.get(name) == "DequantizeLinear" for name in list(node.input)[:2])
     ]
-    return len(quantized), len(convolutions)
 
 
 def _no_preparation_hint(record: logging.LogRecord) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from builder.quantisers import group_of, quantised_nodes, remove_quantisers
-from builder.quantize_cpu import count_quantized_convolutions
+from builder.quantize_cpu import count_quantized_convolutions, quantized_convolutions
 from builder.settings import Verification
 from builder.verification import Comparison, compare, onnx_network, segment_set
 from pipeline.postprocess import ImageSegmentation
@@ -24,7 +24,7 @@ class GroupCost:
     Attributes:
         group: its name, such as ``model.22.proto``.
         nodes: the quantised nodes in it.
-        convolutions: how many of them are convolutions.
+        convolutions: how many of them are convolutions that run in int8.
         comparison: of the network in which this group alone is quantised, with the fp32 reference.
     """
 
@@ -115,8 +115,8 @@ def groups_of(model: onnx.ModelProto) -> dict[str, list[str]]:
 
 
 def groups_with_convolutions(model: onnx.ModelProto) -> dict[str, list[str]]:
-    """Those of :func:`groups_of` that hold convolutions, where nearly all of the work and of the weights is."""
-    convolutions = {node.name for node in model.graph.node if node.op_type == "Conv"}
+    """Those of :func:`groups_of` that hold int8 convolutions, where nearly all of the work and of the weights is."""
+    convolutions = set(quantized_convolutions(model))
     return {group: names for group, names in groups_of(model).items() if convolutions & set(names)}
 
 
@@ -132,13 +132,13 @@ def rank_groups(
     """
     every = groups_of(subject.quantised)
     everything = [name for names in every.values() for name in names]
-    kinds = {node.name: node.op_type for node in subject.quantised.graph.node}
+    in_int8 = set(quantized_convolutions(subject.quantised))
     ranked = []
     for group, names in (every if groups is None else groups).items():
         others = set(everything) - set(names)
         alone = remove_quantisers(subject.quantised, subject.original, others)
         comparison = subject.compare(alone, lambda: None)
-        convolutions = sum(kinds[name] == "Conv" for name in names)
+        convolutions = len(in_int8.intersection(names))
         ranked.append(GroupCost(group, tuple(names), convolutions, comparison))
         on_group()
     return sorted(ranked, key=lambda cost: -cost.cost)

@@ -24,11 +24,11 @@ from pipeline import contract
 pytest.importorskip("modelopt", reason="ModelOpt is missing; make test-tensorrt runs it")
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is missing; make test-tensorrt runs it")
 
-from builder.tensorrt.compile import PlanBuildError
+from builder.tensorrt import profile as tensorrt_profile
+from builder.tensorrt.compile import PlanBuildError, compile_plan
 from builder.tensorrt.errors import LogLine
 from builder.tensorrt.fallback import FallbackError
 from builder.tensorrt.graph_names import GraphNames
-from builder.tensorrt.profile import TensorRTProfile
 from tests.yolo import export
 
 pytestmark = pytest.mark.tensorrt
@@ -158,32 +158,26 @@ FUSED = "{name} + PWN(PWN({sigmoid}), {name})"
 FOREIGN = "{{ForeignNode[{name}...{sigmoid}]}}"
 
 
-def refusing(names, forever=False, form=FUSED):
-    """A compile step that fails, as TensorRT 8.6 did, while any of the nodes is quantised."""
+def refuse(monkeypatch, names, forever=False, form=FUSED):
+    """Let TensorRT fail, as 8.6 did, while any of the nodes is quantised."""
 
-    def replace(profile: TensorRTProfile) -> TensorRTProfile:
-        real = profile._compile
+    def step(path, *arguments):
+        graph = GraphNames.from_file(path)
+        for name in names:
+            if forever or graph.is_quantised(name):
+                layer = form.format(name=name, sigmoid=name.replace("conv/Conv", "act/Sigmoid"))
+                line = f"Error Code 10: Internal Error (Could not find any implementation for node {layer}.)"
+                raise PlanBuildError("no plan", (LogLine("ERROR", line),))
+        return compile_plan(path, *arguments)
 
-        def step(path):
-            graph = GraphNames.from_file(path)
-            for name in names:
-                if forever or graph.is_quantised(name):
-                    layer = form.format(name=name, sigmoid=name.replace("conv/Conv", "act/Sigmoid"))
-                    line = f"Error Code 10: Internal Error (Could not find any implementation for node {layer}.)"
-                    raise PlanBuildError("no plan", (LogLine("ERROR", line),))
-            return real(path)
-
-        profile._compile_step = step
-        return profile
-
-    return replace
+    monkeypatch.setattr(tensorrt_profile, "compile_plan", step)
 
 
 PROTO = "/model.22/proto/cv3/conv/Conv"
 STEM = "/model.1/conv/Conv"
 
 
-def small_build(tmp_path, images, replace, **changes):
+def small_build(tmp_path, images, **changes):
     entries = {
         "profile": "tensorrt",
         "precisions": ("int8",),
@@ -194,12 +188,13 @@ def small_build(tmp_path, images, replace, **changes):
         "gates": OPEN_GATES,
         **changes,
     }
-    return build(load_settings(None, entries), Steps(QUIET), replace)
+    return build(load_settings(None, entries), Steps(QUIET))
 
 
 @pytest.mark.parametrize("form", [FUSED, FOREIGN], ids=["fused", "foreign"])
-def test_a_failed_build_is_tried_again_without_the_nodes_that_failed(tmp_path, images, form):
-    (built,) = small_build(tmp_path, images, refusing([PROTO, STEM], form=form))
+def test_a_failed_build_is_tried_again_without_the_nodes_that_failed(tmp_path, images, monkeypatch, form):
+    refuse(monkeypatch, [PROTO, STEM], form=form)
+    (built,) = small_build(tmp_path, images)
     attempts = built.manifest.attempts
     assert [attempt["succeeded"] for attempt in attempts] == [False, False, True]
     # A ForeignNode is known by its ends alone, so what lies between them in the graph's order goes as well.
@@ -216,7 +211,7 @@ def test_a_failed_build_is_tried_again_without_the_nodes_that_failed(tmp_path, i
 
 def test_a_build_that_never_succeeds_says_what_to_do_and_writes_nothing(tmp_path, images, monkeypatch, capsys):
     repository = ModelRepository(tmp_path / "repository")
-    monkeypatch.setattr(command, "build", lambda settings, steps: build(settings, steps, refusing([PROTO], True)))
+    refuse(monkeypatch, [PROTO], forever=True)
     config = tmp_path / "builder.yaml"
     config.write_text(
         "calibration: {method: max}\ngates: {int8: {f1: 0, mask_iou: 0}}\nplan: {flavour: tensorrt-rtx}\n"
@@ -258,9 +253,10 @@ def test_a_workspace_that_does_not_suffice_is_named_in_every_precision(tmp_path,
     assert "not served under the profile tensorrt" in capsys.readouterr().out
 
 
-def test_a_build_that_goes_on_failing_stops_at_the_bound(tmp_path, images):
+def test_a_build_that_goes_on_failing_stops_at_the_bound(tmp_path, images, monkeypatch):
     names = [PROTO, STEM, "/model.2/cv1/conv/Conv"]
+    refuse(monkeypatch, names)
     with pytest.raises(FallbackError, match=r"2 builds failed, which is the bound") as caught:
-        small_build(tmp_path, images, refusing(names), **{"fallback.max_attempts": 2})
+        small_build(tmp_path, images, **{"fallback.max_attempts": 2})
     assert [attempt.succeeded for attempt in caught.value.attempts] == [False, False]
     assert ModelRepository(tmp_path / "repository").versions("int8") == []
