@@ -108,7 +108,7 @@ class Sender:
 
     def _malformed(self, channel: Any, one: Malformed) -> Answer:
         if one.http is None:
-            return _call(channel, one.method, _message(one))
+            return _call(channel, one.method, _message(one), one.mask_format)
         url = self._grpc_url if one.to_grpc_port else self._http_url
         patience_s = _CLOSE_S if one.may_close else _TIMEOUT_S
         try:
@@ -136,7 +136,7 @@ def _message(request: Malformed) -> bytes:
     return bytes(request.grpc.SerializeToString()) if request.message is None else request.message
 
 
-def _call(channel: Any, method: str, message: bytes) -> Answer:
+def _call(channel: Any, method: str, message: bytes, mask_format: str = "rle") -> Answer:
     """Call a method with bytes, right or wrong."""
     call = channel.unary_unary(method, lambda data: data, lambda data: data)
     try:
@@ -145,7 +145,7 @@ def _call(channel: Any, method: str, message: bytes) -> Answer:
         return read_refusal(error)
     if method != protocol.INFER:
         return Answer("another method's answer", data.hex()[:200])
-    return read_grpc(service_pb2.ModelInferResponse.FromString(data))
+    return read_grpc(service_pb2.ModelInferResponse.FromString(data), mask_format)
 
 
 def kept_input(file: Path) -> Input:
