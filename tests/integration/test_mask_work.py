@@ -12,10 +12,13 @@ import cv2
 import grpc
 import numpy as np
 import pytest
+from tritonclient.grpc import InferenceServerClient, InferInput
 
 from client import RetryPolicy, SegmentationClient
 from client.errors import RequestError
 from load.bench.photographs import at_megapixels
+from pipeline import contract
+from pipeline.letterbox import Geometry
 from pipeline.mask_formats import decode_mask
 from tests.chaos import protocol
 from tests.chaos.corpus_masks import endless_masks
@@ -162,18 +165,29 @@ def test_base64_text_is_named(server, reference, prefix):
         client.segment(text)
 
 
-def test_candidates_that_were_cut_off_are_counted(server, reference):
+def test_candidates_that_were_cut_off_are_counted(server):
     def count():
-        with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as answer:
             lines = answer.read().decode().splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith("segmentation_images_cut_total{"))
 
-    photograph = reference.photographs[0].read_bytes()
-    with one_try(server) as client:
-        client.segment(photograph)
+    candidates = np.zeros((1, contract.DEFAULT_TOP_K, 38), np.float32)
+    candidates[..., 0] = np.linspace(0.9, 0.3, contract.DEFAULT_TOP_K)
+    candidates[..., 1:5] = (320, 320, 60, 60)
+    tensors = {
+        "candidates": (candidates, "FP32"),
+        "prototypes": (np.zeros((1, 32, 160, 160), np.float16), "FP16"),
+        "geometry": (Geometry.fit(640, 640, 640, 640).to_array()[None], "FP32"),
+    }
+    inputs = []
+    for name, (array, datatype) in tensors.items():
+        inputs.append(InferInput(name, array.shape, datatype))
+        inputs[-1].set_data_from_numpy(array)
+    with InferenceServerClient(server.grpc_url) as client:
         before = count()
-        client.segment(photograph, confidence=0.0, mask_format="none")
-        ends = time.monotonic() + 10
-        while count() == before and time.monotonic() < ends:
-            time.sleep(0.1)
-    assert count() in (before, before + 1)
+        client.infer(contract.POSTPROCESS_MODEL, inputs, parameters={"confidence": "0.31"})
+        client.infer(contract.POSTPROCESS_MODEL, inputs, parameters={"confidence": "0.25"})
+    ends = time.monotonic() + 10
+    while count() < before + 1 and time.monotonic() < ends:
+        time.sleep(0.1)
+    assert count() == before + 1
