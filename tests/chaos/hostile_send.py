@@ -94,7 +94,10 @@ class Sender:
         elif isinstance(one, Sample) and answer.segmentations:
             self._remember(one, answer.segmentations[0])
         unbatched = not fault and isinstance(one, Malformed) and one.unbatched and answer.result != "refused"
-        return Outcome(one.kind, one.name, "answered" if unbatched else answer.result, seconds, fault)
+        result = "answered" if unbatched else answer.result
+        if not fault and isinstance(one, Malformed) and one.may_be_busy and result != "answered":
+            result = "refused"
+        return Outcome(one.kind, one.name, result, seconds, fault)
 
     def _image(self, channel: Any, data: bytes) -> Answer:
         # Both protocols in turn, by the bytes, so that a seed gives the same run.
