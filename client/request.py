@@ -83,7 +83,7 @@ def parameters_of(
         confidence: least score of a detection, in [0, 1].
         iou: overlap above which the worse of two boxes of a class is dropped, in [0, 1].
         max_detections: most detections per image.
-        mask_format: ``rle``, ``polygon``, ``png`` or ``none``.
+        mask_format: ``rle``, ``polygon``, ``png``, ``png_base64`` or ``none``.
         classes: class indices to keep.
 
     Returns:

@@ -21,7 +21,7 @@ class Detection:
         score: in [0, 1].
         class_id: index into the model's class names.
         encoded_mask: the mask as it came.
-        mask_format: ``rle``, ``polygon``, ``png`` or ``none``.
+        mask_format: ``rle``, ``polygon``, ``png``, ``png_base64`` or ``none``.
         image_size: height and width of the original image, in pixels.
     """
 
@@ -50,7 +50,7 @@ class Segmentation:
         scores: float32 [n] in [0, 1], falling.
         class_ids: int32 [n], indices into the model's class names.
         encoded_masks: n masks as they came: COCO compressed ``counts`` (``rle``), JSON lists of x, y (``polygon``),
-            PNG files (``png``), or empty (``none``).
+            PNG files (``png``), the same as base64 text (``png_base64``), or empty (``none``).
         mask_format: of ``encoded_masks``.
         image_size: height and width of the original image, in pixels, upright (EXIF orientation applied).
     """

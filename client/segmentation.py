@@ -168,7 +168,7 @@ class SegmentationClient(_Endpoint):
             confidence: least score of a detection, in [0, 1]; default 0.25.
             iou: overlap above which the worse of two boxes of a class is dropped, in [0, 1]; default 0.45.
             max_detections: 1 to 1000; default 300.
-            mask_format: ``rle``, ``polygon``, ``png`` or ``none``; default ``rle``.
+            mask_format: ``rle``, ``polygon``, ``png``, ``png_base64`` or ``none``; default ``rle``.
             classes: class indices to keep; default all.
 
         Raises:

@@ -118,7 +118,10 @@ def _filled(encoded: bytes, height: int, width: int) -> NDArray[np.bool_]:
     fault = ValueError(f"the bytes are not polygons along the sides of pixels within {height}x{width} pixels")
     marks = [np.zeros(0, np.int64)]
     try:
-        for polygon in json.loads(encoded):
+        polygons = json.loads(encoded)
+        if not isinstance(polygons, list):
+            raise fault
+        for polygon in polygons:
             x, y = np.array(polygon, np.int64).reshape(-1, 2).T
             next_x, next_y = np.roll(x, -1), np.roll(y, -1)
             aslant = (x != next_x) & (y != next_y)

@@ -69,7 +69,7 @@ def check_mask_work(
     largest = max(geometries, key=lambda where: where.height * where.width)
     remedies = [f"set max_detections to {fitting} or less"] if fitting else []
     remedies += ["raise confidence", "send a smaller picture", *(["fewer images a request"] if len(images) > 1 else [])]
-    remedies += ["ask for mask_format 'rle'"] if mask_format != "rle" else ["for mask_format 'none'"]
+    remedies += ["ask for mask_format 'rle'"] if mask_format != "rle" else []
     where = f"{'images of up to' if len(images) > 1 else 'an image of'} {largest.width}x{largest.height} pixels"
     raise ParameterError(
         f"the masks of {sum(map(len, images))} detections as {mask_format!r}, in {where}, would take about "

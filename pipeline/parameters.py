@@ -66,7 +66,7 @@ class RequestParameters:
 def _fraction(name: str, value: Any) -> float:
     number = float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0.0 <= number <= 1.0:
-        raise ParameterError(f"parameter {name!r} is {_shown(value)}; allowed: a number from 0 to 1")
+        raise ParameterError(f"parameter {name!r} is {value!r}; allowed: a number from 0 to 1")
     return float(number)
 
 
@@ -74,30 +74,24 @@ def _count(name: str, value: Any) -> int:
     number = int(value) if isinstance(value, str) and _WHOLE.fullmatch(value) else value
     if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= DEFAULT_TOP_K:
         allowed = f"a whole number from 1 to {DEFAULT_TOP_K}"
-        raise ParameterError(f"parameter {name!r} is {_shown(value)}; allowed: {allowed}")
+        raise ParameterError(f"parameter {name!r} is {value!r}; allowed: {allowed}")
     return number
 
 
 # Some clients can send text only: numbers as JSON writes them, without spaces, and no NaN.
 _NUMBER: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?([eE][-+]?[0-9]{1,3})?")
 _WHOLE: Final = re.compile(r"[0-9]{1,9}")
-_SHOWN: Final = 60
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
 
 
 def _mask_format(name: str, value: Any) -> str:
     if value not in MASK_FORMATS:
-        raise ParameterError(f"parameter {name!r} is {_shown(value)}; allowed: {', '.join(MASK_FORMATS)}")
+        raise ParameterError(f"parameter {name!r} is {value!r}; allowed: {', '.join(MASK_FORMATS)}")
     return str(value)
 
 
 def _classes(name: str, value: Any) -> frozenset[int]:
     fault = ParameterError(
-        f"parameter {name!r} is {_shown(value)}; allowed: class indices from 0 to {MAX_CLASS_ID}, "
+        f"parameter {name!r} is {value!r}; allowed: class indices from 0 to {MAX_CLASS_ID}, "
         "comma-separated, such as '0,2'"
     )
     if isinstance(value, bool) or not isinstance(value, (int, str)):

@@ -164,7 +164,7 @@ class Admission:
         waited_s = max(0, time.monotonic_ns() - int(ticket[1])) / 1e9
         if waited_s + seconds > self.bound_s:
             raise OverloadError(
-                f"{BUSY}: after {waited_s:.1f} s, the masks of this request would take about {seconds:.1f} s more; "
+                f"{BUSY}: after {waited_s:.1f} s, this request would take about {seconds:.1f} s more; "
                 f"allowed: {self.bound_s:g} s in all. Try again later"
             )
 

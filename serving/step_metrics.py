@@ -39,17 +39,19 @@ class AdmissionMetrics:
 
 
 class PreprocessMetrics:
-    """Counters of ``preprocess``: images decoded, images refused by reason."""
+    """Counters of ``preprocess``: images decoded, images refused by reason, requests refused for overload."""
 
     def __init__(self, model: str) -> None:
         labels = {"model": model}
         self._families = (
             counter_family(DECODED_METRIC, "Images decoded"),
             counter_family(DECODE_ERRORS_METRIC, "Images refused, by reason"),
+            counter_family(REFUSED_METRIC, _REFUSED_HELP),
         )
-        decoded, errors = self._families
+        decoded, errors, refused = self._families
         self._publisher = Publisher()
         self._decoded = self._publisher.tally(decoded.Metric(labels=labels))
+        self._refused = self._publisher.tally(refused.Metric(labels=labels))
         # All there from the start, so that the first refusal shows as a rise.
         self._errors = {
             reason: self._publisher.tally(errors.Metric(labels={**labels, "reason": reason})) for reason in IMAGE_FAULTS
@@ -62,6 +64,10 @@ class PreprocessMetrics:
     def image_refused(self, reason: str) -> None:
         """Count one image that is at fault; see :data:`pipeline.errors.IMAGE_FAULTS`."""
         self._errors[reason].add()
+
+    def request_refused(self) -> None:
+        """Count one request whose images would have come too late."""
+        self._refused.add()
 
     def close(self) -> None:
         """Hand over the last counts."""

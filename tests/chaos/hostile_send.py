@@ -94,7 +94,10 @@ class Sender:
         elif isinstance(one, Sample) and answer.segmentations:
             self._remember(one, answer.segmentations[0])
         unbatched = not fault and isinstance(one, Malformed) and one.unbatched and answer.result != "refused"
-        return Outcome(one.kind, one.name, "answered" if unbatched else answer.result, seconds, fault)
+        result = "answered" if unbatched else answer.result
+        if not fault and isinstance(one, Malformed) and one.may_be_busy and result != "answered":
+            result = "refused"
+        return Outcome(one.kind, one.name, result, seconds, fault)
 
     def _image(self, channel: Any, data: bytes) -> Answer:
         # Both protocols in turn, by the bytes, so that a seed gives the same run.
@@ -108,7 +111,7 @@ class Sender:
 
     def _malformed(self, channel: Any, one: Malformed) -> Answer:
         if one.http is None:
-            return _call(channel, one.method, _message(one))
+            return _call(channel, one.method, _message(one), one.mask_format)
         url = self._grpc_url if one.to_grpc_port else self._http_url
         patience_s = _CLOSE_S if one.may_close else _TIMEOUT_S
         try:
@@ -136,7 +139,7 @@ def _message(request: Malformed) -> bytes:
     return bytes(request.grpc.SerializeToString()) if request.message is None else request.message
 
 
-def _call(channel: Any, method: str, message: bytes) -> Answer:
+def _call(channel: Any, method: str, message: bytes, mask_format: str = "rle") -> Answer:
     """Call a method with bytes, right or wrong."""
     call = channel.unary_unary(method, lambda data: data, lambda data: data)
     try:
@@ -145,7 +148,7 @@ def _call(channel: Any, method: str, message: bytes) -> Answer:
         return read_refusal(error)
     if method != protocol.INFER:
         return Answer("another method's answer", data.hex()[:200])
-    return read_grpc(service_pb2.ModelInferResponse.FromString(data))
+    return read_grpc(service_pb2.ModelInferResponse.FromString(data), mask_format)
 
 
 def kept_input(file: Path) -> Input:

@@ -34,6 +34,8 @@ class Malformed:
         half_close: whether the sender says after the bytes that it will send no more.
         may_close: whether the server may end the connection without an answer: what came was not HTTP.
         valid: whether an answer is right after all.
+        may_be_busy: whether it may be refused for overload.
+        mask_format: that it asks for.
         unbatched: whether the answer has no batch axis: Triton 2.51 makes a batch of one of a batch of none with an
             image in it, and leaves its axis out of the answer.
     """
@@ -49,6 +51,8 @@ class Malformed:
     may_close: bool = False
     valid: bool = False
     unbatched: bool = False
+    may_be_busy: bool = False
+    mask_format: str = "rle"
 
 
 def http_request(body: bytes, header_length: int | None = None, path: str = _PATH, **headers: str) -> bytes:

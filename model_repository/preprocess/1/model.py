@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import cv2
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from pipeline import contract
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, OverloadError
 from pipeline.images import ImageLimits
-from pipeline.preprocess import preprocess
-from serving.admission import Admission, state_path
-from serving.python_backend import answer_each, config_parameter, count_out
+from pipeline.preprocess import decode_seconds, preprocess
+from serving.admission import MOST_OF_BOUND, Admission, state_path
+from serving.python_backend import answer_each, config_parameter, count_out, ticket_of
 from serving.step_metrics import PreprocessMetrics
+
+_LONG_S: Final = 0.5  # shorter work is done however long the request has waited
 
 
 class TritonPythonModel:
@@ -49,6 +51,7 @@ class TritonPythonModel:
 
     def _letterbox(self, request: Any) -> list[Any]:
         encoded = pb_utils.get_input_tensor_by_name(request, contract.IMAGE.name).as_numpy().reshape(-1)
+        self._check_in_time(request, encoded)
         images = np.empty((len(encoded), *self._input_shape), np.uint8)
         geometry = np.empty((len(encoded), *contract.GEOMETRY.shape), np.float32)
         for index, data in enumerate(encoded):
@@ -63,3 +66,14 @@ class TritonPythonModel:
             pb_utils.Tensor(contract.IMAGES.name, images),
             pb_utils.Tensor(contract.GEOMETRY.name, geometry),
         ]
+
+    def _check_in_time(self, request: Any, encoded: Sequence[bytes]) -> None:
+        """Refuse images that are long work and come too late; what comes in time may take as long as it needs."""
+        seconds = sum(map(decode_seconds, encoded))
+        if seconds < _LONG_S:
+            return
+        try:
+            self._admission.check_in_time(ticket_of(request), min(seconds, MOST_OF_BOUND * self._admission.bound_s))
+        except OverloadError:
+            self._metrics.request_refused()
+            raise

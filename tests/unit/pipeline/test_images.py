@@ -1,3 +1,4 @@
+import base64
 import io
 import struct
 import time
@@ -354,3 +355,24 @@ def test_colour_masks_of_a_bmp(masks, header_bytes):
 def test_colour_masks_that_would_be_decoded_wrongly_are_refused(masks, header_bytes):
     with pytest.raises(ImageError, match="colour masks"):
         decode_image(bmp_with_masks(*masks, header_bytes))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("wrapped", [b"%s", b"data:image/jpeg;base64,%s", b'"%s"', b"\n %s\n"])
+def test_base64_text_is_recognised(kind, wrapped):
+    data = encoded(kind)
+    for text in (base64.b64encode(data), base64.encodebytes(data), base64.urlsafe_b64encode(data)):
+        expected = r"the image is (base64 text|a data: URI), \d+ characters; allowed: the file"
+        with pytest.raises(ImageError, match=expected) as no:
+            decode_image(wrapped % text)
+        assert "binary data extension" in str(no.value)
+        assert no.value.reason == "format"
+
+
+@pytest.mark.parametrize(
+    "text", [b"this is text, not an image", b"AAAA" * 40, b"/9j/", b"hello", b"R0lGODlhAQABAAAAACw="]
+)
+def test_other_text_is_no_base64_of_an_image(text):
+    with pytest.raises(ImageError) as no:
+        decode_image(text)
+    assert "base64 text" not in str(no.value) or text == b"/9j/"

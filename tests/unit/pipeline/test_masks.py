@@ -1,10 +1,11 @@
 """Masks computed inside boxes, against a dense computation in float64."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from pipeline.letterbox import Geometry
-from pipeline.mask_formats import decode_mask, encode_masks
 from pipeline.masks import MaskRuns, mask_runs
 
 
@@ -74,6 +75,23 @@ def test_smallest_and_largest_boxes(box):
     assert mask.area == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)  # all of the box
 
 
+def test_many_large_instances_take_little_memory():
+    rng = np.random.default_rng(3)
+    geometry = Geometry.fit(3000, 4000, 640, 640)
+    prototypes = smooth_prototypes(rng, 4, 160, 160)
+    weights = rng.standard_normal((120, 4)).astype(np.float32)
+    boxes = np.tile(np.array([[0, 0, 4000, 3000]], np.float32), (120, 1))
+    tracemalloc.start()
+    try:
+        masks = mask_runs(prototypes, weights, boxes, geometry)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 120 << 20  # 480,000 pixel columns; all at once would take 256 bytes and more for each
+    (alone,) = mask_runs(prototypes, weights[77:78], boxes[77:78], geometry)
+    np.testing.assert_array_equal(masks[77].starts, alone.starts)
+
+
 def test_runs_are_whole_apart_and_in_order():
     rng = np.random.default_rng(7)
     geometry = Geometry.fit(300, 400, 640, 640)
@@ -91,26 +109,3 @@ def test_no_detection_gives_no_mask():
     geometry = Geometry.fit(50, 100, 640, 640)
     prototypes = np.zeros((4, 160, 160), np.float16)
     assert mask_runs(prototypes, np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32), geometry) == []
-
-
-@pytest.mark.parametrize("mask_format", ["rle", "png", "polygon"])
-def test_formats_round_trip(mask_format):
-    yy, xx = np.mgrid[:40, :60]
-    disc = ((yy - 20) ** 2 + (xx - 30) ** 2 < 300).astype(np.uint8)
-    image = np.zeros((90, 120), bool)
-    image[5:45, 7:67] = disc
-    (encoded,) = encode_masks([MaskRuns.from_image(image)], mask_format)
-    np.testing.assert_array_equal(decode_mask(encoded, mask_format, 90, 120), image)
-
-
-def test_an_empty_mask_in_every_format():
-    empty = MaskRuns.from_image(np.zeros((9, 12), bool))
-    for mask_format in ("rle", "png", "polygon"):
-        (encoded,) = encode_masks([empty], mask_format)
-        assert not decode_mask(encoded, mask_format, 9, 12).any()
-
-
-def test_no_masks_cannot_be_decoded():
-    assert encode_masks([MaskRuns.from_image(np.ones((2, 2), bool))], "none") == [b""]
-    with pytest.raises(ValueError, match="none"):
-        decode_mask(b"", "none", 4, 4)

@@ -14,6 +14,12 @@ def test_all_set():
     assert RequestParameters.parse({"classes": 7}).classes == frozenset({7})
 
 
+def test_numbers_as_text():
+    values = {"confidence": "0.5", "iou": "1e-1", "max_detections": "100"}
+    assert RequestParameters.parse(values) == RequestParameters(0.5, 0.1, 100)
+    assert RequestParameters.parse({"confidence": "1", "iou": "0"}) == RequestParameters(1.0, 0.0)
+
+
 def test_what_triton_adds_is_passed_over():
     assert RequestParameters.parse({"triton_enable_empty_final_response": False, "timeout": 3}) == RequestParameters()
 
@@ -25,7 +31,21 @@ def test_what_triton_adds_is_passed_over():
         ("confidence", "high", "0 to 1"),
         ("confidence", True, "0 to 1"),
         ("confidence", float("nan"), "0 to 1"),
+        ("confidence", "nan", "0 to 1"),
+        ("confidence", "inf", "0 to 1"),
+        ("confidence", "true", "0 to 1"),
+        ("confidence", "1.5", "0 to 1"),
+        ("confidence", "", "0 to 1"),
+        ("confidence", " 0.5", "0 to 1"),
+        ("confidence", "1_0", "0 to 1"),
+        ("confidence", "\u0661", "0 to 1"),
+        ("confidence", "1e999", "0 to 1"),
+        ("confidence", "9" * 100, "0 to 1"),
         ("iou", -0.1, "0 to 1"),
+        ("max_detections", "0", "1 to 1000"),
+        ("max_detections", "2.5", "1 to 1000"),
+        ("max_detections", "-3", "1 to 1000"),
+        ("max_detections", "9" * 5000, "1 to 1000"),
         ("max_detections", 0, "1 to 1000"),
         ("max_detections", 1001, "1 to 1000"),
         ("max_detections", 2.5, "1 to 1000"),

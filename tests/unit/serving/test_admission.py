@@ -47,6 +47,26 @@ def test_the_bound_follows_the_measured_speed(path):
     assert 12 <= len(admitted_at_once(admission)) <= 30
 
 
+def test_long_work_is_refused_for_what_has_waited_too_long(path):
+    steps = Admission(path, max_latency_s=0.0)
+    assert steps.bound_s == float("inf")
+    steps.check_in_time(None, 1e6)
+    ticket = Admission(path, max_latency_s=2.0).admit(1)
+    assert steps.bound_s == 2.0
+    steps.check_in_time(ticket, 1.5)
+    ticket[1] -= int(1e9)
+    steps.check_in_time(ticket, 0.5)
+    with pytest.raises(
+        OverloadError, match=rf"^{BUSY}: after 1.0 s, this request would take about 1.5 s more; allowed: 2 s in all"
+    ):
+        steps.check_in_time(ticket, 1.5)
+    ticket[1] -= int(60e9)
+    steps.check_in_time(ticket, 0.01)  # ordinary work is done however late it is
+    ticket[1] = 2**62  # a caller of the step itself may write anything into its ticket
+    with pytest.raises(OverloadError):
+        steps.check_in_time(ticket, 2.5)
+
+
 def test_a_refusal_says_that_the_server_is_busy_and_costs_nothing(path):
     admission = Admission(path, max_latency_s=1e-3)
     admitted_at_once(admission)
