@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+import grpc
+
 from builder.errors import BuilderError
 from builder.repository import SHIPPED_REPOSITORY
 from load.bench.report import Comparison, Keep, draw_parts
@@ -90,7 +92,7 @@ def _run_part(part: Callable[[argparse.Namespace], None], options: argparse.Name
     end_with(parent)
     try:
         part(options)
-    except (LoadError, ServingError, BuilderError, OSError) as error:
+    except (LoadError, ServingError, BuilderError, grpc.RpcError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 

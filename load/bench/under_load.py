@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from load.bench.drive import Drivers, Target
 from load.bench.server_meter import ServerMeter, Usage
 from load.errors import LoadError
+
+_WINDOWS: Final = (1, 4, 16)  # times the window that was asked for, until something is answered in it
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,21 @@ class Load:
 def put_under_load(
     drivers: Drivers, target: Target, meter: ServerMeter, in_flight: int, seconds: float, warm_up_s: float = 0.5
 ) -> Load:
-    """Put load on a target and measure.
+    """Put load on a target and measure; for longer where a busy machine answers nothing within the window.
 
     Raises:
-        LoadError: a request failed; the first error is told.
+        LoadError: a request failed, or nothing is answered; the first error is told.
     """
-    before = meter.read()
-    answers = drivers.run(target, in_flight, seconds, warm_up_s)
-    after = meter.read()
-    if answers.failed:
-        raise LoadError(f"{answers.failed} requests to {target.model} failed, the first with {answers.first_error}")
+    for longer in _WINDOWS:
+        before = meter.read()
+        answers = drivers.run(target, in_flight, seconds * longer, warm_up_s)
+        after = meter.read()
+        if answers.failed:
+            raise LoadError(f"{answers.failed} requests to {target.model} failed, the first with {answers.first_error}")
+        if answers.latencies_ms:
+            break
+    else:
+        raise LoadError(f"{target.model} answered nothing within {seconds * _WINDOWS[-1]:g} s; give it more --seconds")
     return Load(
         in_flight=in_flight,
         images_per_s=answers.per_second,

@@ -87,7 +87,7 @@ kill $server; wait $server
     words = ["sh", "-c", script, "sh", sys.executable, photographs, repository, tmp_path]
     process = start(*words, env=without_the_switch(), stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        assert process.wait(400) == 0
+        assert process.wait(900) == 0
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
