@@ -18,7 +18,7 @@ from client.retry import RetryPolicy
 from client.segmentation import AsyncSegmentationClient
 from client.sources import VIDEO_SUFFIXES, SourceError
 from client.transport import DEFAULT_URLS
-from client.video import VideoError
+from client.video import ADDRESS, VideoError, VideoSource, source_name
 from pipeline import command_line, contract
 from pipeline.errors import ParameterError
 from pipeline.parameters import RequestParameters
@@ -57,11 +57,19 @@ async def _run(options: argparse.Namespace) -> int:
         return await run_photos(client, options)
 
 
-def _video_source(options: argparse.Namespace) -> Path | int | None:
+def _video_source(options: argparse.Namespace) -> VideoSource | None:
     if options.camera is not None:
         return int(options.camera)
-    first = options.paths[0]
-    return Path(first) if first.suffix.lower() in VIDEO_SUFFIXES else None
+    first: Path | str = options.paths[0]
+    return first if _is_video(first) else None
+
+
+def _is_video(given: Path | str) -> bool:
+    return isinstance(given, str) or (given.suffix.lower() in VIDEO_SUFFIXES and not given.is_dir())
+
+
+def _path_or_address(text: str) -> Path | str:
+    return text if ADDRESS.fullmatch(text) else Path(text)
 
 
 def _request_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -72,7 +80,7 @@ def _request_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuse what does not fit together, or the server would refuse for every image."""
-    videos = [path for path in options.paths if path.suffix.lower() in VIDEO_SUFFIXES]
+    videos = [source_name(given) for given in options.paths if _is_video(given)]
     if options.camera is not None and options.paths:
         parser.error("give either paths or --camera, not both")
     if options.camera is None and not options.paths:
@@ -134,7 +142,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0; 1 if an image or frame failed; 2 if nothing could be tried (wrong command line, no "
         "image found, no server ready).",
     )
-    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="images, folders of images, or one video")
+    parser.add_argument(
+        "paths",
+        nargs="*",
+        type=_path_or_address,
+        metavar="PATH",
+        help="images, folders of images, or one video: a file, or an address (rtsp://, http://)",
+    )
     parser.add_argument("--camera", type=_whole(0), metavar="N", help="segment what camera N sees, until Ctrl-C")
 
     server = parser.add_argument_group("server")

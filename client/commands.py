@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,7 +22,7 @@ from client.errors import ServerUnavailableError
 from client.photos import Outcome, PhotoSettings, check_overlays, segment_photos
 from client.segmentation import AsyncSegmentationClient
 from client.sources import SourceError, find_images, listed
-from client.video import VideoError, VideoInput, VideoProgress, VideoSettings, segment_video
+from client.video import VideoError, VideoInput, VideoProgress, VideoSettings, VideoSource, segment_video
 
 EXIT_FAILED: Final = 1
 EXIT_INTERRUPTED: Final = 130
@@ -71,11 +72,12 @@ async def run_photos(client: AsyncSegmentationClient, options: argparse.Namespac
     return EXIT_FAILED if failed else 0
 
 
-async def run_video(client: AsyncSegmentationClient, source: Path | int, options: argparse.Namespace) -> int:
+async def run_video(client: AsyncSegmentationClient, source: VideoSource, options: argparse.Namespace) -> int:
     """Segment a video file, or a camera until Ctrl-C; the first Ctrl-C finishes the overlay video.
 
     Returns:
-        The exit status: 0, 1 if a frame failed, 130 if a file was left before its end.
+        The exit status: 0, 1 if a frame failed or the file ended before its header says, 130 if it was left before
+        its end.
 
     Raises:
         VideoError: the video cannot be opened.
@@ -108,6 +110,9 @@ async def run_video(client: AsyncSegmentationClient, source: Path | int, options
             except (ServerUnavailableError, VideoError) as error:
                 broke_off = True
                 _print_error(notes, f"after frame {last.frames}: {error}")
+        if video.shortfall is not None:
+            broke_off = True
+            _print_error(notes, video.shortfall)
     finally:
         video.close()
     rate = last.frames / last.elapsed_s if last.elapsed_s else 0.0
@@ -116,13 +121,17 @@ async def run_video(client: AsyncSegmentationClient, source: Path | int, options
     Console().print(escape(line), highlight=False, soft_wrap=True)
     if broke_off or last.failed or not last.frames:
         return EXIT_FAILED
-    return EXIT_INTERRUPTED if stop.is_set() and isinstance(source, Path) else 0
+    return EXIT_INTERRUPTED if stop.is_set() and video.frame_count is not None else 0
 
 
-def _video_output(source: Path | int, out: Path | None) -> Path | None:
+def _video_output(source: VideoSource, out: Path | None) -> Path | None:
     if out is None:
         return None
-    output = out / (f"camera{source}.mp4" if isinstance(source, int) else f"{source.stem}.mp4")
+    if isinstance(source, int):
+        stem = f"camera{source}"
+    else:
+        stem = (source if isinstance(source, Path) else Path(urlsplit(source).path)).stem or "stream"
+    output = out / f"{stem}.mp4"
     if isinstance(source, Path) and output.resolve() == source.resolve():
         raise SourceError(f"the overlay video would overwrite {source}; give another folder with --out")
     return output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import threading
 import time
 from collections import deque
@@ -26,8 +27,17 @@ from client.window import ordered_window
 
 Frame: TypeAlias = "NDArray[np.uint8]"
 
+VideoSource: TypeAlias = "Path | str | int"
+"""A file, the address of a stream or of a file on a server, or the index of a camera."""
+
+ADDRESS: Final = re.compile(r"(rtsps?|rtmps?|https?|udp|srt)://.+", re.IGNORECASE)
+"""Addresses that are opened, by OpenCV's FFmpeg."""
+
 _FALLBACK_FPS: Final = 25.0
 _MAX_FPS: Final = 240.0  # containers without a rate report nonsense such as 90000
+_ADDRESS_TIMEOUT_MS: Final = 10_000  # to connect, and between two frames
+_LEAST_MISSING: Final = 2  # frames; headers count them, edit lists hide some
+_LEAST_MISSING_SHARE: Final = 0.01
 _RATE_WINDOW: Final = 60  # frames over which the rate shown is taken
 
 
@@ -76,29 +86,35 @@ class VideoProgress:
 
 
 class VideoInput:
-    """A video file or camera.
+    """A video file, a stream or a camera.
 
     Args:
-        source: path of a file, or the index of a camera.
+        source: path of a file, an address (see :data:`ADDRESS`), or the index of a camera.
 
     Attributes:
+        name: of the source, for messages; passwords in addresses are left out.
         fps: nominal frames per second; 25 where the source does not say.
         frame_count: frames in all; None where the source does not say.
+        shortfall: once its last frame was read: what is missing of what its header says; None if nothing is.
 
     Raises:
         VideoError: it cannot be opened.
     """
 
-    def __init__(self, source: Path | int) -> None:
+    def __init__(self, source: VideoSource) -> None:
         self._lock = threading.Lock()  # an interrupt leaves a read in its thread; closing has to wait for it
-        self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
+        self.name = source_name(source)
+        self._capture = _opened(source)
         if not self._capture.isOpened():
-            what = f"camera {source}" if isinstance(source, int) else str(source)
-            raise VideoError(f"{what}: cannot be opened as a video; check that it exists and that OpenCV can decode it")
+            raise VideoError(
+                f"{self.name}: cannot be opened as a video; check that it exists and that OpenCV can decode it"
+            )
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if math.isfinite(fps) and 0 < fps <= _MAX_FPS else _FALLBACK_FPS
         count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.frame_count = count if count > 0 and not isinstance(source, int) else None
+        self.shortfall: str | None = None
+        self._frames_read, self._last_s = 0, 0.0
 
     async def frames(self, stop: asyncio.Event) -> AsyncIterator[Frame]:
         """Read frames, uint8 [height, width, 3] RGB, until the source ends or ``stop`` is set."""
@@ -116,7 +132,39 @@ class VideoInput:
     def _read(self) -> Frame | None:
         with self._lock:
             there, frame = self._capture.read()
-        return np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8) if there else None
+            if not there:
+                self.shortfall = self._missing()
+                return None
+            self._frames_read += 1
+            self._last_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        return np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
+
+    def _missing(self) -> str | None:
+        """What is missing behind the last frame. Some containers say only how long they are: both must fall short."""
+        if self.frame_count is None:
+            return None
+        missing = self.frame_count - self._frames_read
+        least = max(_LEAST_MISSING, _LEAST_MISSING_SHARE * self.frame_count)
+        if missing <= least or self._last_s + least / self.fps >= self.frame_count / self.fps:
+            return None
+        return (
+            f"{self.name} ended after {self._frames_read} of the {self.frame_count} frames that its header says: it is "
+            "cut off or damaged there"
+        )
+
+
+def source_name(source: VideoSource) -> str:
+    """What messages call a source; passwords in addresses are left out."""
+    if isinstance(source, int):
+        return f"camera {source}"
+    return re.sub(r"//[^/@]*@", "//", source) if isinstance(source, str) else str(source)
+
+
+def _opened(source: VideoSource) -> cv2.VideoCapture:
+    if not isinstance(source, str):
+        return cv2.VideoCapture(source if isinstance(source, int) else str(source))
+    bounds = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _ADDRESS_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _ADDRESS_TIMEOUT_MS]
+    return cv2.VideoCapture(source, cv2.CAP_FFMPEG, bounds)
 
 
 class VideoOutput:

@@ -62,6 +62,23 @@ class RequestParameters:
             parsed[name] = parser(name, value)
         return cls(**parsed)
 
+    def check_classes(self, num_classes: int | None) -> None:
+        """Refuse classes that the network does not have.
+
+        Args:
+            num_classes: of the network; None where it is not known, and nothing is refused.
+
+        Raises:
+            ParameterError: names the classes and the allowed range.
+        """
+        wrong = sorted(index for index in self.classes or () if num_classes is not None and index >= num_classes)
+        if wrong and num_classes is not None:
+            allowed = "0, its only class" if num_classes == 1 else f"0 to {num_classes - 1}"
+            named = ", ".join(map(str, wrong[:10]))
+            raise ParameterError(
+                f"parameter 'classes' names {named}, which the network does not have; allowed: {allowed}"
+            )
+
 
 def _fraction(name: str, value: Any) -> float:
     number = float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value

@@ -70,6 +70,13 @@ def test_protocols_give_the_same_answer(server, precision, reference):
             same(grpc.segment(path), http.segment(path))
 
 
+def test_classes_that_the_network_does_not_have_are_refused(url, protocol, reference):
+    with SegmentationClient(url, protocol=protocol, precision="fp32") as client:
+        assert len(client.segment(reference.photographs[0], classes=[0])) > 0
+        with pytest.raises(RequestError, match="names 99, which the network does not have; allowed: 0"):
+            client.segment(reference.photographs[0], classes=[0, 99])
+
+
 @pytest.mark.parametrize("precision", contract.PRECISIONS)
 def test_images_without_a_card(url, protocol, precision):
     rng = np.random.default_rng(0)
@@ -92,6 +99,12 @@ def upright(reference):
     return Image.fromarray(decode_image(reference.photographs[3].read_bytes()))
 
 
+def behind_xmp(jpeg):
+    body = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta xmlns:x='adobe:ns:meta/'/>"
+    end = jpeg.index(b"\xff\xe1")
+    return jpeg[:end] + b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body + jpeg[end:]
+
+
 ROTATED = Image.Exif()
 ROTATED[0x0112] = 6  # to be turned a quarter clockwise for display
 
@@ -104,11 +117,13 @@ ROTATED[0x0112] = 6  # to be turned a quarter clockwise for display
         lambda image: cv2.imencode(".png", np.asarray(image)[..., ::-1].astype(np.uint16) * 257)[1].tobytes(),
         lambda image: encoded(image.convert("CMYK"), "JPEG", quality=95),
         lambda image: encoded(image.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=ROTATED),
+        lambda image: behind_xmp(encoded(image.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=ROTATED)),
+        lambda image: encoded(image, "JPEG", quality=95)[:-2],
         lambda image: encoded(image, "WEBP", quality=95),
         lambda image: encoded(image, "BMP"),
         lambda image: encoded(image, "TIFF"),
     ],
-    ids=["greyscale", "rgba", "16-bit", "cmyk", "exif", "webp", "bmp", "tiff"],
+    ids=["greyscale", "rgba", "16-bit", "cmyk", "exif", "exif behind xmp", "no end marker", "webp", "bmp", "tiff"],
 )
 def test_kinds_of_images(url, protocol, make, reference):
     original = upright(reference)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from pipeline import contract
 from pipeline.errors import OverloadError
 from serving.admission import Admission, state_path
 from serving.allocator import give_large_blocks_back
+from serving.classes import class_count
 from serving.python_backend import answer_each, config_parameter, request_parameters
 from serving.step_metrics import AdmissionMetrics
 
@@ -24,6 +26,7 @@ class TritonPythonModel:
         """Read the bound out of the model's configuration."""
         give_large_blocks_back()  # Triton hands this step whole images, of which it wants the number
         config = json.loads(args["model_config"])
+        self._repository = Path(args["model_repository"]).parent
         self._admission = Admission(state_path(), config_parameter(config, "max_latency_ms", 2000) / 1000)
         self._metrics = AdmissionMetrics(args["model_name"])
 
@@ -36,7 +39,9 @@ class TritonPythonModel:
         self._metrics.close()
 
     def _admit(self, request: Any) -> list[Any]:
-        request_parameters(request)  # refused here, before it is let in
+        parameters = request_parameters(request)  # refused here, before it is let in
+        if parameters.classes:
+            parameters.check_classes(class_count(self._repository))
         images, _ = pb_utils.get_input_tensor_by_name(request, contract.IMAGE.name).shape()
         try:
             ticket = self._admission.admit(images)

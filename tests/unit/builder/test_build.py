@@ -237,7 +237,7 @@ def test_calibration_images_are_checked(tmp_path, photographs, make):
     with pytest.raises(CalibrationError, match="no such file"):
         calibration_set([tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CalibrationError, match="no images"):
+    with pytest.raises(CalibrationError, match="no image in"):
         calibration_set([tmp_path / "empty"])
     assert "500" in (calibration_set([photographs]).warning or "")
     (photographs / "bad.png").write_bytes(b"not a picture")

@@ -1,13 +1,17 @@
 """Frames in order through a transport whose answers come out of order; files that OpenCV reads back."""
 
 import asyncio
+import functools
+import http.server
+import threading
 
 import cv2
 import numpy as np
 import pytest
 
 from client import AsyncSegmentationClient, RequestError, ServerUnavailableError
-from client.video import VideoError, VideoInput, VideoSettings, segment_video
+from client.sources import VIDEO_SUFFIXES
+from client.video import ADDRESS, VideoError, VideoInput, VideoSettings, segment_video
 from pipeline import rle
 from pipeline.postprocess import ImageSegmentation, pack_response
 from tests.unit.client.results import disc
@@ -147,3 +151,86 @@ def test_rate_and_length_are_read(video_path):
     video = VideoInput(video_path)
     assert (video.fps, video.frame_count) == (12.0, FRAMES)
     video.close()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [(".3gp", "mp4v"), (".flv", "FLV1"), (".ts", "mpg2"), (".mkv", "mp4v"), (".mov", "mp4v")]
+)
+def test_kinds_of_video(tmp_path, suffix, codec):
+    path = tmp_path / f"clip{suffix}"
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*codec), 25.0, (WIDTH, HEIGHT))
+    assert writer.isOpened()
+    for index in range(FRAMES):
+        writer.write(np.full((HEIGHT, WIDTH, 3), index * 10, np.uint8))
+    writer.release()
+    assert suffix in VIDEO_SUFFIXES
+    last, _ = run(path, OutOfOrderTransport())
+    assert last.frames == FRAMES
+
+
+def faststart(data):
+    """An MP4 with its index in front, as it is written for the web: cut off, it can still be opened."""
+    boxes, position = [], 0
+    while position < len(data):
+        size = int.from_bytes(data[position : position + 4], "big")
+        boxes.append(data[position : position + size])
+        position += size
+    kinds = [box[4:8] for box in boxes]
+    moov = bytearray(boxes[kinds.index(b"moov")])
+    place = moov.find(b"stco")
+    for index in range(int.from_bytes(moov[place + 8 : place + 12], "big")):
+        entry = place + 12 + 4 * index
+        moov[entry : entry + 4] = (int.from_bytes(moov[entry : entry + 4], "big") + len(moov)).to_bytes(4, "big")
+    first = boxes[kinds.index(b"ftyp")]
+    return first + bytes(moov) + b"".join(box for box in boxes if box[4:8] not in (b"ftyp", b"moov"))
+
+
+def drained(source):
+    async def read():
+        video = VideoInput(source)
+        try:
+            return len([frame async for frame in video.frames(asyncio.Event())]), video.shortfall
+        finally:
+            video.close()
+
+    return asyncio.run(asyncio.wait_for(read(), 60))
+
+
+@pytest.fixture
+def noisy_path(tmp_path):
+    path = tmp_path / "noisy.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 12.0, (WIDTH, HEIGHT))
+    rng = np.random.default_rng(0)
+    for _ in range(FRAMES):
+        writer.write(rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
+    writer.release()
+    return path
+
+
+def test_a_file_that_ends_before_its_header_says(noisy_path):
+    whole = faststart(noisy_path.read_bytes())
+    noisy_path.write_bytes(whole)
+    assert drained(noisy_path) == (FRAMES, None)
+    noisy_path.write_bytes(whole[: len(whole) * 6 // 10])
+    frames, shortfall = drained(noisy_path)
+    assert 2 < frames < FRAMES - 2
+    assert f"noisy.mp4 ended after {frames} of the {FRAMES} frames" in shortfall
+
+
+def test_a_video_on_a_server_of_files(noisy_path):
+    noisy_path.write_bytes(faststart(noisy_path.read_bytes()))  # this server cannot give a part of a file
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=noisy_path.parent)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/{noisy_path.name}"
+        assert ADDRESS.fullmatch(address)
+        assert drained(address) == (FRAMES, None)
+        with pytest.raises(VideoError, match=r"gone\.mp4: cannot be opened"):
+            VideoInput(address.replace("noisy", "gone"))
+        server.shutdown()
+
+
+def test_a_camera_address_that_does_not_answer_keeps_its_password():
+    with pytest.raises(VideoError, match=r"rtsp://127\.0\.0\.1:9/cam: cannot be opened") as raised:
+        VideoInput("rtsp://user:secret@127.0.0.1:9/cam")
+    assert "secret" not in str(raised.value)
