@@ -100,7 +100,7 @@ def test_demo_then_serve_then_the_client(checkout, reference):
     if kept.exists():
         shutil.copytree(kept, checkout / "model_repository", dirs_exist_ok=True)
     first = run("make demo", checkout, capture_output=True, text=True)
-    assert first.stdout.count("already built") == (3 if kept.exists() else 0)
+    assert first.stderr.count("already built") == (3 if kept.exists() else 0)
     if not kept.exists():
         keep(checkout / "model_repository", kept)
     assert first.stdout.count("us_card_rotated.png") == 6
