@@ -396,7 +396,7 @@ def sample_warnings(comparison: Comparison) -> list[str]:
     images, instances = comparison.images, comparison.reference_detections
     if not instances:
         return [
-            f"fp32 finds nothing in the {images} verification image(s), so accuracy cannot be measured: give images "
+            f"the export finds nothing in the {images} verification image(s), so accuracy cannot be measured: give images "
             "that show what the model was trained on (--verify-images), or lower verification.confidence"
         ]
     if images >= ADVISED_IMAGES and instances >= ADVISED_INSTANCES:

@@ -28,7 +28,7 @@ time.sleep(15)  # it asks for the host eight seconds after the session was made
 def watch(tmp_path):
     """Starts a program under strace; its second call gives whom that and its children called."""
     if shutil.which("strace") is None:
-        pytest.skip("strace is missing: apt-get install strace")
+        pytest.skip("strace is missing; after apt-get install strace, make test runs it")
     log = tmp_path / "calls"
 
     def start(*command, **options):

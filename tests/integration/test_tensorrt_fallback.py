@@ -15,8 +15,8 @@ from builder.progress import Steps
 from builder.quantisers import nodes_to_exclude, quantised_nodes
 from builder.settings import load_settings
 
-pytest.importorskip("modelopt", reason="needs ModelOpt: make test-tensorrt")
-pytest.importorskip("tensorrt_rtx_bindings", reason="needs TensorRT-RTX: make test-tensorrt")
+pytest.importorskip("modelopt", reason="ModelOpt is missing; make test-tensorrt runs it")
+pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is missing; make test-tensorrt runs it")
 
 pytestmark = pytest.mark.tensorrt
 

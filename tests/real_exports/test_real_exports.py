@@ -21,7 +21,7 @@ from tests.real_exports.cases import CASES, CONFIDENCE, IOU, MAX_DETECTIONS, Cas
 from tests.real_exports.comparison import Instances, compare, read_references
 
 pytestmark = pytest.mark.skipif(
-    "EXPORTS_VENV" not in os.environ, reason="needs an environment with ultralytics: make test-exports"
+    "EXPORTS_VENV" not in os.environ, reason="an environment with ultralytics is missing; make test-exports runs it"
 )
 
 MAX_BOX_PX = 0.1

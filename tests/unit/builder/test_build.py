@@ -349,12 +349,11 @@ def test_a_report_that_cannot_be_written_does_not_hide_the_failure(tmp_path, mak
     assert "Report" not in str(caught.value)
 
 
-def test_fp32_is_not_compared_with_itself_in_its_report(make):
+def test_fp32_is_compared_with_the_export_in_its_report(make):
     (built,) = make(precisions=("fp32",))
     page = (built.folder / "report.html").read_text()
-    assert "1.0000" not in page
-    assert "the reference that the others are compared with" in page
-    assert page.count("data:image/jpeg") == page.count("<figure>") > 0
+    assert "fp32 against the export" in page
+    assert page.count("data:image/jpeg") == 2 * page.count("<figure>") > 0
 
 
 def test_fp32_alone_is_verified_on_all_images(make):
@@ -368,8 +367,8 @@ def test_fp32_is_built_where_the_images_show_nothing(make):
     verification = built.manifest.verification
     assert verification["passed"]
     assert verification["metrics"]["reference_detections"] == 0
-    assert "fp32 finds nothing in the 5 verification image(s)" in verification["warnings"][0]
-    assert "fp32 finds nothing" in (built.folder / "report.html").read_text()
+    assert "the export finds nothing in the 5 verification image(s)" in verification["warnings"][0]
+    assert "the export finds nothing" in (built.folder / "report.html").read_text()
     with pytest.raises(GateError, match="finds nothing") as caught:
         make(precisions=("fp16",), **changes)
     assert "--verify-images" in str(caught.value)
