@@ -396,8 +396,8 @@ def sample_warnings(comparison: Comparison) -> list[str]:
     images, instances = comparison.images, comparison.reference_detections
     if not instances:
         return [
-            f"the export finds nothing in the {images} verification image(s), so accuracy cannot be measured: give images "
-            "that show what the model was trained on (--verify-images), or lower verification.confidence"
+            f"the export finds nothing in the {images} verification image(s), so accuracy cannot be measured: give "
+            "images that show what the model was trained on (--verify-images), or lower verification.confidence"
         ]
     if images >= ADVISED_IMAGES and instances >= ADVISED_INSTANCES:
         return []

@@ -55,7 +55,9 @@ def test_heic_without_the_plugin_says_what_to_install(monkeypatch):
 
 
 def test_heic_with_the_plugin():
-    plugin = pytest.importorskip("pillow_heif", reason="pillow-heif is missing; after pip install pillow-heif, make test-unit runs it")
+    plugin = pytest.importorskip(
+        "pillow_heif", reason="pillow-heif is missing; after pip install pillow-heif, make test-unit runs it"
+    )
     stream = io.BytesIO()
     plugin.from_pillow(PICTURE).save(stream, quality=95)
     assert np.abs(decode_image(encoded_image(stream.getvalue())).astype(int) - np.asarray(PICTURE)).max() < 12
