@@ -27,7 +27,7 @@ tensorrt: ## set up the builder's TensorRT profile: ModelOpt, PyTorch, TensorRT-
 	@sh requirements/install.sh tensorrt
 
 demo: base ## from nothing to masks: build, serve, segment five photographs in three precisions over two protocols
-	@$(PYTHON_IN_VENV) -m serving demo --repository "$(REPOSITORY)" --out out $(given_ports)
+	@$(PYTHON_IN_VENV) -m demo --repository "$(REPOSITORY)" --out out $(given_ports)
 
 build: base ## build the reference model's versions for the cpu profile
 	@$(PYTHON_IN_VENV) -m builder build --profile cpu --repository "$(REPOSITORY)"
@@ -60,10 +60,10 @@ load-ui: dev build ## Locust's web page on 127.0.0.1:8089, with a server to pres
 	@$(PYTHON_IN_VENV) -m load ui --repository "$(REPOSITORY)" $(given_ports) $(locust_port)
 
 bench: dev build ## measure the ensemble against the bare model, the plain ways and other packages (a few minutes)
-	@$(PYTHON_IN_VENV) -m load bench all --repository "$(REPOSITORY)" --out out/bench
+	@$(PYTHON_IN_VENV) -m bench all --repository "$(REPOSITORY)" --out out/bench
 
 bench-gpu: dev ## the ensemble on a GPU machine, profile cuda (versions promoted for it; needs onnxruntime-gpu)
-	@$(PYTHON_IN_VENV) -m load bench gpu --repository "$(REPOSITORY)" --out out/bench
+	@$(PYTHON_IN_VENV) -m bench gpu --repository "$(REPOSITORY)" --out out/bench
 
 chaos: dev build ## hostile input, overload and faults on the real server; writes docs/reliability.md's figures (half an hour)
 	@$(PYTHON_IN_VENV) -m tests.chaos --repository "$(REPOSITORY)" --out out/chaos
@@ -84,4 +84,4 @@ format: dev ## format the code
 
 clean: ## remove the environment, caches and built versions
 	rm -rf .venv .cache out .mypy_cache .ruff_cache .pytest_cache
-	find "$(REPOSITORY)"/segmentation_* -mindepth 1 -maxdepth 1 -type d ! -name configs -exec rm -rf {} +
+	find "$(REPOSITORY)"/network_* -mindepth 1 -maxdepth 1 -type d ! -name configs -exec rm -rf {} +

@@ -1,4 +1,7 @@
-"""Turns a YOLOv8-seg or YOLO11-seg ONNX export into verified, tagged versions inside a model repository."""
+"""Turns an ONNX export into verified, tagged versions inside a model repository.
+
+Imports ``repository``, ``scenes``, ``pipeline`` and ``base``.
+"""
 
 import os
 import sys

@@ -12,18 +12,17 @@ from typing import Any, Final
 from rich.console import Console
 from rich.markup import escape
 
+from base.errors import OperatorError
+from base.paths import local_path
+from base.progress import Steps
 from builder import versions_cli
 from builder.add_plan import add_plan
 from builder.build import Built, build
-from builder.errors import BuilderError
-from builder.progress import Steps
-from builder.reference import fetch_reference
-from builder.repository import SHIPPED_REPOSITORY, ModelRepository
 from builder.sensitivity_command import run_sensitivity
 from builder.settings import BuildSettings, load_settings, unbuilt_profile
 from pipeline import command_line, contract
-from serving.errors import ServingError
-from serving.paths import local_path
+from repository.store import SHIPPED_REPOSITORY, ModelRepository
+from scenes.reference import fetch_reference
 
 _OPTIONS: Final = {
     "profile": "profile",
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except (BuilderError, ServingError) as error:
+    except OperatorError as error:
         Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
@@ -94,8 +93,8 @@ def _sensitivity(options: argparse.Namespace) -> int:
 
 
 def _add_plan(options: argparse.Namespace) -> int:
-    from builder.tensorrt.flavour import detect_flavour
-    from builder.tensorrt.gpu import gpu_at_hand
+    from repository.flavour import detect_flavour
+    from repository.gpu import gpu_at_hand
 
     repository = ModelRepository.existing(options.repository)
     reference = options.version
@@ -156,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
 
     adding = commands.add_parser("add-plan", help="add a plan for this machine's GPU to a version that exists")
     adding.add_argument(
-        "version", type=versions_cli.version_reference, metavar="MODEL/VERSION", help="such as segmentation_int8/2"
+        "version", type=versions_cli.version_reference, metavar="MODEL/VERSION", help="such as network_int8/2"
     )
     adding.add_argument("--repository", type=local_path, default=SHIPPED_REPOSITORY, help="default: model_repository")
     adding.set_defaults(run=_add_plan)

@@ -7,14 +7,14 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from builder.errors import RepositoryError
-from builder.manifest import MANIFEST_NAME, FileEntry, Manifest
-from builder.profiles import PROFILES
-from builder.progress import Steps
-from builder.repository import ModelRepository, write_text
+from base.progress import Steps
 from builder.tensorrt.compile import CompiledPlan, PlanSettings, compile_plan
-from builder.tensorrt.flavour import Flavour
-from builder.tensorrt.gpu import Gpu
+from repository.errors import RepositoryError
+from repository.flavour import Flavour
+from repository.gpu import Gpu
+from repository.manifest import MANIFEST_NAME, FileEntry, Manifest
+from repository.profiles import PROFILES
+from repository.store import ModelRepository, write_text
 
 
 def plan_name(flavour: Flavour, gpu: Gpu | None) -> str:

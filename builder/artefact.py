@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import onnx
 
-from builder.verification import Network
+from repository.network import Network
 
 
 @dataclass(frozen=True)

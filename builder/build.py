@@ -14,20 +14,15 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from builder import manifest as manifests
+from base.progress import Steps
 from builder.advice import gate_message, ways_on
 from builder.artefact import Artefact, Profile
 from builder.calibration import calibration_set
 from builder.cpu_profile import CpuProfile
 from builder.datasets import Datasets, resolve_datasets
-from builder.errors import BuilderError, CalibrationError, GateError, RepositoryError
-from builder.export import Export, load_export
-from builder.manifest import FileEntry, Manifest
-from builder.networks import Mixture, mixture, mixture_remedy
-from builder.progress import Steps
-from builder.reference import REFERENCE_NAME, fetch_reference
+from builder.errors import BuilderError, CalibrationError, GateError
+from builder.export import Export, load_export, tensor_sizes
 from builder.report import REPORT_NAME, Example, Report, choose_examples, write_report
-from builder.repository import ModelRepository, tensor_sizes
 from builder.restoration import Verified, restore
 from builder.sensitivity import GroupCost, Subject, groups_with_convolutions, rank_groups
 from builder.settings import BuildSettings
@@ -40,21 +35,27 @@ from builder.verification import (
     compare,
     letterboxed,
     mask_map,
-    onnx_network,
     sample_warnings,
     segment_set,
     segment_source,
 )
 from pipeline import contract
 from pipeline.postprocess import ImageSegmentation
+from repository import manifest as manifests
+from repository.errors import RepositoryError
+from repository.manifest import FileEntry, Manifest
+from repository.network import onnx_network
+from repository.networks import Mixture, mixture, mixture_remedy
+from repository.store import ModelRepository
+from scenes.reference import REFERENCE_NAME, fetch_reference
 
-BUILD_REVISION: Final = 4
+BUILD_REVISION: Final = 6
 """Raised whenever the builder makes something else out of the same inputs; part of every build key."""
 
 _MODEL_FILE: Final = "model.onnx"
 _MODEL_SHIM: Final = '''"""Runs this version's ``model.onnx`` (profile cpu)."""
 
-from serving.onnx_model import TritonPythonModel
+from steps.onnx_model import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''
@@ -172,9 +173,9 @@ def _profile(
     if settings.profile == "cpu":
         head = find_head(network, export)
         return CpuProfile(settings, export, network, head, datasets.calibration, steps)
-    from builder.tensorrt.flavour import detect_flavour
-    from builder.tensorrt.gpu import gpu_at_hand
     from builder.tensorrt.profile import TensorRTProfile
+    from repository.flavour import detect_flavour
+    from repository.gpu import gpu_at_hand
 
     wanted = settings.plan.flavour
     flavour = detect_flavour("tensorrt-rtx" if wanted == "tensorrt-rtx" else "tensorrt" if wanted else None)
@@ -217,7 +218,9 @@ class Build:
         """
         self._repository = ModelRepository.open(self._settings.repository)
         with self._repository.locked():
-            for path in self._repository.fit_network(self._export, self._settings.top_k):
+            for path in self._repository.fit_network(
+                tensor_sizes(self._export, self._settings.top_k), self._export.class_names
+            ):
                 self._steps.note(f"sizes of this network written to {path}")
 
     def int8_subject(self) -> Subject:
@@ -423,7 +426,7 @@ class Build:
         artefact = verified.artefact
         return Manifest(
             tag=f"{self._export.name}-{precision}-{artefact.runtime}-{suffix}",
-            model=contract.segmentation_model(precision),
+            model=contract.network_model(precision),
             version=version,
             precision=precision,
             profile=self._settings.profile,

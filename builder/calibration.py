@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from builder.errors import CalibrationError
-from client import sources
+from pipeline import image_files as sources
 from pipeline.errors import ImageError
 from pipeline.images import decode_image
 from pipeline.letterbox import letterbox

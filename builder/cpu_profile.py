@@ -8,12 +8,12 @@ from typing import Any
 import onnx
 import onnxruntime as ort
 
+from base.progress import Steps
 from builder.artefact import Artefact
 from builder.calibration import CalibrationSet
 from builder.errors import BuilderError, CalibrationError
 from builder.export import Export
 from builder.float16 import to_float16
-from builder.progress import Steps
 from builder.quantisers import nodes_to_exclude, remove_quantisers
 from builder.quantize_cpu import METHOD, Quantization, count_quantized_convolutions, quantize_for_cpu
 from builder.settings import BuildSettings

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from base.cache import cache_dir
+from base.progress import Steps
 from builder.calibration import CalibrationSet, calibration_set, find_images
 from builder.errors import CalibrationError
-from builder.progress import Steps
-from builder.reference import Reference
-from builder.scenes import CardSource, write_dataset
 from builder.settings import BuildSettings
 from builder.verification import VerificationSet
-from serving.cache import cache_dir
+from scenes import CardSource, write_dataset
+from scenes.reference import Reference
 
 
 @dataclass(frozen=True)

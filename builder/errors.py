@@ -1,16 +1,14 @@
 """Errors of the builder. Every message names the fault and what to do about it."""
 
+from base.errors import OperatorError
 
-class BuilderError(Exception):
+
+class BuilderError(OperatorError):
     """The build cannot go on; the repository is as it was before."""
 
 
 class ExportError(BuilderError):
     """The ONNX file is not a segmentation export that this builder can serve."""
-
-
-class RepositoryError(BuilderError):
-    """The model repository does not allow what was asked."""
 
 
 class CalibrationError(BuilderError):

@@ -16,7 +16,8 @@ import onnxruntime as ort
 from onnx import TensorProto, numpy_helper, version_converter
 
 from builder.errors import ExportError
-from builder.manifest import sha256_of
+from pipeline import contract
+from repository.manifest import sha256_of
 
 MIN_OPSET: Final = 11  # the first one with the Resize that these networks need
 WORKING_OPSETS: Final = range(13, 23)
@@ -138,6 +139,16 @@ def load_export(
         class_names=_class_names(metadata, num_classes),
     )
     return export, model
+
+
+def tensor_sizes(export: Export, top_k: int) -> dict[str, list[int]]:
+    """Tensor name to dimensions, without batch, of the tensors that depend on the network."""
+    columns = contract.FIRST_COEFFICIENT_COLUMN + export.num_coefficients
+    return {
+        contract.IMAGES.name: [export.input_height, export.input_width, 3],
+        contract.CANDIDATES.name: [min(top_k, export.num_anchors), columns],
+        contract.PROTOTYPES.name: [export.num_coefficients, export.input_height // 4, export.input_width // 4],
+    }
 
 
 def slug(text: str) -> str:

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from builder.errors import BuilderError
-from builder.manifest import Manifest
 from builder.sensitivity import Trade
 from builder.trade import plot_trades
-from client.overlay import draw_overlay
-from client.result import Segmentation
 from pipeline import rle
 from pipeline.images import decode_image
+from pipeline.overlay import draw_overlay
 from pipeline.postprocess import ImageSegmentation
+from pipeline.result import Segmentation
+from repository.manifest import Manifest
 
 REPORT_NAME: Final = "report.html"
 _EXAMPLES: Final = 4

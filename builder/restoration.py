@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from base.progress import Steps
 from builder.artefact import Artefact
 from builder.errors import BuilderError
-from builder.progress import Steps
 from builder.sensitivity import GroupCost, Trade, int8_size_bytes
 from builder.settings import Gate
 from builder.verification import Comparison

@@ -13,8 +13,9 @@ import onnx
 from builder.quantisers import group_of, quantised_nodes, remove_quantisers
 from builder.quantize_cpu import count_quantized_convolutions, quantized_convolutions
 from builder.settings import Verification
-from builder.verification import Comparison, compare, onnx_network, segment_set
+from builder.verification import Comparison, compare, segment_set
 from pipeline.postprocess import ImageSegmentation
+from repository.network import onnx_network
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from base.progress import Steps
 from builder.build import open_build
-from builder.progress import Steps
 from builder.sensitivity import GroupCost, groups_of, rank_groups, trade_off
 from builder.settings import BuildSettings
 from builder.trade import plot_trades, trade_table

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from base.paths import address_problem
 from builder.errors import BuilderError
-from builder.profiles import BUILT_PROFILES, PROFILES
 from pipeline import contract
-from serving.paths import address_problem
+from repository.profiles import BUILT_PROFILES, PROFILES
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 

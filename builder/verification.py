@@ -17,19 +17,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from builder.errors import CalibrationError
 from builder.settings import Gate, Verification
 from builder.source import Placement, SourceNetwork
-from pipeline import contract
 from pipeline.errors import ImageError
 from pipeline.letterbox import Geometry
 from pipeline.parameters import RequestParameters
 from pipeline.postprocess import ImageSegmentation, postprocess
 from pipeline.preprocess import preprocess
+from repository.network import Network
 
 MATCH_IOU: Final = 0.5
 """Box IoU at which a detection is taken for the reference's."""
@@ -47,9 +46,6 @@ _SHOWN_FAILURES: Final = 4
 _MAP_CONFIDENCE: Final = 0.001
 """Least score that COCO's precision-recall curves are drawn from (as ultralytics validates)."""
 _MAP_DETECTIONS: Final = 100
-
-Network = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float16]]]
-"""Runs images, uint8 [batch, H, W, 3], to candidates [batch, K, 6 + C] and prototypes [batch, C, H/4, W/4]."""
 
 
 @dataclass(frozen=True)
@@ -220,29 +216,6 @@ class Comparison:
         """For the manifest."""
         plain = {key: value for key, value in asdict(self).items() if key != "classes"}
         return {key: round(value, 6) if isinstance(value, float) else value for key, value in plain.items()}
-
-
-def onnx_network(model: Path | bytes, threads: int | None = None) -> Network:
-    """A network run by ONNX Runtime on the CPU.
-
-    Args:
-        model: grafted network, as a file or serialised.
-        threads: of the session; None takes all cores.
-    """
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or 0
-    # Waiting threads sleep: on a machine that does other work too, spinning ones take its cores many times over.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    source = str(model) if isinstance(model, Path) else model
-    session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    names = [contract.CANDIDATES.name, contract.PROTOTYPES.name]
-
-    def run(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
-        candidates, prototypes = session.run(names, {contract.IMAGES.name: images})
-        return candidates, prototypes
-
-    return run
 
 
 def segment_set(

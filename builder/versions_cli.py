@@ -12,14 +12,16 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from builder.errors import RepositoryError
-from builder.integrity import verify
-from builder.live import LiveServer
-from builder.manifest import Manifest
-from builder.networks import mixture, mixture_remedy, source_hash
-from builder.promotions import read_promotions
-from builder.repository import SHIPPED_REPOSITORY, ModelRepository
-from builder.versions import (
+from base.paths import local_path
+from pipeline import contract
+from repository.errors import RepositoryError
+from repository.integrity import verify
+from repository.live import LiveServer
+from repository.manifest import Manifest
+from repository.networks import mixture, mixture_remedy, source_hash
+from repository.promotions import read_promotions
+from repository.store import SHIPPED_REPOSITORY, ModelRepository
+from repository.versions import (
     Promoted,
     VersionRef,
     gate_refusal,
@@ -28,8 +30,6 @@ from builder.versions import (
     read_manifest,
     rollback_together,
 )
-from pipeline import contract
-from serving.paths import local_path
 
 _PIPE_COLUMNS: Final = 240
 """Width of a table that no terminal bounds: a file or another program gets whole tags."""
@@ -41,7 +41,7 @@ def add_commands(commands: Any) -> None:
     listing.set_defaults(run=_list)
 
     show = commands.add_parser("show", help="show all that is known of a version")
-    show.add_argument("version", type=version_reference, metavar="MODEL/VERSION", help="such as segmentation_int8/2")
+    show.add_argument("version", type=version_reference, metavar="MODEL/VERSION", help="such as network_int8/2")
     show.add_argument("--json", action="store_true", help="print manifest.json as it is")
     show.set_defaults(run=_show)
 
@@ -51,7 +51,7 @@ def add_commands(commands: Any) -> None:
         type=version_reference,
         nargs="+",
         metavar="MODEL/VERSION",
-        help="such as segmentation_int8/2; of a retrained network, the versions of all precisions in one command",
+        help="such as network_int8/2; of a retrained network, the versions of all precisions in one command",
     )
     promoting.add_argument("--force", action="store_true", help="also if an accuracy gate did not pass")
     promoting.add_argument(
@@ -63,7 +63,7 @@ def add_commands(commands: Any) -> None:
     promoting.set_defaults(run=_promote)
 
     rolling = commands.add_parser("rollback", help="serve the version again that was served before")
-    rolling.add_argument("models", type=_model, nargs="+", metavar="MODEL", help="such as segmentation_int8")
+    rolling.add_argument("models", type=_model, nargs="+", metavar="MODEL", help="such as network_int8")
     _add_promotion_options(rolling, "default: the one with promotions")
     rolling.set_defaults(run=_rollback)
 
@@ -279,7 +279,7 @@ def _ref(text: str) -> VersionRef:
 
 
 def version_reference(text: str) -> VersionRef:
-    """Read a version as a person names it, such as ``segmentation_int8/2``; for ``argparse``."""
+    """Read a version as a person names it, such as ``network_int8/2``; for ``argparse``."""
     ref = _ref(text)
     if ref.version is None:
         raise argparse.ArgumentTypeError(f"{text!r} names no version; expected such as {ref.model}/2")

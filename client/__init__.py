@@ -19,9 +19,9 @@ from client.errors import (
     ServerUnavailableError,
 )
 from client.images import ImageInput, encode_pixels
-from client.result import Detection, Segmentation
 from client.retry import RetryPolicy
 from client.segmentation import AsyncSegmentationClient, SegmentationClient
+from pipeline.result import Detection, Segmentation
 
 __all__ = [
     "AsyncSegmentationClient",

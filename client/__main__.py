@@ -16,11 +16,11 @@ from client.commands import run_photos, run_video
 from client.errors import SegmentationError
 from client.retry import RetryPolicy
 from client.segmentation import AsyncSegmentationClient
-from client.sources import VIDEO_SUFFIXES, SourceError
 from client.transport import DEFAULT_URLS
 from client.video import ADDRESS, VideoError, VideoSource, source_name
 from pipeline import command_line, contract
 from pipeline.errors import ParameterError
+from pipeline.image_files import VIDEO_SUFFIXES, SourceError
 from pipeline.parameters import RequestParameters
 
 EXIT_USAGE = 2

@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from client.files import write_atomically
-from client.result import Detection, Segmentation
 from pipeline import rle
+from pipeline.result import Detection, Segmentation
 
 
 class CocoDocument:

@@ -21,8 +21,8 @@ from client.coco import CocoDocument, CocoIds, CocoResults
 from client.errors import ServerUnavailableError
 from client.photos import Outcome, PhotoSettings, check_overlays, segment_photos
 from client.segmentation import AsyncSegmentationClient
-from client.sources import SourceError, find_images, listed
 from client.video import VideoError, VideoInput, VideoProgress, VideoSettings, VideoSource, segment_video
+from pipeline.image_files import SourceError, find_images, listed
 
 EXIT_FAILED: Final = 1
 EXIT_INTERRUPTED: Final = 130

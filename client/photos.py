@@ -15,13 +15,13 @@ import cv2
 from client.errors import RequestError, SegmentationError
 from client.files import write_atomically
 from client.images import encoded_image
-from client.overlay import draw_overlay
-from client.result import Segmentation
 from client.segmentation import AsyncSegmentationClient
-from client.sources import Source, SourceError
 from client.window import as_async, ordered_window
 from pipeline import contract
+from pipeline.image_files import Source, SourceError
 from pipeline.images import ImageLimits, decode_image
+from pipeline.overlay import draw_overlay
+from pipeline.result import Segmentation
 
 # What the server has accepted is drawn whatever its size; the limits are the server's.
 _NO_LIMITS: Final = ImageLimits(max_pixels=2**30, max_bytes=2**31)

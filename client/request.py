@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from client.errors import RequestError, ServerError
 from client.images import ImageInput, encoded_image, image_name
-from client.result import Segmentation
 from pipeline import contract
 from pipeline.parameters import RequestParameters
+from pipeline.result import Segmentation
 
 Parameters: TypeAlias = "dict[str, float | int | str]"
 Tensors: TypeAlias = "Mapping[str, NDArray[Any]]"

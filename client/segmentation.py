@@ -18,7 +18,6 @@ from client.errors import (
 )
 from client.images import ImageInput
 from client.request import Parameters, Request, Tensors, chunks, parameters_of
-from client.result import Segmentation
 from client.retry import RetryPolicy
 from client.transport import (
     DEFAULT_URLS,
@@ -30,6 +29,7 @@ from client.transport import (
     transport,
 )
 from pipeline import contract
+from pipeline.result import Segmentation
 
 _POLL_INTERVAL_S: Final = 0.2
 

@@ -6,11 +6,9 @@ The protocol's library is imported when its transport is made.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from types import ModuleType
 from typing import Any, Final, Protocol
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +16,10 @@ from numpy.typing import NDArray
 from client.errors import RequestError, translated_errors
 from client.request import Parameters, Tensors
 from pipeline import contract
+from pipeline.loopback import grpc_channel_args
 
 DEFAULT_URLS: Final = {"grpc": "127.0.0.1:8001", "http": "127.0.0.1:8000"}
 """Protocol to the url that a server of this project listens on by default."""
-
-_MAX_MESSAGE_BYTES: Final = 2**31 - 1  # the server's own limit (core/constants.h, MAX_GRPC_MESSAGE_SIZE)
-# gRPC's own back-off grows to two minutes, which a client that waits for a server to start would sit out. Its
-# min_reconnect_backoff_ms stays as it is: that one bounds the time a connection may take to be made.
-_GRPC_CHANNEL_ARGS: Final = [
-    ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-]
 
 
 class Transport(Protocol):
@@ -117,38 +106,6 @@ def checked_url(url: str) -> str:
     if not found or not 1 <= int(found[2]) <= 65535 or not _is_host(found[1]):
         raise RequestError(f"url {url!r}; allowed: HOST:PORT without a scheme, such as {DEFAULT_URLS['grpc']}")
     return url
-
-
-def grpc_channel_args(url: str) -> list[tuple[str, int]]:
-    """Options of a gRPC channel to a server of this project.
-
-    gRPC goes through the proxy that ``grpc_proxy``, ``https_proxy`` or ``http_proxy`` name. A proxy does not reach this
-    machine's own loopback, so that one is called directly.
-
-    Args:
-        url: ``host:port``.
-
-    Example:
-        >>> ("grpc.enable_http_proxy", 0) in grpc_channel_args("localhost:8001")
-        True
-    """
-    return _GRPC_CHANNEL_ARGS + ([("grpc.enable_http_proxy", 0)] if is_loopback(url) else [])
-
-
-def is_loopback(url: str) -> bool:
-    """Whether ``host`` or ``host:port`` is on this machine's loopback.
-
-    Example:
-        >>> is_loopback("[::1]:8001"), is_loopback("192.0.2.1:8001")
-        (True, False)
-    """
-    host = ""
-    try:
-        host = urlsplit(f"//{url}").hostname or ""
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    return address.is_loopback or address.is_unspecified  # Linux takes 0.0.0.0 for loopback
 
 
 def _is_host(name: str) -> bool:

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from client.errors import SegmentationError, ServerUnavailableError
 from client.images import encode_pixels
-from client.overlay import draw_overlay
-from client.result import Segmentation
 from client.segmentation import AsyncSegmentationClient
 from client.window import ordered_window
+from pipeline.overlay import draw_overlay
+from pipeline.result import Segmentation
 
 Frame: TypeAlias = "NDArray[np.uint8]"
 

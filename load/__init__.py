@@ -1,4 +1,7 @@
-"""Load tests: Locust users, the comparison of precisions with its report, and benchmarks."""
+"""Load tests: Locust users, and the comparison of precisions with its report.
+
+Imports ``client``, ``serving``, ``repository``, ``scenes``, ``pipeline`` and ``base``.
+"""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""``python -m load``: compare precisions under load, measure the ensemble, or open Locust's web page."""
+"""``python -m load``: compare precisions under load, or open Locust's web page."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from builder.errors import BuilderError
+from base.errors import OperatorError
 from client.errors import SegmentationError
 from load import compare_command, ui_command
-from load.bench import cli as bench
-from load.errors import LoadError
 from pipeline import command_line
-from serving.errors import ServingError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,11 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (compare_command, ui_command):
         command.add_parser(commands)
-    bench.add_commands(commands)
     options = parser.parse_args(arguments)
     try:
         return int(options.run(options))
-    except (LoadError, ServingError, BuilderError, SegmentationError, OSError) as error:
+    except (OperatorError, SegmentationError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except ValueError as error:

@@ -119,7 +119,7 @@ class Point:
         """Batch sizes that the server formed for the network, to how often."""
         total: dict[int, int] = defaultdict(int)
         for step in self.steps:
-            counters = step.server.get(contract.segmentation_model(step.precision))
+            counters = step.server.get(contract.network_model(step.precision))
             for size, count in (counters.batches if counters else {}).items():
                 total[size] += count
         return dict(sorted(total.items()))

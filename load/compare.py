@@ -197,7 +197,7 @@ class _Runner:
 
 
 def _served_version(statistics: TritonStatistics, precision: str) -> str:
-    return statistics.read(precision)[contract.segmentation_model(precision)].version
+    return statistics.read(precision)[contract.network_model(precision)].version
 
 
 def _name(result: StepResult) -> str:

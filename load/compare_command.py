@@ -143,8 +143,8 @@ def _check_bounds(options: argparse.Namespace) -> None:
 
 def _can_add_fp32(options: argparse.Namespace) -> bool:
     """Whether a server that is started can serve fp32 too, which says what to expect."""
-    from builder.repository import SHIPPED_REPOSITORY
-    from serving.models import servable_precisions
+    from repository.servable import servable_precisions
+    from repository.store import SHIPPED_REPOSITORY
 
     if options.url_grpc or options.url_http:
         return False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from base.errors import OperatorError
 
-class LoadError(Exception):
+
+class LoadError(OperatorError):
     """A load test cannot start or go on; the message says what to do."""
 
 

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from builder.reference import fetch_reference
 from client.errors import SegmentationError
 from client.request import Request
-from client.sources import SourceError, find_images
 from client.transport import transport
-from load.bench.photographs import as_jpeg, at_megapixels, encode
 from load.errors import LoadError
 from load.options import UserOptions
+from load.photographs import as_jpeg, at_megapixels, encode
 from pipeline import contract
 from pipeline.errors import ImageError
+from pipeline.image_files import SourceError, find_images
 from pipeline.images import ImageLimits, decode_image
+from scenes.reference import fetch_reference
 
 _INDEX_NAME: Final = "payloads.json"
 # What the server accepts is its own to say; here the size is only read.

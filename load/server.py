@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from builder.repository import SHIPPED_REPOSITORY
+from base.paths import local_path
 from load.compare import Endpoints
 from load.options import add_url_arguments, checked_url_of
 from pipeline import contract
-from serving.paths import local_path
+from repository.running import running_servers
+from repository.store import SHIPPED_REPOSITORY
 from serving.server import ServerOptions, TritonServer, add_port_arguments
-from serving.state import running_servers
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:

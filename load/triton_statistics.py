@@ -15,9 +15,10 @@ from tritonclient.utils import InferenceServerException
 
 from client.errors import RequestError, SegmentationError
 from client.request import Request
-from client.transport import grpc_channel_args, transport
+from client.transport import transport
 from load.errors import LoadError
 from pipeline import contract
+from pipeline.loopback import grpc_channel_args
 
 PHASES: Final = ("queue", "compute_input", "compute_infer", "compute_output")
 _NANOSECONDS_PER_MS: Final = 1e6
@@ -93,7 +94,7 @@ def steps_of(precision: str) -> tuple[str, ...]:
     return (
         contract.ADMISSION_MODEL,
         contract.PREPROCESS_MODEL,
-        contract.segmentation_model(precision),
+        contract.network_model(precision),
         contract.POSTPROCESS_MODEL,
     )
 

@@ -7,10 +7,10 @@ from typing import Final
 
 import numpy as np
 
-from client.result import Segmentation
 from load.payloads import Payload
 from pipeline import rle
 from pipeline.mask_formats import decode_mask
+from pipeline.result import Segmentation
 
 _BORDER_PIXELS: Final = 0.01
 """By how much a box may leave the image: what rounding in FP32 can do."""

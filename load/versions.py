@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from builder.errors import BuilderError
-from builder.manifest import Manifest
 from pipeline import contract
+from repository.errors import RepositoryError
+from repository.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def describe_version(precision: str, version: str, repository: Path | None) -> M
     if repository is None:
         return MeasuredVersion(precision, version)
     try:
-        manifest = Manifest.read(repository / contract.segmentation_model(precision) / version)
-    except BuilderError as error:
+        manifest = Manifest.read(repository / contract.network_model(precision) / version)
+    except RepositoryError as error:
         return MeasuredVersion(precision, version, note=f"not known: {error}")
     largest = max((entry.size_bytes for entry in manifest.files.values()), default=None)
     verification = manifest.verification

@@ -17,9 +17,9 @@ DASHBOARD_FILE: Final = Path(__file__).parent / "grafana" / "dashboards" / "segm
 DATASOURCE_UID: Final = "prometheus"
 """As provisioned in ``grafana/provisioning/datasources/prometheus.yml``."""
 
-STEPS: Final = "admission|preprocess|postprocess|segmentation_.+"
+STEPS: Final = "admission|preprocess|postprocess|network_.+"
 ENSEMBLES: Final = "segment_.+"
-NETWORKS: Final = "segmentation_.+"
+NETWORKS: Final = "network_.+"
 
 RATE: Final = "$__rate_interval"
 """Grafana's own variable: at least four scrapes."""

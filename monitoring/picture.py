@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from client.transport import is_loopback
 from monitoring.dashboard import Panel, rows
+from pipeline.loopback import is_loopback
 
 _COLUMNS: Final = 3
 _STEPS: Final = 120

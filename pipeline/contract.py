@@ -23,9 +23,9 @@ SHARED_MODELS: Final = (ADMISSION_MODEL, PREPROCESS_MODEL, POSTPROCESS_MODEL)
 """The steps that the ensembles of all precisions share, in their order."""
 
 
-def segmentation_model(precision: str) -> str:
-    """Name of the model that runs the network in ``precision``, such as ``segmentation_int8``."""
-    return f"segmentation_{precision}"
+def network_model(precision: str) -> str:
+    """Name of the model that runs the network in ``precision``, such as ``network_int8``."""
+    return f"network_{precision}"
 
 
 def ensemble_model(precision: str) -> str:
@@ -67,7 +67,7 @@ IMAGES: Final = TensorSpec("images", "UINT8", (-1, -1, 3))
 GEOMETRY: Final = TensorSpec("geometry", "FP32", (5,))
 CANDIDATES: Final = TensorSpec("candidates", "FP32", (-1, -1))
 PROTOTYPES: Final = TensorSpec("prototypes", "FP16", (-1, -1, -1))
-ADMISSION: Final = TensorSpec("admission", "INT64", (3,))  # slot, moment, images under way: see serving.admission
+ADMISSION: Final = TensorSpec("admission", "INT64", (3,))  # slot, moment, images under way: see steps.admission
 
 # Columns of one row of ``candidates``; the mask coefficients follow.
 SCORE_COLUMN: Final = 0

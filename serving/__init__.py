@@ -1,4 +1,7 @@
-"""Finds or unpacks tritonserver, starts it, waits until it is ready, and stops it."""
+"""On the host: finds or unpacks tritonserver, starts it, watches it and stops it.
+
+Imports ``repository``, ``pipeline`` and ``base``.
+"""
 
 import os
 import sys

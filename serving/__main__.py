@@ -1,4 +1,4 @@
-"""``python -m serving``: run the server, look beforehand whether it can, or run the whole demonstration."""
+"""``python -m serving``: run the server, or look beforehand whether it can."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from builder.errors import BuilderError
-from builder.repository import SHIPPED_REPOSITORY
-from client.errors import SegmentationError
+from base.errors import OperatorError
+from base.paths import local_path
 from pipeline import command_line, contract
-from serving.demo import run_demo
-from serving.errors import ServingError
-from serving.models import servable_precisions
-from serving.paths import local_path
+from repository.servable import servable_precisions
+from repository.store import SHIPPED_REPOSITORY
 from serving.preflight import check, preflight
 from serving.secret import secret_in
 from serving.server import ServerOptions, TritonServer, add_port_arguments
@@ -38,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except (ServingError, BuilderError, SegmentationError) as error:
+    except OperatorError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -111,10 +107,6 @@ def _unpack(options: argparse.Namespace) -> int:
     unpack_tritonserver(options.folder)
     print(f"tritonserver {EMBEDDED_VERSION} is in {options.folder}")
     return 0
-
-
-def _demo(options: argparse.Namespace) -> int:
-    return run_demo(options.repository, options.out, (options.http_port, options.grpc_port, options.metrics_port))
 
 
 def _how_to_call(server: TritonServer, options: argparse.Namespace) -> str:
@@ -221,11 +213,6 @@ def _parser() -> argparse.ArgumentParser:
     unpacking = commands.add_parser("unpack", help="fetch tritonserver and unpack it into a folder, for an image")
     unpacking.add_argument("folder", type=local_path, help="made; must not exist")
     unpacking.set_defaults(run=_unpack)
-    demo = commands.add_parser("demo", help="build, serve and segment the reference photographs in every precision")
-    demo.add_argument("--repository", type=local_path, default=SHIPPED_REPOSITORY, help="model repository")
-    demo.add_argument("--out", type=local_path, default=Path("out"), help="folder for overlays and JSON (default: out)")
-    add_port_arguments(demo)
-    demo.set_defaults(run=_demo)
     return parser
 
 

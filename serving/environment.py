@@ -15,13 +15,13 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from base.names import SHARED_MEMORY
 from serving.errors import EnvironmentFault, PortInUse
 
 MIN_GLIBC: Final = (2, 35)
 PYTHON_VERSIONS: Final = ((3, 10), (3, 12))
 ARCHITECTURES: Final = ("x86_64", "aarch64")
 MAX_PORT: Final = 65535
-SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
 LEAST_SHARED_MEMORY_BYTES: Final = 16 << 20
 """Free when a server starts: with three precisions it takes 8 MB before the first request."""
 ENOUGH_SHARED_MEMORY_BYTES: Final = 512 << 20

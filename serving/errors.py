@@ -1,7 +1,9 @@
 """Errors of starting and running the server. One line each: the fault and its remedy."""
 
+from base.errors import OperatorError
 
-class ServingError(Exception):
+
+class ServingError(OperatorError):
     """The server cannot be found, started or kept running."""
 
 

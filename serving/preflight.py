@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from builder.errors import RepositoryError
-from builder.integrity import build_command, misfit_of, plan_remedy, size_problems, version_faults
-from builder.manifest import Manifest
-from builder.networks import Mixture, mixture, mixture_remedy
-from builder.plans import Machine, machine_at_hand
-from builder.profiles import PROFILES
-from builder.promotions import read_promotions, was_forced
-from builder.repository import ModelRepository, read_config
-from builder.tensorrt.gpu import gpu_at_hand
-from builder.versions import gate_refusal, rollback_version
 from pipeline import contract
+from repository.errors import RepositoryError
+from repository.gpu import gpu_at_hand
+from repository.integrity import build_command, misfit_of, plan_remedy, size_problems, version_faults
+from repository.manifest import Manifest
+from repository.networks import Mixture, mixture, mixture_remedy
+from repository.plans import Machine, machine_at_hand
+from repository.profiles import PROFILES
+from repository.promotions import read_promotions, was_forced
+from repository.store import ModelRepository, read_config
+from repository.versions import gate_refusal, rollback_version
 from serving.environment import check_shared_memory
 from serving.errors import ServingError
 from serving.tritonserver import Installation, find_tritonserver
@@ -35,7 +35,7 @@ class ModelStatus:
     """Whether one model can be served.
 
     Attributes:
-        model: such as ``segmentation_int8``.
+        model: such as ``network_int8``.
         precision: fp32, fp16 or int8.
         versions: those that the profile's configuration names and that are there.
         reasons: why it cannot be served; empty if it can.
@@ -108,13 +108,11 @@ def preflight(
         installation: the server; None looks for the one on PATH.
 
     Raises:
-        ServingError: the folder is no model repository, or this machine lacks shared memory.
+        RepositoryError: the folder is no model repository.
+        ServingError: this machine lacks shared memory.
     """
     warning = check_shared_memory()
-    try:
-        opened = ModelRepository.existing(repository)
-    except RepositoryError as error:
-        raise ServingError(str(error)) from error
+    opened = ModelRepository.existing(repository)
     chosen = [name for name in contract.PRECISIONS if precisions is None or name in precisions]
     served, lack = PROFILES[profile], None
     if served.loads_plans:
@@ -162,7 +160,7 @@ class _Examination:
 
     def __init__(self, repository: ModelRepository, precision: str, profile: str, machine: Machine | None) -> None:
         self._repository, self._precision, self._profile, self._machine = repository, precision, profile, machine
-        self._model = contract.segmentation_model(precision)
+        self._model = contract.network_model(precision)
         self._build = build_command(repository, precision, profile)
         versions = repository.versions(precision)
         self._servable = [version for version in versions if repository.is_servable(precision, version, profile)]

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from serving.state import is_safe
+from repository.running import is_safe
 from serving.tritonserver import Installation
 
 _ROOT: Final = Path(__file__).resolve().parent.parent

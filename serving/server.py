@@ -20,25 +20,22 @@ from typing import Any, Final
 
 from google.protobuf import json_format
 
-from builder.errors import RepositoryError
-from builder.profiles import PROFILES
-from builder.repository import CONFIG_NAMES, read_config
+from base.allocator import allocator_environment
+from base.names import ADMIN_HEADER, SHARED_MEMORY, SHM_PREFIX_VARIABLE
 from pipeline import contract
-from serving.admission import SHM_PREFIX_VARIABLE
-from serving.allocator import allocator_environment
-from serving.environment import SHARED_MEMORY, check_ports, check_shared_memory, free_ports, is_free, resolve_host
+from repository.errors import RepositoryError
+from repository.profiles import PROFILES
+from repository.running import RunningServer, clear_after, running_servers, scratch_folder
+from repository.servable import models_to_load
+from repository.store import CONFIG_NAMES, read_config
+from serving.environment import check_ports, check_shared_memory, free_ports, is_free, resolve_host
 from serving.errors import ServingError
 from serving.lifetime import end_with
-from serving.models import models_to_load
-from serving.overlay import CONFIG_NAME, overlay
+from serving.repository_view import CONFIG_NAME, overlay
 from serving.safe_names import SafeNames
 from serving.secret import new_secret
-from serving.state import RunningServer, clear_after, running_servers, scratch_folder
 from serving.tritonserver import Installation, find_tritonserver
 from serving.warm_up import warm_up
-
-ADMIN_HEADER: Final = "admin-secret"
-"""HTTP header that opens the restricted APIs; over gRPC, metadata ``triton-grpc-protocol-admin-secret``."""
 
 RESTRICTED_APIS: Final = "model-repository,shared-memory,trace,logging"
 
@@ -204,7 +201,7 @@ class TritonServer:
         running_servers()  # sweeps what killed servers left
         spare = iter(free_ports(self._host, len(given), given))
         self._ports = tuple(port or next(spare) for port in given)  # type: ignore[assignment]  # always three
-        self._shm_prefix = f"segmentation_{secrets.token_hex(4)}_"
+        self._shm_prefix = f"network_{secrets.token_hex(4)}_"
         self._lines.clear()
         links = SafeNames(scratch_folder(self._shm_prefix))
         self._served = links.of(self._served_repository(links.folder / "repository"))
@@ -414,7 +411,7 @@ def model_environment() -> dict[str, str]:
     """Environment variables that the server and its Python models run under, unless the caller's own set them.
 
     The instances of a model are its threads, so maths libraries must not start more in each. For memory, see
-    :func:`serving.allocator.allocator_environment`.
+    :func:`base.allocator.allocator_environment`.
     """
     return {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **allocator_environment()}
 

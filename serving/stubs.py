@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from builder.live import LiveError, LiveServer
+from base.heartbeat import busy_for_s, heartbeat_path
+from base.names import STUB_NAME
+from repository.live import LiveError, LiveServer
 from serving.errors import ServingError
-from serving.heartbeat import busy_for_s, heartbeat_path
 from serving.server import TritonServer
-from serving.tritonserver import STUB_NAME
 
 LONGEST_CALL_S: Final = 60.0
 """A call that has taken so long has hung: ten times what the largest request takes on two slow cores."""

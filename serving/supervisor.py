@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from base.errors import OperatorError
 from serving.errors import ServingError
 from serving.server import TritonServer
 
@@ -82,7 +83,7 @@ def supervise(
                 server.restart()
                 server.wait_ready(ready_timeout_s)
                 break
-            except ServingError as error:
+            except OperatorError as error:
                 # Its log is told when the server is given up.
                 fault, deaths = str(error).partition(". Its log ends:")[0], deaths + 1
         say(f"tritonserver is ready again (process {server.pid})")

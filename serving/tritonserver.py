@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from serving.cache import cache_dir
+from base.cache import cache_dir
+from base.fetch import fetch_archive
+from base.names import STUB_NAME
 from serving.environment import check_platform, check_python, find_libpython
 from serving.errors import ServingError
-from serving.fetch import fetch_archive
 
 WHEEL: Final = "nvidia-pytriton==0.7.0"
 WHEEL_SHA256: Final = {
@@ -30,7 +31,6 @@ _SERVER: Final = "pytriton/tritonserver/bin/tritonserver"
 _PYTHON_BACKEND: Final = "pytriton/tritonserver/backends/python/"
 _STUBS: Final = "pytriton/tritonserver/python_backend_stubs/"
 _LIBRARIES: Final = "nvidia_pytriton.libs/"
-STUB_NAME: Final = "triton_python_backend_stub"
 """The program of the processes of Triton's Python backend."""
 
 # Added by triton-inference-server/server pull request 8174, of April 2025; taken with two releases to spare.

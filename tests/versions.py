@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from builder.manifest import MANIFEST_NAME, FileEntry, Manifest
-from builder.repository import ModelRepository
 from pipeline import contract
+from repository.manifest import MANIFEST_NAME, FileEntry, Manifest
+from repository.store import ModelRepository
 
 SIZES = {"images": [640, 640, 3], "candidates": [1000, 38], "prototypes": [32, 160, 160]}
 SOURCE = {"name": "test", "file": "a.onnx", "sha256": "a" * 64, "class_names": ["cat", "dog"], "tensor_sizes": SIZES}
@@ -53,7 +53,7 @@ def add_version(
         files = {path.name: FileEntry.of(path) for path in sorted(staged.iterdir())}
         manifest = Manifest(
             tag=f"test-{precision}-ort1-cpu-{files['model.onnx'].sha256[:8]}",
-            model=contract.segmentation_model(precision),
+            model=contract.network_model(precision),
             version=version,
             precision=precision,
             profile="tensorrt" if plans is not None else "cpu",

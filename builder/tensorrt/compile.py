@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
 from builder.tensorrt.advice import memory_ways_out
 from builder.tensorrt.errors import LogLine, OnnxParseError, PlanBuildError, PlanMemoryError, TensorRTError
 from builder.tensorrt.failures import out_of_memory
-from builder.tensorrt.flavour import Flavour
 from builder.tensorrt.layers import LayerCounts, convolution_names, count_engine, count_network
 from pipeline import contract
+from repository.flavour import Flavour
 
 if TYPE_CHECKING:
     import tensorrt as trt

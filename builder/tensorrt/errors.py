@@ -29,10 +29,6 @@ class TensorRTError(BuilderError):
     """A TensorRT plan cannot be built as asked."""
 
 
-class FlavourError(TensorRTError):
-    """No TensorRT is installed, or one that the builder does not build with."""
-
-
 class ToolchainError(TensorRTError):
     """ModelOpt, or a package that it needs, is missing or cannot be used here."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from builder.tensorrt.flavour import Flavour
+from repository.flavour import Flavour
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -13,13 +13,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from base.progress import Steps
 from builder.add_plan import architecture, plan_facts, plan_name
 from builder.artefact import Artefact
 from builder.calibration import CalibrationSet
 from builder.errors import CalibrationError
 from builder.export import Export
-from builder.manifest import toolchain
-from builder.progress import Steps
 from builder.quantisers import nodes_to_exclude, quantised_nodes, remove_quantisers
 from builder.settings import BuildSettings
 from builder.surgery import graft_ends
@@ -29,12 +28,13 @@ from builder.tensorrt.compile import CompiledPlan, PlanSettings, compile_plan
 from builder.tensorrt.errors import PlanBuildError, TensorRTError
 from builder.tensorrt.failures import parse_build_log
 from builder.tensorrt.fallback import Attempt, build_with_fallback
-from builder.tensorrt.flavour import Flavour
-from builder.tensorrt.gpu import Gpu
 from builder.tensorrt.graph_names import GraphNames
 from builder.tensorrt.ptq import QuantisedModel, quantise
 from builder.tensorrt.runner import plan_network
-from builder.verification import Network
+from repository.flavour import Flavour
+from repository.gpu import Gpu
+from repository.manifest import toolchain
+from repository.network import Network
 
 CompileStep = Callable[[Path], CompiledPlan]
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from builder.tensorrt.errors import TensorRTError
-from builder.tensorrt.flavour import Flavour
-from builder.verification import Network
 from pipeline import contract
+from repository.flavour import Flavour
+from repository.network import Network
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from builder.repository import SHIPPED_REPOSITORY
+from repository.store import SHIPPED_REPOSITORY
 from tests.chaos import faults, hostile, kills, overload, report, soak
 
 

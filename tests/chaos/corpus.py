@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from serving.cache import cache_dir
-from serving.fetch import fetch_archive
+from base.cache import cache_dir
+from base.fetch import fetch_archive
 
 MAX_FILE_BYTES: Final = 8 * 1024 * 1024
 

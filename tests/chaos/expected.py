@@ -13,15 +13,15 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from builder.reference import fetch_reference
 from client.request import Parameters, parameters_of, parse_response
-from client.result import Segmentation
-from load.bench.photographs import at_megapixels
+from load.photographs import at_megapixels
 from pipeline import contract
 from pipeline.letterbox import Geometry
 from pipeline.parameters import RequestParameters
 from pipeline.postprocess import pack_response, postprocess
 from pipeline.preprocess import preprocess
+from pipeline.result import Segmentation
+from scenes.reference import fetch_reference
 
 _Value = TypeVar("_Value")
 

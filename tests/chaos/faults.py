@@ -17,8 +17,8 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from builder.repository import SHIPPED_REPOSITORY
 from load.machine import describe_machine
+from repository.store import SHIPPED_REPOSITORY
 from tests.chaos import faults_files, faults_machine, faults_processes
 from tests.chaos.faults_record import Record
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from builder.__main__ import main as builder
-from builder.integrity import verify
-from builder.promotions import read_promotions
-from builder.repository import ModelRepository
+from repository.integrity import verify
+from repository.promotions import read_promotions
+from repository.store import ModelRepository
 
 PRECISION: Final = "fp32"
 _DISK: Final = "48m"
@@ -35,7 +35,7 @@ def try_build(repository: Path, onnx: Path, images: Path) -> dict[str, Any]:
 
 def try_promote(repository: Path, version: int) -> dict[str, Any]:
     """Promote a version; returns what came of it."""
-    return _try(repository, ["promote", f"segmentation_{PRECISION}/{version}", "--repository", str(repository)])
+    return _try(repository, ["promote", f"network_{PRECISION}/{version}", "--repository", str(repository)])
 
 
 def full(repository: Path, onnx: Path, images: Path) -> list[dict[str, Any]]:

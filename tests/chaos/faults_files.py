@@ -22,12 +22,12 @@ from onnx import numpy_helper
 
 from builder.__main__ import main as builder
 from builder.errors import BuilderError
-from builder.integrity import verify
-from builder.reference import fetch_reference
-from builder.repository import ModelRepository
-from builder.versions import promote
 from client import SegmentationClient
 from pipeline import contract
+from repository.integrity import verify
+from repository.store import ModelRepository
+from repository.versions import promote
+from scenes.reference import fetch_reference
 from serving.errors import ServingError
 from serving.preflight import check
 from serving.server import ServerOptions, TritonServer
@@ -37,7 +37,7 @@ from tests.chaos.faults_service import IN_OWN_MOUNTS, Service
 from tests.exports import segmentation_export
 from tests.versions import H100_PLAN, add_version, copy_version, rewrite
 
-MODEL: Final = contract.segmentation_model(PRECISION)
+MODEL: Final = contract.network_model(PRECISION)
 
 
 @dataclass
@@ -93,7 +93,7 @@ def corrupt_config(repository: Path) -> Record:
     """Make a model's configuration unreadable."""
     with _served(repository) as (copy, server):
         second = copy_version(copy, PRECISION, 1, {}).version
-        rewrite(copy.config_path(PRECISION, "cpu"), b'name: "segmentation_int8" max_batch_size: [')
+        rewrite(copy.config_path(PRECISION, "cpu"), b'name: "network_int8" max_batch_size: [')
         told = _tell(copy, server, second)
     return _record("a model's config.pbtxt is unreadable", told, "not a model configuration", start=True)
 

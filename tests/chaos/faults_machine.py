@@ -12,9 +12,9 @@ from typing import Final
 import cv2
 import numpy as np
 
-from builder.reference import fetch_reference
 from client import RetryPolicy, SegmentationClient
 from client.errors import SegmentationError
+from scenes.reference import fetch_reference
 from tests.chaos.expected import fingerprint
 from tests.chaos.faults_record import LONGEST_S, PRECISION, Record, without_names
 from tests.chaos.faults_service import IN_OWN_MOUNTS, Service, into_mounts

@@ -17,11 +17,11 @@ from typing import Final
 
 import psutil
 
-from builder.reference import fetch_reference
-from builder.repository import ModelRepository
-from builder.versions import promote
 from pipeline import contract
-from serving.state import RunningServer
+from repository.running import RunningServer
+from repository.store import ModelRepository
+from repository.versions import promote
+from scenes.reference import fetch_reference
 from tests.chaos.faults_record import PRECISION, Callers, Disturbance, Record
 from tests.chaos.faults_service import Service, wait_for
 from tests.versions import copy_version
@@ -43,7 +43,7 @@ sys.exit(main(sys.argv[1:]))
 _HANGING_MODEL: Final = """
 import ctypes
 from pathlib import Path
-from serving.onnx_model import TritonPythonModel as Network
+from steps.onnx_model import TritonPythonModel as Network
 
 class TritonPythonModel(Network):
     def execute(self, requests):
@@ -75,7 +75,7 @@ def kill_preprocess(repository: Path) -> Record:
 
 def kill_network(repository: Path) -> Record:
     """Kill the process that runs the network."""
-    return _kill_stub(repository, contract.segmentation_model(PRECISION))
+    return _kill_stub(repository, contract.network_model(PRECISION))
 
 
 def kill_postprocess(repository: Path) -> Record:
@@ -85,7 +85,7 @@ def kill_postprocess(repository: Path) -> Record:
 
 def stopped_process(repository: Path) -> Record:
     """Stop (SIGSTOP) the process that runs the network: it is there and does nothing."""
-    model = contract.segmentation_model(PRECISION)
+    model = contract.network_model(PRECISION)
     seen, broken = _without_process(repository, model, psutil.Process.suspend)
     return Record(
         fault=f"a process of {model} hangs (SIGSTOP)",

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from builder.reference import fetch_reference
 from client import RetryPolicy, SegmentationClient
 from client.errors import SegmentationError
 from pipeline import contract
+from scenes.reference import fetch_reference
 from tests.chaos.expected import Case, Network, fingerprint
 from tests.chaos.faults_service import wait_for
 
@@ -113,7 +113,7 @@ class Callers:
 
     def __init__(self, urls: dict[str, str], repository: Path) -> None:
         self._image = fetch_reference().photographs[0].read_bytes()
-        network = repository / contract.segmentation_model(PRECISION) / "1" / "model.onnx"
+        network = repository / contract.network_model(PRECISION) / "1" / "model.onnx"
         self._right = Network(network).answer(Case("", self._image, {}))
         self._urls = urls
         self._asked: list[Asked] = []
@@ -195,7 +195,7 @@ class Callers:
 def without_names(text: str) -> str:
     """A message without what differs from run to run: addresses, instances, names of regions."""
     text = re.sub(r"\b\d+\.\d+\.\d+\.\d+:\d+", "HOST:PORT", " ".join(text.split()))
-    text = re.sub(r"\b(pre|post)process_0_\d+|\bsegmentation_\w+_0_\d+", "INSTANCE", text)
+    text = re.sub(r"\b(pre|post)process_0_\d+|\bnetwork_\w+_0_\d+", "INSTANCE", text)
     return re.sub(r"segmentation_[0-9a-f]{8}_[0-9a-f-]+", "REGION", text)
 
 

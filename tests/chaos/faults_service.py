@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 import psutil
 
-from serving.state import RunningServer, running_servers
+from repository.running import RunningServer, running_servers
 from tests.processes import below
 
 # Root needs no namespace of users, in which the server's other processes could not be looked at.

@@ -21,10 +21,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from builder.reference import fetch_reference
-from builder.repository import SHIPPED_REPOSITORY
 from load.machine import describe_machine
 from pipeline import contract
+from repository.store import SHIPPED_REPOSITORY
+from scenes.reference import fetch_reference
 from serving.server import ServerOptions, TritonServer
 from serving.stubs import stubs_of
 from tests.chaos import corpus, protocol, protocol_raw
@@ -175,7 +175,7 @@ def _is_seed(sample: Sample) -> bool:
 
 def wrong_answers(repository: Path, kept: Sequence[tuple[Sample, str]]) -> list[str]:
     """Compare answers, bit for bit, with what the pipeline and the network come to without a server."""
-    folder = repository / contract.segmentation_model(PRECISION)
+    folder = repository / contract.network_model(PRECISION)
     version = max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=1)
     faults = []
     for start in range(0, len(kept), _AT_ONCE):

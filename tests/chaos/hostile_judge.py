@@ -14,10 +14,10 @@ from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
 
 from client.errors import ServerError
 from client.request import parse_response
-from client.result import Segmentation
 from pipeline import contract
 from pipeline.errors import BUSY, ImageError
 from pipeline.images import decode_image
+from pipeline.result import Segmentation
 from tests.chaos.corpus_crafted import Expectation
 from tests.chaos.protocol import Malformed
 

@@ -15,8 +15,8 @@ from typing import Any, Final
 import grpc
 from tritonclient.grpc import service_pb2
 
-from client.result import Segmentation
-from client.transport import grpc_channel_args
+from pipeline.loopback import grpc_channel_args
+from pipeline.result import Segmentation
 from tests.chaos import protocol
 from tests.chaos.expected import fingerprint
 from tests.chaos.hostile_judge import (

@@ -17,9 +17,9 @@ import psutil
 from rich.console import Console
 from rich.progress import track
 
-from builder.repository import SHIPPED_REPOSITORY
 from load.machine import describe_machine
 from pipeline import contract
+from repository.store import SHIPPED_REPOSITORY
 from tests.chaos.faults_processes import GONE, READY_AGAIN, REPLACED, UNHEALTHY
 from tests.chaos.faults_record import PRECISION, Callers
 from tests.chaos.faults_service import Service, wait_for
@@ -27,7 +27,7 @@ from tests.chaos.faults_service import Service, wait_for
 MENDED_S: Final = 30.0
 """So soon a killed process must have been replaced, or the server started again, in seconds."""
 
-_MODELS: Final = (*contract.SHARED_MODELS, contract.segmentation_model(PRECISION))
+_MODELS: Final = (*contract.SHARED_MODELS, contract.network_model(PRECISION))
 _STARTING: Final = re.compile(r"(.*); starting it again in")
 # A process that dies a few seconds after another is the next in a row, which is mended after a pause that grows.
 _NONE_IN_A_ROW: Final = """

@@ -23,12 +23,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from builder.reference import fetch_reference
-from builder.repository import SHIPPED_REPOSITORY, read_config
 from client import AsyncSegmentationClient, RetryPolicy, SegmentationClient, ServerBusyError
 from client.errors import SegmentationError
 from load.machine import describe_machine
 from pipeline import contract
+from repository.store import SHIPPED_REPOSITORY, read_config
+from scenes.reference import fetch_reference
 from serving.server import ServerOptions, TritonServer
 
 FACTOR: Final = 4.0

@@ -21,11 +21,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from builder.manifest import MANIFEST_NAME, FileEntry, Manifest
-from builder.repository import SHIPPED_REPOSITORY, ModelRepository
-from builder.versions import promote, rollback
 from load.machine import describe_machine
 from pipeline import contract
+from repository.manifest import MANIFEST_NAME, FileEntry, Manifest
+from repository.store import SHIPPED_REPOSITORY, ModelRepository
+from repository.versions import promote, rollback
 from tests.chaos.expected import Network, cases
 from tests.chaos.faults_service import Service
 from tests.chaos.soak_resources import Sampler, draw, flatness

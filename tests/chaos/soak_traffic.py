@@ -1,6 +1,6 @@
 """The soak's callers: blocking and asynchronous, gRPC and HTTP, one image and several, a share of bad input.
 
-At most eight images (``serving.admission.FLOOR_IMAGES``) are under way at once, which the server never refuses: the
+At most eight images (``steps.admission.FLOOR_IMAGES``) are under way at once, which the server never refuses: the
 soak is no overload.
 """
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from base.cache import cache_dir
+from base.progress import Steps
 from builder.build import build
-from builder.progress import Steps
-from builder.reference import fetch_reference
-from builder.repository import read_config, write_config
 from builder.settings import load_settings
-from serving.cache import cache_dir
+from repository.store import read_config, write_config
+from scenes.reference import fetch_reference
 from serving.server import ServerOptions, TritonServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,7 +76,7 @@ def _state_of_the_builder() -> str:
     digest = hashlib.sha256(f"{sys.version} {SETTINGS}".encode())
     sources = [path for folder in ("builder", "pipeline", "serving") for path in (ROOT / folder).rglob("*")]
     models = [path for path in (ROOT / "model_repository").rglob("*") if path.suffix in (".py", ".pbtxt")]
-    models = [path for path in models if not path.match("segmentation_*/[0-9]*/*")]
+    models = [path for path in models if not path.match("network_*/[0-9]*/*")]
     for path in sorted([*sources, *models, *(ROOT / "requirements").glob("*.txt")]):
         if path.is_file() and path.suffix != ".pyc":
             digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())

@@ -11,14 +11,15 @@ import sys
 import psutil
 import pytest
 
-from builder.repository import read_config, write_config
-from serving.state import SHARED_MEMORY, running_servers
+from base.names import SHARED_MEMORY
+from repository.running import running_servers
+from repository.store import read_config, write_config
 from tests.chaos.faults_service import wait_for
 from tests.processes import below
 
 
 def test_the_gpu_benchmark_measures_what_it_says(repository, tmp_path):
-    command = [sys.executable, "-m", "load", "bench", "gpu", "--profile", "cpu", "--repository", str(repository)]
+    command = [sys.executable, "-m", "bench", "gpu", "--profile", "cpu", "--repository", str(repository)]
     command += ["--precisions", "int8", "--in-flight", "1,3", "--seconds", "2", "--processes", "1"]
     command += ["--preprocess-instances", "1", "--postprocess-instances", "1", "--out", str(tmp_path)]
 
@@ -40,8 +41,8 @@ def test_the_gpu_benchmark_measures_what_it_says(repository, tmp_path):
         usage = load["usage"]
         images = sum(int(size) * count for size, count in usage["batches"].items())
         assert images == usage["images"] > 0
-        assert {"preprocess", "postprocess", "segmentation_int8"} <= usage["steps_ms"].keys()
-        assert usage["by_process_ms"]["segmentation_int8"] >= usage["session_ms"] > 0
+        assert {"preprocess", "postprocess", "network_int8"} <= usage["steps_ms"].keys()
+        assert usage["by_process_ms"]["network_int8"] >= usage["session_ms"] > 0
         (share,) = load["of_bare"].values()
         assert share == pytest.approx(load["images_per_s"] / max(result["bare"].values()))
     assert (tmp_path / "gpu.png").read_bytes()[:4] == b"\x89PNG"
@@ -82,7 +83,7 @@ def test_a_busy_machine_does_not_end_the_benchmark(repository, tmp_path):
     config = read_config(strict / "admission/config.pbtxt")
     config.parameters["max_latency_ms"].string_value = "1"
     write_config(strict / "admission/config.pbtxt", config)
-    command = [sys.executable, "-m", "load", "bench", "ensemble", "--repository", str(strict), "--precision", "int8"]
+    command = [sys.executable, "-m", "bench", "ensemble", "--repository", str(strict), "--precision", "int8"]
     command += ["--in-flight", "24", "--rounds", "1", "--seconds", "1", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

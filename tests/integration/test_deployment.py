@@ -19,9 +19,9 @@ import pytest
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
-from builder.live import GRPC_ADMIN_HEADER
+from base.names import ADMIN_HEADER
 from client import SegmentationClient
-from serving.server import ADMIN_HEADER
+from repository.live import GRPC_ADMIN_HEADER
 from serving.stubs import stubs_of
 from tests.compose import ROOT, resolved
 from tests.dockerfiles import stages

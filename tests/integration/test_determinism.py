@@ -9,10 +9,10 @@ import time
 import pytest
 import tritonclient.grpc
 
-from builder.live import GRPC_ADMIN_HEADER, LiveServer
 from client.request import parameters_of
 from client.segmentation import SegmentationClient
 from pipeline import contract
+from repository.live import GRPC_ADMIN_HEADER, LiveServer
 from serving.server import ServerOptions, TritonServer
 from tests.chaos.expected import Case, Network, fingerprint, pictures
 
@@ -35,7 +35,7 @@ def expected(repository, images):
     """Precision and mask format to the fingerprint of each picture's answer, found without a server."""
     answers = {}
     for precision in contract.PRECISIONS:
-        network = Network(repository / contract.segmentation_model(precision) / "1" / "model.onnx")
+        network = Network(repository / contract.network_model(precision) / "1" / "model.onnx")
         for mask_format in FORMATS:
             asked = parameters_of(confidence=0.05, mask_format=mask_format)
             answers[precision, mask_format] = [network.answer(Case("", image, asked)) for image in images]
@@ -138,7 +138,7 @@ def batch_sizes(server, model):
 
 @pytest.mark.parametrize("precision", contract.PRECISIONS)
 def test_while_others_share_the_batches(live, precision, images, expected):
-    before = batch_sizes(live, "segmentation_int8")
+    before = batch_sizes(live, "network_int8")
     with (
         Others(live, images, expected) as others,
         SegmentationClient(live.grpc_url, "grpc", precision) as client,
@@ -151,13 +151,13 @@ def test_while_others_share_the_batches(live, precision, images, expected):
     assert others.wrong == []
     assert others.right > 10
     if precision == "int8":  # no caller sends more than two pictures, so a larger batch is of several callers
-        after = batch_sizes(live, "segmentation_int8")
+        after = batch_sizes(live, "network_int8")
         grown = {size for size, count in after.items() if count > before.get(size, 0)}
         assert max(grown) > 2, grown
 
 
 def test_after_a_reload_of_every_model(live, images, expected):
-    models = [*MODELS, *map(contract.segmentation_model, contract.PRECISIONS)]
+    models = [*MODELS, *map(contract.network_model, contract.PRECISIONS)]
     with LiveServer(live.grpc_url, live.admin_secret) as server:
         for model in models:
             config = server.config(model)

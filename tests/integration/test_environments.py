@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.cache import cache_dir
-from serving.environment import SHARED_MEMORY
-from serving.state import running_servers
+from base.cache import cache_dir
+from base.names import SHARED_MEMORY
+from repository.running import running_servers
 
 pytestmark = pytest.mark.server
 
@@ -202,10 +202,10 @@ def test_serve_call_build_and_measure(name, repository, photographs, tmp_path):
         assert json.loads((tmp_path / "load" / "report.json").read_text(encoding="utf-8"))
         assert (tmp_path / "load" / "report.html").read_text(encoding="utf-8")
         # The running server is found by its repository, and reloaded over gRPC.
-        place.run("builder", "promote", "segmentation_int8/1", "--repository", place.repository)
+        place.run("builder", "promote", "network_int8/1", "--repository", place.repository)
     assert not files_of(prefix)
     built = place.run("builder", "build", "--precisions", "fp32", "--repository", place.repository)
-    assert "segmentation_fp32" in built
+    assert "network_fp32" in built
 
 
 def files_of(prefix):
@@ -266,7 +266,8 @@ def test_make_serve_listens_where_it_is_told(repository):
 def test_a_start_that_cannot_work_ends_at_once(repository, tmp_path):
     """No folder of a name that tritonserver can use: said, not waited for."""
     code = (
-        "import sys, pathlib, serving.state as state; state._scratch_parents = lambda: [pathlib.Path('/no (where)')];"
+        "import sys, pathlib, repository.running as state;"
+        "state._scratch_parents = lambda: [pathlib.Path('/no (where)')];"
         "from serving.__main__ import main; sys.exit(main(sys.argv[1:]))"
     )
     ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]

@@ -10,15 +10,16 @@ import onnx
 import pytest
 from rich.console import Console
 
+from base.progress import Steps
 from builder import __main__ as command
 from builder.build import build
 from builder.datasets import resolve_datasets
 from builder.errors import GateError
-from builder.progress import Steps
 from builder.quantisers import nodes_to_exclude, quantised_nodes
 from builder.quantize_cpu import count_quantized_convolutions
 from builder.settings import Verification, load_settings
-from builder.verification import compare, onnx_network, segment_set
+from builder.verification import compare, segment_set
+from repository.network import onnx_network
 
 FEW_SCENES = {"calibration.scenes": 4, "verification.scenes": 4, "fallback.sensitivity_images": 2}
 
@@ -96,7 +97,7 @@ def test_a_gate_that_cannot_be_reached_is_refused_with_the_best_step(tmp_path, r
     page = (tmp_path / "report" / "yolov8n-seg-int8.html").read_text()
     for words in ("comes closest", "no version written", "640 x 640", "Layers taken out of int8", *groups):
         assert words in page
-    assert not list((tmp_path / "repository" / "segmentation_int8").glob("[0-9]*"))
+    assert not list((tmp_path / "repository" / "network_int8").glob("[0-9]*"))
 
 
 def test_black_calibration_images_are_refused_with_advice(tmp_path, reference):

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from client.errors import SegmentationError
-from client.result import Segmentation
 from pipeline.images import decode_image
+from pipeline.result import Segmentation
 from tests.chaos import hostile, hostile_watch, protocol, protocol_raw
 from tests.chaos.corpus_crafted import many_scans, png, tiff
 from tests.chaos.corpus_mutations import mutate

@@ -87,7 +87,7 @@ def test_users_count_what_the_server_counts(comparison):
         assert step["requests"] == ensemble["success"] > 0
         assert ensemble["failed"] == step["failures"] == 0
         assert all(counters["success"] == step["requests"] for counters in step["server"].values())
-        network = step["server"][f"segmentation_{step['precision']}"]
+        network = step["server"][f"network_{step['precision']}"]
         assert sum(int(size) * count for size, count in network["batches"].items()) == step["requests"]
         assert network["compute_infer_ms"] > 1
 

@@ -16,7 +16,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 
 from client import RetryPolicy, SegmentationClient
 from client.errors import RequestError
-from load.bench.photographs import at_megapixels
+from load.photographs import at_megapixels
 from pipeline import contract
 from pipeline.letterbox import Geometry
 from pipeline.mask_formats import decode_mask

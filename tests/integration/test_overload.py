@@ -9,10 +9,10 @@ import urllib.request
 
 import pytest
 
-from builder.repository import read_config, write_config
 from client import RequestTimeoutError, RetryPolicy, SegmentationClient, ServerBusyError
-from serving.publisher import PUBLISH_EVERY_S
+from repository.store import read_config, write_config
 from serving.server import ServerOptions, TritonServer
+from steps.publisher import PUBLISH_EVERY_S
 from tests.chaos import overload
 
 pytestmark = pytest.mark.server

@@ -125,7 +125,7 @@ def test_demo_then_serve_then_the_client(checkout, reference):
 
 def test_versions_are_listed_and_checked(checkout):
     """After the demonstration has built some."""
-    assert "segmentation_int8" in run("python -m builder list", checkout, capture_output=True, text=True).stdout
+    assert "network_int8" in run("python -m builder list", checkout, capture_output=True, text=True).stdout
     assert "no fault" in run("python -m builder verify", checkout, capture_output=True, text=True).stdout
     ready = run("python -m serving preflight", checkout, capture_output=True, text=True).stdout
     assert ready.count("ready ") == 3

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tritonclient.grpc
 
-from builder.live import GRPC_ADMIN_HEADER
+from repository.live import GRPC_ADMIN_HEADER
 
 pytestmark = pytest.mark.server
 

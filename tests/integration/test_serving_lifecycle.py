@@ -20,11 +20,12 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
+from base.names import ADMIN_HEADER
 from pipeline import contract
+from repository.running import find_server, running_servers
 from serving import server as server_module
 from serving.errors import PortInUse, ServingError
-from serving.server import ADMIN_HEADER, ServerOptions, TritonServer
-from serving.state import find_server, running_servers
+from serving.server import ServerOptions, TritonServer
 from serving.tritonserver import find_tritonserver
 from tests.unit.serving.repositories import tiny_repository
 
@@ -114,7 +115,7 @@ def test_a_signal_stops_it_cleanly(running, number):
 
 
 def find_leftovers(pid: int) -> list[str]:
-    from serving.cache import cache_dir
+    from base.cache import cache_dir
 
     return [path.name for path in (cache_dir() / "servers").glob(f"{pid}.json")]
 

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from base.progress import Steps
 from builder import __main__ as command
 from builder.build import build
 from builder.datasets import resolve_datasets
-from builder.errors import RepositoryError
-from builder.manifest import Manifest
-from builder.progress import Steps
-from builder.reference import fetch_reference
-from builder.repository import ModelRepository
 from builder.settings import load_settings
-from builder.verification import compare, mask_map, onnx_network, segment_set
+from builder.verification import compare, mask_map, segment_set
 from pipeline import contract
+from repository.errors import RepositoryError
+from repository.manifest import Manifest
+from repository.network import onnx_network
+from repository.store import ModelRepository
+from scenes.reference import fetch_reference
 
 pytest.importorskip("modelopt", reason="ModelOpt is missing; make test-tensorrt runs it")
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is missing; make test-tensorrt runs it")

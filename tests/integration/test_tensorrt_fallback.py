@@ -8,10 +8,10 @@ import onnx
 import pytest
 from rich.console import Console
 
+from base.progress import Steps
 from builder import __main__ as command
 from builder.build import build
 from builder.errors import GateError
-from builder.progress import Steps
 from builder.quantisers import nodes_to_exclude, quantised_nodes
 from builder.settings import load_settings
 

@@ -18,12 +18,12 @@ import tritonclient.grpc
 from onnx import numpy_helper
 
 from builder.__main__ import main
-from builder.integrity import verify
-from builder.live import LiveServer
-from builder.promotions import read_promotions
-from builder.repository import ModelRepository, read_config, write_config
-from builder.versions import PromotionError, promote, rollback
 from client.segmentation import SegmentationClient
+from repository.integrity import verify
+from repository.live import LiveServer
+from repository.promotions import read_promotions
+from repository.store import ModelRepository, read_config, write_config
+from repository.versions import PromotionError, promote, rollback
 from serving.server import ServerOptions, TritonServer
 from tests.exports import segmentation_export
 from tests.versions import copy_version
@@ -31,7 +31,7 @@ from tests.versions import copy_version
 pytestmark = pytest.mark.server
 
 PRECISION = "fp32"
-MODEL = "segmentation_fp32"
+MODEL = "network_fp32"
 SWITCHES = 50
 LIMIT_S = 300  # half a minute on two free cores
 

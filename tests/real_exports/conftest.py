@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 import pytest
 
-from builder.reference import fetch_reference
+from base.cache import cache_dir
 from pipeline.images import decode_image
 from pipeline.letterbox import letterbox
-from serving.cache import cache_dir
+from scenes.reference import fetch_reference
 from tests.real_exports.cases import CASES, CONFIDENCE, IOU, MAX_DETECTIONS, SMALL, SQUARE, WIDE
 from tests.real_exports.comparison import Difference
 

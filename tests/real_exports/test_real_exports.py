@@ -15,8 +15,8 @@ from client import SegmentationClient
 from pipeline.parameters import RequestParameters
 from pipeline.postprocess import postprocess
 from pipeline.preprocess import preprocess
-from serving.onnx_cpu import CpuNetwork
 from serving.server import ServerOptions, TritonServer
+from steps.onnx_cpu import CpuNetwork
 from tests.real_exports.cases import CASES, CONFIDENCE, IOU, MAX_DETECTIONS, Case
 from tests.real_exports.comparison import Instances, compare, read_references
 
@@ -55,7 +55,7 @@ def test_served_as_ultralytics_predicts_or_refused(case: Case, exports, record, 
         record(case, "refused", reason=said)
         assert case.refused, said
         assert re.search(case.refused, said)
-        assert not list(repository.glob("segmentation_fp32/[0-9]*"))
+        assert not list(repository.glob("network_fp32/[0-9]*"))
         return
     references = read_references(exports.folder / f"{case.name}.npz", [picture.name for picture in pictures])
     data = [picture.read_bytes() for picture in pictures]
@@ -77,7 +77,7 @@ def test_served_as_ultralytics_predicts_or_refused(case: Case, exports, record, 
 
 def _served(case: Case, repository: Path, images: list[bytes], batch: int) -> list[Instances]:
     """What the served steps make of encoded images, with the version's own network."""
-    version = repository / "segmentation_fp32" / "1" / "model.onnx"
+    version = repository / "network_fp32" / "1" / "model.onnx"
     inputs = np.empty((len(images), *case.input_size, 3), np.uint8)
     geometries = [preprocess(image, out) for image, out in zip(images, inputs, strict=True)]
     network = CpuNetwork(version, threads=2, max_batch_size=1)

@@ -4,8 +4,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from builder.repository import SHIPPED_REPOSITORY, write_config
 from pipeline import contract
+from repository.store import SHIPPED_REPOSITORY, write_config
 
 CONFIGS = sorted(SHIPPED_REPOSITORY.rglob("*.pbtxt"))
 TYPES = {
@@ -38,10 +38,10 @@ def test_every_model_is_there():
     names = {path.parent.name for path in CONFIGS if path.name == "config.pbtxt"}
     expected = set(contract.SHARED_MODELS)
     for precision in contract.PRECISIONS:
-        expected |= {contract.segmentation_model(precision), contract.ensemble_model(precision)}
+        expected |= {contract.network_model(precision), contract.ensemble_model(precision)}
     assert names == expected
     for precision in contract.PRECISIONS:
-        assert (SHIPPED_REPOSITORY / contract.segmentation_model(precision) / "configs" / "cpu.pbtxt").is_file()
+        assert (SHIPPED_REPOSITORY / contract.network_model(precision) / "configs" / "cpu.pbtxt").is_file()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(SHIPPED_REPOSITORY)))
@@ -70,7 +70,7 @@ def test_ensembles_chain_the_steps(precision):
     assert [step.model_name for step in config.ensemble_scheduling.step] == [
         contract.ADMISSION_MODEL,
         contract.PREPROCESS_MODEL,
-        contract.segmentation_model(precision),
+        contract.network_model(precision),
         contract.POSTPROCESS_MODEL,
     ]
     assert [tensor.name for tensor in config.output] == [spec.name for spec in contract.RESPONSE_TENSORS]
@@ -79,7 +79,7 @@ def test_ensembles_chain_the_steps(precision):
 
 @pytest.mark.parametrize("precision", contract.PRECISIONS)
 def test_both_profiles_have_the_same_tensors(precision):
-    folder = SHIPPED_REPOSITORY / contract.segmentation_model(precision)
+    folder = SHIPPED_REPOSITORY / contract.network_model(precision)
     tensorrt, cpu = parse(folder / "config.pbtxt"), parse(folder / "configs" / "cpu.pbtxt")
     assert list(tensorrt.input) == list(cpu.input)
     assert list(tensorrt.output) == list(cpu.output)

@@ -74,7 +74,7 @@ def test_every_direct_dependency_has_a_reason_and_is_pinned():
 
 
 def test_what_is_fetched_elsewhere_is_hashed():
-    """Outside of pip and its lock files nothing downloads: every fetch goes through serving.fetch with a SHA-256."""
+    """Outside of pip and its lock files nothing downloads: every fetch goes through base.fetch with a SHA-256."""
     offenders = []
     for path in [*ROOT.glob("*/*.py"), *ROOT.glob("*/*/*.py"), *ROOT.glob("*/*/*/*.py")]:
         if path.parts[len(ROOT.parts)] in (".venv", ".cache", "tests", "requirements", "out"):

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from base.allocator import give_large_blocks_back
 from pipeline import contract
 from pipeline.errors import OverloadError
-from serving.admission import Admission, state_path
-from serving.allocator import give_large_blocks_back
-from serving.classes import class_count
-from serving.python_backend import answer_each, config_parameter, request_parameters
-from serving.step_metrics import AdmissionMetrics
+from steps.admission import Admission, state_path
+from steps.classes import class_count
+from steps.metrics import AdmissionMetrics
+from steps.python_backend import answer_each, config_parameter, request_parameters
 
 
 class TritonPythonModel:

@@ -15,9 +15,9 @@ from pipeline.errors import OverloadError
 from pipeline.letterbox import Geometry
 from pipeline.mask_work import check_mask_work
 from pipeline.postprocess import pack_response, segmentation_of
-from serving.admission import MOST_OF_BOUND, Admission, state_path
-from serving.python_backend import answer_each, count_out, request_parameters, ticket_of
-from serving.step_metrics import PostprocessMetrics
+from steps.admission import MOST_OF_BOUND, Admission, state_path
+from steps.metrics import PostprocessMetrics
+from steps.python_backend import answer_each, count_out, request_parameters, ticket_of
 
 _CUT: Final = (
     "in {} image(s) of a request, all {} candidates that leave the network lie above confidence {}: instances with "

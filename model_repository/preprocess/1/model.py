@@ -14,9 +14,9 @@ from pipeline import contract
 from pipeline.errors import ImageError, OverloadError
 from pipeline.images import ImageLimits
 from pipeline.preprocess import decode_seconds, preprocess
-from serving.admission import MOST_OF_BOUND, Admission, state_path
-from serving.python_backend import answer_each, config_parameter, count_out, ticket_of
-from serving.step_metrics import PreprocessMetrics
+from steps.admission import MOST_OF_BOUND, Admission, state_path
+from steps.metrics import PreprocessMetrics
+from steps.python_backend import answer_each, config_parameter, count_out, ticket_of
 
 _LONG_S: Final = 0.5  # shorter work is done however long the request has waited
 

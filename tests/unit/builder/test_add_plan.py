@@ -5,16 +5,16 @@ import json
 import pytest
 from rich.console import Console
 
+from base.progress import Steps
 from builder import add_plan as module
 from builder.add_plan import add_plan
-from builder.errors import RepositoryError
-from builder.manifest import Manifest, sha256_of
-from builder.progress import Steps
-from builder.repository import ModelRepository
 from builder.tensorrt.compile import CompiledPlan
-from builder.tensorrt.flavour import Flavour
-from builder.tensorrt.gpu import Gpu
 from builder.tensorrt.layers import LayerCounts
+from repository.errors import RepositoryError
+from repository.flavour import Flavour
+from repository.gpu import Gpu
+from repository.manifest import Manifest, sha256_of
+from repository.store import ModelRepository
 
 L4 = Gpu("NVIDIA L4", "8.9")
 FLAVOUR = Flavour("tensorrt", (10, 13, 0), json)  # any module: nothing is compiled here
@@ -30,7 +30,7 @@ def repository(tmp_path):
         (folder / name).write_bytes(content)
     manifest = Manifest(
         tag="m-int8-trt10.13.0-sm90-00000000",
-        model="segmentation_int8",
+        model="network_int8",
         version=1,
         precision="int8",
         profile="tensorrt",

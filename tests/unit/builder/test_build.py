@@ -9,17 +9,18 @@ import onnx
 import pytest
 from rich.console import Console
 
+from base.progress import Steps
 from builder import __main__ as command
 from builder import build as build_module
 from builder.build import build
 from builder.calibration import calibration_set
-from builder.errors import BuilderError, CalibrationError, ExportError, GateError, RepositoryError
-from builder.manifest import Manifest, sha256_of
-from builder.progress import Steps
-from builder.repository import ModelRepository, read_config
+from builder.errors import BuilderError, CalibrationError, ExportError, GateError
 from builder.settings import load_settings
 from builder.surgery import graft_ends
 from pipeline import contract
+from repository.errors import RepositoryError
+from repository.manifest import Manifest, sha256_of
+from repository.store import ModelRepository, read_config
 from tests.exports import segmentation_export
 
 
@@ -79,7 +80,7 @@ def test_all_precisions_are_written_tagged_and_served(tmp_path, make):
     assert [entry.manifest.precision for entry in built] == list(contract.PRECISIONS)
     for entry in built:
         precision = entry.manifest.precision
-        assert entry.folder == tmp_path / "repository" / f"segmentation_{precision}" / "1"
+        assert entry.folder == tmp_path / "repository" / f"network_{precision}" / "1"
         assert not entry.existed
         assert entry.promoted
         manifest = Manifest.read(entry.folder)
@@ -166,7 +167,7 @@ def test_a_later_version_is_not_served_until_promoted(tmp_path, make):
     assert repository.promoted("fp32", "cpu") == [1]
     repository.promote("fp32", "cpu", 2)
     assert repository.promoted("fp32", "cpu") == [2]
-    with pytest.raises(RepositoryError, match=r"segmentation_fp32/9 .*no such version"):
+    with pytest.raises(RepositoryError, match=r"network_fp32/9 .*no such version"):
         repository.promote("fp32", "cpu", 9)
 
 
@@ -186,13 +187,13 @@ def test_a_failed_build_leaves_nothing(tmp_path, make, monkeypatch):
     monkeypatch.setattr(build_module, "_check_runs", fail)
     with pytest.raises(BuilderError, match="on fire"):
         make(precisions=("fp32",))
-    folder = tmp_path / "repository" / "segmentation_fp32"
+    folder = tmp_path / "repository" / "network_fp32"
     assert sorted(entry.name for entry in folder.iterdir()) == ["config.pbtxt", "configs"]
 
 
 def test_what_a_killed_builder_left_is_swept(tmp_path, make):
     ModelRepository.open(tmp_path / "repository")
-    leftover = tmp_path / "repository" / "segmentation_fp32" / ".building-dead"
+    leftover = tmp_path / "repository" / "network_fp32" / ".building-dead"
     leftover.mkdir()
     (leftover / "model.onnx").write_bytes(b"half")
     make(precisions=("fp32",))
@@ -205,7 +206,7 @@ def test_sizes_of_the_network_go_into_the_configurations(tmp_path, make):
     assert built.manifest.verification["images_beyond_top_k"] == built.manifest.verification["images"]
     repository = tmp_path / "repository"
     found = {}
-    for name in ("preprocess", "postprocess", "segmentation_int8"):
+    for name in ("preprocess", "postprocess", "network_int8"):
         config = read_config(repository / name / "config.pbtxt")
         found.update({tensor.name: list(tensor.dims) for tensor in [*config.input, *config.output]})
     assert found["images"] == [96, 160, 3]
@@ -339,7 +340,7 @@ def test_a_failed_gate_leaves_a_report_that_says_why(tmp_path, make):
         assert words in page
     for words in ("<td>apple</td>", "comes closest", "data:image/jpeg;base64,", "alone", "int8 finds"):
         assert words in page
-    assert not list((tmp_path / "repository" / "segmentation_int8").glob("[0-9]*"))
+    assert not list((tmp_path / "repository" / "network_int8").glob("[0-9]*"))
 
 
 def test_a_report_that_cannot_be_written_does_not_hide_the_failure(tmp_path, make):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from builder.errors import RepositoryError
-from builder.repository import ModelRepository, write_text
+from repository.errors import RepositoryError
+from repository.store import ModelRepository, write_text
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def test_a_full_disk_is_told_with_its_remedy(repository):
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
 def test_a_disk_that_cannot_be_written_to_is_told_with_its_remedy(repository, number):
-    told = f"segmentation_int8: {os.strerror(number)}; make the repository writable"
+    told = f"network_int8: {os.strerror(number)}; make the repository writable"
     with pytest.raises(RepositoryError, match=told), repository.locked():
         raise OSError(number, os.strerror(number), str(repository.model_folder("int8")))
 

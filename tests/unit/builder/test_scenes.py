@@ -13,8 +13,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from rich.console import Console
 
-from builder.progress import Steps
-from builder.scenes import (
+from base.progress import Steps
+from scenes import (
     CALIBRATION_SEEDS,
     SPLITS,
     VERIFICATION_SEEDS,
@@ -27,12 +27,12 @@ from builder.scenes import (
     generate_scenes,
     write_dataset,
 )
-from builder.scenes import photographs as photograph_module
-from builder.scenes.card import CORNER_RADIUS_MM, LONG_SIDE_MM, SHORT_SIDE_MM
-from builder.scenes.perspective import Camera, turn_x, turn_z
-from builder.scenes.photographs import CardOutline, Photograph, cut_cards
-from builder.scenes.stage import Shadow, Stage
-from builder.scenes.surface import FlatObject, footprint, outline, project
+from scenes import photographs as photograph_module
+from scenes.card import CORNER_RADIUS_MM, LONG_SIDE_MM, SHORT_SIDE_MM
+from scenes.perspective import Camera, turn_x, turn_z
+from scenes.photographs import CardOutline, Photograph, cut_cards
+from scenes.stage import Shadow, Stage
+from scenes.surface import FlatObject, footprint, outline, project
 
 SMALL = SceneOptions(min_side_px=160, max_side_px=320)
 
@@ -403,7 +403,7 @@ def test_a_failed_set_leaves_what_was_there(tmp_path: Path, cards: CardSource, m
     def fail(*_: object, **__: object) -> Scene:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("builder.scenes.dataset.generate_scene", fail)
+    monkeypatch.setattr("scenes.dataset.generate_scene", fail)
     with pytest.raises(KeyboardInterrupt):
         write_dataset(tmp_path, "calibration", 3, cards=cards, options=SMALL, steps=quiet())
     assert [path.name for path in tmp_path.iterdir()] == ["calibration"]

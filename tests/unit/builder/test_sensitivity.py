@@ -10,15 +10,16 @@ import pytest
 from onnx import numpy_helper
 from rich.console import Console
 
+from base.progress import Steps
 from builder import __main__ as command
 from builder.build import open_build
 from builder.errors import BuilderError
-from builder.progress import Steps
 from builder.quantisers import quantised_nodes, remove_quantisers
 from builder.quantize_cpu import count_quantized_convolutions
 from builder.sensitivity import GroupCost, Subject, groups_of, int8_size_bytes, rank_groups, trade_off
 from builder.settings import Verification, load_settings
-from builder.verification import Comparison, onnx_network, segment_set
+from builder.verification import Comparison, segment_set
+from repository.network import onnx_network
 
 SIZE = (64, 64)
 

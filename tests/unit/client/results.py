@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from client.result import Segmentation
 from pipeline import rle
+from pipeline.result import Segmentation
 
 
 def disc(height, width, centre_x, centre_y, radius):

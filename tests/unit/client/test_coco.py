@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from client.coco import CocoDocument, CocoIds, CocoResults
-from client.result import Segmentation
+from pipeline.result import Segmentation
 from tests.unit.client.results import disc, empty_segmentation, segmentation_of
 
 MASKS = [disc(90, 120, 40, 30, 25), disc(90, 120, 90, 60, 20)]

@@ -8,8 +8,8 @@ import pytest
 
 from client import AsyncSegmentationClient, RequestError, ServerError
 from client.photos import PhotoSettings, segment_photos
-from client.sources import find_images
 from pipeline import rle
+from pipeline.image_files import find_images
 from pipeline.postprocess import ImageSegmentation, pack_response
 from tests.unit.client.results import disc
 

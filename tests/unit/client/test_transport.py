@@ -2,7 +2,7 @@
 
 import pytest
 
-from client.transport import grpc_channel_args, is_loopback
+from pipeline.loopback import grpc_channel_args, is_loopback
 
 
 @pytest.mark.parametrize(

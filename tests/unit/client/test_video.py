@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from client import AsyncSegmentationClient, RequestError, ServerUnavailableError
-from client.sources import VIDEO_SUFFIXES
 from client.video import ADDRESS, VideoError, VideoInput, VideoSettings, segment_video
 from pipeline import rle
+from pipeline.image_files import VIDEO_SUFFIXES
 from pipeline.postprocess import ImageSegmentation, pack_response
 from tests.unit.client.results import disc
 

@@ -18,8 +18,8 @@ from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
-from serving.cache import cache_dir
-from serving.fetch import fetch_archive
+from base.cache import cache_dir
+from base.fetch import fetch_archive
 
 KUBERNETES = ("kubernetes-validate==1.37.0", "85136d018a27b50ec7fc049d902bfa5193f5976807e6c0f408e3ab6fe078cad9")
 """Kubernetes' own resources, of every minor version."""

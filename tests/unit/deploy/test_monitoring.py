@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import yaml
 
-from builder.repository import read_config
+from repository.store import read_config
 from tests.unit.deploy.rendered import DEPLOY, OVERLAYS, ROOT, pod, render, the
 
 RULES = yaml.safe_load((ROOT / "monitoring/rules.yml").read_text())["groups"]

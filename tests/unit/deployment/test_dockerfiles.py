@@ -40,7 +40,7 @@ def test_every_copied_file_is_there_tracked_and_not_ignored(path, stage):
 
 def test_built_versions_and_secrets_stay_out_of_the_images():
     rules = ignore_rules()
-    for name in (".env", ".git", "out", ".cache", "images", "tests", "model_repository/segmentation_int8/1"):
+    for name in (".env", ".git", "out", ".cache", "images", "tests", "model_repository/network_int8/1"):
         assert is_ignored(name, rules), name
     assert not is_ignored("model_repository/segment_int8/1/.gitkeep", rules)  # Triton wants the folder
 

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from load.bench.measure import ProcessTree, Summary, interleave, ratio
-from load.bench.report import Comparison
-from load.bench.server_meter import Reading, StepTimes, Usage, parse_metrics
+from bench.measure import ProcessTree, Summary, interleave, ratio
+from bench.report import Comparison
+from bench.server_meter import Reading, StepTimes, Usage, parse_metrics
 
 
 def test_summary_is_median_and_quartiles():
@@ -58,24 +58,24 @@ def test_processes_that_end_while_the_tree_is_walked_are_left_out():
 def test_metrics_of_one_model():
     text = (
         "# HELP cpu_total Processor time\n"
-        'cpu_total{model="segmentation_int8",version="1"} 1.5\n'
-        'cpu_total{version="2",model="segmentation_int8"} 2\n'
-        'cpu_total{model="segmentation_int8_other",version="1"} 100\n'
-        'other{model="segmentation_int8"} 7e-1\n'
+        'cpu_total{model="network_int8",version="1"} 1.5\n'
+        'cpu_total{version="2",model="network_int8"} 2\n'
+        'cpu_total{model="network_int8_other",version="1"} 100\n'
+        'other{model="network_int8"} 7e-1\n'
     )
-    assert parse_metrics(text, "segmentation_int8") == {"cpu_total": 3.5, "other": 0.7}
+    assert parse_metrics(text, "network_int8") == {"cpu_total": 3.5, "other": 0.7}
 
 
 def test_usage_is_per_image_and_leaves_the_session_out():
     steps = {"preprocess": StepTimes(100, 1.0, 2.0), "idle": StepTimes(7, 1.0, 1.0)}
     later = {**steps, "preprocess": StepTimes(120, 1.1, 2.5), "postprocess": StepTimes(20, 0.0, 0.02)}
-    before = Reading({"tritonserver": 1.0, "segmentation_fp32": 10.0}, 9.0, 100, {1: 3}, steps)
-    after = Reading({"tritonserver": 1.2, "segmentation_fp32": 11.1}, 10.0, 120, {1: 3, 4: 5}, later)
+    before = Reading({"tritonserver": 1.0, "network_fp32": 10.0}, 9.0, 100, {1: 3}, steps)
+    after = Reading({"tritonserver": 1.2, "network_fp32": 11.1}, 10.0, 120, {1: 3, 4: 5}, later)
     usage = Usage.between(before, after)
     assert usage.images == 20
     assert usage.session_ms == pytest.approx(50)
     assert usage.other_ms == pytest.approx((0.2 + 1.1 - 1.0) / 20 * 1e3)
-    assert usage.by_process_ms == pytest.approx({"tritonserver": 10, "segmentation_fp32": 55})
+    assert usage.by_process_ms == pytest.approx({"tritonserver": 10, "network_fp32": 55})
     assert usage.batches == {4: 5}
     assert usage.steps_ms.keys() == {"preprocess", "postprocess"}
     assert usage.steps_ms["preprocess"] == pytest.approx({"queue": 5, "compute": 25})

@@ -5,16 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from builder.repository import SHIPPED_REPOSITORY, read_config
-from load.bench.baseline import plain
-from load.bench.drive import encoded_request
-from load.bench.measure import Summary
-from load.bench.report import Comparison
-from load.bench.synthetic import scene
-from load.bench.variant import Variant, copy_repository
+from bench.baseline import plain
+from bench.drive import encoded_request
+from bench.measure import Summary
+from bench.report import Comparison
+from bench.synthetic import scene
+from bench.variant import Variant, copy_repository
 from pipeline import contract, rle
 from pipeline.parameters import RequestParameters
 from pipeline.postprocess import postprocess
+from repository.store import SHIPPED_REPOSITORY, read_config
 
 
 @pytest.mark.parametrize("instances", [1, 10, 40])
@@ -54,7 +54,7 @@ def test_a_variant_changes_the_copy_alone(tmp_path):
     variant = Variant(preprocess_instances=7, network_instances=3, network_kind="cpu", parameters={"provider": "cuda"})
     copy = copy_repository(SHIPPED_REPOSITORY, tmp_path / "copy", "cuda", variant)
     assert read_config(copy / "preprocess" / "config.pbtxt").instance_group[0].count == 7
-    network = read_config(copy / "segmentation_fp16" / "configs" / "cuda.pbtxt")
+    network = read_config(copy / "network_fp16" / "configs" / "cuda.pbtxt")
     assert network.instance_group[0].count == 3
     assert network.instance_group[0].kind == 2  # KIND_CPU
     assert network.parameters["provider"].string_value == "cuda"

@@ -1,6 +1,6 @@
 import pytest
 
-from load.bench.gpu_picture import draw, host_limit
+from bench.gpu_picture import draw, host_limit
 
 
 def result(gpu):

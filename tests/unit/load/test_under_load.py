@@ -2,9 +2,9 @@
 
 import pytest
 
-from load.bench import under_load
-from load.bench.drive import Answers, Target
-from load.bench.under_load import put_under_load
+from bench import under_load
+from bench.drive import Answers, Target
+from bench.under_load import put_under_load
 from load.errors import LoadError
 
 TARGET = Target("127.0.0.1:8001", "segment_int8", ())

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from client.result import Segmentation
 from load.payloads import Payload
 from load.validation import fault_of
 from pipeline.mask_formats import encode_masks
 from pipeline.masks import MaskRuns
+from pipeline.result import Segmentation
 
 HEIGHT, WIDTH = 40, 60
 PAYLOAD = Payload("card", b"", (HEIGHT, WIDTH), 2)

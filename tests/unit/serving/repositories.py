@@ -70,7 +70,7 @@ def tiny_repository(path: Path, precisions: Sequence[str] = ("int8",), model: st
         _write(path / name / "config.pbtxt", _config(name))
         _write(path / name / "1" / "model.py", model)
     for precision in contract.PRECISIONS:
-        name = contract.segmentation_model(precision)
+        name = contract.network_model(precision)
         versions = "versions: [ 1 ]" if precision in precisions else ""
         for place in ("config.pbtxt", "configs/cpu.pbtxt"):
             _write(path / name / place, _config(name, f"version_policy {{ specific {{ {versions} }} }}"))

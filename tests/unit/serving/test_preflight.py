@@ -4,11 +4,11 @@ import shutil
 
 import pytest
 
-from builder.plans import Machine
-from builder.repository import ModelRepository
-from builder.tensorrt.gpu import Gpu
-from builder.versions import promote
 from pipeline import contract
+from repository.gpu import Gpu
+from repository.plans import Machine
+from repository.store import ModelRepository
+from repository.versions import promote
 from serving.__main__ import main
 from serving.errors import ServingError
 from serving.preflight import check, preflight
@@ -47,7 +47,7 @@ def test_whole_promoted_versions_are_ready(repository, capsys):
     assert all(one.ready for one in found.models)
     assert [one.versions for one in found.models] == [(1,)] * 3
     assert main(["preflight", "--repository", str(repository.path)]) == 0
-    assert "ready      segmentation_int8/1" in capsys.readouterr().out
+    assert "ready      network_int8/1" in capsys.readouterr().out
 
 
 def test_what_is_not_built_names_the_build(repository, capsys):
@@ -57,7 +57,7 @@ def test_what_is_not_built_names_the_build(repository, capsys):
     assert missing.reasons == ("no version for the profile cpu is built",)
     assert f"build --profile cpu --precisions fp32,fp16,int8 --repository {repository.path}" in missing.remedy
     assert main(["preflight", "--repository", str(repository.path)]) == 1
-    assert "not ready  segmentation_int8" in capsys.readouterr().out
+    assert "not ready  network_int8" in capsys.readouterr().out
     assert main(["preflight", "--repository", str(repository.path), "--precisions", "fp32"]) == 0
 
 
@@ -67,7 +67,7 @@ def test_a_promoted_version_that_is_gone_names_another(repository):
     shutil.rmtree(repository.model_folder("int8") / "1")
     found = status(repository)
     assert "names the versions [1], which are not there" in found.reasons[0]
-    assert found.remedy == "python -m builder promote segmentation_int8/2 --profile cpu"
+    assert found.remedy == "python -m builder promote network_int8/2 --profile cpu"
 
 
 def test_a_missing_network_is_named(repository):
@@ -86,7 +86,7 @@ def test_a_damaged_version_names_a_whole_one_or_the_build(repository):
     assert "another SHA-256" in found.reasons[0]
     assert "python -m builder build" in found.remedy
     add_version(repository)
-    assert status(repository).remedy == "python -m builder promote segmentation_int8/2 --profile cpu"
+    assert status(repository).remedy == "python -m builder promote network_int8/2 --profile cpu"
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "configs/cpu.pbtxt"])
@@ -112,7 +112,7 @@ def test_a_gate_that_did_not_pass_is_told(repository):
     add_version(repository, verification=FAILED)
     found = status(repository)
     assert "f1 0.5, needed 0.97" in found.reasons[0]
-    assert "promote segmentation_int8/1 --profile cpu --force" in found.remedy
+    assert "promote network_int8/1 --profile cpu --force" in found.remedy
     promote(repository, "int8", 1, force=True)
     found = status(repository)
     assert found.ready
@@ -148,7 +148,7 @@ def test_another_gpu_architecture_is_added_to_the_version(repository, container)
     add_version(repository, plans={"model-sm90.plan": H100_PLAN})
     found = plan_status(repository, Machine((10, 13, 0), "a test", Gpu("NVIDIA L4", "8.9")), container)
     assert "there is no model-sm89.plan" in found.reasons[0]
-    assert found.remedy == f"python -m builder add-plan segmentation_int8/1 --repository {repository.path}"
+    assert found.remedy == f"python -m builder add-plan network_int8/1 --repository {repository.path}"
 
 
 def test_an_unknown_tensorrt_is_a_warning(repository, container):
@@ -191,7 +191,7 @@ def test_run_refuses_what_is_promoted_and_cannot_be_served(repository, capsys):
     arguments = ["run", "--repository", str(repository.path), "--http-port", "0", "--grpc-port", "0"]
     assert main([*arguments, "--metrics-port", "0"]) == 1
     text = capsys.readouterr().err
-    assert "not ready  segmentation_int8: version 1: its gate did not pass" in text
+    assert "not ready  network_int8: version 1: its gate did not pass" in text
     assert "--precisions fp32" in text
     assert check(repository.path, "cpu", ("fp32",)).models[0].ready
     with pytest.raises(ServingError, match="no version for the profile cpu is built"):

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from serving import safe_names, state
+from repository import running as state
+from repository.running import is_safe, scratch_folder
+from serving import safe_names
 from serving.errors import ServingError
 from serving.safe_names import SafeNames
-from serving.state import is_safe, scratch_folder
 from serving.tritonserver import Installation
 
 PREFIX = "segmentation_0123abcd_"

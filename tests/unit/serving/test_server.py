@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from base.names import ADMIN_HEADER
 from serving import server as server_module
 from serving.errors import ServingError
 from serving.safe_names import SafeNames
-from serving.server import ADMIN_HEADER, ServerOptions, TritonServer
+from serving.server import ServerOptions, TritonServer
 from serving.tritonserver import Installation
 from tests.unit.serving.repositories import tiny_repository
 
@@ -49,7 +50,7 @@ def program(tmp_path, monkeypatch):
         ({**FREE, "http_port": 70000}, "port 70000 is out of range.*--http-port"),
         ({**FREE, "host": "::1"}, "'::1' has no IPv4 address"),
         ({**FREE, "host": "192.0.2.1"}, "not an address of this machine"),
-        ({**FREE, "precisions": ("fp16",)}, "segmentation_fp16.*python -m builder build"),
+        ({**FREE, "precisions": ("fp16",)}, "network_fp16.*python -m builder build"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_fetched(repository, monkeypatch, options, told):
@@ -60,7 +61,7 @@ def test_what_cannot_work_is_refused_before_anything_is_fetched(repository, monk
 
 def test_a_profile_that_the_server_has_no_backend_for_is_refused(repository, program):
     program("exit 0")
-    (repository / "segmentation_int8" / "1" / "model.plan").touch()
+    (repository / "network_int8" / "1" / "model.plan").touch()
     with pytest.raises(ServingError, match="has no tensorrt backend"):
         TritonServer(ServerOptions(repository, profile="tensorrt", **FREE)).start()
 

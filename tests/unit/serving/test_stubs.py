@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from builder.repository import SHIPPED_REPOSITORY
+from repository.store import SHIPPED_REPOSITORY
 from serving import stubs
 from serving.errors import ServingError
 from serving.server import ServerOptions, TritonServer
@@ -244,7 +244,7 @@ def test_the_children_of_a_process_are_found_as_they_come_and_go(tmp_path):
 
 def test_the_configuration_on_disk_is_that_of_the_profile():
     server = TritonServer(ServerOptions(SHIPPED_REPOSITORY, profile="cuda"))
-    network = server.model_config("segmentation_fp16")
+    network = server.model_config("network_fp16")
     assert network["parameters"]["provider"] == {"string_value": "cuda"}
     assert server.model_config("preprocess")["instance_group"][0]["count"] == 2
     with pytest.raises(ServingError, match="restore it"):

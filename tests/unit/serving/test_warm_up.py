@@ -11,7 +11,7 @@ def test_a_server_that_is_gone_is_no_error():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"127.0.0.1:{unused.getsockname()[1]}"
-        faults = warm_up(url, ["preprocess", "segment_int8", "segment_fp32", "segmentation_int8"], timeout_s=2)
+        faults = warm_up(url, ["preprocess", "segment_int8", "segment_fp32", "network_int8"], timeout_s=2)
     assert list(faults) == ["segment_fp32", "segment_int8"]
     assert all("refused" in fault for fault in faults.values())
 

@@ -52,7 +52,7 @@ class Stubs:
 
     def kill(self, model):
         self.killed.append(model)
-        return model != "segmentation_fp32"
+        return model != "network_fp32"
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_a_server_that_does_not_say_what_it_serves_is_a_case_for_a_restart(keepe
     assert keeper.look() == "it could not list its models"
 
 
-def metrics(waiting, done, model="segmentation_int8"):
+def metrics(waiting, done, model="network_int8"):
     return (
         f'nv_inference_pending_request_count{{model="{model}",version="1"}} {waiting}\n'
         f'nv_inference_exec_count{{model="{model}",version="1"}} {done}\n'
@@ -134,7 +134,7 @@ def test_only_requests_that_wait_while_nothing_moves_are_a_stall():
     assert stalls.stalled(metrics(0, 6), 60.0) == []  # nothing waits
     assert stalls.stalled(metrics(2, 6), 62.0) == []
     assert stalls.stalled(metrics(2, 6), 89.0) == []
-    assert stalls.stalled(metrics(2, 6), 91.0) == ["segmentation_int8"]
+    assert stalls.stalled(metrics(2, 6), 91.0) == ["network_int8"]
 
 
 class Server:
@@ -142,9 +142,7 @@ class Server:
     metrics_url = "127.0.0.1:1"
 
 
-@pytest.mark.parametrize(
-    ("model", "trouble"), [("segmentation_int8", None), ("segmentation_fp32", "requests to segmentation_fp32")]
-)
+@pytest.mark.parametrize(("model", "trouble"), [("network_int8", None), ("network_fp32", "requests to network_fp32")])
 def test_the_processes_of_a_model_that_hangs_are_killed(clock, stubs, said, monkeypatch, model, trouble):
     """A model without processes (a TensorRT plan) takes the server with it."""
     monkeypatch.setattr(watch, "_metrics", lambda url: metrics(1, 5, model))

@@ -13,8 +13,8 @@ from builder.tensorrt.compile import PlanSettings, compile_plan
 from builder.tensorrt.errors import OnnxParseError, PlanBuildError, PlanMemoryError, TensorRTError
 from builder.tensorrt.failures import parse_build_log
 from builder.tensorrt.fallback import build_with_fallback
-from builder.tensorrt.flavour import Flavour, detect_flavour
 from builder.tensorrt.layers import NETWORK
+from repository.flavour import Flavour, detect_flavour
 
 SMALL = PlanSettings(min_batch=1, opt_batch=2, max_batch=4, workspace_mib=256)
 

@@ -4,8 +4,8 @@ from types import ModuleType
 
 import pytest
 
-from builder.tensorrt.errors import FlavourError
-from builder.tensorrt.flavour import detect_flavour, parse_version
+from repository.errors import FlavourError
+from repository.flavour import detect_flavour, parse_version
 
 
 def importer(**modules: str | None):

@@ -1,1 +1,0 @@
-"""Benchmarks: what is compared runs side by side, interleaved, in one run on one machine."""

@@ -1,0 +1,300 @@
+"""Whether versions on disk are what their manifests say, and whether they can run here."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pipeline import contract
+from repository.errors import RepositoryError
+from repository.live import LiveError, LiveServer
+from repository.manifest import MANIFEST_NAME, Manifest, sha256_of
+from repository.networks import mixture, mixture_remedy
+from repository.plans import Machine, Misfit, machine_at_hand, plan_misfit
+from repository.profiles import PROFILES
+from repository.running import running_servers
+from repository.store import ModelRepository, read_config
+
+_CACHE: Final = "__pycache__"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that is wrong.
+
+    Attributes:
+        subject: model or version, such as ``network_int8/2``.
+        problem: what is wrong.
+        remedy: what to do.
+    """
+
+    subject: str
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.problem}; {self.remedy}"
+
+
+@dataclass
+class Findings:
+    """What :func:`verify` found.
+
+    Attributes:
+        versions: number of versions that were looked at.
+        faults: what is wrong.
+        notes: what is worth knowing, and what could not be told here.
+    """
+
+    versions: int = 0
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def verify(
+    repository: ModelRepository,
+    precision: str | None = None,
+    version: int | None = None,
+    machine: Machine | None = None,
+) -> Findings:
+    """Check versions: hashes, manifests, configurations, plans against this machine, servers against configurations.
+
+    Args:
+        repository: the repository.
+        precision: only this model; None takes all.
+        version: only this version of it; its plans must then run here, promoted or not.
+        machine: to compare plans with; None looks at this one, if there are plans.
+
+    Returns:
+        What was found; nothing is changed.
+
+    Raises:
+        RepositoryError: the version asked for is not there.
+    """
+    findings = Findings()
+    at_hand = functools.cache(lambda: machine or machine_at_hand())
+    for name in [precision] if precision else contract.PRECISIONS:
+        versions = repository.versions(name)
+        if version is not None and version not in versions:
+            model = contract.network_model(name)
+            raise RepositoryError(f"{model}/{version}: no such version in {repository.path}; there are {versions}")
+        for number in versions if version is None else [version]:
+            findings.versions += 1
+            faults = version_faults(repository, name, number)
+            findings.faults += faults
+            if not faults:
+                _check_plans(repository, name, number, at_hand, findings, demanded=version is not None)
+        findings.faults += _config_faults(repository, name)
+        findings.notes += _leftover_notes(repository, name)
+    if version is None:
+        _check_networks(repository, findings)
+        findings.faults += _server_faults(repository, precision)
+    return findings
+
+
+def version_faults(repository: ModelRepository, precision: str, version: int) -> list[Fault]:
+    """Compare a version's files with its manifest, and its manifest with its place."""
+    folder = repository.model_folder(precision) / str(version)
+    subject = f"{contract.network_model(precision)}/{version}"
+    remedy = _rebuild_remedy(repository, precision, version)
+    try:
+        manifest = Manifest.read(folder)
+        problems = [*_manifest_problems(manifest, precision, version), *_file_problems(manifest, folder)]
+    except RepositoryError as error:
+        problems = [str(error)]
+    except (TypeError, AttributeError, KeyError) as error:
+        problems = [f"{MANIFEST_NAME} has entries of the wrong kind ({error!r})"]
+    return [Fault(subject, problem, remedy) for problem in problems]
+
+
+def misfit_of(repository: ModelRepository, manifest: Manifest, machine: Machine) -> Misfit | None:
+    """Why Triton's TensorRT backend could not run a version here; None if it can."""
+    config = read_config(repository.config_path(manifest.precision, "tensorrt"))
+    default = config.default_model_filename or "model.plan"
+    return plan_misfit(manifest.plans, dict(config.cc_model_filenames), default, machine)
+
+
+def plan_remedy(repository: ModelRepository, manifest: Manifest, misfit: Misfit) -> str:
+    """The command that mends a misfit; to be run on the machine that is to serve."""
+    if misfit.addable:
+        return f"python -m builder add-plan {manifest.model}/{manifest.version} --repository {repository.path}"
+    return build_command(repository, manifest.precision, "tensorrt")
+
+
+def build_command(repository: ModelRepository, precision: str, profile: str) -> str:
+    """The command that builds a precision; with the one that promotes it where the profile has no builds of its own."""
+    served = PROFILES[profile]
+    stages = contract.PRECISIONS[: contract.PRECISIONS.index(precision) + 1]
+    chosen = f"--profile {served.build_profile} --precisions {','.join(stages)} --repository {repository.path}"
+    build = f"python -m builder build {chosen}"
+    if served.is_built:
+        return build
+    model = contract.network_model(precision)
+    return f"{build}, then python -m builder promote {model}/VERSION --profile {profile} --repository {repository.path}"
+
+
+def size_problems(config: Any, sizes: Mapping[str, list[int]]) -> list[str]:
+    """Tensors of a configuration that differ from those of a network."""
+    return [
+        f"{tensor.name} is {list(tensor.dims)}, the network's is {sizes[tensor.name]}"
+        for tensor in [*config.input, *config.output]
+        if tensor.name in sizes and list(tensor.dims) != list(sizes[tensor.name])
+    ]
+
+
+def _manifest_problems(manifest: Manifest, precision: str, version: int) -> Iterator[str]:
+    model = contract.network_model(precision)
+    if (manifest.model, manifest.version, manifest.precision) != (model, version, precision):
+        yield f"{MANIFEST_NAME} speaks of {manifest.model}/{manifest.version} ({manifest.precision})"
+    if manifest.profile not in contract.PROFILES:
+        yield f"{MANIFEST_NAME} names the profile {manifest.profile!r}; allowed: {', '.join(contract.PROFILES)}"
+    if not any(manifest.tag.endswith(f"-{entry.sha256[:8]}") for entry in manifest.files.values()):
+        yield f"the tag {manifest.tag} ends with the hash of none of its files"
+    for name, facts in manifest.plans.items():
+        if name not in manifest.files:
+            yield f"{MANIFEST_NAME} describes {name}, but lists no such file"
+        if facts.get("flavour") == "tensorrt-rtx" and name.endswith(".plan"):
+            yield f"{name} is a TensorRT-RTX plan under a name that Triton's TensorRT backend would load"
+    for name in manifest.files:
+        if name.endswith(".plan") and name not in manifest.plans:
+            yield f"{MANIFEST_NAME} does not say what {name} was built with and for"
+
+
+def _file_problems(manifest: Manifest, folder: Path) -> Iterator[str]:
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            yield f"{name} is missing"
+        elif path.stat().st_size != entry.size_bytes:
+            yield f"{name} has {path.stat().st_size} bytes; {MANIFEST_NAME} says {entry.size_bytes}"
+        elif sha256_of(path) != entry.sha256:
+            yield f"{name} has another SHA-256 than {MANIFEST_NAME} says"
+    known = {*manifest.files, MANIFEST_NAME, _CACHE}
+    for extra in sorted(entry.name for entry in folder.iterdir() if entry.name not in known):
+        if extra.endswith(".plan") and _is_of_plans(manifest):
+            yield f"{extra} is not in {MANIFEST_NAME}: repeat `python -m builder add-plan`, which was cut short"
+        elif not extra.startswith("."):  # half-written files are leftovers
+            yield f"{extra} is not in {MANIFEST_NAME}"
+
+
+def _is_of_plans(manifest: Manifest) -> bool:
+    return manifest.profile in PROFILES and PROFILES[manifest.profile].loads_plans
+
+
+def _check_plans(
+    repository: ModelRepository, precision: str, version: int, at_hand: Any, findings: Findings, *, demanded: bool
+) -> None:
+    manifest = Manifest.read(repository.model_folder(precision) / str(version))
+    if not _is_of_plans(manifest):
+        return
+    subject = f"{manifest.model}/{version}"
+    try:
+        misfit = misfit_of(repository, manifest, at_hand())
+        promoted = version in repository.promoted(precision, "tensorrt")
+    except RepositoryError:
+        return  # reported with the configuration
+    if misfit is None:
+        return
+    if misfit.known and (promoted or demanded):
+        remedy = f"on this machine: `{plan_remedy(repository, manifest, misfit)}`"
+        findings.faults.append(Fault(subject, misfit.reason, remedy))
+    else:
+        findings.notes.append(f"{subject}: {misfit.reason}")
+
+
+def _check_networks(repository: ModelRepository, findings: Findings) -> None:
+    """What a profile serves must be of one network: other classes are a fault, another export is noted."""
+    for profile in contract.PROFILES:
+        try:
+            mixed = mixture(repository, profile)
+        except RepositoryError:
+            continue  # reported with the configuration
+        if mixed is None:
+            continue
+        if mixed.of_other_classes:
+            findings.faults.append(Fault(f"profile {profile}", str(mixed), mixture_remedy(repository, mixed)))
+        else:
+            findings.notes.append(f"{mixed}; to serve one: {mixture_remedy(repository, mixed)}")
+
+
+def _config_faults(repository: ModelRepository, precision: str) -> Iterator[Fault]:
+    model = contract.network_model(precision)
+    built = {manifest.version: manifest for manifest in repository.manifests(precision)}
+    for profile in contract.PROFILES:
+        path = repository.config_path(precision, profile)
+        try:
+            config = read_config(path)
+        except RepositoryError as error:
+            yield Fault(
+                model, str(error), f"copy {path.relative_to(repository.path)} from the shipped model_repository"
+            )
+            continue
+        mine = [manifest for manifest in built.values() if manifest.profile in PROFILES[profile].serves]
+        named = list(config.version_policy.specific.versions)
+        # A profile that others build for serves nothing until a version is promoted for it.
+        wanted = named or PROFILES[profile].is_built
+        servable = [one for one in mine if repository.is_servable(precision, one.version, profile)]
+        if wanted and servable and not repository.promoted(precision, profile):
+            yield Fault(
+                model,
+                f"{path.name} names the versions {named}, of which none can be served under the profile {profile}",
+                f"promote one with `python -m builder promote {model}/{servable[-1].version} --profile {profile}`",
+            )
+        sizes = mine[-1].source.get("tensor_sizes", {}) if mine else {}
+        for problem in size_problems(config, sizes):
+            yield Fault(
+                model, f"{path.name}: {problem}", f"`{build_command(repository, precision, profile)}` writes it"
+            )
+
+
+def _leftover_notes(repository: ModelRepository, precision: str) -> list[str]:
+    if repository.is_locked():
+        return [f"{contract.network_model(precision)}: a builder is writing to the repository now"]
+    return [
+        f"{path.relative_to(repository.path)}: left by a builder that was killed; the next build removes it"
+        for path in repository.leftovers(precision)
+    ]
+
+
+def _server_faults(repository: ModelRepository, precision: str | None) -> Iterator[Fault]:
+    """Running servers that serve another version than the configuration names: a promotion was cut short."""
+    for running in running_servers(repository.path):
+        with LiveServer.of(running) as server:
+            for name in [precision] if precision else contract.PRECISIONS:
+                model = contract.network_model(name)
+                try:
+                    ready = server.ready_versions(model)
+                    promoted = repository.promoted(name, running.profile)
+                except LiveError as error:
+                    yield Fault(
+                        model, str(error), "if it is still starting, try again when it is ready; else restart it"
+                    )
+                    break
+                except RepositoryError:
+                    continue  # reported with the configuration
+                if ready and list(ready) != sorted(promoted):
+                    command = f"python -m builder promote {model}/{max(promoted)}" if promoted else "restart the server"
+                    remedy = f"`{command} --profile {running.profile}`" if promoted else command
+                    problem = f"{server.name} serves {list(ready)}, the configuration names {promoted}"
+                    yield Fault(model, problem, remedy)
+
+
+def _rebuild_remedy(repository: ModelRepository, precision: str, version: int) -> str:
+    folder = repository.model_folder(precision) / str(version)
+    profiles = _promoted_under(repository, precision, version)
+    rebuild = f"remove it with `rm -r {folder}` and build it again with the command that built it"
+    if not profiles:
+        return rebuild
+    model = contract.network_model(precision)
+    back = " and ".join(f"`python -m builder rollback {model} --profile {profile}`" for profile in profiles)
+    return f"it is promoted ({', '.join(profiles)}): go back with {back}, then {rebuild}"
+
+
+def _promoted_under(repository: ModelRepository, precision: str, version: int) -> list[str]:
+    try:
+        return repository.profiles_of(precision, version)
+    except RepositoryError:  # a broken configuration is a fault of its own
+        return []

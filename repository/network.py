@@ -1,0 +1,38 @@
+"""A grafted network, run by ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from pipeline import contract
+
+Network = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float16]]]
+"""Runs images, uint8 [batch, H, W, 3], to candidates [batch, K, 6 + C] and prototypes [batch, C, H/4, W/4]."""
+
+
+def onnx_network(model: Path | bytes, threads: int | None = None) -> Network:
+    """A network run by ONNX Runtime on the CPU.
+
+    Args:
+        model: grafted network, as a file or serialised.
+        threads: of the session; None takes all cores.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    # Waiting threads sleep: on a machine that does other work too, spinning ones take its cores many times over.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    source = str(model) if isinstance(model, Path) else model
+    session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    names = [contract.CANDIDATES.name, contract.PROTOTYPES.name]
+
+    def run(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+        candidates, prototypes = session.run(names, {contract.IMAGES.name: images})
+        return candidates, prototypes
+
+    return run

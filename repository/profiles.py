@@ -1,0 +1,58 @@
+"""The profiles: what each one's backend loads, what it needs, and whose builds it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from pipeline import contract
+
+
+@dataclass(frozen=True)
+class ServingProfile:
+    """One way of serving the network.
+
+    Ask these attributes, never the name: a profile that is not ``cpu`` is not therefore one of TensorRT.
+
+    Attributes:
+        name: as on the command line.
+        config_name: where the configuration of a ``network_*`` model lies, in the model's folder.
+        loads_plans: the backend loads TensorRT plans; else it loads ``model.onnx``, in the Python backend.
+        needs_gpu: nothing runs without an NVIDIA GPU.
+        serves: profiles of the builder whose versions are meant for it.
+
+    Example:
+        >>> PROFILES["cuda"].loads_plans, PROFILES["cuda"].build_profile
+        (False, 'cpu')
+    """
+
+    name: str
+    config_name: str
+    loads_plans: bool
+    needs_gpu: bool
+    serves: tuple[str, ...]
+
+    @property
+    def build_profile(self) -> str:
+        """What to give to ``python -m builder build --profile`` for a version that this profile serves."""
+        return self.serves[0]
+
+    @property
+    def is_built(self) -> bool:
+        """Whether the builder makes versions for it; else it serves those of another profile, once promoted."""
+        return self.build_profile == self.name
+
+
+PROFILES: Final[Mapping[str, ServingProfile]] = {
+    profile.name: profile
+    for profile in (
+        ServingProfile("cpu", "configs/cpu.pbtxt", loads_plans=False, needs_gpu=False, serves=("cpu",)),
+        ServingProfile("tensorrt", "config.pbtxt", loads_plans=True, needs_gpu=True, serves=("tensorrt",)),
+        ServingProfile("cuda", "configs/cuda.pbtxt", loads_plans=False, needs_gpu=True, serves=("cpu", "tensorrt")),
+    )
+}
+"""By name."""
+
+BUILT_PROFILES: Final = tuple(name for name in contract.PROFILES if PROFILES[name].is_built)
+"""Profiles that the builder makes versions for."""

@@ -1,0 +1,203 @@
+"""Scenes: tables with identity cards on them, drawn from a seed, with the exact mask of every card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from scenes.backgrounds import table
+from scenes.camera import expose, jpeg
+from scenes.card import CardSource
+from scenes.clutter import finger, thing_on_table, thing_on_top
+from scenes.options import SceneOptions, seeds_from, split_of
+from scenes.perspective import Camera, random_turn, turn_x, turn_z
+from scenes.stage import Shadow, Stage
+from scenes.surface import FlatObject, Matrix, Pixels
+
+CARD_CLASS: Final = 0
+_ASPECTS: Final = (4 / 3, 3 / 4, 3 / 2, 2 / 3, 16 / 9, 9 / 16, 1.0)
+_TRIES: Final = 10
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An image and what is to be found in it; n may be 0.
+
+    Attributes:
+        image: uint8 [height, width, 3] RGB, as ``jpeg`` decodes.
+        masks: bool [n, height, width]: the pixels whose centre is on the card and on nothing that lies over it.
+        boxes: float32 [n, 4] of x1, y1, x2, y2 in pixels, tight around the masks; a pixel covers [x, x + 1].
+        class_ids: int32 [n], all 0: there is one class, the identity card.
+        seed: of the scene.
+        jpeg: the image as a file.
+        card_names: what each card is and where it comes from, such as ``drawn 17`` or ``two_ids.png#1``.
+        homographies: float64 [n, 3, 3] from mm on each card (x right, y down from its middle) to pixels.
+    """
+
+    image: Pixels
+    masks: NDArray[np.bool_]
+    boxes: NDArray[np.float32]
+    class_ids: NDArray[np.int32]
+    seed: int
+    jpeg: bytes
+    card_names: tuple[str, ...]
+    homographies: Matrix
+
+
+def generate_scene(seed: int, *, cards: CardSource, options: SceneOptions | None = None) -> Scene:
+    """Compose the scene of ``seed``.
+
+    The same seed, cards and options give the same scene, to the pixel, with the same NumPy, OpenCV and Pillow on the
+    same kind of machine. No global random state is read or changed.
+
+    Args:
+        seed: in :data:`scenes.CALIBRATION_SEEDS` or :data:`scenes.VERIFICATION_SEEDS`.
+        cards: where the cards come from.
+        options: what the scene may look like.
+
+    Raises:
+        SceneError: the seed is in neither range, or a background photograph cannot be read.
+    """
+    options = options or SceneOptions()
+    split = split_of(seed)
+    rng = np.random.default_rng([seed])
+    height, width = _image_size(rng, options)
+    weights = np.array(options.card_weights)
+    wanted = int(rng.choice(len(weights), p=weights / weights.sum()))
+    camera = Camera.over_table(
+        rng, height, width, _card_px(rng, options, wanted, height, width), options.max_tilt_degrees
+    )
+    flat = table(rng, height, width, options.backgrounds)
+    stage = Stage(table_in_perspective(flat, camera), _shadow(rng), options.min_visible)
+    for _ in range(int(rng.integers(0, options.max_clutter + 1))):
+        stage.lay_thing(thing_on_table(rng), _somewhere(rng, camera, height, width))
+    for _ in range(wanted):
+        _lay_card(rng, stage, camera, cards.pick(rng, split), options)
+    if rng.random() < 0.5:
+        for _ in range(int(rng.integers(0, options.max_clutter // 2 + 1))):
+            stage.lay_thing(thing_on_top(rng), _somewhere(rng, camera, height, width))
+    if options.max_clutter and rng.random() < 0.25:
+        _lay_fingers(rng, stage, camera)
+    return finish(rng, stage, seed, options.strength)
+
+
+def generate_scenes(
+    count: int, first_seed: int, *, cards: CardSource, options: SceneOptions | None = None
+) -> Iterator[Scene]:
+    """The scenes of ``count`` seeds from ``first_seed`` on.
+
+    Raises:
+        SceneError: at once, if the seeds would run past the end of their split; later, as
+            :func:`generate_scene` does.
+    """
+    seeds = seeds_from(first_seed, count)
+    return (generate_scene(seed, cards=cards, options=options) for seed in seeds)
+
+
+def table_in_perspective(flat: Pixels, camera: Camera) -> Pixels:
+    """A table as the camera sees it: its picture (uint8 [height, width, 3]) laid on the plane that the cards lie on."""
+    height, width = flat.shape[:2]
+    scale = camera.distance_mm / camera.intrinsics[0, 0]
+    centred = np.array([[scale, 0, -scale * width / 2], [0, scale, -scale * height / 2], [0, 0, 1.0]])
+    seen = camera.homography(np.zeros(2), 0.0) @ centred
+    warped = cv2.warpPerspective(flat, seen, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    return np.asarray(warped, np.uint8)
+
+
+def finish(rng: np.random.Generator, stage: Stage, seed: int, strength: float) -> Scene:
+    """Photograph a stage: light, lens, sensor and JPEG, and the masks as they are."""
+    content, image = jpeg(rng, expose(rng, stage.image, strength), strength)
+    placed = stage.cards
+    count, (height, width) = len(placed), image.shape[:2]
+    return Scene(
+        image=image,
+        masks=np.stack([card.mask for card in placed]) if placed else np.zeros((0, height, width), bool),
+        boxes=np.array([_box(card.mask) for card in placed], np.float32).reshape(count, 4),
+        class_ids=np.full(count, CARD_CLASS, np.int32),
+        seed=seed,
+        jpeg=content,
+        card_names=tuple(card.card.name for card in placed),
+        homographies=np.array([card.homography for card in placed], np.float64).reshape(count, 3, 3),
+    )
+
+
+def _box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _image_size(rng: np.random.Generator, options: SceneOptions) -> tuple[int, int]:
+    """Height and width in pixels, of an aspect ratio that cameras have."""
+    aspect = float(rng.choice(_ASPECTS))
+    low, high = options.min_side_px, options.max_side_px
+    area = float(np.exp(rng.uniform(np.log(low * low * 1.2), np.log(min(high * high * 0.55, low * low * 4)))))
+    width, height = np.sqrt(area * aspect), np.sqrt(area / aspect)
+    return round(float(np.clip(height, low, high))), round(float(np.clip(width, low, high)))
+
+
+def _card_px(rng: np.random.Generator, options: SceneOptions, wanted: int, height: int, width: int) -> float:
+    """Width of a card in the middle: of any size alone, smaller where several have to find room."""
+    high = max(options.smallest_card, options.largest_card / max(1, wanted) ** 0.5)
+    share = float(np.exp(rng.uniform(np.log(options.smallest_card), np.log(high))))
+    return share * min(height, width)
+
+
+def _shadow(rng: np.random.Generator) -> Shadow:
+    right, down = rng.normal(0, 1.2, 2)
+    return Shadow(float(right), float(down), float(rng.uniform(0.6, 3.0)), float(rng.uniform(0.15, 0.6)))
+
+
+def _somewhere(rng: np.random.Generator, camera: Camera, height: int, width: int) -> Matrix:
+    """The homography of a thing that lies anywhere in view, turned by any angle."""
+    centre = camera.point_on_table(width * float(rng.random()), height * float(rng.random()))
+    turn = float(rng.uniform(-np.pi, np.pi))
+    return camera.homography(np.zeros(2) if centre is None else centre, turn)
+
+
+def _lay_fingers(rng: np.random.Generator, stage: Stage, camera: Camera) -> None:
+    """One to three fingers that reach into the picture from an edge."""
+    height, width = stage.image.shape[:2]
+    share = float(rng.uniform(0.2, 0.8))
+    edges = ((width * share, height), (0, height * share), (width, height * share))
+    base = camera.point_on_table(*edges[int(rng.choice(3, p=(0.5, 0.25, 0.25)))])
+    if base is None:
+        return
+    inwards = float(np.arctan2(-base[1], -base[0]) + rng.normal(0, 0.2))
+    along, beside = np.array([np.cos(inwards), np.sin(inwards)]), np.array([-np.sin(inwards), np.cos(inwards)])
+    tone = float(rng.uniform(0.35, 1.0))
+    for index in range(int(rng.integers(1, 4))):
+        thing = finger(rng, tone)
+        reach = thing.width_mm / 2 - float(rng.uniform(10, 30))
+        stage.lay_thing(thing, camera.homography(base + along * reach + beside * 19.0 * index, inwards))
+
+
+def _lay_card(rng: np.random.Generator, stage: Stage, camera: Camera, card: FlatObject, options: SceneOptions) -> None:
+    """Try a few places for a card; without a fit it is left out."""
+    height, width = stage.image.shape[:2]
+    may_overlap = rng.random() < options.overlap_share
+    may_be_cut = rng.random() < options.cut_off_share
+    margin = -0.02 if may_be_cut else 0.1
+    turn = random_turn(rng)
+    lift = _lift(rng)
+    for _ in range(_TRIES):
+        x, y = rng.uniform(margin, 1 - margin, 2) * (width, height)
+        centre = camera.point_on_table(float(x), float(y))
+        if centre is None:
+            continue
+        homography = camera.homography(centre, turn, lift)
+        min_inside = options.min_visible if may_be_cut else 0.99
+        if stage.lay_card(card, homography, may_overlap=may_overlap, min_inside=min_inside):
+            return
+
+
+def _lift(rng: np.random.Generator) -> Matrix:
+    """A small tilt against the table, as of a card that leans on something or is held."""
+    if rng.random() < 0.7:
+        return np.eye(3)
+    towards = float(rng.uniform(-np.pi, np.pi))
+    return turn_z(towards) @ turn_x(float(rng.normal(0, np.deg2rad(8)))) @ turn_z(-towards)

@@ -1,0 +1,53 @@
+"""A view of a model repository in which the Python steps have other instance counts or parameters than on disk.
+
+So that they can be a matter of the machine, and the repository read-only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from repository.store import read_config, write_config
+
+CONFIG_NAME = "config.pbtxt"
+
+
+def overlay(
+    repository: Path,
+    target: Path,
+    instances: Mapping[str, int],
+    parameters: Mapping[str, Mapping[str, str]] | None = None,
+) -> Path:
+    """Make the view: links to all models, but for the configurations that differ.
+
+    Args:
+        repository: the model repository.
+        target: a folder that does not exist yet.
+        instances: model name, of those that no promotion changes, to its instance count.
+        parameters: model name, likewise, to the parameters of its configuration that differ.
+
+    Returns:
+        ``target``.
+
+    Raises:
+        RepositoryError: a configuration is missing or broken.
+    """
+    repository, parameters = repository.resolve(), parameters or {}
+    target.mkdir(mode=0o700)
+    for model in sorted(entry for entry in repository.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+        if model.name not in {*instances, *parameters}:
+            (target / model.name).symlink_to(model)
+            continue
+        view = target / model.name
+        view.mkdir()
+        for entry in model.iterdir():
+            if entry.name != CONFIG_NAME:
+                (view / entry.name).symlink_to(entry)
+        config = read_config(model / CONFIG_NAME)
+        for group in config.instance_group:
+            group.count = instances.get(model.name, group.count)
+        for name, value in parameters.get(model.name, {}).items():
+            config.parameters[name].string_value = value
+        write_config(view / CONFIG_NAME, config)
+    return target

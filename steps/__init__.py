@@ -1,0 +1,9 @@
+"""What runs inside Triton's Python processes: admission, network engines, metrics.
+
+Imports ``pipeline`` and ``base``.
+"""
+
+import os
+
+# ONNX Runtime (from 1.32 on) reports to its maker unless this is set before it is imported.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"

@@ -1,0 +1,221 @@
+"""Admission control: requests that would wait too long are refused at once, before any work is done on them.
+
+Triton queues without bound in front of every step of an ensemble, and a ``max_queue_size`` on a step makes requests
+hang on servers before 26.03 (triton-inference-server/core pull request 466). So ``admission``, the first step, decides:
+it knows how many images are on their way through the ensemble and how long the last ones took, and refuses a request
+whose predicted latency is above a bound. It does nothing else, so that hardly anything waits in front of it, where it
+would not be counted. ``postprocess``, the last step, reports what is finished, and ``preprocess`` what ends there. All
+find the state in a file in shared memory, whichever processes they run in.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from mmap import mmap
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from base.names import SHARED_MEMORY, SHM_PREFIX_VARIABLE
+from pipeline import contract
+from pipeline.errors import BUSY, OverloadError
+
+"""Environment variable with the beginning of the names of one server's shared memory files."""
+
+FLOOR_IMAGES: Final = contract.MAX_REQUEST_BATCH
+"""So many images are always let in: one full request, or a few callers that wait for each answer."""
+
+MOST_OF_BOUND: Final = 0.75
+"""Share of the bound that the masks of one request may take: others wait for it meanwhile."""
+
+_SLOTS: Final = 1024  # requests under way at once
+_SAMPLES: Final = 32
+_LATE: Final = 1.5  # times the predicted latency: later than that is late, but for the first second
+_LATE_S: Final = 1.0
+_GIVEN_UP: Final = 10.0  # times the predicted latency, but for the first half minute
+_GIVEN_UP_S: Final = 30.0
+_PROBE_AFTER_S: Final = 1.0  # without an answer, and never sooner than a full request takes
+_ORDINARY_S: Final = 0.05
+_UNKNOWN_S: Final = 0.1  # per image under way, as long as nothing has been answered yet
+
+# Words of the state, 64 bits each; moments are nanoseconds of the monotonic clock: a counter of samples, the moment at
+# which the last request was let in, the moment of the last answer, the moment at which the latest of those that were
+# answered had been let in, the bound on the latency in nanoseconds (0 until the first step has set it), the samples
+# (seconds per image under way), and for each slot the moment of admission (0 is free), the predicted latency, and the
+# images.
+_HEAD: Final = 5
+_ANSWERS, _LAST_ADMITTED, _LAST_ANSWER, _LATEST_ANSWERED, _BOUND = range(_HEAD)
+_WORDS: Final = _HEAD + _SAMPLES + 3 * _SLOTS
+
+
+class Admission:
+    """Who is let into the ensemble, for all processes of one server.
+
+    A request that never reaches the last step (its step failed, its caller went away) counts until it is late and one
+    that was let in a second after it has been answered: requests stay in order but for less. Being late alone says
+    nothing, for on a server that has become slow all are, and to let more in would make all of them later still. Where
+    nothing is answered any more because all that counts is lost, one request at a time is let in to find that out.
+
+    Attributes:
+        max_latency_s: bound on the predicted time from admission to the end of the last step, in seconds.
+    """
+
+    def __init__(self, path: Path, max_latency_s: float) -> None:
+        """Open the state, or make it.
+
+        Args:
+            path: the file; made when it is missing.
+            max_latency_s: see the attribute.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        self.max_latency_s = max_latency_s
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = os.fdopen(descriptor, "r+b", buffering=0)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_size < _WORDS * 8:
+            os.posix_fallocate(descriptor, 0, _WORDS * 8)  # fails here, not with SIGBUS later, where no room is left
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        words: NDArray[np.int64] = np.frombuffer(mmap(descriptor, _WORDS * 8), np.int64)
+        self._head, slots = words[:_HEAD], words[_HEAD + _SAMPLES :]
+        self._samples = words[_HEAD : _HEAD + _SAMPLES].view(np.float64)
+        self._admitted, self._predicted, self._images = slots.reshape(3, _SLOTS)
+        if max_latency_s > 0:
+            self._head[_BOUND] = int(max_latency_s * 1e9)
+
+    def admit(self, images: int) -> NDArray[np.int64]:
+        """Let a request in.
+
+        Args:
+            images: how many it carries, 1 or more.
+
+        Returns:
+            int64 [3], to be given to :meth:`finish`: number of the slot, moment of admission, images under way.
+
+        Raises:
+            OverloadError: its predicted latency is above the bound; nothing is to be done for it.
+        """
+        now = time.monotonic_ns()
+        with self._locked():
+            under_way = self._under_way(now)
+            total = int(self._images @ under_way) + images
+            seconds_per_image = self._seconds_per_image()
+            predicted_s = total * seconds_per_image
+            slot = int(under_way.argmin())  # the first that is free, if one is
+            late = predicted_s > self.max_latency_s and not self._is_silent(now, seconds_per_image)
+            if total > max(FLOOR_IMAGES, images) and (late or under_way[slot]):
+                raise OverloadError(
+                    f"{BUSY}: with the {total - images} images under way, this request would take about "
+                    f"{predicted_s:.1f} s; allowed: {self.max_latency_s:g} s. Try again later"
+                )
+            self._admitted[slot], self._predicted[slot], self._images[slot] = now, int(predicted_s * 1e9), images
+            self._head[_LAST_ADMITTED] = now
+        return np.array([slot, now, total], np.int64)
+
+    def finish(self, ticket: NDArray[np.int64], answered: bool = True) -> None:
+        """Count a request out.
+
+        Args:
+            ticket: int64 [3], as :meth:`admit` gave it; one that is not known any more is passed over.
+            answered: whether the time that it took says something about the time that others will take.
+        """
+        slot, admitted, total = map(int, ticket)
+        now = time.monotonic_ns()
+        with self._locked():
+            if not 0 <= slot < _SLOTS or self._admitted[slot] != admitted or total < 1 or admitted < 1:
+                return
+            self._admitted[slot] = 0
+            if answered:
+                self._samples[int(self._head[_ANSWERS]) % _SAMPLES] = (now - admitted) / 1e9 / total
+                self._head[_ANSWERS] += 1
+                self._head[_LAST_ANSWER] = now
+                self._head[_LATEST_ANSWERED] = max(self._head[_LATEST_ANSWERED], admitted)
+
+    @property
+    def bound_s(self) -> float:
+        """The bound that the first step keeps, in seconds; infinite where there is no such step."""
+        return float(self._head[_BOUND]) / 1e9 or math.inf
+
+    def check_in_time(self, ticket: NDArray[np.int64] | None, seconds: float) -> None:
+        """Refuse long work for a request that cannot be answered within the bound any more.
+
+        Requests behind it are spared the wait: what was let in before them is answered, or refused here, before they
+        have waited for as long as the bound. What takes no longer than an ordinary image is never refused.
+
+        Args:
+            ticket: int64 [3], as :meth:`admit` gave it; None where the step is called by itself.
+            seconds: that the work takes.
+
+        Raises:
+            OverloadError: it has waited for too long.
+        """
+        if ticket is None or seconds <= _ORDINARY_S:
+            return
+        waited_s = max(0, time.monotonic_ns() - int(ticket[1])) / 1e9
+        if waited_s + seconds > self.bound_s:
+            raise OverloadError(
+                f"{BUSY}: after {waited_s:.1f} s, this request would take about {seconds:.1f} s more; "
+                f"allowed: {self.bound_s:g} s in all. Try again later"
+            )
+
+    @property
+    def images_under_way(self) -> int:
+        """Images of admitted requests that are not finished."""
+        with self._locked():
+            return int(self._images[self._under_way(time.monotonic_ns())].sum())
+
+    def _under_way(self, now: int) -> NDArray[np.bool_]:
+        age = now - self._admitted
+        late = age > np.maximum(self._predicted * _LATE, _LATE_S * 1e9)
+        overtaken = self._head[_LATEST_ANSWERED] > self._admitted + int(_LATE_S * 1e9)
+        given_up = age > np.maximum(self._predicted * _GIVEN_UP, _GIVEN_UP_S * 1e9)
+        return np.asarray((self._admitted > 0) & ~(late & overtaken) & ~given_up, np.bool_)
+
+    def _is_silent(self, now: int, seconds_per_image: float) -> bool:
+        """Whether nothing was answered, and nobody let in, for so long that what is under way may be lost."""
+        last = max(self._head[_LAST_ADMITTED], self._head[_LAST_ANSWER])
+        return bool(now - last > max(_PROBE_AFTER_S, FLOOR_IMAGES * seconds_per_image) * 1e9)
+
+    def _seconds_per_image(self) -> float:
+        """Latency by images under way at admission: above the time per image of a full server, and equal to it there.
+
+        (Little's law: latency = images under way / images per second.) The median, so that one stalled request does not
+        close the door for all.
+        """
+        known = [sample for sample in self._samples.tolist() if sample > 0]
+        return statistics.median(known) if known else _UNKNOWN_S
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        # Released by the kernel when a process is killed while it holds it.
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+def state_path() -> Path:
+    """The state of the server that this process of the Python backend belongs to."""
+    return Path(f"{shm_path()}admission")
+
+
+def shm_path() -> Path:
+    """Beginning of the paths of that server's files in shared memory."""
+    return SHARED_MEMORY / (os.environ.get(SHM_PREFIX_VARIABLE) or _parent())
+
+
+def _parent() -> str:
+    """A name that no other server has had: the parent's number and the moment it was started (proc(5), field 22)."""
+    pid = os.getppid()
+    started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return f"network_{pid}_{started}_"

@@ -1,0 +1,82 @@
+"""The network in the profiles cpu and cuda: a version's ``model.onnx``, run by ONNX Runtime in the Python backend."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
+
+from base.cpus import usable_cpus
+from pipeline import contract
+from steps.onnx_cpu import OUTPUT_NAMES, CpuNetwork, Outputs
+from steps.onnx_cuda import network_on_gpu
+from steps.python_backend import cancellation, cancelled, config_choice, config_parameter, heartbeat, internal_error
+from steps.session_time import SessionTime
+
+PROVIDERS = ("cpu", "cuda")
+
+
+class _Network(Protocol):
+    def run(self, images: Sequence[NDArray[np.uint8]]) -> list[Outputs]: ...
+
+
+class TritonPythonModel:
+    """Runs the images of all requests of one ``execute`` call together.
+
+    The model's configuration may hold the parameters ``provider`` (``cpu``, the default, or ``cuda``) and
+    ``intra_op_threads`` (of the provider ``cpu``; by default :func:`base.cpus.usable_cpus`).
+    """
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the version that Triton asks for, and prepare every batch size."""
+        config = json.loads(args["model_config"])
+        path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
+        provider = config_choice(config, "provider", PROVIDERS)
+        # On a GPU an image is done in less time than the question takes.
+        self._asks_whether_cancelled = provider == "cpu"
+        if provider == "cuda":
+            # An instance of KIND_GPU is told its GPU; one of KIND_CPU takes the first that it sees.
+            device = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else 0
+            self._network: _Network
+            self._network, problems = network_on_gpu(path, device, int(config["max_batch_size"]))
+            for problem in problems:
+                pb_utils.Logger.log_warn(f"CUDA: {problem}")
+        else:
+            threads = config_parameter(config, "intra_op_threads", usable_cpus())
+            self._network = CpuNetwork(path, threads, int(config["max_batch_size"]))
+        self._time = SessionTime(args["model_name"], args["model_version"])
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Run the network on the images of all requests at once; on a CPU, without those whose callers have gone."""
+        waiting = [request for request in requests if not (self._asks_whether_cancelled and cancelled(request))]
+        responses = iter(self._run(waiting) if waiting else [])
+        kept = set(map(id, waiting))
+        return [next(responses) if id(request) in kept else cancellation() for request in requests]
+
+    def finalize(self) -> None:
+        """Hand over what was counted last."""
+        self._time.close()
+
+    def _run(self, requests: Sequence[Any]) -> list[Any]:
+        parts = [pb_utils.get_input_tensor_by_name(request, contract.IMAGES.name).as_numpy() for request in requests]
+        images = [part[index : index + 1] for part in parts for index in range(len(part))]
+        try:
+            with heartbeat().busy(), self._time.measured(len(images)):
+                outputs = iter(self._network.run(images))
+        except Exception:  # ONNX Runtime raises types of its own; the server must outlive them all
+            error = internal_error("the network")
+            return [pb_utils.InferenceResponse(output_tensors=[], error=error) for _ in requests]
+        responses = []
+        for part in parts:
+            own = list(zip(*(next(outputs) for _ in part), strict=True))
+            tensors = [
+                pb_utils.Tensor(name, arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
+                for name, arrays in zip(OUTPUT_NAMES, own, strict=True)
+            ]
+            responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
+        return responses

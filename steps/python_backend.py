@@ -1,0 +1,126 @@
+"""What the repository's Python models share: each request is answered on its own, whatever befalls the others."""
+
+from __future__ import annotations
+
+import asyncio  # noqa: F401 - the backend imports it at a process's first request otherwise, which takes 30 ms
+import functools
+import json
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
+
+from base.heartbeat import Heartbeat
+from pipeline import contract
+from pipeline.errors import InputError, OverloadError
+from pipeline.parameters import RequestParameters
+from steps.admission import Admission, shm_path
+
+
+def answer_each(
+    requests: Sequence[Any], handle: Callable[[Any], list[Any]], *, ask_whether_cancelled: bool = True
+) -> list[Any]:
+    """Answer every request of one ``execute`` call by itself.
+
+    Args:
+        requests: ``InferenceRequest`` objects.
+        handle: returns the output tensors of one request. An :class:`InputError` becomes ``INVALID_ARG`` and an
+            :class:`OverloadError` becomes ``UNAVAILABLE``, with their texts; anything else becomes ``INTERNAL`` with a
+            general text, its traceback in the server's log. Not called for a request whose caller has gone away.
+        ask_whether_cancelled: to ask takes the server and this process 0.1 ms of processor time together: worth it
+            where the request may have waited for long or is long work.
+
+    Returns:
+        One ``InferenceResponse`` per request, in order.
+    """
+    with heartbeat().busy():
+        return [
+            cancellation() if ask_whether_cancelled and cancelled(request) else _answer(request, handle)
+            for request in requests
+        ]
+
+
+@functools.cache
+def heartbeat() -> Heartbeat:
+    """Of this process."""
+    return Heartbeat(shm_path())
+
+
+def internal_error(what: str) -> Any:
+    """An ``INTERNAL`` error for the caller; the traceback of the exception at hand goes to the server's log."""
+    pb_utils.Logger.log_error(f"{what} failed:\n{traceback.format_exc()}")
+    return pb_utils.TritonError(f"{what} failed on the server; its log has the details", pb_utils.TritonError.INTERNAL)
+
+
+def request_parameters(request: Any) -> RequestParameters:
+    """The checked parameters of one request.
+
+    Raises:
+        ParameterError: see :meth:`RequestParameters.parse`.
+    """
+    text = request.parameters()
+    return RequestParameters.parse(json.loads(text) if text else {})
+
+
+def ticket_of(request: Any) -> NDArray[np.int64] | None:
+    """What admission control gave the request, int64 [3]; None where a step is called by itself."""
+    ticket = pb_utils.get_input_tensor_by_name(request, contract.ADMISSION.name)
+    return None if ticket is None else ticket.as_numpy()[0]
+
+
+def count_out(admission: Admission, request: Any, *, answered: bool = True) -> None:
+    """Tell admission control that a request has ended here; see :meth:`steps.admission.Admission.finish`."""
+    ticket = ticket_of(request)
+    if ticket is not None:
+        admission.finish(ticket, answered)
+
+
+def config_parameter(config: dict[str, Any], name: str, default: int) -> int:
+    """A whole number out of the ``parameters`` of a model's configuration.
+
+    Raises:
+        ValueError: the text is no positive whole number; names the parameter.
+    """
+    text = config.get("parameters", {}).get(name, {}).get("string_value", str(default))
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"parameter {name!r} in config.pbtxt is {text!r}; allowed: a positive whole number")
+    return int(text)
+
+
+def config_choice(config: dict[str, Any], name: str, allowed: Sequence[str]) -> str:
+    """One of a few words out of the ``parameters`` of a model's configuration; the first one is the default.
+
+    Raises:
+        ValueError: another word; names the parameter.
+    """
+    text = str(config.get("parameters", {}).get(name, {}).get("string_value", allowed[0]))
+    if text not in allowed:
+        raise ValueError(f"parameter {name!r} in config.pbtxt is {text!r}; allowed: {', '.join(allowed)}")
+    return text
+
+
+def cancelled(request: Any) -> bool:
+    """Whether the caller has gone away or its deadline has passed, so that nobody waits for the answer."""
+    return bool(request.is_cancelled())
+
+
+def cancellation() -> Any:
+    """The answer to a request that nobody waits for."""
+    error = pb_utils.TritonError("the request was cancelled by its caller", pb_utils.TritonError.CANCELLED)
+    return pb_utils.InferenceResponse(output_tensors=[], error=error)
+
+
+def _answer(request: Any, handle: Callable[[Any], list[Any]]) -> Any:
+    try:
+        return pb_utils.InferenceResponse(output_tensors=handle(request))
+    except InputError as error:
+        refusal = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+        return pb_utils.InferenceResponse(output_tensors=[], error=refusal)
+    except OverloadError as error:
+        refusal = pb_utils.TritonError(str(error), pb_utils.TritonError.UNAVAILABLE)
+        return pb_utils.InferenceResponse(output_tensors=[], error=refusal)
+    except Exception:  # whatever it is, the other requests of this batch go on
+        return pb_utils.InferenceResponse(output_tensors=[], error=internal_error("the request"))

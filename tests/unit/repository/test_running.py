@@ -1,0 +1,152 @@
+"""Which servers run, and what is swept when one was killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from repository import running as state
+from repository.running import RunningServer, find_server, remove_shared_memory, running_servers
+from serving.errors import ServingError
+
+PREFIX = "segmentation_0123abcd_"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_SEGMENTATION_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts processes whose program goes by the name of the server."""
+    program = tmp_path / "tritonserver"
+    shutil.copy(shutil.which("sleep"), program)
+    processes = []
+
+    def begin() -> int:
+        processes.append(subprocess.Popen(["sleep", "60"], executable=program))
+        return processes[-1].pid
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def alive(start):
+    return start()
+
+
+@pytest.fixture
+def dead():
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    return process.pid
+
+
+def a_server(pid, repository, **changes):
+    values = {"http": "127.0.0.1:1", "grpc": "127.0.0.1:2", "metrics": "127.0.0.1:3", "admin_secret": "s3cret"}
+    return RunningServer(pid=pid, profile="cpu", repository=str(repository), **{**values, **changes})
+
+
+def test_a_live_server_is_found_by_its_repository(alive, tmp_path):
+    server = a_server(alive, tmp_path, shm_prefix=PREFIX)
+    server.write()
+    assert running_servers() == [server]
+    assert find_server(tmp_path) == server
+    assert running_servers(tmp_path / "other") == []
+
+
+def test_the_secret_is_for_this_user_alone(alive, tmp_path, cache):
+    path = a_server(alive, tmp_path).write()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert os.listdir(path.parent) == [path.name]  # noqa: PTH208 - hidden files count too
+
+
+def test_no_server_is_told_with_the_command_that_starts_one(tmp_path):
+    with pytest.raises(ServingError, match=r"0 servers .*expected: 1.*python -m serving run --repository"):
+        find_server(tmp_path)
+
+
+def test_two_servers_of_one_repository_are_not_guessed_between(start, tmp_path):
+    for _ in range(2):
+        a_server(start(), tmp_path).write()
+    with pytest.raises(ServingError, match="2 servers"):
+        find_server(tmp_path)
+
+
+def test_a_server_that_a_script_started_counts_too(tmp_path):
+    script = [sys.executable, "-c", "print(flush=True); import time; time.sleep(60)", "/opt/tritonserver"]
+    with subprocess.Popen(script, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        a_server(process.pid, tmp_path).write()
+        assert find_server(tmp_path).pid == process.pid
+        process.kill()
+
+
+@pytest.mark.parametrize("attempt", range(20))
+def test_a_server_counts_from_the_moment_it_is_started(start, tmp_path, attempt):
+    a_server(start(), tmp_path).write()
+    assert len(running_servers()) == 1
+
+
+def test_what_a_killed_server_left_is_swept(dead, alive, tmp_path, monkeypatch):
+    shared = tmp_path / "shm"
+    shared.mkdir()
+    for name in (f"{PREFIX}one", f"{PREFIX}two", "segmentation_ffffffff_other", "foreign"):
+        (shared / name).touch()
+    monkeypatch.setattr(state.remove_shared_memory, "__defaults__", (shared,))
+    path = a_server(dead, tmp_path, shm_prefix=PREFIX).write()
+    a_server(alive, tmp_path, shm_prefix="segmentation_ffffffff_").write()
+    assert [server.pid for server in running_servers()] == [alive]
+    assert not path.exists()
+    assert {file.name for file in shared.iterdir()} == {"segmentation_ffffffff_other", "foreign"}
+
+
+def test_processes_that_a_killed_server_left_are_ended(dead, tmp_path):
+    def stub(region, name="triton_python_backend_stub"):
+        command = [f"/opt/backends/python/{name}", "-c", "read _", "model.py", region]
+        return subprocess.Popen(command, executable="/bin/sh", stdin=subprocess.PIPE)
+
+    left, foreign, other = stub(f"{PREFIX}one"), stub(f"{PREFIX}one", "editor"), stub("segmentation_ffffffff_other")
+    try:
+        a_server(dead, tmp_path, shm_prefix=PREFIX).write()
+        assert running_servers() == []
+        assert left.wait(5) == -signal.SIGKILL
+        assert foreign.poll() is other.poll() is None
+    finally:
+        for process in (left, foreign, other):
+            process.kill()
+            process.communicate()
+
+
+def test_another_process_under_an_old_number_is_no_server(tmp_path):
+    path = a_server(os.getppid(), tmp_path).write()
+    assert running_servers() == []
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}'])
+def test_a_broken_file_is_passed_over(alive, tmp_path, cache, text):
+    a_server(alive, tmp_path).write()
+    (cache / "servers" / "1.json").write_text(text)
+    assert [server.pid for server in running_servers()] == [alive]
+
+
+@pytest.mark.parametrize("prefix", ["", "*", "segmentation_", "../segmentation_0123abcd_", f"{PREFIX}*", f"{PREFIX}\n"])
+def test_nothing_but_the_prefix_of_one_server_removes_anything(tmp_path, prefix):
+    region = tmp_path / f"{PREFIX}one"
+    region.touch()
+    remove_shared_memory(prefix, tmp_path)
+    assert region.exists()
+    remove_shared_memory(PREFIX, tmp_path)
+    assert not region.exists()

@@ -1,0 +1,85 @@
+"""Which models of a repository can be served."""
+
+from __future__ import annotations
+
+import pytest
+
+from repository.servable import models_to_load, servable_precisions
+from serving.errors import ServingError
+from tests.unit.serving.repositories import tiny_repository
+
+
+def test_a_version_that_is_named_and_there_can_be_served(tmp_path):
+    repository = tiny_repository(tmp_path / "r", ["fp32", "int8"])
+    assert servable_precisions(repository, "cpu") == ("fp32", "int8")
+    assert models_to_load(repository, "cpu") == [
+        "admission",
+        "preprocess",
+        "postprocess",
+        "network_fp32",
+        "network_int8",
+        "segment_fp32",
+        "segment_int8",
+    ]
+
+
+def test_only_what_is_asked_for_is_loaded(tmp_path):
+    repository = tiny_repository(tmp_path / "r", ["fp32", "int8"])
+    expected = ["admission", "preprocess", "postprocess", "network_int8", "segment_int8"]
+    assert models_to_load(repository, "cpu", ["int8"]) == expected
+
+
+def test_a_repository_that_lacks_a_step_is_refused_by_its_name(tmp_path):
+    repository = tiny_repository(tmp_path / "r")
+    (repository / "admission" / "config.pbtxt").unlink()
+    with pytest.raises(ServingError, match=r"no admission/config\.pbtxt.*--repository"):
+        models_to_load(repository, "cpu")
+
+
+@pytest.mark.parametrize("missing", ["model.onnx", "model.py"])
+def test_a_version_without_its_files_cannot_be_served(tmp_path, missing):
+    repository = tiny_repository(tmp_path / "r")
+    (repository / "network_int8" / "1" / missing).unlink()
+    assert servable_precisions(repository, "cpu") == ()
+
+
+def test_a_version_that_is_not_named_cannot_be_served(tmp_path):
+    repository = tiny_repository(tmp_path / "r")
+    (repository / "network_int8" / "1").rename(repository / "network_int8" / "2")
+    assert servable_precisions(repository, "cpu") == ()
+
+
+def test_the_tensorrt_profile_needs_a_plan(tmp_path):
+    repository = tiny_repository(tmp_path / "r")
+    assert servable_precisions(repository, "tensorrt") == ()
+    (repository / "network_int8" / "1" / "model.plan").touch()
+    assert servable_precisions(repository, "tensorrt") == ("int8",)
+
+
+def test_nothing_to_serve_is_told_with_the_command_that_builds(tmp_path):
+    repository = tiny_repository(tmp_path / "r", [])
+    with pytest.raises(ServingError, match=r"no version .*profile cpu; .*python -m builder build --profile cpu"):
+        models_to_load(repository, "cpu")
+
+
+def test_a_missing_precision_that_was_asked_for_is_named(tmp_path):
+    repository = tiny_repository(tmp_path / "r", ["fp32"])
+    with pytest.raises(ServingError, match=r"network_int8 .*--precisions int8"):
+        models_to_load(repository, "cpu", ["fp32", "int8"])
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_folder_that_is_no_repository_is_refused(tmp_path, exists):
+    folder = tmp_path / "r"
+    if exists:
+        folder.mkdir()
+    with pytest.raises(ServingError, match=r"not a model repository.*--repository"):
+        models_to_load(folder, "cpu")
+
+
+def test_a_broken_configuration_is_named(tmp_path):
+    repository = tiny_repository(tmp_path / "r")
+    path = repository / "network_int8" / "configs" / "cpu.pbtxt"
+    path.write_text('name: "network_int8" no_such_field: 1')
+    with pytest.raises(ServingError, match=str(path)):
+        servable_precisions(repository, "cpu")

@@ -1,0 +1,604 @@
+"""Promoting, rolling back, pruning and verifying versions, without a server."""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from builder.__main__ import main
+from builder.errors import BuilderError
+from builder.versions_cli import add_commands
+from pipeline import contract
+from repository import versions
+from repository.errors import RepositoryError
+from repository.gpu import Gpu
+from repository.integrity import verify
+from repository.live import LiveError
+from repository.plans import Machine, library_version, plan_misfit
+from repository.promotions import Promotion, append_promotion, read_promotions, rollback_target
+from repository.store import PROMOTIONS_NAME, SHIPPED_REPOSITORY, ModelRepository, read_config
+from repository.versions import PromotionError, VersionRef, promote, prune, rollback
+from tests.exports import segmentation_export
+from tests.versions import FAILED, H100_PLAN, PASSED, add_version, rewrite
+
+H100 = Machine((10, 13, 0), "a test", Gpu("NVIDIA H100", "9.0"))
+L4 = Machine((10, 13, 0), "a test", Gpu("NVIDIA L4", "8.9"))
+CHOSEN = {"8.9": "model-sm89.plan", "9.0": "model-sm90.plan"}
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return ModelRepository.open(tmp_path / "repository")
+
+
+def served(repository, precision="int8", profile="cpu"):
+    return read_config(repository.config_path(precision, profile)).version_policy.specific.versions
+
+
+def run(repository, *arguments):
+    parser = argparse.ArgumentParser()
+    add_commands(parser.add_subparsers(required=True))
+    options = parser.parse_args([*arguments, "--repository", str(repository.path)])
+    return options.run(options)
+
+
+# Promotion and rollback.
+
+
+def test_promotions_are_undone_one_by_one(repository):
+    for _ in range(3):
+        add_version(repository)
+    assert promote(repository, "int8", 2).previous == 1
+    assert promote(repository, "int8", 3).previous == 2
+    assert promote(repository, "int8", 3).previous == 3  # nothing changes, nothing is logged
+    assert [rollback(repository, "int8").version for _ in range(2)] == [2, 1]
+    assert list(served(repository)) == [1]
+    with pytest.raises(RepositoryError, match="no version of network_int8 was served before"):
+        rollback(repository, "int8")
+    promote(repository, "int8", 3)
+    assert rollback(repository, "int8").version == 1
+    assert len(read_promotions(repository.model_folder("int8"))) == 6
+
+
+def test_profiles_are_promoted_apart(repository):
+    for _ in range(2):
+        add_version(repository, plans={"model-sm90.plan": H100_PLAN})
+    assert promote(repository, "int8", 2).profile == "tensorrt"
+    assert promote(repository, "int8", 2, "cpu").profile == "cpu"
+    with pytest.raises(RepositoryError, match=r"--profile cpu or tensorrt$"):
+        rollback(repository, "int8")
+    assert rollback(repository, "int8", "tensorrt").version == 1
+    assert list(served(repository, profile="cpu")) == [2]
+
+
+@pytest.mark.parametrize(("verification", "reason"), [(FAILED, "f1 0.5, needed 0.97"), (None, "never verified")])
+def test_a_gate_that_did_not_pass_needs_force(repository, verification, reason):
+    add_version(repository)
+    add_version(repository, verification=verification)
+    with pytest.raises(RepositoryError, match=reason) as caught:
+        promote(repository, "int8", 2)
+    assert "promote network_int8/2 --force" in str(caught.value)
+    assert list(served(repository)) == [1]
+    promote(repository, "int8", 2, force=True)
+    assert list(served(repository)) == [2]
+    assert read_promotions(repository.model_folder("int8"))[-1].forced
+
+
+def test_fp32_is_the_reference_and_needs_no_gate(repository):
+    add_version(repository, "fp32", verification=None)
+    assert promote(repository, "fp32", 1).version == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "profile", "message"),
+    [
+        (7, None, "no such version.*there are 1, 2"),
+        (2, None, "is damaged: model.onnx"),
+        (1, "tensorrt", "cannot be served"),
+    ],
+)
+def test_what_cannot_be_promoted_is_refused(repository, version, profile, message):
+    add_version(repository)
+    add_version(repository)
+    rewrite(repository.model_folder("int8") / "2" / "model.onnx", b"NETWORK2")
+    with pytest.raises(RepositoryError, match=message):
+        promote(repository, "int8", version, profile)
+    assert list(served(repository)) == [1]
+
+
+def test_a_rollback_to_a_version_that_is_gone_is_refused(repository):
+    add_version(repository)
+    add_version(repository)
+    promote(repository, "int8", 2)
+    shutil.rmtree(repository.model_folder("int8") / "1")
+    with pytest.raises(RepositoryError, match="network_int8/1: no such version"):
+        rollback(repository, "int8")
+    assert list(served(repository)) == [2]
+
+
+class FakeServer:
+    """A server that loads what the configuration says, unless a version is one that it cannot serve."""
+
+    def __init__(self, repository, broken=None):
+        self.name, self.repository, self.broken = "the fake", repository, broken
+        self.ready, self.loads = (1,), []
+
+    def wait_live(self):
+        pass
+
+    def ready_versions(self, model):
+        return self.ready
+
+    def is_model_ready(self, model):
+        return True
+
+    def is_ready(self):
+        return self.broken is None
+
+    def reload(self, model):
+        named = tuple(served(self.repository))
+        self.loads.append(named)
+        self.ready = named
+
+    def check_answers(self, precision, version, input_dims):
+        assert input_dims == (640, 640, 3)
+        if version == self.broken:
+            raise LiveError("the fake answers nonsense")
+
+
+@pytest.fixture
+def any_network(monkeypatch):
+    """Takes the contents of these tests' model.onnx for a network."""
+    monkeypatch.setattr(versions, "onnx_network", lambda content: lambda images: None)
+
+
+def test_a_network_that_does_not_run_is_not_given_to_a_server(repository):
+    add_version(repository)
+    add_version(repository)
+    server = FakeServer(repository)
+    with pytest.raises(PromotionError, match="ONNX Runtime does not run"):
+        promote(repository, "int8", 2, servers=[server])
+    assert not server.loads
+    assert list(served(repository)) == [1]
+
+
+@pytest.mark.usefixtures("any_network")
+def test_what_a_server_cannot_serve_is_taken_back_everywhere(repository):
+    add_version(repository)
+    add_version(repository)
+    servers = [FakeServer(repository), FakeServer(repository, broken=2)]
+    with pytest.raises(PromotionError, match=r"answers nonsense.*answer as before; until it is restarted"):
+        promote(repository, "int8", 2, servers=servers)
+    assert list(served(repository)) == [1]
+    assert [server.ready for server in servers] == [(1,), (1,)]
+    assert not read_promotions(repository.model_folder("int8"))
+    servers[1].broken = None
+    assert promote(repository, "int8", 2, servers=servers).servers == ("the fake", "the fake")
+    assert [server.ready for server in servers] == [(2,), (2,)]
+
+
+def test_a_server_that_does_not_serve_the_model_is_left_alone(repository):
+    add_version(repository)
+    server = FakeServer(repository)
+    server.ready = ()
+    assert promote(repository, "int8", 1, servers=[server]).not_serving == ("the fake",)
+    assert not server.loads
+
+
+# The log.
+
+
+def line(action, version, previous=None):
+    return Promotion("2026-01-01T00:00:00+00:00", "cpu", action, version, previous)
+
+
+@pytest.mark.parametrize(
+    ("log", "current", "target"),
+    [
+        ([], 1, None),
+        ([line("promote", 2, 1)], 2, 1),
+        ([line("promote", 2, 1), line("promote", 3, 2)], 3, 2),
+        ([line("promote", 2, 1), line("promote", 3, 2), line("rollback", 2, 3)], 2, 1),
+        ([line("promote", 2, 1), line("promote", 1, 2)], 1, 2),
+        ([line("promote", 2, 1), line("promote", 1, 2), line("rollback", 2, 1)], 2, 1),
+        ([line("promote", 2, 1)], 5, 2),  # the configuration was changed by hand, or before a kill
+        ([line("promote", 1)], 1, None),
+    ],
+)
+def test_rollback_targets(log, current, target):
+    assert rollback_target(log, current) == target
+
+
+def test_a_log_cut_short_loses_that_line_alone(tmp_path):
+    append_promotion(tmp_path, line("promote", 2, 1))
+    with (tmp_path / PROMOTIONS_NAME).open("a") as stream:
+        stream.write('{"time_utc": "2026')
+    append_promotion(tmp_path, line("promote", 3, 2))
+    assert [one.version for one in read_promotions(tmp_path)] == [2, 3]
+    assert read_promotions(tmp_path, "tensorrt") == []
+
+
+# Pruning.
+
+
+def test_prune_keeps_what_is_served_and_where_a_rollback_goes(repository):
+    for _ in range(6):
+        add_version(repository)
+    promote(repository, "int8", 2)
+    promote(repository, "int8", 3)
+    doomed = [VersionRef("int8", version) for version in (1, 4, 5)]
+    assert prune(repository, 1, dry_run=True) == doomed
+    assert repository.versions("int8") == [1, 2, 3, 4, 5, 6]
+    assert prune(repository, 1) == doomed
+    assert repository.versions("int8") == [2, 3, 6]
+    assert rollback(repository, "int8").version == 2
+    assert not verify(repository).faults
+    assert not repository.leftovers("int8")
+    with pytest.raises(RepositoryError, match="-1; allowed: 0 or more"):
+        prune(repository, -1)
+
+
+# Verification.
+
+
+def test_a_whole_repository_has_no_fault(repository):
+    for precision in contract.PRECISIONS:
+        add_version(repository, precision)
+    (repository.model_folder("fp32") / "1" / "__pycache__").mkdir()  # made by the server
+    findings = verify(repository)
+    assert (findings.versions, findings.faults, findings.notes) == (3, [], [])
+
+
+def damage_hash(folder):
+    rewrite(folder / "model.onnx", b"NETWORK1")
+
+
+def damage_size(folder):
+    rewrite(folder / "model.onnx", b"short")
+
+
+def lose_file(folder):
+    (folder / "model.py").unlink()
+
+
+def extra_file(folder):
+    (folder / "model.plan").write_bytes(b"foreign")
+
+
+def break_manifest(folder):
+    rewrite(folder / "manifest.json", b"{")
+
+
+def wrong_kinds(folder):
+    change_manifest(folder, plans={"model.plan": 3})
+
+
+def wrong_place(folder):
+    change_manifest(folder, version=4)
+
+
+def wrong_tag(folder):
+    change_manifest(folder, tag="x-int8-00000000")
+
+
+def change_manifest(folder, **changes):
+    values = json.loads((folder / "manifest.json").read_text())
+    rewrite(folder / "manifest.json", json.dumps({**values, **changes}).encode())
+
+
+@pytest.mark.parametrize(
+    ("harm", "problem"),
+    [
+        (damage_hash, "another SHA-256"),
+        (damage_size, "has 5 bytes"),
+        (lose_file, "model.py is missing"),
+        (extra_file, r"model.plan is not in manifest.json"),
+        (break_manifest, "not a readable manifest"),
+        (wrong_kinds, "entries of the wrong kind"),
+        (wrong_place, "speaks of network_int8/4"),
+        (wrong_tag, "ends with the hash of none of its files"),
+    ],
+)
+def test_each_damage_is_named_with_its_remedy(repository, capsys, harm, problem):
+    add_version(repository)
+    add_version(repository)
+    harm(repository.model_folder("int8") / "2")
+    (fault,) = verify(repository, "int8").faults
+    assert fault.subject == "network_int8/2"
+    assert problem in fault.problem
+    assert "rm -r" in fault.remedy
+    assert run(repository, "verify") == 1
+    assert problem in capsys.readouterr().out
+    assert run(repository, "verify", "network_int8/1") == 0
+    assert run(repository, "verify", "network_fp32") == 0
+
+
+def test_configurations_are_compared_too(repository):
+    add_version(repository)
+    add_version(repository)
+    path = repository.config_path("int8", "cpu")
+    text = path.read_text()
+    path.write_text(text.replace("[ 1 ]", "[ 9 ]", 1))
+    (fault,) = verify(repository).faults
+    assert "names the versions [9]" in fault.problem
+    assert "promote network_int8/2 --profile cpu" in fault.remedy
+    path.write_text(text.replace("1000, 38", "900, 38"))
+    (fault,) = verify(repository).faults
+    assert "candidates is [900, 38]" in fault.problem
+    path.write_text("nonsense {")
+    (fault,) = verify(repository).faults
+    assert "not a model configuration" in fault.problem
+
+
+def test_leftovers_are_named_and_tolerated(repository):
+    version = repository.model_folder("int8") / str(add_version(repository).version)
+    for name in (".plan-dead", ".manifest.json-dead"):
+        (version / name).write_text("half")
+    (repository.model_folder("int8") / ".building-dead").mkdir()
+    (repository.model_folder("int8") / "configs" / ".cpu.pbtxt-dead").write_text("half")
+    findings = verify(repository)
+    assert not findings.faults
+    assert sum("killed" in note for note in findings.notes) == 4
+    with repository.locked():
+        assert "a builder is writing" in verify(repository, "int8").notes[0]
+    add_version(repository)
+    assert not repository.leftovers("int8")
+
+
+# Plans.
+
+
+@pytest.mark.parametrize(
+    ("plans", "machine", "reason"),
+    [
+        ({"model-sm90.plan": H100_PLAN}, H100, None),
+        ({"model-sm90.plan": H100_PLAN, "model-sm89.plan": {**H100_PLAN, "compute_capability": "8.9"}}, L4, None),
+        ({"model-sm90.plan": H100_PLAN}, L4, "there is no model-sm89.plan"),
+        ({"model-sm89.plan": H100_PLAN}, L4, "built for compute capability 9.0"),
+        ({"model-sm89.plan": {**H100_PLAN, "hardware_compatible": True}}, L4, None),
+        ({"model.rtxplan": {**H100_PLAN, "flavour": "tensorrt-rtx"}}, H100, "TensorRT-RTX alone"),
+        ({}, H100, "holds no TensorRT plan"),
+        ({"model-sm90.plan": {**H100_PLAN, "tensorrt": "10.12.0.36"}}, H100, "built by TensorRT 10.12.0.36"),
+        ({"model-sm90.plan": {**H100_PLAN, "tensorrt": "10.13.0.35"}}, H100, None),
+        ({"model-sm90.plan": {**H100_PLAN, "tensorrt": "10.12.0", "version_compatible": True}}, H100, None),
+        ({"model-sm90.plan": {**H100_PLAN, "tensorrt": "10.14.0", "version_compatible": True}}, H100, "10.14.0"),
+        ({"model-sm90.plan": {**H100_PLAN, "tensorrt": "9.3.0", "version_compatible": True}}, H100, "9.3.0"),
+        ({"model-sm90.plan": H100_PLAN}, Machine(None, "no library", None), "no GPU is at hand"),
+        ({"model-sm90.plan": H100_PLAN}, Machine(None, "no library", H100.gpu), "cannot be compared"),
+        ({"model-sm90.plan": {**H100_PLAN, "compute_capability": None}}, H100, "does not say which GPU"),
+    ],
+)
+def test_plans_are_compared_with_the_machine(plans, machine, reason):
+    misfit = plan_misfit(plans, CHOSEN, "model.plan", machine)
+    if reason is None:
+        assert misfit is None
+    else:
+        assert reason in misfit.reason
+
+
+@pytest.mark.parametrize(
+    ("number", "version"), [(101300, (10, 13, 0)), (110201, (11, 2, 1)), (100001, (10, 0, 1)), (8601, (8, 6, 1))]
+)
+def test_the_version_of_the_library_is_read(number, version):
+    assert library_version(number) == version
+
+
+def test_a_promoted_plan_that_does_not_fit_is_a_fault_others_are_noted(repository):
+    for _ in range(2):
+        add_version(repository, plans={"model-sm90.plan": H100_PLAN})
+    assert not verify(repository, machine=H100).faults
+    findings = verify(repository, machine=L4)
+    assert [fault.subject for fault in findings.faults] == ["network_int8/1"]
+    assert "model-sm89.plan" in findings.faults[0].problem
+    assert "add-plan network_int8/1" in findings.faults[0].remedy
+    other = Machine((11, 2, 1), "a test", H100.gpu)
+    assert "--profile tensorrt --precisions fp32,fp16,int8" in verify(repository, machine=other).faults[0].remedy
+    assert any("network_int8/2" in note for note in findings.notes)
+    assert len(verify(repository, "int8", 2, L4).faults) == 1
+    unknown = verify(repository, machine=Machine(None, "no library", None))
+    assert not unknown.faults
+    assert any("no GPU is at hand" in note for note in unknown.notes)
+
+
+def test_a_tensorrt_rtx_plan_may_not_pass_for_one_of_triton(repository):
+    add_version(repository, plans={"model-sm90.plan": {**H100_PLAN, "flavour": "tensorrt-rtx"}})
+    (fault,) = verify(repository, machine=H100).faults
+    assert "TensorRT-RTX plan under a name" in fault.problem
+
+
+@pytest.mark.parametrize("precision", contract.PRECISIONS)
+def test_shipped_configurations_name_a_plan_per_architecture(precision):
+    path = SHIPPED_REPOSITORY / contract.network_model(precision) / "config.pbtxt"
+    names = read_config(path).cc_model_filenames
+    assert {"7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"} <= set(names)
+    assert all(name == f"model-{Gpu('', capability).architecture}.plan" for capability, name in names.items())
+
+
+# The command line.
+
+
+def test_commands_print_what_they_did(repository, capsys):
+    add_version(repository, verification=PASSED)
+    add_version(repository, verification=FAILED)
+    assert run(repository, "list") == 0
+    text = capsys.readouterr().out
+    assert [word in text for word in ("test-int8-ort1-cpu-", "passed", "FAILED")] == [True] * 3
+    assert run(repository, "promote", "network_int8/2", "--force") == 0
+    assert "network_int8/2 is served under the profile cpu (before: 1)" in capsys.readouterr().out
+    assert run(repository, "show", "network_int8/2") == 0
+    text = capsys.readouterr().out
+    for expected in ("served under: cpu", "f1 0.5, needed 0.97", "images: 640, 640, 3", "1 -> 2, forced"):
+        assert expected in text
+    assert run(repository, "show", "network_int8/2", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["version"] == 2
+    assert run(repository, "rollback", "network_int8") == 0
+    assert run(repository, "prune", "--keep", "0", "--dry-run") == 0
+    assert "would remove network_int8/2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("promote", "network_int8"),
+        ("promote", "segment_int8/1"),
+        ("show", "network_int8/0"),
+        ("prune",),
+        ("rollback", "network_int8/2"),
+        ("verify", "network_int8/x"),
+    ],
+)
+def test_wrong_command_lines(repository, arguments):
+    with pytest.raises(SystemExit) as caught:
+        run(repository, *arguments)
+    assert caught.value.code == 2
+
+
+def test_a_repository_that_is_not_there_is_not_made(tmp_path):
+    for command in (("list",), ("verify",), ("prune", "--keep", "1")):
+        with pytest.raises(RepositoryError, match="no model repository"):
+            run(ModelRepository(tmp_path / "nowhere"), *command)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_one_server_needs_url_and_secret(repository, tmp_path):
+    add_version(repository)
+    with pytest.raises(RepositoryError, match="both"):
+        run(repository, "promote", "network_int8/1", "--url", "127.0.0.1:1")
+    with pytest.raises(RepositoryError, match="cannot be read"):
+        run(
+            repository,
+            *("promote", "network_int8/1", "--url", "127.0.0.1:1", "--admin-secret-file", str(tmp_path / "none")),
+        )
+
+
+# Builders that are killed.
+
+
+@pytest.fixture(scope="module")
+def build_inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "images").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(2):
+        cv2.imwrite(str(folder / "images" / f"{index}.png"), rng.integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    return segmentation_export(folder / "export.onnx"), folder / "images"
+
+
+# Runs a module, and kills its own process at the n-th time it writes, renames or removes below a folder.
+KILLED_AT_WRITE = """
+import atexit, os, runpy, signal, sys
+folder, moment, writes = os.path.realpath(sys.argv[1]), int(sys.argv[2]), 0
+changes = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod"}
+def count(event, arguments):
+    global writes
+    opened = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+    if (opened or event in changes) and os.path.realpath(os.fsdecode(arguments[0])).startswith(folder):
+        writes += 1
+        if writes == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(count)
+atexit.register(lambda: print("writes:", writes, file=sys.stderr))
+sys.argv = ["builder", *sys.argv[3:]]
+runpy.run_module("builder", run_name="__main__")
+"""
+
+
+def build_arguments(repository, name, build_inputs):
+    onnx, images = build_inputs
+    return [
+        *("build", "--profile", "cpu", "--precisions", "fp32", "--name", name),
+        *("--onnx", str(onnx), "--verify-images", str(images), "--repository", str(repository)),
+    ]
+
+
+def start_build(repository, name, build_inputs, *, kill_at_write=0):
+    command = [sys.executable, "-m", "builder"]
+    if kill_at_write:
+        command = [sys.executable, "-c", KILLED_AT_WRITE, str(repository), str(kill_at_write)]
+    command += build_arguments(repository, name, build_inputs)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def check_clean(path):
+    """No fault, whatever the kill left; a repository that is not whole yet is completed by the next build."""
+    try:
+        repository = ModelRepository.existing(path)
+    except BuilderError:
+        return
+    assert verify(repository).faults == []
+
+
+def check_next_build_works(path, build_inputs):
+    assert main(build_arguments(path, "after", build_inputs)) == 0
+    findings = verify(ModelRepository.existing(path))
+    assert (findings.faults, findings.notes) == ([], [])
+    assert findings.versions >= 1
+
+
+def test_a_builder_killed_at_ten_random_moments_leaves_a_clean_repository(tmp_path, build_inputs):
+    """Ten kills between the first line of output and the end: six on one repository, four on new ones."""
+    process = start_build(tmp_path / "timing", "timing", build_inputs)
+    process.stderr.readline()
+    first_line = time.monotonic()
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    duration_s = time.monotonic() - first_line
+    rng = random.Random(20)  # noqa: S311 - moments, not secrets
+    paths = [tmp_path / ("repository" if attempt < 6 else f"new-{attempt}") for attempt in range(10)]
+    statuses = []
+    for attempt, path in enumerate(paths):
+        process = start_build(path, f"build{attempt}", build_inputs)
+        process.stderr.readline()
+        time.sleep(rng.uniform(0, duration_s))
+        os.kill(process.pid, signal.SIGKILL)
+        statuses.append(process.wait())
+        process.stderr.close()
+        check_clean(path)
+    assert -signal.SIGKILL in statuses
+    for path in sorted(set(paths)):
+        check_next_build_works(path, build_inputs)
+
+
+def test_a_builder_killed_while_it_writes_leaves_a_clean_repository(tmp_path, build_inputs):
+    """Kills at writes drawn from all that a first and a later build make; the next build works after each."""
+    rng = random.Random(21)  # noqa: S311 - moments, not secrets
+    path = tmp_path / "repository"
+    totals = []
+    for name in ("first", "later"):
+        process = start_build(path, name, build_inputs, kill_at_write=10**9)
+        totals.append(int(process.communicate(timeout=60)[1].rpartition("writes: ")[2]))
+        assert process.returncode == 0
+    first, later = totals
+    assert first > later > 5, "the hook does not see what a build writes"
+    for attempt, last in enumerate((first // 2, first, first, later, later)):
+        killed = tmp_path / f"killed-{attempt}"
+        if last == later:
+            shutil.copytree(path, killed)
+        # Most of a first build's writes copy the shipped repository; the later ones are staging and publishing.
+        moment = rng.randint(1, last) if last < first else rng.randint(first - later, last)
+        process = start_build(killed, f"build{attempt}", build_inputs, kill_at_write=moment)
+        errors = process.communicate(timeout=60)[1]
+        assert process.returncode == -signal.SIGKILL, errors
+        check_clean(killed)
+        check_next_build_works(killed, build_inputs)
+
+
+def test_a_repository_whose_copy_was_cut_short_is_completed(tmp_path):
+    path = tmp_path / "repository"
+    ModelRepository.open(path)
+    (path / ".copying").touch()
+    shutil.rmtree(path / "postprocess")
+    with pytest.raises(RepositoryError, match="no model repository"):
+        ModelRepository.existing(path)
+    repository = ModelRepository.open(path)
+    assert (path / "postprocess" / "config.pbtxt").is_file()
+    assert verify(repository).faults == []
