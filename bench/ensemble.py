@@ -126,7 +126,7 @@ def overhead_parts(comparison: Comparison) -> dict[str, dict[str, float]]:
         own: dict[str, float] = {"client": notes["client_ms"]}
         for process, milliseconds in notes["processes_ms"].items():
             step = process.removeprefix("plain_")
-            if step.startswith("segmentation"):
+            if step.startswith(("network_", "segmentation")):
                 # The network's process does more than run the session: it takes tensors in and gives them out.
                 own["session and its tensors"] = own.get("session and its tensors", 0.0) + milliseconds
             else:

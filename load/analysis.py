@@ -52,7 +52,7 @@ class Share:
     """Where a part of the mean request's time goes.
 
     Attributes:
-        step: ``preprocess``, ``segmentation``, ``postprocess`` or ``rest`` (network, scheduling of the ensemble).
+        step: ``preprocess``, ``network``, ``postprocess`` or ``rest`` (transport, scheduling of the ensemble).
         phase: ``queue``, ``compute``, or empty for the rest.
         milliseconds: per request.
     """
@@ -107,7 +107,7 @@ class Point:
             return []
         shares = []
         for model in steps_of(known[0].precision):
-            step = "segmentation" if model.startswith("segmentation") else model
+            step = "network" if model == contract.network_model(known[0].precision) else model
             for phase, parts in (("queue", PHASES[:1]), ("compute", PHASES[1:])):
                 counted = [one.server[model] for one in known if model in one.server]
                 values = [sum(counters.phase_ms(part) for part in parts) for counters in counted]

@@ -20,7 +20,7 @@ _DASHES: Final = {"fp32": "-", "fp16": "--", "int8": "-."}
 _STEP_COLOURS: Final = {
     "admission": "#F0E442",
     "preprocess": "#56B4E9",
-    "segmentation": "#D55E00",
+    "network": "#D55E00",
     "postprocess": "#CC79A7",
     "rest": "#999999",
 }

@@ -201,7 +201,7 @@ class TritonServer:
         running_servers()  # sweeps what killed servers left
         spare = iter(free_ports(self._host, len(given), given))
         self._ports = tuple(port or next(spare) for port in given)  # type: ignore[assignment]  # always three
-        self._shm_prefix = f"network_{secrets.token_hex(4)}_"
+        self._shm_prefix = f"segmentation_{secrets.token_hex(4)}_"
         self._lines.clear()
         links = SafeNames(scratch_folder(self._shm_prefix))
         self._served = links.of(self._served_repository(links.folder / "repository"))

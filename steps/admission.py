@@ -218,4 +218,4 @@ def _parent() -> str:
     """A name that no other server has had: the parent's number and the moment it was started (proc(5), field 22)."""
     pid = os.getppid()
     started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return f"network_{pid}_{started}_"
+    return f"segmentation_{pid}_{started}_"

@@ -42,7 +42,6 @@ sys.exit(main(sys.argv[1:]))
 """
 _HANGING_MODEL: Final = """
 import ctypes
-from pathlib import Path
 from steps.onnx_model import TritonPythonModel as Network
 
 class TritonPythonModel(Network):

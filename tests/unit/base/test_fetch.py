@@ -10,8 +10,8 @@ import zipfile
 
 import pytest
 
+from base.errors import FetchError
 from base.fetch import explain_pip, fetch_archive
-from serving.errors import ServingError
 
 NAME = "pinned_thing-1.2.3-py3-none-any.whl"
 REQUIREMENT = "pinned-thing==1.2.3"
@@ -85,7 +85,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(index, sha256, tmp_path):
 
 def test_another_hash_is_refused_and_nothing_is_kept(index, tmp_path):
     cache = tmp_path / "cache"
-    with pytest.raises(ServingError, match=f"{REQUIREMENT} .*another SHA-256") as caught:
+    with pytest.raises(FetchError, match=f"{REQUIREMENT} .*another SHA-256") as caught:
         fetch_archive(REQUIREMENT, "0" * 64, cache)
     assert str(cache) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -97,13 +97,13 @@ def test_the_hash_is_checked_here_too(index, sha256, tmp_path, monkeypatch):
         (folder / NAME).write_bytes(b"another file")
 
     monkeypatch.setattr("base.fetch._download", download)
-    with pytest.raises(ServingError, match=f"does not have the pinned SHA-256 {sha256}"):
+    with pytest.raises(FetchError, match=f"does not have the pinned SHA-256 {sha256}"):
         fetch_archive(REQUIREMENT, sha256, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_what_cannot_be_had_is_named_with_pips_reason_and_the_way_around(index, tmp_path):
-    with pytest.raises(ServingError, match=r"absent-thing==9\.9.*No matching distribution.*PIP_INDEX_URL") as caught:
+    with pytest.raises(FetchError, match=r"absent-thing==9\.9.*No matching distribution.*PIP_INDEX_URL") as caught:
         fetch_archive("absent-thing==9.9", "0" * 64, tmp_path / "cache")
     assert "\n" not in str(caught.value)
 
@@ -114,13 +114,13 @@ def test_an_index_that_does_not_answer_is_told_apart(index, tmp_path, monkeypatc
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # the discard port: nothing listens
     monkeypatch.setenv("PIP_RETRIES", "1")
-    with pytest.raises(ServingError, match=r"index was not reachable.*Connection refused"):
+    with pytest.raises(FetchError, match=r"index was not reachable.*Connection refused"):
         fetch_archive(REQUIREMENT, "0" * 64, tmp_path / "cache")
 
 
 def test_a_python_without_pip_is_told_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ServingError, match=r"has no pip.*-m ensurepip"):
+    with pytest.raises(FetchError, match=r"has no pip.*-m ensurepip"):
         fetch_archive(REQUIREMENT, "0" * 64, tmp_path / "cache")
 
 

@@ -9,13 +9,13 @@ import pytest
 from base.paths import address_problem
 from builder.__main__ import main as builder
 from builder.settings import SettingsError, load_settings
+from demo.__main__ import main as demo
 from load.__main__ import main as load
 from repository.errors import RepositoryError
 from repository.servable import servable_precisions
 from repository.store import ModelRepository
 from repository.versions import promote
 from serving.__main__ import main as serving
-from serving.errors import ServingError
 from tests.versions import add_version
 
 ADDRESSES = ["s3://bucket/models", "gs://bucket/models", "as://account/models", "https://host/models", "file:///models"]
@@ -57,8 +57,8 @@ def test_a_folder_that_is_called_like_an_address_is_a_folder(tmp_path, monkeypat
         (serving, ("run", "--repository")),
         (serving, ("run", "--admin-secret-file")),
         (serving, ("preflight", "--repository")),
-        (serving, ("demo", "--repository")),
-        (serving, ("demo", "--out")),
+        (demo, ("--repository",)),
+        (demo, ("--out",)),
         (serving, ("unpack",)),
         (load, ("compare", "--repository")),
     ],
@@ -90,7 +90,7 @@ def test_the_library_refuses_it_too(tmp_path, monkeypatch):
     for act in (ModelRepository.open, ModelRepository.existing):
         with pytest.raises(RepositoryError, match="is an address"):
             act(Path("s3://bucket/models"))
-    with pytest.raises(ServingError, match="is an address"):
+    with pytest.raises(RepositoryError, match="is an address"):
         servable_precisions(Path("gs://bucket/models"), "cpu")
     assert list(tmp_path.iterdir()) == []
 

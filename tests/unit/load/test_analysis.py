@@ -40,8 +40,8 @@ def test_where_the_time_goes_adds_up_to_the_mean_request(steps, versions):
     shares = point.shares()
     assert sum(share.milliseconds for share in shares) == pytest.approx(point.mean_ms)
     found = {(share.step, share.phase): share.milliseconds for share in shares}
-    assert found["segmentation", "queue"] == pytest.approx(5)
-    assert found["segmentation", "compute"] == pytest.approx(13)
+    assert found["network", "queue"] == pytest.approx(5)
+    assert found["network", "compute"] == pytest.approx(13)
     assert point.batches() == {1: 300}
 
 

@@ -185,7 +185,7 @@ class FakeServer:
         pass
 
     def ready_versions(self, model):
-        return tuple(self.repository.promoted(model.removeprefix("segmentation_"), "cpu"))
+        return tuple(self.repository.promoted(model.removeprefix("network_"), "cpu"))
 
     def is_model_ready(self, model):
         return True
@@ -234,7 +234,7 @@ def test_networks_of_different_classes_are_not_ready(two_networks, capsys):
         assert "--precisions" in status.remedy
     with pytest.raises(ServingError, match="whose classes differ"):
         check(two_networks.path, "cpu")
-    with pytest.raises(ServingError, match="One repository serves one network"):
+    with pytest.raises(RepositoryError, match="One repository serves one network"):
         models_to_load(two_networks.path, "cpu")
     assert "segment_int8" in models_to_load(two_networks.path, "cpu", ("int8",))
     assert check(two_networks.path, "cpu", ("int8",)).models[0].ready

@@ -20,7 +20,6 @@ from repository.store import SHIPPED_REPOSITORY, ModelRepository, read_config, w
 from repository.versions import PromotionError, promote, rollback
 from serving import preflight as looking
 from serving.__main__ import main as serving
-from serving.errors import ServingError
 from serving.preflight import check, preflight
 from tests.versions import H100_PLAN, add_version
 
@@ -188,7 +187,7 @@ def test_every_build_that_is_advised_can_be_run(repository, profile, capsys):
     """No remedy names a command that the command line refuses."""
     found = preflight(repository.path, profile, ("int8",), machine=NO_GPU)
     advised = [found.models[0].remedy, build_command(repository, "int8", profile)]
-    with pytest.raises(ServingError) as caught:
+    with pytest.raises(RepositoryError) as caught:
         models_to_load(repository.path, profile)
     for text in (*advised, str(caught.value)):
         build = text[text.index("python -m builder build") :].split(", then")[0].split("`")[0].split(" first")[0]

@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from repository import running as state
+from repository.errors import RepositoryError
 from repository.running import RunningServer, find_server, remove_shared_memory, running_servers
-from serving.errors import ServingError
 
 PREFIX = "segmentation_0123abcd_"
 
@@ -73,14 +73,14 @@ def test_the_secret_is_for_this_user_alone(alive, tmp_path, cache):
 
 
 def test_no_server_is_told_with_the_command_that_starts_one(tmp_path):
-    with pytest.raises(ServingError, match=r"0 servers .*expected: 1.*python -m serving run --repository"):
+    with pytest.raises(RepositoryError, match=r"0 servers .*expected: 1.*python -m serving run --repository"):
         find_server(tmp_path)
 
 
 def test_two_servers_of_one_repository_are_not_guessed_between(start, tmp_path):
     for _ in range(2):
         a_server(start(), tmp_path).write()
-    with pytest.raises(ServingError, match="2 servers"):
+    with pytest.raises(RepositoryError, match="2 servers"):
         find_server(tmp_path)
 
 

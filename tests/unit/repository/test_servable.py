@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from repository.errors import RepositoryError
 from repository.servable import models_to_load, servable_precisions
-from serving.errors import ServingError
 from tests.unit.serving.repositories import tiny_repository
 
 
@@ -32,7 +32,7 @@ def test_only_what_is_asked_for_is_loaded(tmp_path):
 def test_a_repository_that_lacks_a_step_is_refused_by_its_name(tmp_path):
     repository = tiny_repository(tmp_path / "r")
     (repository / "admission" / "config.pbtxt").unlink()
-    with pytest.raises(ServingError, match=r"no admission/config\.pbtxt.*--repository"):
+    with pytest.raises(RepositoryError, match=r"no admission/config\.pbtxt.*--repository"):
         models_to_load(repository, "cpu")
 
 
@@ -58,13 +58,13 @@ def test_the_tensorrt_profile_needs_a_plan(tmp_path):
 
 def test_nothing_to_serve_is_told_with_the_command_that_builds(tmp_path):
     repository = tiny_repository(tmp_path / "r", [])
-    with pytest.raises(ServingError, match=r"no version .*profile cpu; .*python -m builder build --profile cpu"):
+    with pytest.raises(RepositoryError, match=r"no version .*profile cpu; .*python -m builder build --profile cpu"):
         models_to_load(repository, "cpu")
 
 
 def test_a_missing_precision_that_was_asked_for_is_named(tmp_path):
     repository = tiny_repository(tmp_path / "r", ["fp32"])
-    with pytest.raises(ServingError, match=r"network_int8 .*--precisions int8"):
+    with pytest.raises(RepositoryError, match=r"network_int8 .*--precisions int8"):
         models_to_load(repository, "cpu", ["fp32", "int8"])
 
 
@@ -73,7 +73,7 @@ def test_a_folder_that_is_no_repository_is_refused(tmp_path, exists):
     folder = tmp_path / "r"
     if exists:
         folder.mkdir()
-    with pytest.raises(ServingError, match=r"not a model repository.*--repository"):
+    with pytest.raises(RepositoryError, match=r"not a model repository.*--repository"):
         models_to_load(folder, "cpu")
 
 
@@ -81,5 +81,5 @@ def test_a_broken_configuration_is_named(tmp_path):
     repository = tiny_repository(tmp_path / "r")
     path = repository / "network_int8" / "configs" / "cpu.pbtxt"
     path.write_text('name: "network_int8" no_such_field: 1')
-    with pytest.raises(ServingError, match=str(path)):
+    with pytest.raises(RepositoryError, match=str(path)):
         servable_precisions(repository, "cpu")

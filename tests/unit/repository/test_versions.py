@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from builder.__main__ import main
-from builder.errors import BuilderError
 from builder.versions_cli import add_commands
 from pipeline import contract
 from repository import versions
@@ -532,7 +531,7 @@ def check_clean(path):
     """No fault, whatever the kill left; a repository that is not whole yet is completed by the next build."""
     try:
         repository = ModelRepository.existing(path)
-    except BuilderError:
+    except RepositoryError:
         return
     assert verify(repository).faults == []
 

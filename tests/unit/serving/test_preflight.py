@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from pipeline import contract
+from repository.errors import RepositoryError
 from repository.gpu import Gpu
 from repository.plans import Machine
 from repository.store import ModelRepository
@@ -181,7 +182,7 @@ def test_the_embedded_server_has_no_tensorrt_backend(repository, monkeypatch):
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
-    with pytest.raises(ServingError, match="no model repository"):
+    with pytest.raises(RepositoryError, match="no model repository"):
         preflight(tmp_path, "cpu")
 
 

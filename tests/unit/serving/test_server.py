@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from base.errors import OperatorError
 from base.names import ADMIN_HEADER
 from serving import server as server_module
 from serving.errors import ServingError
@@ -55,7 +56,7 @@ def program(tmp_path, monkeypatch):
 )
 def test_what_cannot_work_is_refused_before_anything_is_fetched(repository, monkeypatch, options, told):
     monkeypatch.setattr(server_module, "find_tritonserver", lambda: pytest.fail("looked for the server first"))
-    with pytest.raises(ServingError, match=told):
+    with pytest.raises(OperatorError, match=told):
         TritonServer(ServerOptions(repository, **options)).start()
 
 
