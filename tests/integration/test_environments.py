@@ -25,7 +25,8 @@ pytestmark = pytest.mark.server
 ROOT = Path(__file__).resolve().parents[2]
 NOBODY = "http://127.0.0.1:9"  # discard: a proxy there refuses every connection
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-COMMANDS = ("serving", "client", "builder", "load")
+COMMANDS = ("serving", "client", "builder", "load", "bench", "demo")
+LIBRARIES = ("base", "pipeline", "repository", "scenes", "steps")
 
 
 @dataclass
@@ -149,7 +150,7 @@ def among_other_modules(place, tmp_path):
     """Another project's modules, some of which have the names of the commands."""
     place.cwd = tmp_path / "other"
     place.cwd.mkdir()
-    for name in (*COMMANDS, "pipeline", "tests", "monitoring"):
+    for name in (*COMMANDS, *LIBRARIES, "tests", "monitoring"):
         (place.cwd / f"{name}.py").write_text(f"raise SystemExit('{name}.py of another project')\n")
     place.installed = True
 
@@ -217,7 +218,7 @@ def files_of(prefix):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_other_projects_modules_are_not_taken_for_ours(command, tmp_path):
     """Python itself decides what ``python -m NAME`` runs; all that the command imports then is this project's own."""
-    for name in {*COMMANDS, "pipeline"} - {command}:
+    for name in {*COMMANDS, *LIBRARIES} - {command}:
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name}.py of another project')\n")
     words = [sys.executable, "-m", command, "--help"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -58,7 +58,7 @@ def test_strace_sees_a_question_to_a_resolver(watch):
     assert called() == {("127.0.0.1", DNS)}
 
 
-@pytest.mark.parametrize("package", ["serving", "builder", "load"])
+@pytest.mark.parametrize("package", ["steps", "repository", "serving", "builder", "load"])
 def test_onnx_runtime_reports_nothing_once_a_package_is_imported(watch, package, reference):
     start, called = watch
     program = SESSION.format(package=package)
