@@ -69,7 +69,10 @@ class TritonPythonModel:
         ]
 
     def _check_work(self, request: Any, encoded: Sequence[bytes]) -> None:
-        """Refuse what is more work than one request may be, and long work that comes too late."""
+        """Refuse long work that comes too late, and an image made to keep a decoder busy.
+
+        What several images may take was checked by the first step.
+        """
         allowed_s = MOST_OF_BOUND * self._admission.bound_s
         try:
             seconds = check_decode_work(encoded, allowed_s, self._limits)
