@@ -14,7 +14,7 @@ from pipeline import contract
 from pipeline.decode_work import check_decode_work
 from pipeline.errors import OverloadError
 from pipeline.images import ImageLimits
-from serving.admission import MOST_OF_BOUND, Admission, state_path
+from serving.admission import Admission, state_path
 from serving.allocator import give_large_blocks_back
 from serving.classes import class_count
 from serving.python_backend import answer_each, config_parameter, request_parameters
@@ -49,7 +49,7 @@ class TritonPythonModel:
         tensor = pb_utils.get_input_tensor_by_name(request, contract.IMAGE.name)
         images, _ = tensor.shape()
         if images > 1:  # one alone is not looked at here, which would take a copy
-            check_decode_work(tensor.as_numpy().reshape(-1), MOST_OF_BOUND * self._admission.bound_s, _ANY_SIZE)
+            check_decode_work(tensor.as_numpy().reshape(-1), self._admission.allowed_s, _ANY_SIZE)
         try:
             ticket = self._admission.admit(images)
         except OverloadError:

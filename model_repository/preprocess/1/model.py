@@ -15,7 +15,7 @@ from pipeline.decode_work import check_decode_work
 from pipeline.errors import ImageError, OverloadError
 from pipeline.images import ImageLimits
 from pipeline.preprocess import preprocess
-from serving.admission import MOST_OF_BOUND, Admission, state_path
+from serving.admission import Admission, state_path
 from serving.python_backend import answer_each, config_parameter, count_out, ticket_of
 from serving.step_metrics import PreprocessMetrics
 
@@ -73,7 +73,7 @@ class TritonPythonModel:
 
         What several images may take was checked by the first step.
         """
-        allowed_s = MOST_OF_BOUND * self._admission.bound_s
+        allowed_s = self._admission.allowed_s
         try:
             seconds = check_decode_work(encoded, allowed_s, self._limits)
             if seconds >= _LONG_S:  # one image may take longer than is allowed, if it comes in time
