@@ -36,7 +36,7 @@ class PhotoSettings:
 
     Attributes:
         out: folder for overlays; None writes none.
-        batch_size: images per request, 1 to :data:`pipeline.contract.MAX_REQUEST_BATCH`.
+        batch_size: images per request, 1 to :data:`pipeline.contract.MAX_REQUEST_BATCH`; large ones go in several.
         concurrency: requests in flight at once.
         options: keyword arguments of ``segment``.
         class_names: for labels.

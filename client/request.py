@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from client.errors import RequestError, ServerError
 from client.images import ImageInput, encoded_image, image_name
 from pipeline import contract
+from pipeline.decode_work import REQUEST_DECODE_S, decode_seconds
 from pipeline.parameters import RequestParameters
 from pipeline.result import Segmentation
 
@@ -20,6 +21,7 @@ Parameters: TypeAlias = "dict[str, float | int | str]"
 Tensors: TypeAlias = "Mapping[str, NDArray[Any]]"
 
 _SERVER_DEFAULTS: Final = RequestParameters()
+_MOST_BYTES: Final = 64 * 1024 * 1024  # half of what the server takes over HTTP: one image may have as many
 
 
 @dataclass(frozen=True)
@@ -30,20 +32,43 @@ class Request:
         images: encoded images, 1 to :data:`pipeline.contract.MAX_REQUEST_BATCH`.
         names: what messages call them.
         parameters: KServe request parameters; what is not there is the server's default.
+        decode_s: about how long the server decodes them, in seconds.
     """
 
     images: tuple[bytes, ...]
     names: tuple[str, ...]
     parameters: Parameters
+    decode_s: float = 0.0
 
     @classmethod
-    def of(cls, images: Sequence[ImageInput], parameters: Parameters) -> Request:
-        """Read and encode images.
+    def cut(cls, images: Sequence[ImageInput], parameters: Parameters) -> list[Request]:
+        """Read and encode images, and cut them into as few requests as the server takes.
+
+        Large images go in several requests, because the server bounds the work of each: a request of several images
+        takes at most :data:`pipeline.decode_work.REQUEST_DECODE_S` to decode, by estimate, and has 64 MiB.
+
+        Args:
+            images: any number.
+            parameters: of each request.
 
         Raises:
             RequestError: one cannot be read or is no image; names it.
         """
-        return cls(tuple(map(encoded_image, images)), tuple(map(image_name, images)), parameters)
+        requests: list[Request] = []
+        held: list[tuple[bytes, str, float]] = []
+        for image in images:
+            data, name = encoded_image(image), image_name(image)
+            one = data, name, decode_seconds(data)
+            if held and not _fits([*held, one]):
+                requests.append(cls._holding(held, parameters))
+                held = []
+            held.append(one)
+        return [*requests, cls._holding(held, parameters)] if held else requests
+
+    @classmethod
+    def _holding(cls, held: Sequence[tuple[bytes, str, float]], parameters: Parameters) -> Request:
+        images, names, seconds = zip(*held, strict=True)
+        return cls(images, names, parameters, sum(seconds))
 
     def tensor(self) -> NDArray[np.object_]:
         """The input ``image``: object [N, 1] of bytes."""
@@ -108,7 +133,7 @@ def parameters_of(
 
 
 def chunks(images: Sequence[ImageInput]) -> Iterator[Sequence[ImageInput]]:
-    """Cut a sequence of images into as few requests as the contract allows.
+    """Cut a sequence of images into pieces that are read at once; a request holds no more images.
 
     Raises:
         RequestError: a single image where a sequence is expected.
@@ -154,6 +179,15 @@ def parse_response(tensors: Tensors, batch: int, mask_format: str) -> list[Segme
 
 
 _PADDED: Final = (contract.BOXES, contract.SCORES, contract.CLASS_IDS, contract.MASKS)
+
+
+def _fits(held: Sequence[tuple[bytes, str, float]]) -> bool:
+    """Whether images may go in one request."""
+    return (
+        len(held) <= contract.MAX_REQUEST_BATCH
+        and sum(seconds for _, _, seconds in held) <= REQUEST_DECODE_S
+        and sum(len(data) for data, _, _ in held) <= _MOST_BYTES
+    )
 
 
 def _checked(tensors: Tensors, spec: contract.TensorSpec, batch: int) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -32,6 +33,8 @@ from pipeline import contract
 from pipeline.result import Segmentation
 
 _POLL_INTERVAL_S: Final = 0.2
+_LONG_S: Final = 0.5  # decoding that a server refuses to begin late
+_LONG_AT_ONCE: Final = 2  # as many as a server as shipped decodes at once: another one would wait and be refused
 
 
 class _Endpoint:
@@ -193,7 +196,9 @@ class SegmentationClient(_Endpoint):
         mask_format: str | None = None,
         classes: Iterable[int] | None = None,
     ) -> list[Segmentation]:
-        """Find the instances in several images, of any sizes: one request per 8 images, one after the other.
+        """Find the instances in several images, of any sizes: up to 8 in a request, one request after the other.
+
+        Large images go in smaller requests (see :meth:`client.request.Request.cut`).
 
         A request is answered or refused as a whole, and so is this call: where some images may be bad, call
         :meth:`segment` for those of a refused batch.
@@ -218,27 +223,30 @@ class SegmentationClient(_Endpoint):
         return [result for chunk in chunks(images) for result in self._send(chunk, parameters)]
 
     def _send(self, images: Sequence[ImageInput], parameters: Parameters) -> list[Segmentation]:
-        request = Request.of(images, parameters)
+        return [result for request in Request.cut(images, parameters) for result in self._answer(request)]
+
+    def _answer(self, request: Request) -> list[Segmentation]:
         try:
-            tensors = self._infer(request, parameters)
+            tensors = self._infer(request)
         except RequestError as error:
             raise request.named(error) from error
         return request.parse(tensors)
 
-    def _infer(self, request: Request, parameters: Parameters) -> Tensors:
+    def _infer(self, request: Request) -> Tensors:
         for pause_s in self.retry.pauses(self.timeout_s):
             try:
-                return self._transport.infer(self.model, request.tensor(), parameters)
+                return self._transport.infer(self.model, request.tensor(), request.parameters)
             except ServerBusyError:
                 time.sleep(pause_s)
-        return self._transport.infer(self.model, request.tensor(), parameters)
+        return self._transport.infer(self.model, request.tensor(), request.parameters)
 
 
 class AsyncSegmentationClient(_Endpoint):
     """The asynchronous twin of :class:`SegmentationClient`: the same methods as coroutines.
 
     It connects on first use and then belongs to the event loop that runs; any number of its coroutines may be in
-    flight there at once. Use it as ``async with``.
+    flight there at once. Requests that the server decodes for longer than half a second go two at a time. Use it as
+    ``async with``.
 
     Args:
         url: see :class:`SegmentationClient`.
@@ -261,6 +269,7 @@ class AsyncSegmentationClient(_Endpoint):
     ) -> None:
         super().__init__(url, protocol, precision, timeout_s, retry)
         self._opened: AsyncTransport | None = None
+        self._long = asyncio.Semaphore(_LONG_AT_ONCE)
 
     async def __aenter__(self) -> AsyncSegmentationClient:
         return self
@@ -275,6 +284,7 @@ class AsyncSegmentationClient(_Endpoint):
         if self._opened is not None:
             await self._opened.close()
             self._opened = None
+        self._long = asyncio.Semaphore(_LONG_AT_ONCE)  # the next one may belong to another event loop
 
     async def is_ready(self) -> bool:
         """See :meth:`SegmentationClient.is_ready`."""
@@ -335,17 +345,22 @@ class AsyncSegmentationClient(_Endpoint):
         return self._opened
 
     async def _send(self, images: Sequence[ImageInput], parameters: Parameters) -> list[Segmentation]:
-        request = await asyncio.to_thread(Request.of, images, parameters)
+        requests = await asyncio.to_thread(Request.cut, images, parameters)
+        return [result for request in requests for result in await self._answer(request)]
+
+    async def _answer(self, request: Request) -> list[Segmentation]:
+        long = request.decode_s > _LONG_S
         try:
-            tensors = await self._infer(request, parameters)
+            async with self._long if long else contextlib.nullcontext():
+                tensors = await self._infer(request)
         except RequestError as error:
             raise request.named(error) from error
         return request.parse(tensors)
 
-    async def _infer(self, request: Request, parameters: Parameters) -> Tensors:
+    async def _infer(self, request: Request) -> Tensors:
         for pause_s in self.retry.pauses(self.timeout_s):
             try:
-                return await self._transport().infer(self.model, request.tensor(), parameters)
+                return await self._transport().infer(self.model, request.tensor(), request.parameters)
             except ServerBusyError:
                 await asyncio.sleep(pause_s)
-        return await self._transport().infer(self.model, request.tensor(), parameters)
+        return await self._transport().infer(self.model, request.tensor(), request.parameters)

@@ -48,6 +48,7 @@ _START_OF_SCAN: Final = 0xDA
 _END_OF_IMAGE: Final = 0xD9
 _FRAMES: Final = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
 _DECODED_FRAMES: Final = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA})  # Huffman, lossless, arithmetic
+_PROGRESSIVE_FRAMES: Final = (0xC2, 0xCA)
 _FRAME_NAMES: Final = {0xCB: "lossless arithmetic coding", 0xF7: "lossless coding (JPEG-LS)"}
 _APP1: Final = 0xE1
 _WITHOUT_LENGTH: Final = frozenset({0x01, *range(0xD0, 0xD9)})
@@ -273,24 +274,42 @@ def check_jpeg(data: bytes, header: ImageHeader, max_scanned_pixels: int) -> Non
     most = max(4, max_scanned_pixels // max(1, header.width * header.height))
     # The quick counts, of single bytes first, also count what only looks like a scan: thumbnails, and what follows.
     looks = all(data.count(sign, header.first_scan) > most for sign in (b"\xda", b"\xff\xda"))
-    if looks and _has_more_scans(data, header.first_scan, most):
+    if looks and jpeg_scans(data, header.first_scan, most)[0] > most:
         raise ImageError(
             f"the JPEG of {header.width}x{header.height} pixels has more than {most} scans. Encode the image again"
         )
 
 
-def _has_more_scans(data: bytes, position: int, most: int) -> bool:
-    """Whether more scans follow than allowed, or too many segments between them."""
+def is_progressive(data: bytes, header: ImageHeader) -> bool:
+    """Whether a JPEG is progressive (ITU-T T.81, table B.1)."""
+    return data[header.frame + 1] in _PROGRESSIVE_FRAMES
+
+
+def jpeg_scans(data: bytes, position: int, most: int) -> tuple[int, int | None]:
+    """Count the scans of a JPEG.
+
+    Args:
+        data: the JPEG.
+        position: of its first scan.
+        most: where to stop counting.
+
+    Returns:
+        How many there are, ``most + 1`` where there are more or too many segments between them; and where the picture
+        ends, behind its end marker, None if no such marker was found.
+    """
     scans = 0
     for _ in range(_MOST_SEGMENTS):
         found = MARKER.search(data, position)
-        if found is None or data[found.start() + 1] == _END_OF_IMAGE:
-            return False
-        scans += data[found.start() + 1] == _START_OF_SCAN
+        if found is None:
+            return scans, None
+        marker = data[found.start() + 1]
+        if marker == _END_OF_IMAGE:
+            return scans, found.end()
+        scans += marker == _START_OF_SCAN
         if scans > most:
-            return True
+            return scans, None
         position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
-    return True
+    return most + 1, None
 
 
 def _read_webp(data: bytes) -> ImageHeader:

@@ -34,7 +34,7 @@ FLOOR_IMAGES: Final = contract.MAX_REQUEST_BATCH
 """So many images are always let in: one full request, or a few callers that wait for each answer."""
 
 MOST_OF_BOUND: Final = 0.75
-"""Share of the bound that the masks of one request may take: others wait for it meanwhile."""
+"""Share of the bound that decoding, or the masks, of one request may take: others wait for it meanwhile."""
 
 _SLOTS: Final = 1024  # requests under way at once
 _SAMPLES: Final = 32
@@ -44,6 +44,7 @@ _GIVEN_UP: Final = 10.0  # times the predicted latency, but for the first half m
 _GIVEN_UP_S: Final = 30.0
 _PROBE_AFTER_S: Final = 1.0  # without an answer, and never sooner than a full request takes
 _ORDINARY_S: Final = 0.05
+_ALWAYS_ALLOWED_S: Final = 0.5  # whatever the bound: a full request of ordinary images
 _UNKNOWN_S: Final = 0.1  # per image under way, as long as nothing has been answered yet
 
 # Words of the state, 64 bits each; moments are nanoseconds of the monotonic clock: a counter of samples, the moment at
@@ -144,6 +145,11 @@ class Admission:
     def bound_s(self) -> float:
         """The bound that the first step keeps, in seconds; infinite where there is no such step."""
         return float(self._head[_BOUND]) / 1e9 or math.inf
+
+    @property
+    def allowed_s(self) -> float:
+        """Most seconds that decoding, or the masks, of one request may take; infinite where there is no bound."""
+        return max(MOST_OF_BOUND * self.bound_s, _ALWAYS_ALLOWED_S)
 
     def check_in_time(self, ticket: NDArray[np.int64] | None, seconds: float) -> None:
         """Refuse long work for a request that cannot be answered within the bound any more.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -41,11 +41,17 @@ def endless_masks(large: bytes | None = None) -> Iterator[Malformed]:
 
 
 def _asking(name: str, images: list[bytes], mask_format: str) -> Malformed:
-    request = service_pb2.ModelInferRequest(model_name=MODEL)
-    request.inputs.add(name=contract.IMAGE.name, datatype=contract.IMAGE.dtype, shape=[len(images), 1])
-    request.raw_input_contents.append(b"".join(struct.pack("<I", len(image)) + image for image in images))
+    request = request_of(images)
     for key, value in _LOWEST.items():
         request.parameters[key].double_param = value
     request.parameters["max_detections"].int64_param = contract.DEFAULT_TOP_K
     request.parameters["mask_format"].string_param = mask_format
     return Malformed(KIND, name, grpc=request, valid=True, may_be_busy=True, mask_format=mask_format)
+
+
+def request_of(images: Sequence[bytes]) -> service_pb2.ModelInferRequest:
+    """A gRPC request of encoded images, right in every part."""
+    request = service_pb2.ModelInferRequest(model_name=MODEL)
+    request.inputs.add(name=contract.IMAGE.name, datatype=contract.IMAGE.dtype, shape=[len(images), 1])
+    request.raw_input_contents.append(b"".join(struct.pack("<I", len(image)) + image for image in images))
+    return request

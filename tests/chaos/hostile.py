@@ -31,6 +31,7 @@ from tests.chaos import corpus, protocol, protocol_raw
 from tests.chaos.corpus_crafted import crafted_images
 from tests.chaos.corpus_masks import endless_masks
 from tests.chaos.corpus_mutations import mutate
+from tests.chaos.corpus_pictures import large_pictures
 from tests.chaos.corpus_valid import valid_images
 from tests.chaos.expected import Case, Network
 from tests.chaos.hostile_judge import Input, Outcome, Sample
@@ -130,6 +131,7 @@ def every_kind(seed: int) -> Iterator[Input]:
     yield from mutations(list(valid_images().items()), chance, 200)
     yield from malformed(chance)
     yield from endless_masks()
+    yield from large_pictures()
 
 
 def malformed(chance: random.Random) -> Iterator[protocol.Malformed]:
@@ -158,7 +160,7 @@ def drawn(inputs: int, seed: int) -> Iterator[Input]:
     everything: list[Input] = [*files, *_crafted(), *requests]
     everything = chance.sample(everything, min(len(everything), 2 * inputs // 3))
     valid = [*valid_images().items(), *((one.name, one.data) for one in files if _is_seed(one))]
-    everything += endless_masks()
+    everything += [*endless_masks(), *large_pictures()]
     everything += mutations(valid, chance, inputs - len(everything))
     chance.shuffle(everything)
     yield from everything

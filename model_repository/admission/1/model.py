@@ -1,22 +1,26 @@
-"""The first step: requests with wrong parameters, and those that would wait too long, are refused before any work."""
+"""The first step: wrong parameters, too much to decode, and what would wait too long are refused before any work."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from base.allocator import give_large_blocks_back
 from pipeline import contract
+from pipeline.decode_work import check_decode_work
 from pipeline.errors import OverloadError
+from pipeline.images import ImageLimits
 from steps.admission import Admission, state_path
 from steps.classes import class_count
 from steps.metrics import AdmissionMetrics
 from steps.python_backend import answer_each, config_parameter, request_parameters
+
+_ANY_SIZE: Final = ImageLimits(max_pixels=2**62, max_bytes=2**62)  # the limits are those of the step that decodes
 
 
 class TritonPythonModel:
@@ -42,7 +46,10 @@ class TritonPythonModel:
         parameters = request_parameters(request)  # refused here, before it is let in
         if parameters.classes:
             parameters.check_classes(class_count(self._repository))
-        images, _ = pb_utils.get_input_tensor_by_name(request, contract.IMAGE.name).shape()
+        tensor = pb_utils.get_input_tensor_by_name(request, contract.IMAGE.name)
+        images, _ = tensor.shape()
+        if images > 1:  # one alone is not looked at here, which would take a copy
+            check_decode_work(tensor.as_numpy().reshape(-1), self._admission.allowed_s, _ANY_SIZE)
         try:
             ticket = self._admission.admit(images)
         except OverloadError:

@@ -15,7 +15,7 @@ from pipeline.errors import OverloadError
 from pipeline.letterbox import Geometry
 from pipeline.mask_work import check_mask_work
 from pipeline.postprocess import pack_response, segmentation_of
-from steps.admission import MOST_OF_BOUND, Admission, state_path
+from steps.admission import Admission, state_path
 from steps.metrics import PostprocessMetrics
 from steps.python_backend import answer_each, count_out, request_parameters, ticket_of
 
@@ -55,7 +55,7 @@ class TritonPythonModel:
         )
         places = [Geometry.from_array(geometry) for geometry in geometries]
         found = [decode_candidates(rows, where, parameters) for rows, where in zip(candidates, places, strict=True)]
-        self._check_work(request, check_mask_work(found, places, parameters, MOST_OF_BOUND * self._admission.bound_s))
+        self._check_work(request, check_mask_work(found, places, parameters, self._admission.allowed_s))
         images = [
             segmentation_of(one, planes, where, parameters)
             for one, planes, where in zip(found, prototypes, places, strict=True)

@@ -11,10 +11,11 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from pipeline import contract
+from pipeline.decode_work import check_decode_work
 from pipeline.errors import ImageError, OverloadError
 from pipeline.images import ImageLimits
-from pipeline.preprocess import decode_seconds, preprocess
-from steps.admission import MOST_OF_BOUND, Admission, state_path
+from pipeline.preprocess import preprocess
+from steps.admission import Admission, state_path
 from steps.metrics import PreprocessMetrics
 from steps.python_backend import answer_each, config_parameter, count_out, ticket_of
 
@@ -51,7 +52,7 @@ class TritonPythonModel:
 
     def _letterbox(self, request: Any) -> list[Any]:
         encoded = pb_utils.get_input_tensor_by_name(request, contract.IMAGE.name).as_numpy().reshape(-1)
-        self._check_in_time(request, encoded)
+        self._check_work(request, encoded)
         images = np.empty((len(encoded), *self._input_shape), np.uint8)
         geometry = np.empty((len(encoded), *contract.GEOMETRY.shape), np.float32)
         for index, data in enumerate(encoded):
@@ -67,13 +68,19 @@ class TritonPythonModel:
             pb_utils.Tensor(contract.GEOMETRY.name, geometry),
         ]
 
-    def _check_in_time(self, request: Any, encoded: Sequence[bytes]) -> None:
-        """Refuse images that are long work and come too late; what comes in time may take as long as it needs."""
-        seconds = sum(map(decode_seconds, encoded))
-        if seconds < _LONG_S:
-            return
+    def _check_work(self, request: Any, encoded: Sequence[bytes]) -> None:
+        """Refuse long work that comes too late, and an image made to keep a decoder busy.
+
+        What several images may take was checked by the first step.
+        """
+        allowed_s = self._admission.allowed_s
         try:
-            self._admission.check_in_time(ticket_of(request), min(seconds, MOST_OF_BOUND * self._admission.bound_s))
+            seconds = check_decode_work(encoded, allowed_s, self._limits)
+            if seconds >= _LONG_S:  # one image may take longer than is allowed, if it comes in time
+                self._admission.check_in_time(ticket_of(request), min(seconds, allowed_s))
+        except ImageError as error:
+            self._metrics.image_refused(error.reason)
+            raise
         except OverloadError:
             self._metrics.request_refused()
             raise

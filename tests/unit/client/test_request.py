@@ -10,6 +10,7 @@ from client.images import encode_pixels, encoded_image
 from client.request import Request, chunks, parameters_of, parse_response
 from client.transport import _inputs
 from pipeline import contract
+from pipeline.decode_work import REQUEST_DECODE_S
 from pipeline.parameters import RequestParameters
 from pipeline.postprocess import ImageSegmentation, pack_response
 
@@ -48,7 +49,7 @@ def test_parameters_of_another_type_are_refused_by_name(given):
 def test_tensor_holds_the_bytes_as_they_are(tmp_path):
     path = tmp_path / "photo.jpg"
     path.write_bytes(b"\xff\xd8 not decoded here \x00")
-    request = Request.of([path, b"\x00\x01\x00"], {"confidence": 0.5})
+    (request,) = Request.cut([path, b"\x00\x01\x00"], {"confidence": 0.5})
     assert request.names == (str(path), "image of 3 bytes")
     tensor = request.tensor()
     assert tensor.shape == (2, 1)
@@ -59,7 +60,7 @@ def test_tensor_holds_the_bytes_as_they_are(tmp_path):
 def test_grpc_message():
     import tritonclient.grpc
 
-    request = Request.of([b"one", b""], parameters_of(confidence=0.5, max_detections=3, classes=[1]))
+    (request,) = Request.cut([b"one", b""], parameters_of(confidence=0.5, max_detections=3, classes=[1]))
     message = grpc_request(
         "segment_int8", _inputs(tritonclient.grpc, request.tensor()), "", "", None, 0, False, False, 0, None,
         request.parameters,
@@ -76,7 +77,7 @@ def test_grpc_message():
 def test_http_input():
     import tritonclient.http
 
-    (tensor,) = _inputs(tritonclient.http, Request.of([b"one"], {}).tensor())
+    (tensor,) = _inputs(tritonclient.http, Request.cut([b"one"], {})[0].tensor())
     assert (tensor.name(), tensor.datatype(), tensor.shape()) == ("image", "BYTES", [1, 1])
     assert tensor._get_binary_data() == b"\x03\x00\x00\x00one"
 
@@ -118,6 +119,36 @@ def test_a_long_batch_is_cut_into_requests():
     assert list(chunks([])) == []
     with pytest.raises(RequestError, match="sequence"):
         list(chunks("photo.jpg"))
+
+
+@pytest.fixture(scope="module")
+def png_of_24_megapixels():
+    return encode_pixels(np.full((4000, 6000), 100, np.uint8))  # 0.4 s by estimate
+
+
+def test_large_images_go_in_several_requests(png_of_24_megapixels):
+    large, small = png_of_24_megapixels, b"x"
+    requests = Request.cut([small, large, large, large, large, small, small], {"iou": 0.5})
+    assert [request.images for request in requests] == [(small, large, large, large), (large, small, small)]
+    assert all(0 < request.decode_s <= REQUEST_DECODE_S and request.parameters == {"iou": 0.5} for request in requests)
+    assert requests[0].names[1] == f"image of {len(large)} bytes"
+
+
+def test_a_request_has_a_bounded_number_of_bytes():
+    heavy, light = b"x" * (40 * 1024 * 1024), b"x"
+    cut = [request.images for request in Request.cut([heavy, light, heavy, light], {})]
+    assert cut == [(heavy, light), (heavy, light)]
+
+
+@pytest.mark.parametrize(("images", "sizes"), [(0, []), (1, [1]), (8, [8]), (9, [8, 1])])
+def test_small_images_go_in_one_request(images, sizes):
+    assert [len(request.images) for request in Request.cut([b"x"] * images, {})] == sizes
+
+
+def test_an_image_that_is_too_large_for_a_request_of_several_goes_alone(monkeypatch):
+    monkeypatch.setattr("client.request.decode_seconds", lambda data: 3.0 if data == b"large" else 0.1)
+    cut = [request.images for request in Request.cut([b"a", b"large", b"b", b"large", b"large"], {})]
+    assert cut == [(b"a",), (b"large",), (b"b",), (b"large",), (b"large",)]
 
 
 def image_segmentation(n, height, width, seed=0):

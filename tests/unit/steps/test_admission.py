@@ -49,10 +49,10 @@ def test_the_bound_follows_the_measured_speed(path):
 
 def test_long_work_is_refused_for_what_has_waited_too_long(path):
     steps = Admission(path, max_latency_s=0.0)
-    assert steps.bound_s == float("inf")
+    assert steps.bound_s == steps.allowed_s == float("inf")
     steps.check_in_time(None, 1e6)
     ticket = Admission(path, max_latency_s=2.0).admit(1)
-    assert steps.bound_s == 2.0
+    assert (steps.bound_s, steps.allowed_s) == (2.0, 1.5)
     steps.check_in_time(ticket, 1.5)
     ticket[1] -= int(1e9)
     steps.check_in_time(ticket, 0.5)
@@ -65,6 +65,10 @@ def test_long_work_is_refused_for_what_has_waited_too_long(path):
     ticket[1] = 2**62  # a caller of the step itself may write anything into its ticket
     with pytest.raises(OverloadError):
         steps.check_in_time(ticket, 2.5)
+
+
+def test_a_full_request_of_ordinary_images_is_no_more_work_than_allowed_whatever_the_bound(path):
+    assert Admission(path, max_latency_s=1e-3).allowed_s == 0.5
 
 
 def test_a_refusal_says_that_the_server_is_busy_and_costs_nothing(path):

@@ -1,0 +1,79 @@
+"""Whatever pictures one request holds, others are answered: large PNGs beside photographs, on the real server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+import cv2
+import grpc
+import numpy as np
+import pytest
+
+from client import RetryPolicy, SegmentationClient
+from load.photographs import at_megapixels
+from tests.chaos import protocol
+from tests.chaos.corpus_pictures import holding
+from tests.chaos.hostile_send import Sender
+
+pytestmark = pytest.mark.server
+
+BOUND_S = 2.0
+"""``max_latency_ms`` of admission, as shipped."""
+
+
+def one_try(server):
+    return SegmentationClient(server.grpc_url, "grpc", "int8", retry=RetryPolicy(retries=0))
+
+
+def timed(client, image):
+    started = time.monotonic()
+    client.segment(image)
+    return time.monotonic() - started
+
+
+@pytest.fixture(scope="module")
+def large(reference):
+    """A photograph as a PNG of 49 megapixels."""
+    pixels = at_megapixels(reference.photographs[0], 49)
+    return cv2.imencode(".png", np.ascontiguousarray(pixels[..., ::-1]), [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+
+
+def test_photographs_are_answered_beside_two_such_requests_at_once(server, reference, tmp_path, large):
+    photograph = reference.photographs[1].read_bytes()
+    requests = [holding("8 x PNG", [large] * 8)] * 2
+    outcomes = []
+    sender = Sender(server.grpc_url, server.http_url, tmp_path)
+    with one_try(server) as client:
+        alone = max(timed(client, photograph) for _ in range(5))
+        thread = threading.Thread(target=lambda: outcomes.extend(sender.send_all(iter(requests))))
+        thread.start()
+        beside = []
+        while thread.is_alive():
+            beside.append(timed(client, photograph))
+        thread.join()
+    assert [(outcome.result, outcome.fault) for outcome in outcomes] == [("refused", "")] * 2
+    assert max(beside) < BOUND_S + 3 * alone  # on a quiet machine one takes less than a tenth of a second alone
+
+
+def test_the_refusal_says_what_came_what_is_allowed_and_what_to_do(server, large):
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        call = channel.unary_unary(protocol.INFER, lambda data: data, lambda data: data)
+        with pytest.raises(grpc.RpcError) as no:
+            call(holding("8 x PNG", [large] * 8).grpc.SerializeToString(), timeout=60)
+    assert no.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    for words in ("the 8 images", "a PNG of", "to decode", "allowed: 1.5 s", "at most 1 of them", "JPEG instead"):
+        assert words in no.value.details()
+
+
+def test_a_folder_of_such_pictures_is_segmented(server, tmp_path, large):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(3):
+        (folder / f"{index}.png").write_bytes(large)
+    command = [sys.executable, "-m", "client", folder, "--url", server.grpc_url, "--batch-size", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count(".png") == 3
