@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from pipeline.letterbox import letterbox
 ADVISED_IMAGES: Final = 500
 """What NVIDIA's Model Optimizer advises at least for convolutional networks."""
 
+FLAT_DEVIATION: Final = 4.0
+"""Standard deviation of an image's values, of 255, below which it shows nothing: a covered lens, a blank frame."""
+
 
 @dataclass(frozen=True)
 class CalibrationSet:
@@ -28,15 +32,31 @@ class CalibrationSet:
     Attributes:
         paths: the image files, sorted.
         sha256: over the files' contents in that order, hexadecimal.
-        warning: what is wrong with the set, for people; None if nothing.
+        origin_warning: what is known to be wrong with the set before its images are read, for people; None if nothing.
     """
 
     paths: tuple[Path, ...]
     sha256: str
-    warning: str | None = None
+    origin_warning: str | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @functools.cached_property
+    def warning(self) -> str | None:
+        """What is wrong with the set, for people; None if nothing. Reads all images.
+
+        Raises:
+            CalibrationError: a file is not an image; names it.
+        """
+        flat = [path for path, image in self._decoded() if image.std() < FLAT_DEVIATION]
+        texts = [self.origin_warning] if self.origin_warning else []
+        if 2 * len(flat) > len(self):
+            texts.append(
+                f"{len(flat)} of {len(self)} calibration images show nothing but one color, such as {flat[0]}: int8's "
+                "ranges come out too small for real images. Replace them"
+            )
+        return ". ".join(texts) or None
 
     def letterboxed(self, input_height: int, input_width: int) -> Iterator[NDArray[np.uint8]]:
         """Each image as the network sees it: uint8 [input_height, input_width, 3] RGB.
@@ -44,14 +64,18 @@ class CalibrationSet:
         Raises:
             CalibrationError: a file is not an image; names it.
         """
+        for _, image in self._decoded():
+            out = np.empty((input_height, input_width, 3), np.uint8)
+            letterbox(image, out)
+            yield out
+
+    def _decoded(self) -> Iterator[tuple[Path, NDArray[np.uint8]]]:
         for path in self.paths:
             try:
                 image = decode_image(path.read_bytes())
             except (ImageError, OSError) as error:
                 raise CalibrationError(f"calibration image {path}: {error}; remove or replace it") from error
-            out = np.empty((input_height, input_width, 3), np.uint8)
-            letterbox(image, out)
-            yield out
+            yield path, image
 
 
 def calibration_set(images: Sequence[Path], warning: str | None = None) -> CalibrationSet:

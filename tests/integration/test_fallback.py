@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 
 import cv2
 import numpy as np
@@ -21,8 +23,6 @@ from builder.settings import Verification, load_settings
 from builder.verification import compare, segment_set
 from repository.network import onnx_network
 
-FEW_SCENES = {"calibration.scenes": 4, "verification.scenes": 4, "fallback.sensitivity_images": 2}
-
 
 def settings(tmp_path, int8_gate, **changes):
     entries = {
@@ -36,7 +36,7 @@ def settings(tmp_path, int8_gate, **changes):
 
 
 def test_the_groups_of_the_reference_model_are_ranked(tmp_path, capsys):
-    options = ["--profile", "cpu", "--calibration-scenes", "3", "--verification-scenes", "2"]
+    options = ["--profile", "cpu", "--calibration-scenes", "2", "--verification-scenes", "1"]
     assert command.main(["sensitivity", *options, "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     facts = json.loads((tmp_path / "sensitivity.json").read_text())
@@ -56,9 +56,16 @@ def test_the_groups_of_the_reference_model_are_ranked(tmp_path, capsys):
 
 
 def test_layers_are_restored_step_by_step_until_a_strict_gate_holds(tmp_path, reference):
-    strict = {"f1": 0.97, "mask_iou": 0.99}
-    wanted = settings(tmp_path, strict, **FEW_SCENES, **{"fallback.max_restorations": 30})
-    (built,) = build(wanted, Steps(Console(quiet=True)))
+    strict = {"f1": 0.97, "mask_iou": 0.995}
+    changes = {
+        "precisions": ("fp32", "int8"),
+        "calibration.scenes": 4,
+        "verification.scenes": 4,
+        "fallback.sensitivity_images": 1,
+        "fallback.max_restorations": 30,
+    }
+    wanted = settings(tmp_path, strict, **changes)
+    fp32, built = build(wanted, Steps(Console(quiet=True)))
     verification = built.manifest.verification
     first, *steps = verification["trades"]
     assert first["failures"]
@@ -71,9 +78,7 @@ def test_layers_are_restored_step_by_step_until_a_strict_gate_holds(tmp_path, re
     restored = set(nodes_to_exclude(verification["restored"], onnx.load(reference.onnx)))
     assert restored
     assert not restored & set(quantised_nodes(written))
-    # What was written is measured again, against the shipped fp32 network.
-    base = settings(tmp_path, strict, precisions=("fp32",), **FEW_SCENES)
-    (fp32,) = build(base, Steps(Console(quiet=True)))
+    # What was written is measured again, against the fp32 network that is written beside it.
     paths = resolve_datasets(wanted, reference, Steps(Console(quiet=True))).verification.paths
     one, other = (
         segment_set(onnx_network(entry.folder / "model.onnx"), paths, (640, 640), Verification(), lambda: None)
@@ -81,26 +86,11 @@ def test_layers_are_restored_step_by_step_until_a_strict_gate_holds(tmp_path, re
     )
     again = compare(one, other, 0.25)
     assert again.f1 == pytest.approx(verification["metrics"]["f1"], abs=1e-6)
-    assert again.mask_iou == pytest.approx(verification["metrics"]["mask_iou"], abs=1e-6)
-    assert again.mask_iou >= 0.99
+    assert again.mask_iou == pytest.approx(verification["metrics"]["mask_iou"], abs=1e-3)
+    assert again.mask_iou > first["mask_iou"]
 
 
-def test_a_gate_that_cannot_be_reached_is_refused_with_the_best_step(tmp_path, reference):
-    wanted = settings(tmp_path, {"f1": 1, "mask_iou": 1}, **FEW_SCENES, **{"fallback.max_restorations": 2})
-    with pytest.raises(GateError, match="int8 does not pass its gate") as caught:
-        build(wanted, Steps(Console(quiet=True)))
-    message = str(caught.value)
-    (line,) = [line for line in message.splitlines() if "--exclude" in line]
-    groups = line.split("--exclude ")[1].split()
-    assert nodes_to_exclude(groups, onnx.load(reference.onnx))
-    assert "TensorRT" not in message
-    page = (tmp_path / "report" / "yolov8n-seg-int8.html").read_text()
-    for words in ("comes closest", "no version written", "640 x 640", "Layers taken out of int8", *groups):
-        assert words in page
-    assert not list((tmp_path / "repository" / "network_int8").glob("[0-9]*"))
-
-
-def test_black_calibration_images_are_refused_with_advice(tmp_path, reference):
+def test_black_calibration_images_and_a_gate_out_of_reach_are_refused_with_the_best_step(tmp_path, reference):
     folder = tmp_path / "black"
     folder.mkdir()
     for index in range(3):
@@ -108,10 +98,23 @@ def test_black_calibration_images_are_refused_with_advice(tmp_path, reference):
     changes = {
         "calibration.images": (folder,),
         "verification.images": reference.photographs[:3],
-        "fallback.max_restorations": 2,
+        "fallback.max_restorations": 1,
         "fallback.sensitivity_images": 1,
     }
     with pytest.raises(GateError, match="int8 does not pass its gate") as caught:
-        build(settings(tmp_path, {"f1": 0.97, "mask_iou": 0.95}, **changes), Steps(Console(quiet=True)))
-    assert "calibrate on more images of what the model will see: --images (3 were used" in str(caught.value)
-    assert (tmp_path / "report" / "yolov8n-seg-int8.html").is_file()
+        build(settings(tmp_path, {"f1": 1, "mask_iou": 1}, **changes), Steps(Console(quiet=True)))
+    message = str(caught.value)
+    page = html.unescape((tmp_path / "report" / "yolov8n-seg-int8.html").read_text())
+    # Every value of a photograph is beyond the range that the first layer is given; without it, the masks are close.
+    assert "3 of 3 calibration images show nothing but one color" in page
+    assert "after restoring model.0:" in message
+    assert float(re.search(r"mask IoU ([\d.]+) < 1", message).group(1)) > 0.9
+    assert "calibrate on more images of what the model will see: --images (3 were used" in message
+    assert "TensorRT" not in message
+    (line,) = [line for line in message.splitlines() if "--exclude" in line]
+    groups = line.split("--exclude ")[1].split()
+    assert groups[0] == "model.0"
+    assert nodes_to_exclude(groups, onnx.load(reference.onnx))
+    for words in ("comes closest", "no version written", "640 x 640", "Layers taken out of int8", *groups):
+        assert words in page
+    assert not list((tmp_path / "repository" / "network_int8").glob("[0-9]*"))

@@ -13,8 +13,10 @@ from base.progress import Steps
 from builder import __main__ as command
 from builder.build import build
 from builder.datasets import resolve_datasets
+from builder.export import load_export
 from builder.settings import load_settings
-from builder.verification import compare, mask_map, segment_set
+from builder.source import SourceNetwork
+from builder.verification import compare, mask_map, segment_set, segment_source
 from pipeline import contract
 from repository.errors import RepositoryError
 from repository.manifest import Manifest
@@ -95,16 +97,21 @@ def test_gates_are_passed_and_recorded(built):
 
 
 def test_metrics_recomputed_from_what_was_written_equal_the_manifest(settings, built):
-    """Nothing of the build but the settings and the written version is used."""
-    verification = resolve_datasets(settings, fetch_reference(), Steps(QUIET)).verification
+    """Nothing of the build but the settings, the export and the written version is used."""
+    reference = fetch_reference()
+    verification = resolve_datasets(settings, reference, Steps(QUIET)).verification
     size = (640, 640)
+    source = SourceNetwork(load_export(reference.onnx, None, None)[0])
+    expected, _ = segment_source(
+        source, verification.paths, size, settings.verification, settings.top_k, lambda: None, True
+    )
     found = {}
     for precision, entry in built.items():
         network = onnx_network(entry.folder / "model.onnx")
         found[precision] = segment_set(network, verification.paths, size, settings.verification, lambda: None, True)
     for precision, entry in built.items():
         recorded = Manifest.read(entry.folder).verification["metrics"]
-        again = compare(found["fp32"], found[precision], settings.verification.confidence).as_dict()
+        again = compare(expected, found[precision], settings.verification.confidence).as_dict()
         for name in ("f1", "mask_iou", "score_difference", "matched", "detections"):
             assert again[name] == pytest.approx(recorded[name], abs=1e-6), (precision, name)
         map50_95, map50 = mask_map(found[precision], verification.paths, verification.annotations)

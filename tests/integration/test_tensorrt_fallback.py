@@ -31,14 +31,14 @@ def settings(tmp_path, int8_gate, **changes):
         "plan.flavour": "tensorrt-rtx",
         "calibration.scenes": 4,
         "verification.scenes": 4,
-        "fallback.sensitivity_images": 2,
+        "fallback.sensitivity_images": 1,
         **changes,
     }
     return load_settings(None, entries)
 
 
 def test_layers_are_restored_step_by_step_until_a_strict_gate_holds(tmp_path, reference):
-    strict = {"f1": 0.97, "mask_iou": 0.99}
+    strict = {"f1": 0.97, "mask_iou": 0.997}
     (built,) = build(settings(tmp_path, strict, **{"fallback.max_restorations": 30}), Steps(Console(quiet=True)))
     verification = built.manifest.verification
     first, *steps = verification["trades"]
@@ -59,11 +59,10 @@ def test_black_calibration_images_are_refused_with_advice(tmp_path, reference):
     changes = {
         "calibration.images": (folder,),
         "verification.images": reference.photographs[:3],
-        "fallback.max_restorations": 2,
-        "fallback.sensitivity_images": 1,
+        "fallback.max_restorations": 1,
     }
     with pytest.raises(GateError, match="int8 does not pass its gate") as caught:
-        build(settings(tmp_path, {"f1": 0.97, "mask_iou": 0.95}, **changes), Steps(Console(quiet=True)))
+        build(settings(tmp_path, {"f1": 1, "mask_iou": 1}, **changes), Steps(Console(quiet=True)))
     assert "calibrate on more images of what the model will see: --images (3 were used" in str(caught.value)
     assert (tmp_path / "report" / "yolov8n-seg-int8.html").is_file()
 
