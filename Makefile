@@ -71,10 +71,11 @@ chaos: dev build ## hostile input, overload and faults on the real server; write
 soak: dev build ## twenty minutes of mixed traffic, every answer compared
 	@$(PYTHON_IN_VENV) -m tests.chaos.soak --repository "$(REPOSITORY)" --minutes 20 --out out/chaos
 
-lint: dev ## linter, formatter and type checker
+lint: dev ## linter, formatter, type checker, and which room imports which
 	@$(PYTHON_IN_VENV) -m ruff check .
 	@$(PYTHON_IN_VENV) -m ruff format --check .
 	@$(PYTHON_IN_VENV) -m mypy
+	@.venv/bin/lint-imports
 
 audit: dev ## look every pinned package up: withdrawn, changed, how old; known vulnerabilities where pip-audit can look
 	@$(PYTHON_IN_VENV) requirements/audit.py
@@ -83,5 +84,5 @@ format: dev ## format the code
 	@$(PYTHON_IN_VENV) -m ruff format .
 
 clean: ## remove the environment, caches and built versions
-	rm -rf .venv .cache out .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .cache out .mypy_cache .import_linter_cache .ruff_cache .pytest_cache
 	find "$(REPOSITORY)"/network_* -mindepth 1 -maxdepth 1 -type d ! -name configs -exec rm -rf {} +

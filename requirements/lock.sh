@@ -5,7 +5,7 @@ set -eu
 lock() {
     name=$1
     shift
-    rm -f "requirements/$name.txt"
+    [ "${KEEP:-}" ] || rm -f "requirements/$name.txt"  # KEEP=1 leaves the pins that still fit
     uv pip compile "$@" --universal --python-version 3.10 --generate-hashes \
         --no-annotate --no-header --quiet --output-file "requirements/$name.txt"
     # Every environment is CPython before 3.13 on Linux (tool.uv.environments); only the rest of a marker says anything.
