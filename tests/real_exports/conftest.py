@@ -132,6 +132,9 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
             figures += [f"{row[kind]:.4f}" for kind in ("mask_iou", "exact_mask_iou")]
         cells = [row["family"], str(row["classes"]), row["input"], row["options"], row["outcome"], *figures]
         lines.append("| " + " | ".join(cells) + " |")
-    refused = [row for row in rows if row["reason"]]
-    lines += ["", *(f"- {row['family']} {row['options']}: {row['reason']}" for row in refused)] if refused else []
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row["reason"]:
+            reasons.setdefault(row["reason"], []).append(f"{row['family']} {row['options']}")
+    lines += ["", *(f"- {', '.join(names)}: {reason}" for reason, names in reasons.items())] if reasons else []
     return lines

@@ -2,7 +2,7 @@
 
 Random weights give the same score everywhere, and boxes and masks of one size. So the batch statistics are taken from
 pictures, and the last convolutions of the head are scaled by the statistics of their own outputs. Then a few dozen
-anchors per picture pass the threshold, with boxes of many sizes.
+anchors per picture pass the threshold, with boxes of many sizes, most of them large.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 from ultralytics.nn.tasks import SegmentationModel, yaml_model_load
 
 FAMILIES: Final = {
-    "v8": ("yolov8-seg.yaml", 0.0625, 1024),
-    "v9c": ("yolov9c-seg.yaml", 0.0625, 1024),
+    "v8": ("yolov8-seg.yaml", 0.0625, 256),
+    "v9c": ("yolov9c-seg.yaml", 0.0625, 256),
     "11": ("yolo11-seg.yaml", 0.125, 1024),  # attention has no head in anything narrower
     "12": ("yolo12-seg.yaml", 0.25, 256),
     "26": ("yolo26-seg.yaml", 0.125, 1024),
 }
 """Ultralytics' own configuration, the share of its channels that is kept, and the most before that."""
 
-_ANCHORS_PER_PICTURE: Final = (20, 12, 8)
+_ANCHORS_PER_PICTURE: Final = (6, 12, 22)
 """Anchors that pass the threshold on average, of the strides 8, 16 and 32; suppression leaves half of them."""
 
 
@@ -54,6 +54,8 @@ def _config(family: str, classes: int) -> dict[str, Any]:
     for _, _, module, arguments in config["backbone"] + config["head"]:
         if module in ("RepNCSPELAN4", "SPPELAN"):  # their inner channels are not scaled
             arguments[1:3] = [max(8, int(channels * width)) for channels in arguments[1:3]]
+        elif family in ("11", "26") and module in ("Conv", "C3k2"):  # only attention needs as much as it has
+            arguments[0] = min(arguments[0], 256)
     return config
 
 
@@ -78,13 +80,13 @@ def _shape_head(model: SegmentationModel, pictures: torch.Tensor, confidence: fl
         threshold = best.sort().values[-anchors * len(pictures)]
         scores[level].bias += math.log(confidence / (1 - confidence)) - threshold
         if head.reg_max > 1:
-            # Logits of the distances 0, 1, 2, ... in strides: near ones are likelier.
-            likelier_near = -0.25 * torch.arange(head.reg_max, dtype=torch.float32).repeat(4)
-            _standardize(boxes[level], outputs[id(boxes[level])], 2.0, likelier_near)
+            # Logits of the distances 0, 1, 2, ... in strides: far ones are likelier.
+            likelier_far = 0.2 * torch.arange(head.reg_max, dtype=torch.float32).repeat(4)
+            _standardize(boxes[level], outputs[id(boxes[level])], 2.0, likelier_far)
         else:
-            _standardize(boxes[level], outputs[id(boxes[level])], 1.2, torch.tensor(4.0))
+            _standardize(boxes[level], outputs[id(boxes[level])], 2.5, torch.tensor(8.0))
         # Prototypes are mostly positive: masks that fill most of their boxes, with holes.
-        _standardize(masks[level], outputs[id(masks[level])], 1.0, torch.tensor(0.3))
+        _standardize(masks[level], outputs[id(masks[level])], 1.0, torch.tensor(0.5))
 
 
 def _outputs(

@@ -26,9 +26,10 @@ pytestmark = pytest.mark.skipif(
 
 MAX_BOX_PX = 0.1
 MAX_SCORE = 1e-3
-LEAST_MASK_IOU = 0.92
-"""Ultralytics crops to the pixels whose upper left corner lies in the box, half a pixel per side off: 3 % of a box
-of 60 pixels, and these boxes are small. Against exact sampling, which crops by the pixels' centres:"""
+LEAST_MASK_IOU = 0.99
+"""Not 1: ultralytics crops to the pixels whose upper left corner lies in the box, half a pixel per side off. With boxes
+of 60 pixels that alone is 3 %, so the models find large ones. Against exact sampling, which crops by the pixels'
+centers:"""
 LEAST_EXACT_MASK_IOU = 0.999
 """Not 1: prototypes leave the network in half precision."""
 MAX_BORDERLINE = 0.02
