@@ -29,5 +29,5 @@ def large_pictures() -> Iterator[Malformed]:
 
 
 def holding(name: str, images: Sequence[bytes]) -> Malformed:
-    """A request of these images."""
-    return Malformed(KIND, name, grpc=request_of(images), valid=True, may_be_busy=True)
+    """A request of these images; one alone may come too late, several are refused for what they are."""
+    return Malformed(KIND, name, grpc=request_of(images), valid=True, may_be_busy=len(images) == 1)
