@@ -65,7 +65,7 @@ class Target:
 
 @dataclass
 class Answers:
-    """What one run brought.
+    """What one run produced.
 
     Attributes:
         latencies_ms: of the requests answered within the window.

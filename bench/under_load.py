@@ -54,7 +54,7 @@ def put_under_load(
     """Put load on a target and measure; for longer where a busy machine answers nothing within the window.
 
     Raises:
-        LoadError: a request failed, or nothing is answered; the first error is told.
+        LoadError: a request failed, or nothing is answered; the message gives the first error.
     """
     for longer in _WINDOWS:
         before = meter.read()

@@ -50,7 +50,7 @@ def plan_facts(plan: CompiledPlan, settings: PlanSettings, gpu: Gpu | None) -> d
 def add_plan(
     repository: ModelRepository, precision: str, version: int, flavour: Flavour, gpu: Gpu | None, steps: Steps
 ) -> Manifest:
-    """Build a plan for the GPU at hand out of a version's ``model.onnx``, and add it to the version.
+    """Build a plan for the GPU of this machine out of a version's ``model.onnx``, and add it to the version.
 
     The files that are there stay as they are. The plan is put in its place first and the manifest after it, so that a
     run that is killed in between is finished by the next one.
@@ -60,7 +60,7 @@ def add_plan(
         precision: fp32, fp16 or int8.
         version: a version of the tensorrt profile.
         flavour: TensorRT to build with.
-        gpu: the GPU at hand.
+        gpu: the GPU of this machine.
         steps: where progress is shown.
 
     Returns:
@@ -86,7 +86,7 @@ def add_plan(
         max_batch=batches[2],
         workspace_mib=manifest.settings.get("plan", {}).get("workspace_mib", PlanSettings.workspace_mib),
     )
-    with steps.step(f"{precision}: build plan", f"{flavour}, {gpu.name if gpu else 'no GPU at hand'}"):
+    with steps.step(f"{precision}: build plan", f"{flavour}, {gpu.name if gpu else 'no GPU available'}"):
         plan = compile_plan(folder / "model.onnx", settings, flavour)
     with repository.locked():
         manifest = Manifest.read(folder)

@@ -182,7 +182,7 @@ def _profile(
     if wanted is not None and flavour.name != wanted:
         raise BuilderError(f"plan.flavour is {wanted}, but {flavour} is installed; install it, or leave the entry out")
     gpu = gpu_at_hand()
-    steps.note(f"{flavour}, {gpu.name if gpu else 'no GPU at hand'}")
+    steps.note(f"{flavour}, {gpu.name if gpu else 'no GPU available'}")
     if flavour.is_rtx:
         steps.warn("plans of TensorRT-RTX are for RTX machines: Triton's TensorRT backend does not load them")
     # Without int8, AutoCast still looks at one real image for the range of every value.

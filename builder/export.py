@@ -22,7 +22,7 @@ from repository.manifest import sha256_of
 MIN_OPSET: Final = 11  # the first one with the Resize that these networks need
 WORKING_OPSETS: Final = range(13, 23)
 """What the builder works with. Split and Unsqueeze take their sizes and axes as inputs since 13; later than 22, tools
-behind the builder do not follow. Older and newer graphs are brought to the nearest good one by onnx's own converter."""
+behind the builder do not follow. Older and newer graphs are converted to the nearest one by onnx's own converter."""
 _ADVISED_OPSET: Final = 17
 STRIDES: Final = (8, 16, 32)
 """Strides of the three detection scales of the YOLOv8 and YOLO11 families."""

@@ -97,7 +97,7 @@ def make_batch_dynamic(model: onnx.ModelProto, export: Export) -> onnx.ModelProt
 
 
 def _free_batch(graph: onnx.GraphProto, batch: int, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Take the batch out of constant shapes that image data is brought into.
+    """Take the batch out of constant shapes that image data is reshaped to.
 
     What is made of shapes alone, such as the grid of the anchors, has no batch: a leading 1 there means something else.
 

@@ -1,4 +1,4 @@
-"""Errors of the client, by who can mend them: the caller, whoever runs the server, or time."""
+"""Errors of the client, by who can fix them: the caller, whoever runs the server, or time."""
 
 from __future__ import annotations
 

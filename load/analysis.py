@@ -97,7 +97,7 @@ class Point:
 
     @property
     def is_usable(self) -> bool:
-        """Whether it can be compared: some round brought right answers."""
+        """Whether it can be compared: some round gave right answers."""
         return self.throughput.rounds > 0 and not math.isnan(self.mean_ms)
 
     def shares(self) -> list[Share]:

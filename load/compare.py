@@ -82,7 +82,7 @@ class Endpoints:
     Attributes:
         urls: protocol to ``host:port``.
         metrics: ``host:port`` of the metrics endpoint; None where it is not known.
-        repository: its model repository; None where it is not at hand.
+        repository: its model repository; None where it is not available.
     """
 
     urls: dict[str, str]
@@ -92,7 +92,7 @@ class Endpoints:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a comparison brought.
+    """What a comparison produced.
 
     Attributes:
         results: the steps, in the order in which they ran.

@@ -24,7 +24,7 @@ class UserOptions:
 
     Attributes:
         images: a folder or file of one's own; None sends the reference photographs as JPEG.
-        megapixels: sizes to which the images are brought, each image in each size; empty keeps their own.
+        megapixels: sizes to which the images are scaled, each image in each size; empty keeps their own.
         batch_sizes: images per request, drawn in turn.
         think_time_s: least and most seconds between an answer and a closed-loop user's next request.
         timeout_s: bound on one answer, in seconds.

@@ -88,7 +88,7 @@ def _nothing(series: Sequence[Series], budget_ms: float | None) -> str:
         for point in (*one.closed, *one.open)
     ]
     if budget_ms is None or not least:
-        return "No step brought right answers, so nothing can be recommended."
+        return "No step gave right answers, so nothing can be recommended."
     p95, precision, label = min(least)
     return (
         f"No load that was tried keeps p95 within {budget_ms:g} ms; the least was {p95:.0f} ms ({precision}, {label}). "

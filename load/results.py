@@ -1,4 +1,4 @@
-"""What one step of a comparison brought, as measured by its users and as counted by the server."""
+"""What one step of a comparison produced, as measured by its users and as counted by the server."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class StepResult:
         client_cores: processor cores that the generator used; near 1 it is what limits the load.
         server: model to what Triton counted meanwhile; empty where the server did not say.
         metrics: gauge to mean and peak.
-        error: why the step ended early or brought nothing; None if it did not.
+        error: why the step ended early or gave nothing; None if it did not.
     """
 
     precision: str

@@ -48,7 +48,7 @@ def describe_version(precision: str, version: str, repository: Path | None) -> M
     Args:
         precision: fp32, fp16 or int8.
         version: number of its folder.
-        repository: the server's model repository; None where it is not at hand.
+        repository: the server's model repository; None where it is not available.
     """
     if repository is None:
         return MeasuredVersion(precision, version)

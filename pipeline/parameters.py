@@ -41,7 +41,7 @@ class RequestParameters:
 
         Args:
             values: parameter names to bool, int, float or str. Names that Triton sets itself, and names that
-                start with ``triton_``, are passed over. ``classes`` is one index or a comma-separated list.
+                start with ``triton_``, are ignored. ``classes`` is one index or a comma-separated list.
                 Numbers may come as text, such as ``"0.5"``.
 
         Returns:

@@ -92,7 +92,7 @@ def detect_flavour(
 
     Args:
         prefer: family to use; by default ``tensorrt`` if it is installed, else ``tensorrt-rtx``. An installed
-            ``tensorrt`` that is too old is refused, never passed over in silence.
+            ``tensorrt`` that is too old is refused, never ignored silently.
         import_module: imports a module by name.
 
     Returns:

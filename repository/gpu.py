@@ -1,4 +1,4 @@
-"""The GPU at hand, if there is one."""
+"""The GPU of this machine, if there is one."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Findings:
     Attributes:
         versions: number of versions that were looked at.
         faults: what is wrong.
-        notes: what is worth knowing, and what could not be told here.
+        notes: what is worth knowing, and what could not be decided here.
     """
 
     versions: int = 0

@@ -136,7 +136,7 @@ class LiveServer:
             config: JSON; a configuration that differs from the present one makes Triton load the model anew.
 
         Raises:
-            LiveError: the server refused, or could not load the model; its reason is told.
+            LiveError: the server refused, or could not load the model; the message gives its reason.
         """
         self._ask(
             f"load {model}",

@@ -1,4 +1,4 @@
-"""Whether a TensorRT plan runs here: its manifest against the TensorRT library and the GPU at hand."""
+"""Whether a TensorRT plan runs here: its manifest against the TensorRT library and the GPU of this machine."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Machine:
 
     def __str__(self) -> str:
         version = ".".join(map(str, self.tensorrt)) if self.tensorrt else "unknown"
-        gpu = f"{self.gpu.name} (compute capability {self.gpu.compute_capability})" if self.gpu else "none at hand"
+        gpu = f"{self.gpu.name} (compute capability {self.gpu.compute_capability})" if self.gpu else "none available"
         return f"TensorRT {version} ({self.tensorrt_source}); GPU: {gpu}"
 
 
@@ -53,8 +53,8 @@ class Misfit:
 
     Attributes:
         reason: what differs.
-        known: False if it cannot be told here, for want of a GPU or a TensorRT library.
-        addable: a further plan, for the GPU at hand, would mend it.
+        known: False if it cannot be decided here, for want of a GPU or a TensorRT library.
+        addable: a further plan, for the GPU of this machine, would fix it.
     """
 
     reason: str
@@ -87,14 +87,15 @@ def plan_misfit(
         machine: to compare with.
 
     Returns:
-        What does not fit, or cannot be told; None if the plan fits.
+        What does not fit, or cannot be decided; None if the plan fits.
     """
     loadable = {name: facts for name, facts in plans.items() if facts.get("flavour") != "tensorrt-rtx"}
     if not loadable:
         what = "holds plans of TensorRT-RTX alone, which Triton does not load" if plans else "holds no TensorRT plan"
         return Misfit(f"the version {what}")
     if machine.gpu is None:
-        return Misfit(f"no GPU is at hand (nvidia-smi names none), so {', '.join(loadable)} cannot be compared", False)
+        what = ", ".join(loadable)
+        return Misfit(f"no GPU is available (nvidia-smi names none), so {what} cannot be compared", False)
     name = chosen_by_capability.get(machine.gpu.compute_capability, default)
     if name not in loadable:
         return Misfit(
@@ -118,7 +119,7 @@ def _gpu_misfit(name: str, facts: Mapping[str, Any], gpu: Gpu) -> Misfit | None:
     if facts.get("hardware_compatible") and ampere_or_newer:
         return None
     return Misfit(
-        f"{name} was built for compute capability {built_for} ({facts.get('gpu')}); at hand is {gpu.name} of "
+        f"{name} was built for compute capability {built_for} ({facts.get('gpu')}); this machine has {gpu.name} of "
         f"{gpu.compute_capability}"
     )
 
@@ -136,7 +137,7 @@ def _version_misfit(name: str, facts: Mapping[str, Any], machine: Machine) -> Mi
         return None
     if facts.get("version_compatible") and built[0] == here[0] and built <= here:
         return None
-    return Misfit(f"{name} was built by TensorRT {text}; at hand is {'.'.join(map(str, here))}")
+    return Misfit(f"{name} was built by TensorRT {text}; this machine has {'.'.join(map(str, here))}")
 
 
 def _library_version() -> tuple[int, ...] | None:

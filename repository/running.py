@@ -123,7 +123,7 @@ def clear_after(prefix: str) -> None:
 
 
 def remove_shared_memory(prefix: str, folder: Path = SHARED_MEMORY) -> None:
-    """Remove a dead server's shared memory regions; anything but the prefix of one server is passed over."""
+    """Remove a dead server's shared memory regions; anything but the prefix of one server is ignored."""
     if SHM_PREFIX.fullmatch(prefix):
         for region in folder.glob(f"{prefix}*"):
             region.unlink(missing_ok=True)

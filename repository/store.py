@@ -382,7 +382,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def _disk_faults_told(path: Path) -> Iterator[None]:
-    """Turn what only a person can mend into an error that says so; other errors of the system are left as they are."""
+    """Turn what only a person can fix into an error that says so; other errors of the system are left as they are."""
     try:
         yield
     except OSError as error:

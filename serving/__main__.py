@@ -205,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--log-verbose", type=_whole, default=0, help="Triton's verbosity")
     run.add_argument("arguments", nargs="*", metavar="OPTION", help="behind --: options of tritonserver's own")
     run.set_defaults(run=_run)
-    looking = commands.add_parser("preflight", help="say which models can be served here, and what mends the others")
+    looking = commands.add_parser("preflight", help="say which models can be served here, and what fixes the others")
     looking.add_argument("--profile", choices=contract.PROFILES, default="cpu", help="default: cpu")
     looking.add_argument("--repository", type=local_path, default=SHIPPED_REPOSITORY, help="model repository")
     looking.add_argument("--precisions", type=_precisions, help="comma-separated (default: all)")

@@ -143,7 +143,7 @@ def resolve_host(host: str) -> str:
 
 
 def check_ports(host: str, ports: Mapping[str, int]) -> None:
-    """Check that the ports differ and that each can be listened on; 0 is passed over.
+    """Check that the ports differ and that each can be listened on; 0 is ignored.
 
     Args:
         host: IPv4 address to bind to.

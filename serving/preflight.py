@@ -1,4 +1,4 @@
-"""Before the server starts: which models can be served here, and if not, why and which command mends it."""
+"""Before the server starts: which models can be served here, and if not, why and which command fixes it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ModelStatus:
         precision: fp32, fp16 or int8.
         versions: those that the profile's configuration names and that are there.
         reasons: why it cannot be served; empty if it can.
-        remedy: the command that mends it; empty if it can be served.
+        remedy: the command that fixes it; empty if it can be served.
         warnings: what is worth knowing though it can be served.
         built: whether any version of the model is there for the profile.
     """
@@ -64,7 +64,7 @@ class ModelStatus:
             first = f"ready      {self.model}/{named}"
         else:
             first = f"not ready  {self.model}: {'; '.join(self.reasons)}"
-        more = [f"           mend it: {self.remedy}"] if self.remedy else []
+        more = [f"           remedy: {self.remedy}"] if self.remedy else []
         return [first, *more, *(f"           warning: {warning}" for warning in self.warnings)]
 
 
@@ -130,11 +130,11 @@ def preflight(
 def check(repository: Path, profile: str, precisions: Sequence[str] | None = None) -> Preflight:
     """Refuse to start a server that could not serve what it is asked to.
 
-    Precisions of which nothing is built are passed over unless they are asked for; a promoted version that cannot be
+    Precisions of which nothing is built are ignored unless they are asked for; a promoted version that cannot be
     served is never left out in silence.
 
     Raises:
-        ServingError: names model, reason and the command that mends it.
+        ServingError: names model, reason and the command that fixes it.
     """
     found = preflight(repository, profile, precisions)
     wanted = [status for status in found.models if precisions is not None or status.built]
@@ -311,7 +311,7 @@ def _with_mixture(status: ModelStatus, mixed: Mixture, remedy: str) -> ModelStat
 
 
 def _without_cuda() -> str | None:
-    """Why ONNX Runtime cannot use a GPU here; None if it can, as far as can be told without trying."""
+    """Why ONNX Runtime cannot use a GPU here; None if it can, as far as can be seen without trying."""
     import onnxruntime
 
     providers = onnxruntime.get_available_providers()
@@ -319,7 +319,7 @@ def _without_cuda() -> str | None:
         return f"this environment's ONNX Runtime has no CUDA provider (it has {', '.join(providers)})"
     # A container may have the GPU without nvidia-smi.
     if gpu_at_hand() is None and not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/dxg").exists():
-        return "no GPU is at hand (nvidia-smi names none)"
+        return "no GPU is available (nvidia-smi names none)"
     return None
 
 
@@ -338,7 +338,7 @@ def _config_problems(repository: ModelRepository, precision: str) -> list[str]:
 
 
 def _without_backend(installation: Installation | None) -> str | None:
-    """Why the server at hand cannot run plans; None if it can."""
+    """Why the server of this machine cannot run plans; None if it can."""
     if installation is None and shutil.which("tritonserver") is None:
         return "no tritonserver is on PATH, and the embedded one has no TensorRT backend"
     try:

@@ -244,7 +244,7 @@ class TritonServer:
         """Wait until every model is ready, and send each ensemble a first picture (:mod:`serving.warm_up`).
 
         Raises:
-            ServingError: the server ended, or is not ready within the time; the last lines of its log are told.
+            ServingError: the server ended, or is not ready in time; the message ends with the last lines of its log.
         """
         deadline = time.monotonic() + timeout_s
         attempts = 1

@@ -26,7 +26,7 @@ def warm_up(http_url: str, models: Iterable[str], timeout_s: float = 30.0) -> di
 
     Args:
         http_url: the server's HTTP endpoint, ``host:port``.
-        models: that it serves; those that are no ensembles are passed over.
+        models: that it serves; those that are no ensembles are ignored.
         timeout_s: how long each may take.
 
     Returns:

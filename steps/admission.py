@@ -31,7 +31,7 @@ from pipeline.errors import BUSY, OverloadError
 """Environment variable with the beginning of the names of one server's shared memory files."""
 
 FLOOR_IMAGES: Final = contract.MAX_REQUEST_BATCH
-"""So many images are always let in: one full request, or a few callers that wait for each answer."""
+"""So many images are always admitted: one full request, or a few callers that wait for each answer."""
 
 MOST_OF_BOUND: Final = 0.75
 """Share of the bound that decoding, or the masks, of one request may take: others wait for it meanwhile."""
@@ -48,8 +48,8 @@ _ALWAYS_ALLOWED_S: Final = 0.5  # whatever the bound: a full request of ordinary
 _UNKNOWN_S: Final = 0.1  # per image under way, as long as nothing has been answered yet
 
 # Words of the state, 64 bits each; moments are nanoseconds of the monotonic clock: a counter of samples, the moment at
-# which the last request was let in, the moment of the last answer, the moment at which the latest of those that were
-# answered had been let in, the bound on the latency in nanoseconds (0 until the first step has set it), the samples
+# which the last request was admitted, the moment of the last answer, the moment at which the latest of those that were
+# answered had been admitted, the bound on the latency in nanoseconds (0 until the first step has set it), the samples
 # (seconds per image under way), and for each slot the moment of admission (0 is free), the predicted latency, and the
 # images.
 _HEAD: Final = 5
@@ -58,12 +58,12 @@ _WORDS: Final = _HEAD + _SAMPLES + 3 * _SLOTS
 
 
 class Admission:
-    """Who is let into the ensemble, for all processes of one server.
+    """Admits requests to the ensemble, or rejects them, for all processes of one server.
 
-    A request that never reaches the last step (its step failed, its caller went away) counts until it is late and one
-    that was let in a second after it has been answered: requests stay in order but for less. Being late alone says
-    nothing, for on a server that has become slow all are, and to let more in would make all of them later still. Where
-    nothing is answered any more because all that counts is lost, one request at a time is let in to find that out.
+    A request that never reaches the last step (its step failed, its caller left) keeps its slot until it is overdue and
+    a request admitted at least a second later has finished. Being overdue is not enough: on a slow server every request
+    is, and admitting more would slow all of them further. When every slot belongs to a lost request, one request at a
+    time is admitted as a probe.
 
     Attributes:
         max_latency_s: bound on the predicted time from admission to the end of the last step, in seconds.
@@ -126,7 +126,7 @@ class Admission:
         """Count a request out.
 
         Args:
-            ticket: int64 [3], as :meth:`admit` gave it; one that is not known any more is passed over.
+            ticket: int64 [3], as :meth:`admit` gave it; one that is not known any more is ignored.
             answered: whether the time that it took says something about the time that others will take.
         """
         slot, admitted, total = map(int, ticket)
@@ -154,7 +154,7 @@ class Admission:
     def check_in_time(self, ticket: NDArray[np.int64] | None, seconds: float) -> None:
         """Refuse long work for a request that cannot be answered within the bound any more.
 
-        Requests behind it are spared the wait: what was let in before them is answered, or refused here, before they
+        Requests behind it are spared the wait: what was admitted before them is answered, or refused here, before they
         have waited for as long as the bound. What takes no longer than an ordinary image is never refused.
 
         Args:
@@ -187,7 +187,7 @@ class Admission:
         return np.asarray((self._admitted > 0) & ~(late & overtaken) & ~given_up, np.bool_)
 
     def _is_silent(self, now: int, seconds_per_image: float) -> bool:
-        """Whether nothing was answered, and nobody let in, for so long that what is under way may be lost."""
+        """Whether nothing was answered, and nobody admitted, for so long that what is under way may be lost."""
         last = max(self._head[_LAST_ADMITTED], self._head[_LAST_ANSWER])
         return bool(now - last > max(_PROBE_AFTER_S, FLOOR_IMAGES * seconds_per_image) * 1e9)
 

@@ -1,4 +1,4 @@
-"""What the repository's Python models share: each request is answered on its own, whatever befalls the others."""
+"""What the repository's Python models share: each request is answered on its own, whatever happens to the others."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def heartbeat() -> Heartbeat:
 
 
 def internal_error(what: str) -> Any:
-    """An ``INTERNAL`` error for the caller; the traceback of the exception at hand goes to the server's log."""
+    """An ``INTERNAL`` error for the caller; the traceback of the exception goes to the server's log."""
     pb_utils.Logger.log_error(f"{what} failed:\n{traceback.format_exc()}")
     return pb_utils.TritonError(f"{what} failed on the server; its log has the details", pb_utils.TritonError.INTERNAL)
 

@@ -63,7 +63,7 @@ class TensorRTProfile:
             network: float32 network of dynamic batch, its ends not grafted yet.
             calibration: images for int8; AutoCast looks at the first one for fp16.
             flavour: TensorRT to build with.
-            gpu: the GPU at hand.
+            gpu: the GPU of this machine.
             steps: where progress is shown.
             compile_step: builds a plan from an ONNX file; by default TensorRT does.
         """

@@ -77,7 +77,7 @@ def test_a_command_that_is_ended_leaves_nothing_behind(repository, tmp_path, com
 
 
 def test_a_busy_machine_does_not_end_the_benchmark(repository, tmp_path):
-    """Its servers have no bound on latency: with the bound of this repository, hardly any request would be let in."""
+    """Its servers have no bound on latency: with the bound of this repository, hardly any request would be admitted."""
     strict = tmp_path / "strict"
     shutil.copytree(repository, strict, symlinks=True)
     config = read_config(strict / "admission/config.pbtxt")

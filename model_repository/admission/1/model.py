@@ -24,7 +24,7 @@ _ANY_SIZE: Final = ImageLimits(max_pixels=2**62, max_bytes=2**62)  # the limits 
 
 
 class TritonPythonModel:
-    """Gives every request that is let in its ticket, by which the later steps count it out."""
+    """Admits or rejects requests; the ticket lets later steps mark them finished."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the bound out of the model's configuration."""
@@ -43,7 +43,7 @@ class TritonPythonModel:
         self._metrics.close()
 
     def _admit(self, request: Any) -> list[Any]:
-        parameters = request_parameters(request)  # refused here, before it is let in
+        parameters = request_parameters(request)  # refused here, before it is admitted
         if parameters.classes:
             parameters.check_classes(class_count(self._repository))
         tensor = pb_utils.get_input_tensor_by_name(request, contract.IMAGE.name)

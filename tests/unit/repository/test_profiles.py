@@ -126,7 +126,7 @@ def test_a_live_server_of_the_profile_tensorrt_needs_a_plan_that_runs_here(monke
     repository.promote("int8", "tensorrt", 1)
     live(monkeypatch, repository, "tensorrt")
     machine(Machine((10, 16, 1), "a test", H100.gpu))
-    with pytest.raises(PromotionError, match=r"built by TensorRT 10.13.0; at hand is 10.16.1"):
+    with pytest.raises(PromotionError, match=r"built by TensorRT 10.13.0; this machine has 10.16.1"):
         promote(repository, "int8", 2, "tensorrt")
     machine(H100)
     assert promote(repository, "int8", 2, "tensorrt").servers == ("the fake",)
@@ -228,7 +228,7 @@ def test_cuda_without_a_gpu_is_not_ready(repository, capsys):
         serving(["preflight", "--profile", "cuda", "--precisions", "int8", "--repository", str(repository.path)]) == 1
     )
     text = capsys.readouterr().out
-    assert "no CUDA provider" in text or "no GPU is at hand" in text
+    assert "no CUDA provider" in text or "no GPU is available" in text
     assert "python -m serving run --profile cpu" in text
 
 

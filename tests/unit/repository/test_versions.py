@@ -371,7 +371,7 @@ def test_leftovers_are_named_and_tolerated(repository):
         ({"model-sm90.plan": {**H100_PLAN, "tensorrt": "10.12.0", "version_compatible": True}}, H100, None),
         ({"model-sm90.plan": {**H100_PLAN, "tensorrt": "10.14.0", "version_compatible": True}}, H100, "10.14.0"),
         ({"model-sm90.plan": {**H100_PLAN, "tensorrt": "9.3.0", "version_compatible": True}}, H100, "9.3.0"),
-        ({"model-sm90.plan": H100_PLAN}, Machine(None, "no library", None), "no GPU is at hand"),
+        ({"model-sm90.plan": H100_PLAN}, Machine(None, "no library", None), "no GPU is available"),
         ({"model-sm90.plan": H100_PLAN}, Machine(None, "no library", H100.gpu), "cannot be compared"),
         ({"model-sm90.plan": {**H100_PLAN, "compute_capability": None}}, H100, "does not say which GPU"),
     ],
@@ -405,7 +405,7 @@ def test_a_promoted_plan_that_does_not_fit_is_a_fault_others_are_noted(repositor
     assert len(verify(repository, "int8", 2, L4).faults) == 1
     unknown = verify(repository, machine=Machine(None, "no library", None))
     assert not unknown.faults
-    assert any("no GPU is at hand" in note for note in unknown.notes)
+    assert any("no GPU is available" in note for note in unknown.notes)
 
 
 def test_a_tensorrt_rtx_plan_may_not_pass_for_one_of_triton(repository):

@@ -1,4 +1,4 @@
-"""Whether the promoted versions can be served here: what is said of each model, and the command that mends it."""
+"""Whether the promoted versions can be served here: what is said of each model, and the command that fixes it."""
 
 import shutil
 
@@ -129,9 +129,9 @@ def test_a_version_that_was_never_verified_is_served_with_a_warning(repository):
     ("changes", "machine", "reason"),
     [
         ({}, H100, None),
-        ({}, Machine((10, 16, 1), "a test", H100.gpu), "built by TensorRT 10.13.0; at hand is 10.16.1"),
+        ({}, Machine((10, 16, 1), "a test", H100.gpu), "built by TensorRT 10.13.0; this machine has 10.16.1"),
         ({"compute_capability": "8.9"}, H100, "built for compute capability 8.9"),
-        ({}, Machine((10, 13, 0), "a test", None), "no GPU is at hand"),
+        ({}, Machine((10, 13, 0), "a test", None), "no GPU is available"),
     ],
 )
 def test_plans_are_compared_with_this_machine(repository, container, changes, machine, reason):
