@@ -58,12 +58,12 @@ def slow_at_first(result):
     ("command", "status"),
     [
         (["bench", "precision", "--rounds", "1"], -signal.SIGTERM),
-        (["compare", "--precisions", "int8"], 130),
+        (["load", "compare", "--precisions", "int8"], 130),
     ],
     ids=["bench", "compare"],
 )
 def test_a_command_that_is_ended_leaves_nothing_behind(repository, tmp_path, command, status):
-    command = [sys.executable, "-m", "load", *command, "--repository", str(repository), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", *command, "--repository", str(repository), "--out", str(tmp_path / "out")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as ended:
         # It does little else until its server is there, which a busy machine may take a minute for.
         server = wait_for(lambda: server_of(ended.pid), 180, "a server of the command")
@@ -95,7 +95,6 @@ def test_what_was_measured_is_kept_when_the_server_dies(repository, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "load",
         "bench",
         "ensemble",
         "--repository",
