@@ -47,6 +47,7 @@ NO_LATENCY_BOUND_MS: Final = 10**9
 
 _PORT_ATTEMPTS: Final = 3
 _KEPT_LOG_LINES: Final = 200
+_ROOT: Final = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class ServerOptions:
         postprocess_instances: processes that make masks.
         max_latency_ms: bound of admission control; None takes the model's configuration.
         admin_secret: opens the restricted APIs; None makes a random one.
-        extra_arguments: passed to tritonserver as they are; HTTP and metrics must stay on, readiness is read there.
+        extra_arguments: passed to tritonserver, relative paths made absolute; HTTP and metrics must stay on, readiness
+            is read there.
     """
 
     repository: Path
@@ -208,6 +210,9 @@ class TritonServer:
         self._process = subprocess.Popen(
             self._command(links.installation(installation), self._served, models),
             env={**_environment(installation, options.repository, links), SHM_PREFIX_VARIABLE: self._shm_prefix},
+            # The Python backend's processes look for modules in their working folder first: another project's may lie
+            # in the caller's.
+            cwd=_ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -379,7 +384,7 @@ class TritonServer:
             command += ["--allow-gpu-metrics=false"]
         if installation.has_request_bound:
             command += [f"--http-max-input-size={MAX_REQUEST_BYTES}"]
-        return [*command, *options.extra_arguments]
+        return [*command, *map(_with_absolute_path, options.extra_arguments)]
 
     def _read_log(self, process: subprocess.Popen[str]) -> None:
         for line in process.stdout or ():
@@ -414,6 +419,14 @@ def model_environment() -> dict[str, str]:
     :func:`base.allocator.allocator_environment`.
     """
     return {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **allocator_environment()}
+
+
+def _with_absolute_path(argument: str) -> str:
+    """An option whose value is a relative path, made absolute: tritonserver does not run in the caller's folder."""
+    name, equals, value = argument.partition("=")
+    path = Path(value)
+    is_path = path.exists() or ("/" in value and path.parent.is_dir())
+    return f"{name}={path.absolute()}" if equals and value and is_path else argument
 
 
 def _environment(installation: Installation, repository: Path, links: SafeNames) -> dict[str, str]:

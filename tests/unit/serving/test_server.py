@@ -170,3 +170,17 @@ def test_the_bound_on_pixels_reaches_opencv(repository, tmp_path):
     installation = Installation(Path("/s"), Path("/b"), (), False)
     names = SafeNames(tmp_path / "names")
     assert server_module._environment(installation, repository, names)["CV_IO_MAX_IMAGE_PIXELS"] == "1234"
+
+
+def test_relative_paths_among_tritons_options_are_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "certs").mkdir()
+    for given, passed in (
+        ("--grpc-server-cert=certs/new.pem", f"--grpc-server-cert={tmp_path}/certs/new.pem"),
+        ("--grpc-root-cert=/etc/ca.pem", "--grpc-root-cert=/etc/ca.pem"),
+        ("--backend-config=tensorrt,version-compatible=true", "--backend-config=tensorrt,version-compatible=true"),
+        ("--trace-config=opentelemetry,url=http://host/v1", "--trace-config=opentelemetry,url=http://host/v1"),
+        ("--log-info=", "--log-info="),
+        ("--strict", "--strict"),
+    ):
+        assert server_module._with_absolute_path(given) == passed
