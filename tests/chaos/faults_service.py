@@ -91,8 +91,13 @@ class Service:
 
     @property
     def server(self) -> RunningServer:
-        """The server that runs now."""
-        return wait_for(lambda: next(iter(running_servers(self._repository)), None), 10, "a running server")
+        """The server that runs now: this command's own, whoever else serves the repository."""
+
+        def own() -> RunningServer | None:
+            pids = {process.pid for process in below(self.process.pid)}
+            return next((server for server in running_servers(self._repository) if server.pid in pids), None)
+
+        return wait_for(own, 10, "a running server")
 
     def stubs(self, model: str | None = None) -> list[psutil.Process]:
         """Live processes of the Python backend, of one model or of all."""
