@@ -48,7 +48,7 @@ def _add_arguments(parser: Any) -> None:
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
 def _prepare_early(environment: Environment, **_: Any) -> None:
-    """Without a web page the options are final: what is missing is told at once, and no run time is spent on it."""
+    """Without a web page the options are final: what is missing is reported at once, and no run time is spent on it."""
     options = environment.parsed_options
     if options is None or not (options.headless or isinstance(environment.runner, WorkerRunner)):
         return

@@ -29,7 +29,7 @@ _GONE_S: Final = 5.0
 
 
 class _Recorder:
-    """Keeps every request that Locust is told of."""
+    """Keeps every request that Locust reports."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[float, float, int, str]] = []

@@ -55,7 +55,7 @@ def find_images(
     Args:
         paths: files and folders.
         skip: a folder to leave out, such as the one that overlays are written to.
-        left_out: is told what else lay in the folders, by kind, such as ``{".txt": 3, "macOS ._ file": 1}``.
+        left_out: gets what else lay in the folders, by kind, such as ``{".txt": 3, "macOS ._ file": 1}``.
         suffixes: of images, in lower case.
 
     Raises:

@@ -76,7 +76,7 @@ def segmentation_export(
             cells = (height // stride) * (width // stride)
             shape = constant(f"shape{stride}", np.array([batch, channels, cells], np.int64))
         # torch's newer exporter sets allowzero, under which a 0 is no longer the input's own size.
-        exact = {"allowzero": 1} if batch is not None and opset >= _ALLOWZERO_SINCE_OPSET else {}
+        exact: dict[str, Any] = {"allowzero": 1} if batch is not None and opset >= _ALLOWZERO_SINCE_OPSET else {}
         nodes.append(helper.make_node("Reshape", [head, shape], [f"flat{stride}"], name=f"reshape{stride}", **exact))
         flat.append(f"flat{stride}")
     nodes.append(helper.make_node("Concat", flat, ["raw"], name="concat", axis=2))
