@@ -42,6 +42,7 @@ sys.exit(main(sys.argv[1:]))
 """
 _HANGING_MODEL: Final = """
 import ctypes
+from pathlib import Path
 from steps.onnx_model import TritonPythonModel as Network
 
 class TritonPythonModel(Network):
