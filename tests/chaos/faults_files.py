@@ -20,15 +20,14 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from base.errors import OperatorError
 from builder.__main__ import main as builder
-from builder.errors import BuilderError
 from client import SegmentationClient
 from pipeline import contract
 from repository.integrity import verify
 from repository.store import ModelRepository
 from repository.versions import promote
 from scenes.reference import fetch_reference
-from serving.errors import ServingError
 from serving.preflight import check
 from serving.server import ServerOptions, TritonServer
 from tests.chaos.expected import fingerprint
@@ -161,7 +160,7 @@ def _tell(repository: ModelRepository, server: TritonServer, version: int, profi
         try:
             attempt()
             refusals.append(None)
-        except (BuilderError, ServingError) as error:
+        except OperatorError as error:
             refusals.append(str(error))
     faults = [str(fault) for fault in verify(repository, PRECISION).faults]
     return Told(refusals[0], faults[0] if faults else None, refusals[1], _answer(server) == before)

@@ -242,7 +242,7 @@ def test_parameters_reach_the_last_step(url, protocol, reference):
         assert len(client.segment(three)) == 3
         assert len(client.segment(three, max_detections=2)) == 2
         assert len(client.segment(three, confidence=0.95)) == 2
-        assert len(client.segment(three, classes=[1])) == 0
+        assert len(client.segment(three, classes=[0])) == 3
         assert len(client.segment(three, iou=1.0)) > 3
         none = client.segment(three, mask_format="none")
         assert len(none) == 3
