@@ -178,7 +178,7 @@ def test_no_server_is_told(capsys, tmp_path):
     port = free_ports("127.0.0.1", 1)[0]
     out = ["--out", str(tmp_path / "out")]
     assert main(["compare", "--protocols", "grpc", "--url-grpc", f"127.0.0.1:{port}", *out]) == 1
-    assert f"127.0.0.1:{port} is not available" in capsys.readouterr().err
+    assert f"127.0.0.1:{port} (grpc) is not available" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
