@@ -36,7 +36,7 @@ class Summary:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Summary:
-        """Summarise at least one value.
+        """Summarize at least one value.
 
         Raises:
             ValueError: no values.

@@ -51,11 +51,11 @@ def scene(instances: int, height: int, width: int, seed: int = 0) -> Outputs:
     rng = np.random.default_rng(seed)
     geometry = Geometry.fit(height, width, INPUT_SIZE, INPUT_SIZE)
     prototypes = _smooth_fields(rng).astype(np.float16)
-    centres, sizes = _grid(rng, instances, geometry)
+    centers, sizes = _grid(rng, instances, geometry)
     rows = np.zeros((instances, 1 + _DUPLICATES, contract.FIRST_COEFFICIENT_COLUMN + _CHANNELS), np.float32)
     rows[..., contract.SCORE_COLUMN] = rng.uniform(0.3, 0.95, rows.shape[:2])
     jitter = rng.uniform(-0.03, 0.03, (*rows.shape[:2], 4)) * np.tile(sizes, 2)[:, None]
-    rows[..., contract.BOX_COLUMNS] = np.concatenate([centres, sizes], axis=1)[:, None] + jitter
+    rows[..., contract.BOX_COLUMNS] = np.concatenate([centers, sizes], axis=1)[:, None] + jitter
     rows[..., contract.FIRST_COEFFICIENT_COLUMN :] = rng.standard_normal((instances, 1, _CHANNELS))
     flat = rows.reshape(-1, rows.shape[-1])
     flat = flat[np.argsort(-flat[:, contract.SCORE_COLUMN])]
@@ -72,14 +72,14 @@ def _smooth_fields(rng: np.random.Generator) -> NDArray[np.float32]:
 def _grid(
     rng: np.random.Generator, instances: int, geometry: Geometry
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Centres and sizes of boxes in network pixels, [n, 2] each, that do not overlap."""
+    """Centers and sizes of boxes in network pixels, [n, 2] each, that do not overlap."""
     area = np.array([geometry.resized_width, geometry.resized_height], np.float64)
     across = max(1, round((instances * area[0] / area[1]) ** 0.5))
     down = -(-instances // across)
     pitch = area / [across, down]
     place = np.stack([np.arange(instances) % across, np.arange(instances) // across], axis=1)
-    centres = (place + 0.5) * pitch + [geometry.pad_left, geometry.pad_top]
-    return centres, pitch * rng.uniform(0.6, 0.9, (instances, 2))
+    centers = (place + 0.5) * pitch + [geometry.pad_left, geometry.pad_top]
+    return centers, pitch * rng.uniform(0.6, 0.9, (instances, 2))
 
 
 def _plain_layout(rng: np.random.Generator, rows: NDArray[np.float32]) -> NDArray[np.float32]:

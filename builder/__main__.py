@@ -42,7 +42,7 @@ _OPTIONS: Final = {
     "max_batch": "plan.max_batch",
     "workspace_mib": "plan.workspace_mib",
     "opt_batch": "plan.opt_batch",
-    "flavour": "plan.flavour",
+    "flavor": "plan.flavor",
 }
 """Command-line options to entries of the settings."""
 
@@ -93,13 +93,13 @@ def _sensitivity(options: argparse.Namespace) -> int:
 
 
 def _add_plan(options: argparse.Namespace) -> int:
-    from repository.flavour import detect_flavour
+    from repository.flavor import detect_flavor
     from repository.gpu import gpu_at_hand
 
     repository = ModelRepository.existing(options.repository)
     reference = options.version
-    flavour, gpu = detect_flavour(), gpu_at_hand()
-    manifest = add_plan(repository, reference.precision, reference.version, flavour, gpu, Steps())
+    flavor, gpu = detect_flavor(), gpu_at_hand()
+    manifest = add_plan(repository, reference.precision, reference.version, flavor, gpu, Steps())
     print(f"{manifest.tag}\t{', '.join(manifest.plans)}")
     return 0
 
@@ -193,7 +193,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-batch", type=int, help="largest batch of a plan")
     parser.add_argument("--workspace-mib", type=int, help="scratch memory that a plan's layers may use (default: 2048)")
     parser.add_argument(
-        "--flavour", choices=["tensorrt-10", "tensorrt-11", "tensorrt-rtx"], help="TensorRT to build with"
+        "--flavor", choices=["tensorrt-10", "tensorrt-11", "tensorrt-rtx"], help="TensorRT to build with"
     )
 
 

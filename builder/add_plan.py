@@ -10,26 +10,26 @@ from pathlib import Path
 from base.progress import Steps
 from builder.tensorrt.compile import CompiledPlan, PlanSettings, compile_plan
 from repository.errors import RepositoryError
-from repository.flavour import Flavour
+from repository.flavor import Flavor
 from repository.gpu import Gpu
 from repository.manifest import MANIFEST_NAME, FileEntry, Manifest
 from repository.profiles import PROFILES
 from repository.store import ModelRepository, write_text
 
 
-def plan_name(flavour: Flavour, gpu: Gpu | None) -> str:
+def plan_name(flavor: Flavor, gpu: Gpu | None) -> str:
     """File name of a plan; Triton finds it through ``cc_model_filenames``.
 
     Args:
-        flavour: the TensorRT that builds it.
+        flavor: the TensorRT that builds it.
         gpu: the GPU that it is built for.
     """
-    return f"model-{architecture(flavour, gpu)}{flavour.plan_suffix}"
+    return f"model-{architecture(flavor, gpu)}{flavor.plan_suffix}"
 
 
-def architecture(flavour: Flavour, gpu: Gpu | None) -> str:
+def architecture(flavor: Flavor, gpu: Gpu | None) -> str:
     """What a plan is for, such as ``sm90``; plans of TensorRT-RTX are portable."""
-    if flavour.is_rtx:
+    if flavor.is_rtx:
         return "portable"
     return gpu.architecture if gpu is not None else "sm-unknown"
 
@@ -37,7 +37,7 @@ def architecture(flavour: Flavour, gpu: Gpu | None) -> str:
 def plan_facts(plan: CompiledPlan, settings: PlanSettings, gpu: Gpu | None) -> dict[str, object]:
     """What the manifest says of a plan."""
     return {
-        "flavour": plan.flavour,
+        "flavor": plan.flavor,
         "tensorrt": plan.tensorrt_version,
         "gpu": gpu.name if gpu else None,
         "compute_capability": gpu.compute_capability if gpu else None,
@@ -48,7 +48,7 @@ def plan_facts(plan: CompiledPlan, settings: PlanSettings, gpu: Gpu | None) -> d
 
 
 def add_plan(
-    repository: ModelRepository, precision: str, version: int, flavour: Flavour, gpu: Gpu | None, steps: Steps
+    repository: ModelRepository, precision: str, version: int, flavor: Flavor, gpu: Gpu | None, steps: Steps
 ) -> Manifest:
     """Build a plan for the GPU of this machine out of a version's ``model.onnx``, and add it to the version.
 
@@ -59,7 +59,7 @@ def add_plan(
         repository: the model repository.
         precision: fp32, fp16 or int8.
         version: a version of the tensorrt profile.
-        flavour: TensorRT to build with.
+        flavor: TensorRT to build with.
         gpu: the GPU of this machine.
         steps: where progress is shown.
 
@@ -76,7 +76,7 @@ def add_plan(
         raise RepositoryError(
             f"{manifest.tag} was built for the profile {manifest.profile}; build one with --profile tensorrt first"
         )
-    name = plan_name(flavour, gpu)
+    name = plan_name(flavor, gpu)
     if name in manifest.plans:
         raise RepositoryError(f"{manifest.tag} has {name} already; versions are never changed, build a new one instead")
     batches = next((entry["batches"] for entry in manifest.plans.values() if "batches" in entry), [1, 8, 16])
@@ -86,8 +86,8 @@ def add_plan(
         max_batch=batches[2],
         workspace_mib=manifest.settings.get("plan", {}).get("workspace_mib", PlanSettings.workspace_mib),
     )
-    with steps.step(f"{precision}: build plan", f"{flavour}, {gpu.name if gpu else 'no GPU available'}"):
-        plan = compile_plan(folder / "model.onnx", settings, flavour)
+    with steps.step(f"{precision}: build plan", f"{flavor}, {gpu.name if gpu else 'no GPU available'}"):
+        plan = compile_plan(folder / "model.onnx", settings, flavor)
     with repository.locked():
         manifest = Manifest.read(folder)
         _write_plan(folder / name, plan.plan)

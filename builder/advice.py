@@ -42,7 +42,7 @@ def ways_on(precision: str, verified: Verified, settings: BuildSettings, passed:
 
 def _ways_on_int8(verified: Verified, settings: BuildSettings) -> list[str]:
     found = []
-    calibration = verified.artefact.calibration or {}
+    calibration = verified.artifact.calibration or {}
     images = calibration.get("images", 0)
     found.append(
         f"calibrate on more images of what the model will see: --images ({images} were used"

@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from base.progress import Steps
 from builder.advice import gate_message, ways_on
-from builder.artefact import Artefact, Profile
+from builder.artifact import Artifact, Profile
 from builder.calibration import calibration_set
 from builder.cpu_profile import CpuProfile
 from builder.datasets import Datasets, resolve_datasets
@@ -49,7 +49,7 @@ from repository.networks import Mixture, mixture, mixture_remedy
 from repository.store import ModelRepository
 from scenes.reference import REFERENCE_NAME, fetch_reference
 
-BUILD_REVISION: Final = 6
+BUILD_REVISION: Final = 7
 """Raised whenever the builder makes something else out of the same inputs; part of every build key."""
 
 _MODEL_FILE: Final = "model.onnx"
@@ -174,20 +174,20 @@ def _profile(
         head = find_head(network, export)
         return CpuProfile(settings, export, network, head, datasets.calibration, steps)
     from builder.tensorrt.profile import TensorRTProfile
-    from repository.flavour import detect_flavour
+    from repository.flavor import detect_flavor
     from repository.gpu import gpu_at_hand
 
-    wanted = settings.plan.flavour
-    flavour = detect_flavour("tensorrt-rtx" if wanted == "tensorrt-rtx" else "tensorrt" if wanted else None)
-    if wanted is not None and flavour.name != wanted:
-        raise BuilderError(f"plan.flavour is {wanted}, but {flavour} is installed; install it, or leave the entry out")
+    wanted = settings.plan.flavor
+    flavor = detect_flavor("tensorrt-rtx" if wanted == "tensorrt-rtx" else "tensorrt" if wanted else None)
+    if wanted is not None and flavor.name != wanted:
+        raise BuilderError(f"plan.flavor is {wanted}, but {flavor} is installed; install it, or leave the entry out")
     gpu = gpu_at_hand()
-    steps.note(f"{flavour}, {gpu.name if gpu else 'no GPU available'}")
-    if flavour.is_rtx:
+    steps.note(f"{flavor}, {gpu.name if gpu else 'no GPU available'}")
+    if flavor.is_rtx:
         steps.warn("plans of TensorRT-RTX are for RTX machines: Triton's TensorRT backend does not load them")
     # Without int8, AutoCast still looks at one real image for the range of every value.
     images = datasets.calibration or calibration_set(datasets.verification.paths[:1], "")
-    return TensorRTProfile(settings, export, network, images, flavour, gpu, steps)
+    return TensorRTProfile(settings, export, network, images, flavor, gpu, steps)
 
 
 class Build:
@@ -229,10 +229,10 @@ class Build:
         Raises:
             BuilderError: it cannot be made.
         """
-        quantised = self._profile.make("int8", frozenset()).quantised
-        if quantised is None:
-            raise BuilderError(f"the profile {self._profile.name} makes int8 without quantisers that could be examined")
-        return self._subject(quantised)
+        quantized = self._profile.make("int8", frozenset()).quantized
+        if quantized is None:
+            raise BuilderError(f"the profile {self._profile.name} makes int8 without quantizers that could be examined")
+        return self._subject(quantized)
 
     def precision(self, precision: str) -> Built:
         """Build, verify and write one precision."""
@@ -255,16 +255,16 @@ class Build:
     def _verified(self, precision: str) -> Verified:
         """Make a precision, and while its gate fails, take the costliest groups of layers out of int8."""
         verified = self._verify(precision, self._profile.make(precision, frozenset()))
-        quantised = verified.artefact.quantised
+        quantized = verified.artifact.quantized
         limit = self._settings.fallback.max_restorations
-        if not verified.failures or quantised is None or not limit or not verified.comparison.reference_detections:
+        if not verified.failures or quantized is None or not limit or not verified.comparison.reference_detections:
             return verified
         self._steps.warn(
             f"{precision}: gate not passed ({'; '.join(verified.failures)}); looking for the costliest layers"
         )
         restored = restore(
             verified,
-            self._rank(quantised),
+            self._rank(quantized),
             lambda nodes: self._verify(precision, self._profile.make(precision, nodes)),
             limit,
             self._steps,
@@ -272,26 +272,26 @@ class Build:
         self._steps.console.print(trade_table(restored.trades))
         return restored
 
-    def _subject(self, quantised: onnx.ModelProto) -> Subject:
+    def _subject(self, quantized: onnx.ModelProto) -> Subject:
         paths = self._datasets.verification.paths[: self._settings.fallback.sensitivity_images]
         reference = self._reference_results()[: len(paths)]
         original = self._profile.reference
-        return Subject(quantised, original, paths, reference, self._input_size, self._settings.verification)
+        return Subject(quantized, original, paths, reference, self._input_size, self._settings.verification)
 
-    def _rank(self, quantised: onnx.ModelProto) -> list[GroupCost]:
-        subject = self._subject(quantised)
-        groups = groups_with_convolutions(quantised)
+    def _rank(self, quantized: onnx.ModelProto) -> list[GroupCost]:
+        subject = self._subject(quantized)
+        groups = groups_with_convolutions(quantized)
         with self._steps.step("int8: rank groups of layers", f"{len(subject.paths)} images", len(groups)) as advance:
             return rank_groups(subject, advance, groups)
 
-    def _verify(self, precision: str, artefact: Artefact) -> Verified:
-        """Compare an artefact with the export's own file, the plan itself where it can run here."""
+    def _verify(self, precision: str, artifact: Artifact) -> Verified:
+        """Compare an artifact with the export's own file, the plan itself where it can run here."""
         verification = self._datasets.verification
-        if artefact.network is not None:
-            network, measured = artefact.network, "the plan, run by TensorRT on this machine"
+        if artifact.network is not None:
+            network, measured = artifact.network, "the plan, run by TensorRT on this machine"
         else:
             network, measured = (
-                onnx_network(artefact.model.SerializeToString()),
+                onnx_network(artifact.model.SerializeToString()),
                 "model.onnx, run by ONNX Runtime on the CPU",
             )
         total = len(verification.paths)
@@ -301,7 +301,7 @@ class Build:
         # Where the images show nothing, fp32 that finds nothing either is not at fault.
         is_gated = precision != "fp32" or comparison.reference_detections + comparison.detections > 0
         gate = self._settings.gates.of(precision)
-        verified = Verified(artefact, comparison, measured, found, gate, is_gated)
+        verified = Verified(artifact, comparison, measured, found, gate, is_gated)
         outcome = "; ".join(verified.failures) or ("gate passed" if is_gated else "nothing to compare")
         self._steps.note(f"{precision}: {comparison.summary()}: {outcome}")
         self._steps.note(f"{precision}: {self._differences(found).summary()}")
@@ -362,15 +362,15 @@ class Build:
         return version in self._repository.promoted(precision, self._settings.profile)
 
     def _write(self, precision: str, key: str, verified: Verified, before: set[str]) -> Built:
-        repository, artefact = self._repository, verified.artefact
+        repository, artifact = self._repository, verified.artifact
         with repository.locked(), repository.staging(precision) as staged:
-            onnx.save(artefact.model, staged / _MODEL_FILE)
+            onnx.save(artifact.model, staged / _MODEL_FILE)
             (staged / "model.py").write_text(_MODEL_SHIM, encoding="utf-8")
-            for name, plan in artefact.plans.items():
+            for name, plan in artifact.plans.items():
                 (staged / name).write_bytes(plan)
             _check_runs(staged / _MODEL_FILE)
             version = repository.next_version(precision)
-            main = next(iter(artefact.plans), _MODEL_FILE)
+            main = next(iter(artifact.plans), _MODEL_FILE)
             suffix = FileEntry.of(staged / main).sha256[:8]
             manifest = self._manifest(precision, key, verified, before, version, suffix)
             self._report(staged / REPORT_NAME, manifest, verified)
@@ -423,9 +423,9 @@ class Build:
     def _manifest(
         self, precision: str, key: str, verified: Verified, before: set[str], version: int, suffix: str
     ) -> Manifest:
-        artefact = verified.artefact
+        artifact = verified.artifact
         return Manifest(
-            tag=f"{self._export.name}-{precision}-{artefact.runtime}-{suffix}",
+            tag=f"{self._export.name}-{precision}-{artifact.runtime}-{suffix}",
             model=contract.network_model(precision),
             version=version,
             precision=precision,
@@ -433,15 +433,15 @@ class Build:
             created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             build_key=key,
             source=self._source(),
-            toolchain={**_toolchain(), **artefact.toolchain},
+            toolchain={**_toolchain(), **artifact.toolchain},
             settings=self._settings.plain(),
             files={},
-            calibration=artefact.calibration,
-            excluded_nodes=artefact.excluded,
-            layers=artefact.layers,
-            plans=artefact.plan_facts,
+            calibration=artifact.calibration,
+            excluded_nodes=artifact.excluded,
+            layers=artifact.layers,
+            plans=artifact.plan_facts,
             verification=self._verification(verified),
-            attempts=artefact.attempts,
+            attempts=artifact.attempts,
             durations_s={name: value for name, value in self._steps.durations_s.items() if name not in before},
         )
 

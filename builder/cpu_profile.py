@@ -9,13 +9,13 @@ import onnx
 import onnxruntime as ort
 
 from base.progress import Steps
-from builder.artefact import Artefact
+from builder.artifact import Artifact
 from builder.calibration import CalibrationSet
 from builder.errors import BuilderError, CalibrationError
 from builder.export import Export
 from builder.float16 import to_float16
-from builder.quantisers import nodes_to_exclude, remove_quantisers
 from builder.quantize_cpu import METHOD, Quantization, count_quantized_convolutions, quantize_for_cpu
+from builder.quantizers import nodes_to_exclude, remove_quantizers
 from builder.settings import BuildSettings
 from builder.surgery import PROTOTYPES_NODE, Head, graft_ends
 
@@ -56,8 +56,8 @@ class CpuProfile:
         """The grafted fp32 network."""
         return self._graft(self._network)
 
-    def make(self, precision: str, exclude: frozenset[str]) -> Artefact:
-        """Make one precision; see :class:`builder.artefact.Profile`."""
+    def make(self, precision: str, exclude: frozenset[str]) -> Artifact:
+        """Make one precision; see :class:`builder.artifact.Profile`."""
         return {"fp32": self._fp32, "fp16": self._fp16, "int8": self._int8}[precision](exclude)
 
     def facts(self, precision: str) -> dict[str, Any]:
@@ -67,12 +67,12 @@ class CpuProfile:
         images = self._calibration.sha256 if self._calibration else None
         return {"calibration": images, "method": METHOD, "exclude": sorted(self._exclude)}
 
-    def _fp32(self, exclude: frozenset[str]) -> Artefact:
+    def _fp32(self, exclude: frozenset[str]) -> Artifact:
         del exclude
         _, convolutions = count_quantized_convolutions(self._network)
-        return self._artefact(self.reference, layers={"convolutions": {"fp32": convolutions}})
+        return self._artifact(self.reference, layers={"convolutions": {"fp32": convolutions}})
 
-    def _fp16(self, exclude: frozenset[str]) -> Artefact:
+    def _fp16(self, exclude: frozenset[str]) -> Artifact:
         del exclude
         with self._steps.step("fp16: convert", "weights and activations to half"):
             model = to_float16(self._network, self._head.decode_nodes)
@@ -80,17 +80,17 @@ class CpuProfile:
         tail = set(self._head.decode_nodes)
         kept = sum(1 for node in model.graph.node if node.op_type == "Conv" and node.name in tail)
         layers = {"convolutions": {"fp16": convolutions - kept, "fp32": kept}}
-        return self._artefact(self._graft(model), excluded=self._head.decode_nodes, layers=layers)
+        return self._artifact(self._graft(model), excluded=self._head.decode_nodes, layers=layers)
 
-    def _int8(self, exclude: frozenset[str]) -> Artefact:
-        quantised = remove_quantisers(self._quantization.model, self._network, exclude)
-        done, convolutions = count_quantized_convolutions(quantised)
+    def _int8(self, exclude: frozenset[str]) -> Artifact:
+        quantized = remove_quantizers(self._quantization.model, self._network, exclude)
+        done, convolutions = count_quantized_convolutions(quantized)
         if not done:
             raise BuilderError(f"none of the {convolutions} convolutions is left in int8; exclude fewer, or keep fp16")
         calibration = self._calibration
         # ONNX Runtime also rounds the prototypes on their way out, which costs mask accuracy and buys nothing.
-        grafted = remove_quantisers(self._graft(quantised), self.reference, {PROTOTYPES_NODE})
-        return self._artefact(
+        grafted = remove_quantizers(self._graft(quantized), self.reference, {PROTOTYPES_NODE})
+        return self._artifact(
             grafted,
             excluded=tuple(dict.fromkeys((*self._default_exclusions, *self._exclude, *sorted(exclude)))),
             layers={"convolutions": {"int8": done, "fp32": convolutions - done}},
@@ -100,7 +100,7 @@ class CpuProfile:
                 "sha256": calibration.sha256 if calibration else None,
                 "warning": calibration.warning if calibration else None,
             },
-            quantised=grafted,
+            quantized=grafted,
         )
 
     @property
@@ -117,12 +117,12 @@ class CpuProfile:
             self._steps.warn(calibration.warning)
         exclude = (*self._default_exclusions, *self._exclude)
         detail = METHOD.split(" (", maxsplit=1)[0]
-        with self._steps.step("int8: calibrate and quantise", detail, len(calibration)) as advance:
+        with self._steps.step("int8: calibrate and quantize", detail, len(calibration)) as advance:
             return quantize_for_cpu(self._network, self._export, calibration, exclude, advance)
 
     def _graft(self, model: onnx.ModelProto) -> onnx.ModelProto:
         return graft_ends(model, self._export, self._settings.top_k)
 
     @staticmethod
-    def _artefact(model: onnx.ModelProto, **facts: Any) -> Artefact:
-        return Artefact(model=model, runtime=f"ort{ort.__version__}-cpu", **facts)
+    def _artifact(model: onnx.ModelProto, **facts: Any) -> Artifact:
+        return Artifact(model=model, runtime=f"ort{ort.__version__}-cpu", **facts)

@@ -1,4 +1,4 @@
-"""int8 for the cpu profile: ONNX Runtime's static quantisation in the form that its processor kernels run fastest."""
+"""int8 for the cpu profile: ONNX Runtime's static quantization in the form that its processor kernels run fastest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ on U8S8), so that a version answers alike on every machine."""
 
 @dataclass(frozen=True)
 class Quantization:
-    """A quantised network.
+    """A quantized network.
 
     Attributes:
         model: Q/DQ network, inputs and outputs float32.
@@ -44,7 +44,7 @@ def quantize_for_cpu(
     exclude: Sequence[str],
     on_image: Callable[[], None],
 ) -> Quantization:
-    """Quantise a float32 network of dynamic batch.
+    """Quantize a float32 network of dynamic batch.
 
     Args:
         model: float32 network; not changed.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from base.progress import Steps
-from builder.artefact import Artefact
+from builder.artifact import Artifact
 from builder.errors import BuilderError
 from builder.sensitivity import GroupCost, Trade, int8_size_bytes
 from builder.settings import Gate
@@ -16,10 +16,10 @@ from pipeline.postprocess import ImageSegmentation
 
 @dataclass(frozen=True)
 class Verified:
-    """An artefact and how it compares.
+    """An artifact and how it compares.
 
     Attributes:
-        artefact: the network.
+        artifact: the network.
         comparison: with the fp32 reference.
         measured: what was run to compare it, in words.
         found: its detections, one entry per verification image.
@@ -27,10 +27,10 @@ class Verified:
         is_gated: False where the fp32 reference finds nothing and fp32 itself is judged: nothing speaks against it.
         ranking: groups of layers by what they cost; empty if the gate held at once.
         trades: the steps of the restoration, the first with nothing restored; empty likewise.
-        restored: groups that this artefact has out of int8.
+        restored: groups that this artifact has out of int8.
     """
 
-    artefact: Artefact
+    artifact: Artifact
     comparison: Comparison
     measured: str
     found: list[ImageSegmentation] = field(repr=False)
@@ -66,7 +66,7 @@ def restore(
     Args:
         first: the network with all its layers in int8.
         ranking: groups, the costliest first.
-        make: makes and verifies the network without the quantisers of some nodes.
+        make: makes and verifies the network without the quantizers of some nodes.
         max_restorations: how many groups are tried.
         steps: where progress is shown.
 
@@ -107,11 +107,11 @@ def _with(verified: Verified, restored: Sequence[GroupCost]) -> Verified:
 
 
 def _trade(verified: Verified, restored: Sequence[GroupCost]) -> Trade:
-    artefact = verified.artefact
+    artifact = verified.artifact
     return Trade(
         restored=tuple(cost.group for cost in restored),
-        int8_convolutions=int(artefact.layers.get("convolutions", {}).get("int8", 0)),
-        size_bytes=int8_size_bytes(artefact.quantised) if artefact.quantised is not None else 0,
+        int8_convolutions=int(artifact.layers.get("convolutions", {}).get("int8", 0)),
+        size_bytes=int8_size_bytes(artifact.quantized) if artifact.quantized is not None else 0,
         comparison=verified.comparison,
         failures=tuple(verified.failures),
     )

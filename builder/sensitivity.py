@@ -1,4 +1,4 @@
-"""Which groups of layers cost accuracy in int8: each group quantised alone, compared with the fp32 reference."""
+"""Which groups of layers cost accuracy in int8: each group quantized alone, compared with the fp32 reference."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import onnx
 
-from builder.quantisers import group_of, quantised_nodes, remove_quantisers
 from builder.quantize_cpu import count_quantized_convolutions, quantized_convolutions
+from builder.quantizers import group_of, quantized_nodes, remove_quantizers
 from builder.settings import Verification
 from builder.verification import Comparison, compare, segment_set
 from pipeline.postprocess import ImageSegmentation
@@ -24,9 +24,9 @@ class GroupCost:
 
     Attributes:
         group: its name, such as ``model.22.proto``.
-        nodes: the quantised nodes in it.
+        nodes: the quantized nodes in it.
         convolutions: how many of them are convolutions that run in int8.
-        comparison: of the network in which this group alone is quantised, with the fp32 reference.
+        comparison: of the network in which this group alone is quantized, with the fp32 reference.
     """
 
     group: str
@@ -85,7 +85,7 @@ class Subject:
     """What is examined.
 
     Attributes:
-        quantised: Q/DQ network, grafted, fp32 around its int8 layers.
+        quantized: Q/DQ network, grafted, fp32 around its int8 layers.
         original: the fp32 network it was made of, grafted.
         paths: images to compare on.
         reference: the fp32 network's detections on them.
@@ -93,7 +93,7 @@ class Subject:
         settings: thresholds.
     """
 
-    quantised: onnx.ModelProto
+    quantized: onnx.ModelProto
     original: onnx.ModelProto
     paths: Sequence[Path]
     reference: Sequence[ImageSegmentation]
@@ -108,9 +108,9 @@ class Subject:
 
 
 def groups_of(model: onnx.ModelProto) -> dict[str, list[str]]:
-    """Quantised nodes by group, in the network's order."""
+    """Quantized nodes by group, in the network's order."""
     groups: dict[str, list[str]] = {}
-    for name in quantised_nodes(model):
+    for name in quantized_nodes(model):
         groups.setdefault(group_of(name), []).append(name)
     return groups
 
@@ -124,20 +124,20 @@ def groups_with_convolutions(model: onnx.ModelProto) -> dict[str, list[str]]:
 def rank_groups(
     subject: Subject, on_group: Callable[[], None], groups: Mapping[str, Sequence[str]] | None = None
 ) -> list[GroupCost]:
-    """Quantise each group alone, and rank them by what that costs, the costliest first.
+    """Quantize each group alone, and rank them by what that costs, the costliest first.
 
     Args:
         subject: what is examined.
         on_group: called once per group, for progress.
         groups: the nodes of each group to rank; None takes all.
     """
-    every = groups_of(subject.quantised)
+    every = groups_of(subject.quantized)
     everything = [name for names in every.values() for name in names]
-    in_int8 = set(quantized_convolutions(subject.quantised))
+    in_int8 = set(quantized_convolutions(subject.quantized))
     ranked = []
     for group, names in (every if groups is None else groups).items():
         others = set(everything) - set(names)
-        alone = remove_quantisers(subject.quantised, subject.original, others)
+        alone = remove_quantizers(subject.quantized, subject.original, others)
         comparison = subject.compare(alone, lambda: None)
         convolutions = len(in_int8.intersection(names))
         ranked.append(GroupCost(group, tuple(names), convolutions, comparison))
@@ -160,7 +160,7 @@ def trade_off(
     for count in counts:
         restored = ranking[:count]
         nodes = {name for cost in restored for name in cost.nodes}
-        model = remove_quantisers(subject.quantised, subject.original, nodes)
+        model = remove_quantizers(subject.quantized, subject.original, nodes)
         in_int8, _ = count_quantized_convolutions(model)
         comparison = subject.compare(model, lambda: None)
         names = tuple(cost.group for cost in restored)
@@ -172,11 +172,11 @@ def trade_off(
 def int8_size_bytes(model: onnx.ModelProto) -> int:
     """Bytes of a network's weights if those of its int8 layers are stored as one byte each.
 
-    ModelOpt leaves the weights of quantised layers in fp32 in front of a quantiser; the plan holds them as int8.
+    ModelOpt leaves the weights of quantized layers in fp32 in front of a quantizer; the plan holds them as int8.
     """
-    quantised = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    quantized = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     total = 0
     for tensor in model.graph.initializer:
         width = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        total += math.prod(tensor.dims) * (1 if tensor.name in quantised else width)
+        total += math.prod(tensor.dims) * (1 if tensor.name in quantized else width)
     return total

@@ -28,12 +28,12 @@ def run_sensitivity(settings: BuildSettings, steps: Steps, out: Path) -> int:
         0.
 
     Raises:
-        BuilderError: the network cannot be quantised.
+        BuilderError: the network cannot be quantized.
     """
     subject = open_build(settings, steps).int8_subject()
     count = len(subject.paths)
-    total = len(groups_of(subject.quantised))
-    with steps.step("rank groups of layers", f"{count} images, each group quantised alone", total) as advance:
+    total = len(groups_of(subject.quantized))
+    with steps.step("rank groups of layers", f"{count} images, each group quantized alone", total) as advance:
         ranking = rank_groups(subject, advance)
     counts = sorted({0, 1, 2, 3, 4, 6, 8, len(ranking) // 2, len(ranking)} & set(range(len(ranking) + 1)))
     with steps.step("restore the costliest groups", "point by point", len(counts)) as advance:
@@ -55,7 +55,7 @@ def run_sensitivity(settings: BuildSettings, steps: Steps, out: Path) -> int:
 
 def _ranking_table(ranking: Sequence[GroupCost]) -> Table:
     table = Table(
-        "group", "convolutions", "F1", "mask IoU", "cost", title="each group quantised alone, the costliest first"
+        "group", "convolutions", "F1", "mask IoU", "cost", title="each group quantized alone, the costliest first"
     )
     for cost in ranking:
         values = (f"{cost.comparison.f1:.4f}", f"{cost.comparison.mask_iou:.4f}", f"{cost.cost:.4f}")

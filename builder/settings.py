@@ -138,7 +138,7 @@ class Plan(_Section):
     hardware_compatible: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
     optimization_level: int | None = Field(default=None, ge=0, le=5)
     timing_cache: LocalPath | None = None
-    flavour: Literal["tensorrt-10", "tensorrt-11", "tensorrt-rtx"] | None = None
+    flavor: Literal["tensorrt-10", "tensorrt-11", "tensorrt-rtx"] | None = None
 
     @model_validator(mode="after")
     def _batches_rise(self) -> Plan:

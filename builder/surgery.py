@@ -164,7 +164,7 @@ def _made_of_images(graph: onnx.GraphProto) -> set[str]:
 
 
 def _constant_tensors(graph: onnx.GraphProto) -> dict[str, TensorProto]:
-    """Tensors whose value is fixed: the initialisers, and what Constant nodes put out."""
+    """Tensors whose value is fixed: the initializers, and what Constant nodes put out."""
     constants = {
         node.output[0]: attribute.t
         for node in graph.node
@@ -180,7 +180,7 @@ def find_head(model: onnx.ModelProto, export: Export) -> Head:
     """Find the decoding tail and the last convolutions, walking back from the detections.
 
     The DFL's own convolution, whose weights are the fixed numbers 0, 1, 2, … behind a softmax (Li et al., 2020),
-    belongs to the tail: quantising it costs accuracy and saves nothing. Shapes are not followed: what the anchors' grid
+    belongs to the tail: quantizing it costs accuracy and saves nothing. Shapes are not followed: what the anchors' grid
     measures is no part of the head.
     """
     producers = {output: node for node in model.graph.node for output in node.output}

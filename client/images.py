@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from client.errors import RequestError
 
 ImageInput: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | NDArray[np.uint8]"
-"""A path, the bytes of an encoded image, or pixels: uint8 [height, width, 3] RGB, or [height, width] grey."""
+"""A path, the bytes of an encoded image, or pixels: uint8 [height, width, 3] RGB, or [height, width] gray."""
 
 _CONVERTED_BRANDS: Final = {
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"),
@@ -29,7 +29,7 @@ _HEIC_REMEDY: Final = (
 def encoded_image(image: ImageInput) -> bytes:
     """The bytes that are sent for an image.
 
-    A file is read and not decoded: the server honours its EXIF orientation. HEIC and AVIF, which the server does not
+    A file is read and not decoded: the server honors its EXIF orientation. HEIC and AVIF, which the server does not
     read, are converted to JPEG where Pillow can read them. Pixels are sent as PNG, so that the server sees exactly
     them; :func:`encode_pixels` trades that for smaller requests.
 
@@ -75,7 +75,7 @@ def encode_pixels(pixels: NDArray[np.uint8], jpeg_quality: int | None = None) ->
     """Encode pixels as PNG, or as JPEG where a quality is given.
 
     Args:
-        pixels: uint8 [height, width, 3] RGB, or [height, width] grey, in [0, 255].
+        pixels: uint8 [height, width, 3] RGB, or [height, width] gray, in [0, 255].
         jpeg_quality: 1 to 100; None encodes a PNG, which keeps every pixel as it is.
 
     Raises:
@@ -88,7 +88,7 @@ def encode_pixels(pixels: NDArray[np.uint8], jpeg_quality: int | None = None) ->
         )
     if array.dtype != np.uint8 or array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         raise RequestError(
-            f"an array {array.dtype} {list(array.shape)}; allowed: uint8 [height, width, 3] RGB or [height, width] grey"
+            f"an array {array.dtype} {list(array.shape)}; allowed: uint8 [height, width, 3] RGB or [height, width] gray"
         )
     if jpeg_quality is not None and not 1 <= jpeg_quality <= 100:
         raise RequestError(f"jpeg_quality is {jpeg_quality}; allowed: 1 to 100, or None for PNG")

@@ -166,7 +166,7 @@ class SegmentationClient(_Endpoint):
 
         Args:
             image: a path (the file is sent as it is), the bytes of an encoded image (JPEG, PNG, WebP, BMP, TIFF), or
-                pixels: uint8 [height, width, 3] RGB or [height, width] grey, which are sent as PNG; for smaller
+                pixels: uint8 [height, width, 3] RGB or [height, width] gray, which are sent as PNG; for smaller
                 requests, send :func:`client.encode_pixels` of a JPEG quality.
             confidence: least score of a detection, in [0, 1]; default 0.25.
             iou: overlap above which the worse of two boxes of a class is dropped, in [0, 1]; default 0.45.

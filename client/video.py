@@ -271,7 +271,7 @@ def _write(
     output: VideoOutput, frame: Frame, result: Segmentation | SegmentationError, settings: VideoSettings
 ) -> None:
     if isinstance(result, Segmentation):
-        frame = draw_overlay(frame, result, class_names=settings.class_names, colour_by="class")
+        frame = draw_overlay(frame, result, class_names=settings.class_names, color_by="class")
     output.write(frame)
 
 

@@ -275,7 +275,7 @@ class Analysis:
     @property
     def has_gpu(self) -> bool:
         """Whether a GPU was seen."""
-        return any(point.gauge("gpu_utilisation") is not None for one in self.series for point in one.points)
+        return any(point.gauge("gpu_utilization") is not None for one in self.series for point in one.points)
 
     def of(self, precision: str, protocol: str) -> Series | None:
         """One series; None if it was not measured."""
@@ -340,7 +340,7 @@ class Analysis:
         }
 
 
-def analyse(
+def analyze(
     results: Sequence[StepResult], versions: Mapping[str, MeasuredVersion], budget_ms: float | None
 ) -> Analysis:
     """Group steps to points and points to series."""

@@ -1,4 +1,4 @@
-"""The report's charts, as SVG text: told apart by marker, dash and hatch as well as by colour, for print."""
+"""The report's charts, as SVG text: told apart by marker, dash and hatch as well as by color, for print."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from load.analysis import Analysis, Point, Ratio, Series, Share
 from load.results import PERCENTILES
 
-# Okabe and Ito's colours, which people with colour blindness can tell apart (Color Universal Design, 2008).
-_COLOURS: Final = {"fp32": "#0072B2", "fp16": "#E69F00", "int8": "#009E73"}
+# Okabe and Ito's colors, which people with color blindness can tell apart (Color Universal Design, 2008).
+_COLORS: Final = {"fp32": "#0072B2", "fp16": "#E69F00", "int8": "#009E73"}
 _MARKERS: Final = {"fp32": "o", "fp16": "s", "int8": "^"}
 _DASHES: Final = {"fp32": "-", "fp16": "--", "int8": "-."}
-_STEP_COLOURS: Final = {
+_STEP_COLORS: Final = {
     "admission": "#F0E442",
     "preprocess": "#56B4E9",
     "network": "#D55E00",
@@ -98,9 +98,9 @@ def ratios(found: Sequence[Ratio]) -> str:
         axis = figure.subplots()
         for position, ratio in enumerate(found):
             spread = ratio.throughput
-            colour = "#888888" if ratio.doubt else _COLOURS[ratio.precision]
-            axis.plot([spread.low, spread.high], [position] * 2, color=colour, linewidth=5, alpha=0.45)
-            axis.plot([spread.median], [position], "D", color=colour, markersize=7)
+            color = "#888888" if ratio.doubt else _COLORS[ratio.precision]
+            axis.plot([spread.low, spread.high], [position] * 2, color=color, linewidth=5, alpha=0.45)
+            axis.plot([spread.median], [position], "D", color=color, markersize=7)
             axis.annotate(
                 ", ".join(filter(None, (f"{spread.median:.2f}x", ratio.doubt))),
                 (spread.high, position),
@@ -121,7 +121,7 @@ def ratios(found: Sequence[Ratio]) -> str:
 
 
 def _draw_curve(axis: Any, series: Series, percentile: int) -> None:
-    colour = _COLOURS[series.precision]
+    color = _COLORS[series.precision]
     for points, is_open in ((series.closed, False), (series.open, True)):
         if not points:
             continue
@@ -132,9 +132,9 @@ def _draw_curve(axis: Any, series: Series, percentile: int) -> None:
             y,
             xerr=_whiskers([point.throughput for point in points]),
             yerr=_whiskers([point.latency_ms[percentile] for point in points]),
-            color=colour,
+            color=color,
             marker=_MARKERS[series.precision],
-            markerfacecolor="white" if is_open else colour,
+            markerfacecolor="white" if is_open else color,
             markersize=5.5,
             linestyle=":" if is_open else _DASHES[series.precision],
             linewidth=1.6,
@@ -149,12 +149,12 @@ def _draw_curve(axis: Any, series: Series, percentile: int) -> None:
                 xytext=(6, -9),
                 textcoords="offset points",
                 fontsize=7.5,
-                color=colour,
+                color=color,
             )
     knee = series.knee
     if knee is not None:
         at = (knee.throughput.median, knee.latency_ms[percentile].median)
-        axis.plot(*at, "o", markersize=14, fillstyle="none", color=colour, markeredgewidth=1.3)
+        axis.plot(*at, "o", markersize=14, fillstyle="none", color=color, markeredgewidth=1.3)
 
 
 def _whiskers(spreads: Sequence[Any]) -> list[list[float]]:
@@ -195,7 +195,7 @@ def _draw_stacks(axis: Any, stacks: Sequence[tuple[str, list[Share]]]) -> None:
                 share.milliseconds,
                 left=left,
                 height=0.68,
-                color=_STEP_COLOURS[share.step],
+                color=_STEP_COLORS[share.step],
                 alpha=0.45 if share.phase == "queue" else 1.0,
                 hatch=_QUEUE_HATCH if share.phase == "queue" else None,
                 edgecolor="white",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from client.transport import DEFAULT_URLS
-from load.analysis import Analysis, analyse
+from load.analysis import Analysis, analyze
 from load.compare import Outcome, Plan, loads_of, run_comparison
 from load.conditions import Condition, Verdict
 from load.machine import describe_machine
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     precisions = tuple(dict.fromkeys(("fp32", *plan.precisions))) if _can_add_fp32(options) else plan.precisions
     with interruptible(), server_under_test(options, plan.protocols, precisions) as (endpoints, server):
         outcome = run_comparison(plan, endpoints, lambda line: print(line, file=sys.stderr, flush=True))
-    analysis = analyse(outcome.results, outcome.versions, options.budget_ms)
+    analysis = analyze(outcome.results, outcome.versions, options.budget_ms)
     verdicts = tuple(condition.decide(analysis.lookup, plan.protocols) for condition in conditions)
     report = Report(
         plan,

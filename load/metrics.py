@@ -1,6 +1,6 @@
 """CPU, memory and GPU of the server's machine while a step runs, as Triton's metrics endpoint tells them.
 
-Names: triton-inference-server/server, ``docs/user_guide/metrics.md``. Utilisations are in [0, 1].
+Names: triton-inference-server/server, ``docs/user_guide/metrics.md``. Utilizations are in [0, 1].
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import Final
 
 GAUGES: Final = {
-    "nv_cpu_utilization": "cpu_utilisation",
+    "nv_cpu_utilization": "cpu_utilization",
     "nv_cpu_memory_used_bytes": "memory_used_bytes",
-    "nv_gpu_utilization": "gpu_utilisation",
+    "nv_gpu_utilization": "gpu_utilization",
     "nv_gpu_memory_used_bytes": "gpu_memory_used_bytes",
     "nv_gpu_power_usage": "gpu_power_watts",
 }
@@ -53,7 +53,7 @@ class MetricsSampler:
             self._thread.join(_TIMEOUT_S + 1)
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """Mean and peak of each gauge; several GPUs are added up for memory and power, averaged for utilisation."""
+        """Mean and peak of each gauge; several GPUs are added up for memory and power, averaged for utilization."""
         return {
             name: {"mean": statistics.fmean(values), "peak": max(values)}
             for name, values in self._samples.items()
@@ -86,6 +86,6 @@ def parse_gauges(text: str) -> dict[str, float]:
         if metric in GAUGES:
             found.setdefault(GAUGES[metric], []).append(float(value))
     return {
-        name: statistics.fmean(values) if name.endswith("utilisation") else sum(values)
+        name: statistics.fmean(values) if name.endswith("utilization") else sum(values)
         for name, values in found.items()
     }

@@ -35,7 +35,7 @@ class Detections:
 
 
 def xywh_to_xyxy(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Centre, width and height to corners: float32 [n, 4] cx, cy, w, h to x1, y1, x2, y2."""
+    """Center, width and height to corners: float32 [n, 4] cx, cy, w, h to x1, y1, x2, y2."""
     half = boxes[:, 2:] / 2
     return np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], axis=1)
 

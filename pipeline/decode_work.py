@@ -13,7 +13,7 @@ from pipeline.images import ImageLimits
 REQUEST_DECODE_S: Final = 1.5
 """Most seconds, by estimate, that a server as shipped decodes for one request of several images."""
 
-# Measured on one core of an AMD EPYC at 12 megapixels, with photographs, noise and one colour: seconds for each pixel
+# Measured on one core of an AMD EPYC at 12 megapixels, with photographs, noise and one color: seconds for each pixel
 # of the picture and for each byte of the file. A JPEG without end marker is decoded more often, to see whether it is
 # whole.
 _PIXEL_BYTE_S: Final = {

@@ -39,11 +39,11 @@ _PNG_CHUNK_BYTES: Final = 12  # length, type and checksum, around a chunk's data
 _PNG_MOST_CHUNKS: Final = 100_000  # the largest PNG allowed, in pieces of 8 kB as libpng writes them, has 8192
 _PNG_CHUNK_MOST_BYTES: Final = 4 * 1024 * 1024
 _PNG_ANIMATION: Final = (b"acTL", b"fcTL", b"fdAT")
-_PNG_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_PNG_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type
 _PNG_HARMLESS_BYTES: Final = 512 * 1024  # inflated at most 1032 times, in two seconds, as large images take
 _PIECE_BYTES: Final = 64 * 1024
 
-_MOST_SEGMENTS: Final = 10_000  # of a JPEG before its first scan; a colour profile has up to 255
+_MOST_SEGMENTS: Final = 10_000  # of a JPEG before its first scan; a color profile has up to 255
 _START_OF_SCAN: Final = 0xDA
 _END_OF_IMAGE: Final = 0xD9
 _FRAMES: Final = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
@@ -102,7 +102,7 @@ class ImageHeader:
         frame: of a JPEG, where its frame header begins.
         first_scan: of a JPEG, where its first scan begins.
         tile_pixels: of a TIFF in tiles, the pixels of one.
-        planar: of a TIFF, whether each colour is stored by itself.
+        planar: of a TIFF, whether each color is stored by itself.
         white_is_zero: of a TIFF, whether larger numbers are darker.
     """
 
@@ -360,7 +360,7 @@ def _read_bmp(data: bytes) -> ImageHeader:
 
 
 def _check_masks(data: bytes) -> None:
-    """Refuse the colour masks of 32 bits that OpenCV 4.11 overlooks, or shifts by the wrong number of bits."""
+    """Refuse the color masks of 32 bits that OpenCV 4.11 overlooks, or shifts by the wrong number of bits."""
     header_bytes, bits, compression = struct.unpack_from("<I10xHI", data, 14)
     if bits != 32 or compression != _BIT_FIELDS:
         return
@@ -368,7 +368,7 @@ def _check_masks(data: bytes) -> None:
     if masks != _USUAL_MASKS and (header_bytes < _HEADER_WITH_MASKS or not set(masks) <= _BYTE_MASKS):
         told = ", ".join(f"{mask:#010x}" for mask in masks)
         raise ImageError(
-            f"the BMP has the colour masks {told}; allowed: whole bytes, in a header of {_HEADER_WITH_MASKS} bytes or "
+            f"the BMP has the color masks {told}; allowed: whole bytes, in a header of {_HEADER_WITH_MASKS} bytes or "
             "more. Encode the image again"
         )
 
@@ -415,12 +415,12 @@ def check_png(data: bytes) -> None:
     Raises:
         ImageError: truncated, too many chunks, or more pixel data than the header allows for.
     """
-    width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
+    width, height, bits, color = struct.unpack_from(">IIBB", data, 16)
     pieces = [(start + 8, end - 4) for kind, start, end in _png_chunks(data) if kind == b"IDAT"]
     if sum(end - start for start, end in pieces) <= _PNG_HARMLESS_BYTES:
         return
     # Interlaced, each row has up to seven parts with a filter byte of their own (PNG specification, section 8).
-    allowed = (width * bits * _PNG_CHANNELS.get(colour, 4) // 8 + 16) * height * 1.01 + 1024
+    allowed = (width * bits * _PNG_CHANNELS.get(color, 4) // 8 + 16) * height * 1.01 + 1024
     unpacker = zlib.decompressobj()
     for start, end in pieces:
         for place in range(start, end, _PIECE_BYTES):

@@ -16,7 +16,7 @@ from pipeline.tiff_structure import without_orientation
 
 _QUARTER_TURNS: Final = (5, 6, 7, 8)
 _FLIPS: Final = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # OpenCV's codes: 1 left to right, 0 upside down, -1 both
-_USUAL_SCANS: Final = 20  # of a progressive JPEG: libjpeg writes 10, optimisers up to 20
+_USUAL_SCANS: Final = 20  # of a progressive JPEG: libjpeg writes 10, optimizers up to 20
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 PAD_VALUE: Final = 114
-"""Grey of the border, the value the YOLO family is trained with (ultralytics ``LetterBox``)."""
+"""Gray of the border, the value the YOLO family is trained with (ultralytics ``LetterBox``)."""
 
 
 @dataclass(frozen=True)
 class Geometry:
     """Where an image lies in the network's input.
 
-    A point (x, y) of the original image, in pixels with pixel centres at .5, lies in the network's input at
+    A point (x, y) of the original image, in pixels with pixel centers at .5, lies in the network's input at
     (x * scale_x + pad_left, y * scale_y + pad_top).
 
     Attributes:
@@ -94,7 +94,7 @@ class Geometry:
 
 
 def letterbox(image: NDArray[np.uint8], out: NDArray[np.uint8], geometry: Geometry | None = None) -> Geometry:
-    """Resize ``image`` into the middle of ``out`` and fill the border with grey.
+    """Resize ``image`` into the middle of ``out`` and fill the border with gray.
 
     Args:
         image: uint8 [height, width, 3].
@@ -141,7 +141,7 @@ def _resize(image: NDArray[np.uint8], inside: NDArray[np.uint8]) -> None:
 
 
 _LEAST_AREA_FACTOR: Final = 2.0
-_LEAST_BLUR_FACTOR: Final = 1.1  # below it a blur changes pixels by less than one grey value on average
+_LEAST_BLUR_FACTOR: Final = 1.1  # below it a blur changes pixels by less than one gray value on average
 
 
 def _blur_sigma(factor: float) -> float:

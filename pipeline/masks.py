@@ -1,4 +1,4 @@
-"""Instance masks from prototypes and coefficients, as runs of pixels, without rasterising a mask.
+"""Instance masks from prototypes and coefficients, as runs of pixels, without rasterizing a mask.
 
 YOLACT (Bolya et al., 2019): a mask is the weighted sum of the network's prototypes, cropped to the box. Its
 logits are interpolated bilinearly to the original image and cut at 0 (that is, at probability 0.5).
@@ -69,7 +69,7 @@ class MaskRuns:
 class _Spans:
     """Pixels of one axis inside each of n boxes, and the prototype cells that they are interpolated from.
 
-    Pixel ``first + i`` lies at ``offset + i * step``, counted in cells from the centre of cell ``low``. ``step`` is a
+    Pixel ``first + i`` lies at ``offset + i * step``, counted in cells from the center of cell ``low``. ``step`` is a
     float; the others are arrays [n].
     """
 
@@ -84,7 +84,7 @@ class _Spans:
     def of(
         cls, boxes: NDArray[np.float64], geometry: Geometry, stride: float, cells: tuple[int, int]
     ) -> tuple[_Spans, _Spans]:
-        """Pixels whose centres lie in the boxes, at least one each, within the image; both axes in one go.
+        """Pixels whose centers lie in the boxes, at least one each, within the image; both axes in one go.
 
         Args:
             boxes: float64 [n, 4] of x1, y1, x2, y2 in pixels of the original image.
@@ -141,7 +141,7 @@ def mask_runs(
         stride: network pixels per prototype cell (4 in the YOLOv8-seg family).
 
     Returns:
-        n masks. A pixel is set when its centre lies in the box and its interpolated logit is above 0.
+        n masks. A pixel is set when its center lies in the box and its interpolated logit is above 0.
     """
     if not len(boxes):
         return []
@@ -231,8 +231,8 @@ def _runs(
     cell = np.minimum(position.astype(np.intp), np.maximum(cells - 2, 0)[box])
     fraction: NDArray[np.float32] = position - cell.astype(np.float32)
     cell += (np.cumsum(cells) - cells)[box]
-    neighbour = np.minimum(cell + 1, len(planes) - 1)
-    grid = _Columns(planes, cell, neighbour, fraction)
+    neighbor = np.minimum(cell + 1, len(planes) - 1)
+    grid = _Columns(planes, cell, neighbor, fraction)
     edges, before = _sign_changes(grid)
     of = box[edges]
     pixel = _crossings(grid, edges, before, of, y)
@@ -247,19 +247,19 @@ class _Columns:
     Attributes:
         planes: float32 [cells, rows].
         cell: intp [columns], the cell to the left.
-        neighbour: intp [columns], the cell to the right.
-        fraction: float32 [columns], weight of ``neighbour``.
+        neighbor: intp [columns], the cell to the right.
+        fraction: float32 [columns], weight of ``neighbor``.
     """
 
     planes: NDArray[np.float32]
     cell: NDArray[np.intp]
-    neighbour: NDArray[np.intp]
+    neighbor: NDArray[np.intp]
     fraction: NDArray[np.float32]
 
     def at(self, columns: NDArray[np.intp], *rows: NDArray[np.intp]) -> list[NDArray[np.float32]]:
         """Interpolated logits at pixel columns and prototype rows, for each of several rows."""
         flat, depth = self.planes.reshape(-1), self.planes.shape[1]
-        left, right = self.cell.take(columns) * depth, self.neighbour.take(columns) * depth
+        left, right = self.cell.take(columns) * depth, self.neighbor.take(columns) * depth
         fraction = self.fraction.take(columns)
         blended = []
         for row in rows:
@@ -279,7 +279,7 @@ def _sign_changes(grid: _Columns) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     positive = np.zeros((len(grid.planes), 1 << bits), bool)
     np.greater(grid.planes, 0, out=positive[:, 1 : rows + 1])
     signs = positive.take(grid.cell, axis=0)
-    mixed = np.flatnonzero(signs != positive.take(grid.neighbour, axis=0))
+    mixed = np.flatnonzero(signs != positive.take(grid.neighbor, axis=0))
     flat = signs.reshape(-1)
     (values,) = grid.at(mixed >> bits, (mixed & ((1 << bits) - 1)) - 1)
     flat[mixed] = values > 0

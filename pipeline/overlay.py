@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.result import Detection, Segmentation
 
-Colour: TypeAlias = "tuple[int, int, int]"
+Color: TypeAlias = "tuple[int, int, int]"
 
 _GOLDEN_RATIO: Final = 0.618033988749895  # steps around the hues that never come close to each other soon
 _FONT: Final = cv2.FONT_HERSHEY_SIMPLEX
@@ -23,7 +23,7 @@ def draw_overlay(
     segmentation: Segmentation,
     *,
     class_names: Mapping[int, str] | None = None,
-    colour_by: Literal["instance", "class"] = "instance",
+    color_by: Literal["instance", "class"] = "instance",
     opacity: float = 0.45,
 ) -> NDArray[np.uint8]:
     """Draw masks, contours, boxes and labels.
@@ -32,8 +32,8 @@ def draw_overlay(
         image: uint8 [height, width, 3] RGB, upright, of the size that the result speaks of.
         segmentation: the result for this image.
         class_names: names for labels; an index without one is shown as a number.
-        colour_by: ``instance`` tells neighbours apart; ``class`` keeps colours steady from frame to frame.
-        opacity: of the mask's colour, in [0, 1].
+        color_by: ``instance`` tells neighbors apart; ``class`` keeps colors steady from frame to frame.
+        opacity: of the mask's color, in [0, 1].
 
     Returns:
         A new uint8 [height, width, 3] RGB. Better detections lie on top.
@@ -50,26 +50,26 @@ def draw_overlay(
     thickness = max(1, round(sum(image.shape[:2]) / 600))
     shown = list(enumerate(segmentation))[::-1]
     for index, detection in shown:
-        colour = palette(index if colour_by == "instance" else detection.class_id)
+        color = palette(index if color_by == "instance" else detection.class_id)
         if detection.mask_format != "none":
-            _draw_mask(canvas, detection, colour, opacity, thickness)
+            _draw_mask(canvas, detection, color, opacity, thickness)
         left, top, right, bottom = (round(float(value)) for value in detection.box)
-        cv2.rectangle(canvas, (left, top), (right, bottom), colour, thickness, cv2.LINE_AA)
-    # After all masks, or a neighbour would paint over them.
+        cv2.rectangle(canvas, (left, top), (right, bottom), color, thickness, cv2.LINE_AA)
+    # After all masks, or a neighbor would paint over them.
     for index, detection in shown:
-        colour = palette(index if colour_by == "instance" else detection.class_id)
+        color = palette(index if color_by == "instance" else detection.class_id)
         name = (class_names or {}).get(detection.class_id, str(detection.class_id))
-        _draw_label(canvas, f"{name} {detection.score:.2f}", detection, colour, thickness)
+        _draw_label(canvas, f"{name} {detection.score:.2f}", detection, color, thickness)
     return canvas
 
 
-def palette(index: int) -> Colour:
-    """A bright colour, RGB in [0, 255], different for neighbouring indices."""
+def palette(index: int) -> Color:
+    """A bright color, RGB in [0, 255], different for neighboring indices."""
     red, green, blue = colorsys.hsv_to_rgb((0.58 + index * _GOLDEN_RATIO) % 1.0, 0.8, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def _draw_mask(canvas: NDArray[np.uint8], detection: Detection, colour: Colour, opacity: float, thickness: int) -> None:
+def _draw_mask(canvas: NDArray[np.uint8], detection: Detection, color: Color, opacity: float, thickness: int) -> None:
     height, width = canvas.shape[:2]
     # A mask lies inside its box: only that part of the image is touched.
     left, top = (max(0, int(np.floor(value)) - 1) for value in detection.box[:2])
@@ -80,15 +80,15 @@ def _draw_mask(canvas: NDArray[np.uint8], detection: Detection, colour: Colour, 
     if not inside.any():
         return
     region = canvas[top:bottom, left:right]
-    tint = np.array(colour, np.float32) * opacity
+    tint = np.array(color, np.float32) * opacity
     region[inside] = (region[inside] * (1 - opacity) + tint).round().astype(np.uint8)
     contours, _ = cv2.findContours(
         inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE, offset=(left, top)
     )
-    cv2.drawContours(canvas, contours, -1, colour, max(1, thickness // 2), cv2.LINE_AA)
+    cv2.drawContours(canvas, contours, -1, color, max(1, thickness // 2), cv2.LINE_AA)
 
 
-def _draw_label(canvas: NDArray[np.uint8], text: str, detection: Detection, colour: Colour, thickness: int) -> None:
+def _draw_label(canvas: NDArray[np.uint8], text: str, detection: Detection, color: Color, thickness: int) -> None:
     height, width = canvas.shape[:2]
     scale = max(0.4, thickness * 0.28)
     stroke = max(1, round(thickness * 0.6))
@@ -99,7 +99,7 @@ def _draw_label(canvas: NDArray[np.uint8], text: str, detection: Detection, colo
     top = round(float(detection.box[1])) - box_height
     if top < 0:  # no room above the box: inside it
         top = max(0, min(round(float(detection.box[1])), height - box_height))
-    cv2.rectangle(canvas, (left, top), (left + box_width, top + box_height), colour, cv2.FILLED)
-    luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]  # ITU-R BT.601
+    cv2.rectangle(canvas, (left, top), (left + box_width, top + box_height), color, cv2.FILLED)
+    luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]  # ITU-R BT.601
     ink = (0, 0, 0) if luminance > 140 else (255, 255, 255)
     cv2.putText(canvas, text, (left + pad, top + pad + text_height), _FONT, scale, ink, stroke, cv2.LINE_AA)

@@ -36,7 +36,7 @@ def write_png(
     height: int,
     width: int,
 ) -> bytes:
-    """A mask as a greyscale PNG of one bit.
+    """A mask as a grayscale PNG of one bit.
 
     Args:
         x: int64 [v], columns in [0, width] at which the mask begins or ends ...

@@ -63,8 +63,8 @@ _PHOTOMETRIC_NAMES: Final = {
     34892: "linear sensor data (as in DNG)",
 }
 # Samples a pixel by photometric interpretation, alpha among them, for each number of bits that OpenCV 4.11 decodes.
-_GREY: Final[dict[int, tuple[int, ...]]] = {_WHITE_IS_ZERO: (1, 2), _BLACK_IS_ZERO: (1, 2)}
-_WIDE: Final[dict[int, tuple[int, ...]]] = {**_GREY, _RGB: (3, 4)}
+_GRAY: Final[dict[int, tuple[int, ...]]] = {_WHITE_IS_ZERO: (1, 2), _BLACK_IS_ZERO: (1, 2)}
+_WIDE: Final[dict[int, tuple[int, ...]]] = {**_GRAY, _RGB: (3, 4)}
 _DECODED: Final[dict[int, dict[int, tuple[int, ...]]]] = {
     1: {_WHITE_IS_ZERO: (1,), _BLACK_IS_ZERO: (1,), _PALETTE: (1,)},
     4: {_PALETTE: (1,)},
@@ -170,7 +170,7 @@ def is_white_zero(tags: Tags) -> bool:
 
 
 def is_planar(tags: Tags) -> bool:
-    """Whether each colour is stored by itself."""
+    """Whether each color is stored by itself."""
     return _first(tags, _PLANAR, 1) == 2 and _first(tags, _SAMPLES, 1) > 1
 
 
@@ -194,11 +194,11 @@ def unsupported(tags: Tags) -> str:
     if len(set(widths)) > 1:
         return f"samples of different widths ({', '.join(map(str, widths))} bits)"
     kinds = _DECODED.get(bits)
-    colour = _PHOTOMETRIC_NAMES.get(photometric, "grey" if photometric in _GREY else f"photometric {photometric}")
+    color = _PHOTOMETRIC_NAMES.get(photometric, "gray" if photometric in _GRAY else f"photometric {photometric}")
     if kinds is None or (compression == _JPEG and bits != 8) or (compression in _FAX and bits != 1):
         return f"{bits}-bit samples"
     if samples not in kinds.get(photometric, ()):
-        return f"{bits}-bit {colour} of {samples} samples a pixel"
+        return f"{bits}-bit {color} of {samples} samples a pixel"
     return ""
 
 

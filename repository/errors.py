@@ -7,5 +7,5 @@ class RepositoryError(OperatorError):
     """The model repository, or a server of it, does not allow what was asked."""
 
 
-class FlavourError(OperatorError):
+class FlavorError(OperatorError):
     """No TensorRT is installed, or one that cannot be used."""

@@ -156,7 +156,7 @@ def _manifest_problems(manifest: Manifest, precision: str, version: int) -> Iter
     for name, facts in manifest.plans.items():
         if name not in manifest.files:
             yield f"{MANIFEST_NAME} describes {name}, but lists no such file"
-        if facts.get("flavour") == "tensorrt-rtx" and name.endswith(".plan"):
+        if facts.get("flavor") == "tensorrt-rtx" and name.endswith(".plan"):
             yield f"{name} is a TensorRT-RTX plan under a name that Triton's TensorRT backend would load"
     for name in manifest.files:
         if name.endswith(".plan") and name not in manifest.plans:

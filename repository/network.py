@@ -19,7 +19,7 @@ def onnx_network(model: Path | bytes, threads: int | None = None) -> Network:
     """A network run by ONNX Runtime on the CPU.
 
     Args:
-        model: grafted network, as a file or serialised.
+        model: grafted network, as a file or serialized.
         threads: of the session; None takes all cores.
     """
     options = ort.SessionOptions()

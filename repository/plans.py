@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from repository.errors import FlavourError
-from repository.flavour import detect_flavour, parse_version
+from repository.errors import FlavorError
+from repository.flavor import detect_flavor, parse_version
 from repository.gpu import Gpu, gpu_at_hand
 
 _AMPERE: Final = (8, 0)
@@ -69,10 +69,10 @@ def machine_at_hand() -> Machine:
     if library is not None:
         return Machine(library, "libnvinfer", gpu)
     try:
-        flavour = detect_flavour("tensorrt")
-    except FlavourError:
+        flavor = detect_flavor("tensorrt")
+    except FlavorError:
         return Machine(None, "no libnvinfer and no Python package tensorrt is installed", gpu)
-    return Machine(flavour.version, "Python package tensorrt", gpu)
+    return Machine(flavor.version, "Python package tensorrt", gpu)
 
 
 def plan_misfit(
@@ -89,7 +89,7 @@ def plan_misfit(
     Returns:
         What does not fit, or cannot be decided; None if the plan fits.
     """
-    loadable = {name: facts for name, facts in plans.items() if facts.get("flavour") != "tensorrt-rtx"}
+    loadable = {name: facts for name, facts in plans.items() if facts.get("flavor") != "tensorrt-rtx"}
     if not loadable:
         what = "holds plans of TensorRT-RTX alone, which Triton does not load" if plans else "holds no TensorRT plan"
         return Misfit(f"the version {what}")
@@ -114,7 +114,7 @@ def _gpu_misfit(name: str, facts: Mapping[str, Any], gpu: Gpu) -> Misfit | None:
         return None
     try:
         ampere_or_newer = all(parse_version(text) >= _AMPERE for text in (built_for, gpu.compute_capability))
-    except FlavourError:
+    except FlavorError:
         ampere_or_newer = False
     if facts.get("hardware_compatible") and ampere_or_newer:
         return None
@@ -130,7 +130,7 @@ def _version_misfit(name: str, facts: Mapping[str, Any], machine: Machine) -> Mi
         return Misfit(f"{machine.tensorrt_source}, so TensorRT {text} of {name} cannot be compared", False)
     try:
         built = parse_version(text)[:3]
-    except FlavourError:
+    except FlavorError:
         return Misfit(f"the manifest does not say which TensorRT built {name}", False)
     here = machine.tensorrt[:3]
     if built == here:

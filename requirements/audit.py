@@ -35,7 +35,7 @@ class Pin:
     """One pinned package.
 
     Attributes:
-        name: normalised (PEP 503).
+        name: normalized (PEP 503).
         version: its version.
         hashes: SHA-256 sums of the files that may be installed, hexadecimal.
     """

@@ -72,7 +72,7 @@ def _cloth(rng: np.random.Generator, height: int, width: int) -> Pixels:
         columns = (np.arange(width) // check % 2)[None, :]
         rows = (np.arange(height) // check % 2)[:, None]
         field += 0.2 * (columns + rows - 1)
-    base = _colour(rng, 0.1, 0.6, 0.25, 0.8)
+    base = _color(rng, 0.1, 0.6, 0.25, 0.8)
     return tint(field.astype(np.float32), _scaled(base, 0.55), _scaled(base, 1.2))
 
 
@@ -81,14 +81,14 @@ def _stone(rng: np.random.Generator, height: int, width: int) -> Pixels:
     fine = smooth_noise(rng, height, width, (height / 8, width / 8), 3, 0.8)
     coarse = smooth_noise(rng, height, width, (5, 7), 3)
     field = 0.5 + rng.uniform(0.3, 0.9) * fine + 0.3 * coarse
-    base = _colour(rng, 0.0, 0.25, 0.3, 0.85)
+    base = _color(rng, 0.0, 0.25, 0.3, 0.85)
     return tint(field.astype(np.float32), _scaled(base, 0.55), _scaled(base, 1.3))
 
 
 def _board(rng: np.random.Generator, height: int, width: int) -> Pixels:
-    """A plain table top with a faint stain, of any colour from black to white."""
+    """A plain table top with a faint stain, of any color from black to white."""
     field = gradient(rng, height, width) * 0.6 + 0.2 + 0.2 * smooth_noise(rng, height, width, (3, 3), 3)
-    base = _colour(rng, 0.0, 0.5, 0.12, 1.0)
+    base = _color(rng, 0.0, 0.5, 0.12, 1.0)
     return tint(field.astype(np.float32), _scaled(base, 0.8), _scaled(base, 1.08))
 
 
@@ -100,12 +100,12 @@ def _tiles(rng: np.random.Generator, height: int, width: int) -> Pixels:
     rows = (np.arange(height) + rng.uniform(0, size)) % size < joint
     field = 0.6 + 0.25 * smooth_noise(rng, height, width, (8, 8), 4, 0.7)
     field[columns[None, :] | rows[:, None]] = rng.uniform(-0.2, 1.2)
-    base = _colour(rng, 0.0, 0.4, 0.35, 0.95)
+    base = _color(rng, 0.0, 0.4, 0.35, 0.95)
     return tint(field.astype(np.float32), _scaled(base, 0.7), _scaled(base, 1.1))
 
 
-def _colour(rng: np.random.Generator, low: float, high: float, dark: float, bright: float) -> RGB:
-    """A colour of saturation ``low`` to ``high`` and value ``dark`` to ``bright``, RGB of 0 to 255."""
+def _color(rng: np.random.Generator, low: float, high: float, dark: float, bright: float) -> RGB:
+    """A color of saturation ``low`` to ``high`` and value ``dark`` to ``bright``, RGB of 0 to 255."""
     value, saturation = rng.uniform(dark, bright) * 255, rng.uniform(low, high)
     shares = rng.random(3)
     shares = (shares - shares.min()) / (shares.max() - shares.min())
@@ -113,8 +113,8 @@ def _colour(rng: np.random.Generator, low: float, high: float, dark: float, brig
     return red, green, blue
 
 
-def _scaled(colour: RGB, factor: float) -> RGB:
-    return colour[0] * factor, colour[1] * factor, colour[2] * factor
+def _scaled(color: RGB, factor: float) -> RGB:
+    return color[0] * factor, color[1] * factor, color[2] * factor
 
 
 @lru_cache(maxsize=32)

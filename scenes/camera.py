@@ -12,7 +12,7 @@ _FIELD_SIDE = 48  # light changes slowly: a small field, enlarged, is as good as
 
 
 def expose(rng: np.random.Generator, image: Pixels, strength: float) -> Pixels:
-    """Light, shadow, colour cast, blur and noise.
+    """Light, shadow, color cast, blur and noise.
 
     Args:
         rng: decides on each.
@@ -83,7 +83,7 @@ def _shake(image: Pixels, length: float, angle: float) -> Pixels:
 
 
 def _add_noise(rng: np.random.Generator, image: Pixels, strength: float) -> Pixels:
-    """Fine noise of brightness and coarser noise of colour."""
+    """Fine noise of brightness and coarser noise of color."""
     height, width = image.shape[:2]
     sigma = np.float32(strength * rng.gamma(1.6, 2.0))
     if sigma < 0.3:

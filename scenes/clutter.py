@@ -33,12 +33,12 @@ _TABLE_SHARES: Final = (0.08, 0.14, 0.12, 0.24, 0.04, 0.14, 0.1, 0.04, 0.1)
 _TEXELS_PER_MM: Final = 3
 
 
-def _blank(width_mm: float, height_mm: float, colour: RGB) -> Pixels:
+def _blank(width_mm: float, height_mm: float, color: RGB) -> Pixels:
     shape = (max(4, round(height_mm * _TEXELS_PER_MM)), max(4, round(width_mm * _TEXELS_PER_MM)), 3)
-    return np.full(shape, np.clip(colour, 0, 255), np.uint8)
+    return np.full(shape, np.clip(color, 0, 255), np.uint8)
 
 
-def _colour(rng: np.random.Generator, low: float, high: float) -> RGB:
+def _color(rng: np.random.Generator, low: float, high: float) -> RGB:
     red, green, blue = rng.uniform(low, high, 3).tolist()
     return red, green, blue
 
@@ -74,7 +74,7 @@ def _receipt(rng: np.random.Generator) -> FlatObject:
 def _book(rng: np.random.Generator) -> FlatObject:
     """A closed book or notebook; large ones only, as small ones of this shape are passports."""
     width, height = float(rng.uniform(120, 160)), float(rng.uniform(180, 230))
-    picture = _blank(width, height, _colour(rng, 20, 200))
+    picture = _blank(width, height, _color(rng, 20, 200))
     rows, columns = picture.shape[:2]
     cv2.putText(
         picture,
@@ -107,13 +107,13 @@ def _telephone(rng: np.random.Generator) -> FlatObject:
     rows, columns = picture.shape[:2]
     if rng.random() < 0.5:
         field = smooth_noise(rng, rows - 18, columns - 18, (3, 2), 2) * 0.5 + 0.5
-        picture[9:-9, 9:-9] = tint(field, _colour(rng, 0, 120), _colour(rng, 90, 255))
+        picture[9:-9, 9:-9] = tint(field, _color(rng, 0, 120), _color(rng, 90, 255))
     return FlatObject(picture, width, height, 9, "telephone")
 
 
-def _rod(rng: np.random.Generator, length_mm: float, thick_mm: float, colour: RGB) -> Pixels:
+def _rod(rng: np.random.Generator, length_mm: float, thick_mm: float, color: RGB) -> Pixels:
     """A lying cylinder: bright along its upper third, darker to the sides."""
-    picture = _blank(length_mm, thick_mm, colour).astype(np.float32)
+    picture = _blank(length_mm, thick_mm, color).astype(np.float32)
     across = np.linspace(-1, 1, picture.shape[0], dtype=np.float32)
     shine = 0.62 + 0.5 * np.sqrt(np.clip(1 - (across + 0.25) ** 2, 0, 1))
     picture *= shine[:, None, None]
@@ -123,7 +123,7 @@ def _rod(rng: np.random.Generator, length_mm: float, thick_mm: float, colour: RG
 
 def _pen(rng: np.random.Generator) -> FlatObject:
     length, thick = float(rng.uniform(125, 150)), float(rng.uniform(6, 9.5))
-    picture = _rod(rng, length, thick, _colour(rng, 15, 240))
+    picture = _rod(rng, length, thick, _color(rng, 15, 240))
     return FlatObject(picture, length, thick, thick / 2 - 0.5, "pen")
 
 
@@ -143,15 +143,15 @@ def finger(rng: np.random.Generator, tone: float) -> FlatObject:
 
 def _note(rng: np.random.Generator) -> FlatObject:
     """A square sticky note with nothing on it."""
-    colours = ((250, 236, 120), (250, 170, 190), (160, 226, 170), (150, 206, 240))
-    picture = _blank(50, 50, colours[int(rng.integers(len(colours)))])
+    colors = ((250, 236, 120), (250, 170, 190), (160, 226, 170), (150, 206, 240))
+    picture = _blank(50, 50, colors[int(rng.integers(len(colors)))])
     return FlatObject(picture, 50, 50, 0.4, "note")
 
 
-def _disc(rng: np.random.Generator, diameter_mm: float, colour: RGB) -> Pixels:
-    picture = _blank(diameter_mm, diameter_mm, colour)
+def _disc(rng: np.random.Generator, diameter_mm: float, color: RGB) -> Pixels:
+    picture = _blank(diameter_mm, diameter_mm, color)
     middle, radius = picture.shape[0] // 2, picture.shape[0] / 2
-    bright, dark = (tuple(float(min(255.0, value * factor)) for value in colour) for factor in (1.22, 0.7))
+    bright, dark = (tuple(float(min(255.0, value * factor)) for value in color) for factor in (1.22, 0.7))
     cv2.circle(picture, (middle, middle), round(radius * 0.86), dark, max(1, round(radius * 0.05)), cv2.LINE_AA)
     cv2.circle(picture, (middle, middle), round(radius * rng.uniform(0.35, 0.6)), bright, -1, cv2.LINE_AA)
     return picture
@@ -159,8 +159,8 @@ def _disc(rng: np.random.Generator, diameter_mm: float, colour: RGB) -> Pixels:
 
 def _coin(rng: np.random.Generator) -> FlatObject:
     diameter = float(rng.uniform(18, 27))
-    colours = ((198, 168, 96), (182, 182, 186), (172, 112, 74))
-    return FlatObject(_disc(rng, diameter, colours[int(rng.integers(3))]), diameter, diameter, diameter / 2, "coin")
+    colors = ((198, 168, 96), (182, 182, 186), (172, 112, 74))
+    return FlatObject(_disc(rng, diameter, colors[int(rng.integers(3))]), diameter, diameter, diameter / 2, "coin")
 
 
 def _cup(rng: np.random.Generator) -> FlatObject:

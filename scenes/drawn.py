@@ -15,7 +15,7 @@ from scenes.card import CORNER_RADIUS_MM, LONG_SIDE_MM, SHORT_SIDE_MM, TEXELS_PE
 from scenes.noise import gradient, smooth_noise, tint
 from scenes.surface import FlatObject, Pixels
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 _WIDTH: Final = round(LONG_SIDE_MM * TEXELS_PER_MM)
 _HEIGHT: Final = round(SHORT_SIDE_MM * TEXELS_PER_MM)
@@ -28,10 +28,10 @@ _HAIRS: Final = ((28, 22, 20), (62, 40, 26), (112, 74, 40), (176, 138, 84), (120
 
 @dataclass(frozen=True)
 class _Palette:
-    paper: Colour
-    second: Colour
-    ink: Colour
-    accent: Colour
+    paper: Color
+    second: Color
+    ink: Color
+    accent: Color
 
 
 def draw_card(design: int) -> FlatObject:
@@ -72,7 +72,7 @@ def _palette(rng: np.random.Generator) -> _Palette:
     )
 
 
-def _rgb(hue: float, saturation: float, value: float) -> Colour:
+def _rgb(hue: float, saturation: float, value: float) -> Color:
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
     return round(red * 255), round(green * 255), round(blue * 255)
 
@@ -83,11 +83,11 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _text(
-    draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, colour: Colour, *, bold: bool = False
+    draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, color: Color, *, bold: bool = False
 ) -> float:
     """Write ``text`` and return where it ends."""
     font = _font(size)
-    draw.text(at, text, fill=colour, font=font, stroke_width=1 if bold else 0)
+    draw.text(at, text, fill=color, font=font, stroke_width=1 if bold else 0)
     return at[0] + float(font.getlength(text))
 
 
@@ -98,24 +98,24 @@ def _ground(rng: np.random.Generator, palette: _Palette) -> Pixels:
     lines = ground.copy()
     along = np.linspace(-40, _WIDTH + 40, 160)
     for _ in range(int(rng.integers(2, 4))):
-        colour = _rgb(rng.random(), rng.uniform(0.25, 0.6), rng.uniform(0.55, 0.8))
+        color = _rgb(rng.random(), rng.uniform(0.25, 0.6), rng.uniform(0.55, 0.8))
         swing, wave, phase = rng.uniform(15, 60), rng.uniform(90, 320), rng.uniform(0, 6.3)
         for row in np.arange(-60, _HEIGHT + 60, rng.uniform(9, 18)):
             across = row + swing * np.sin(along / wave * 2 * np.pi + phase + row / 90) + 8 * np.sin(along / 37)
             points = np.rint(np.stack([along, across], axis=1) * 16).astype(np.int32)
-            cv2.polylines(lines, [points], False, colour, 1, cv2.LINE_AA, 4)
+            cv2.polylines(lines, [points], False, color, 1, cv2.LINE_AA, 4)
     if rng.random() < 0.7:
         _rosette(lines, rng, palette)
     return np.asarray(cv2.addWeighted(ground, 0.6, lines, 0.4, 0), np.uint8)
 
 
 def _rosette(image: Pixels, rng: np.random.Generator, palette: _Palette) -> None:
-    centre = np.array([rng.uniform(0.5, 0.85) * _WIDTH, rng.uniform(0.4, 0.7) * _HEIGHT])
+    center = np.array([rng.uniform(0.5, 0.85) * _WIDTH, rng.uniform(0.4, 0.7) * _HEIGHT])
     turn = np.linspace(0, 2 * np.pi, 240)
     petals = int(rng.integers(6, 14))
     for radius in np.linspace(30, rng.uniform(120, 210), 16):
         reach = radius * (1 + 0.18 * np.sin(petals * turn + radius / 20))
-        points = centre + np.stack([np.cos(turn), np.sin(turn)], axis=1) * reach[:, None]
+        points = center + np.stack([np.cos(turn), np.sin(turn)], axis=1) * reach[:, None]
         cv2.polylines(image, [np.rint(points * 16).astype(np.int32)], True, palette.accent, 1, cv2.LINE_AA, 4)
 
 
@@ -145,7 +145,7 @@ def _portrait(picture: Image.Image, rng: np.random.Generator, box: tuple[int, in
     portrait = Image.new("RGB", (200, 250), _rgb(rng.random(), rng.uniform(0.02, 0.6), rng.uniform(0.6, 0.95)))
     draw = ImageDraw.Draw(portrait)
     skin = _SKINS[int(rng.integers(len(_SKINS)))]
-    shade: Colour = (round(skin[0] * 0.82), round(skin[1] * 0.78), round(skin[2] * 0.75))
+    shade: Color = (round(skin[0] * 0.82), round(skin[1] * 0.78), round(skin[2] * 0.75))
     hair = _HAIRS[int(rng.integers(len(_HAIRS)))]
     is_long = rng.random() < 0.5
     if is_long:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 Field = NDArray[np.float32]
 RGB = tuple[float, float, float]
-"""A colour, 0 to 255 each."""
+"""A color, 0 to 255 each."""
 
 
 def smooth_noise(
@@ -52,13 +52,13 @@ def gradient(rng: np.random.Generator, height: int, width: int) -> Field:
 
 
 def tint(field: Field, dark: RGB, bright: RGB) -> NDArray[np.uint8]:
-    """Colour a field: 0 becomes ``dark``, 1 ``bright`` (RGB, 0 to 255); values from -0.5 to 1.5 are told apart.
+    """Color a field: 0 becomes ``dark``, 1 ``bright`` (RGB, 0 to 255); values from -0.5 to 1.5 are told apart.
 
     Returns:
         uint8 [height, width, 3].
     """
     low, high = np.array(dark), np.array(bright)
     steps = np.linspace(-0.5, 1.5, 256)[:, None]
-    colours = np.clip(np.rint(low + steps * (high - low)), 0, 255).astype(np.uint8)
+    colors = np.clip(np.rint(low + steps * (high - low)), 0, 255).astype(np.uint8)
     levels = cv2.convertScaleAbs(np.clip(field, -0.5, 1.5) + np.float32(0.5), alpha=127.5)
-    return np.asarray(cv2.applyColorMap(levels, colours[:, None, :]), np.uint8)
+    return np.asarray(cv2.applyColorMap(levels, colors[:, None, :]), np.uint8)

@@ -61,7 +61,7 @@ class SceneOptions:
         smallest_card: least width of a card lying flat in the middle, as a share of the shorter image side.
         largest_card: greatest such width.
         max_clutter: most other objects on the table (half as many, small ones, may lie on top of the cards).
-        strength: scales light, shadow, colour cast, blur, noise and JPEG loss; 0 switches them off.
+        strength: scales light, shadow, color cast, blur, noise and JPEG loss; 0 switches them off.
         backgrounds: photographs to use instead of drawn tables in half of the scenes; none is needed.
     """
 

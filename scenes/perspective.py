@@ -19,7 +19,7 @@ class Camera:
     """A pinhole camera that looks at the middle of a tilted table.
 
     Attributes:
-        intrinsics: float64 [3, 3]; pixel centres at .5.
+        intrinsics: float64 [3, 3]; pixel centers at .5.
         rotation: float64 [3, 3], from the table's axes (x right, y down, z away) to the camera's.
         distance_mm: from the camera to the point of the table that it looks at.
     """
@@ -56,11 +56,11 @@ class Camera:
         point: Matrix = (eye - ray * eye[2] / ray[2])[:2]
         return point
 
-    def homography(self, centre_mm: Matrix, turn: float, lift: Matrix | None = None) -> Matrix:
+    def homography(self, center_mm: Matrix, turn: float, lift: Matrix | None = None) -> Matrix:
         """The homography of something that lies on the table.
 
         Args:
-            centre_mm: float64 [2], where its middle lies on the table.
+            center_mm: float64 [2], where its middle lies on the table.
             turn: its angle on the table, clockwise in radians.
             lift: a further rotation, float64 [3, 3], about its middle, for what does not lie flat.
 
@@ -68,7 +68,7 @@ class Camera:
             float64 [3, 3] from x, y in mm from its middle to pixels.
         """
         axes = self.rotation @ (np.eye(3) if lift is None else lift) @ turn_z(turn)
-        middle = self.rotation @ np.array([centre_mm[0], centre_mm[1], 0.0]) + np.array([0, 0, self.distance_mm])
+        middle = self.rotation @ np.array([center_mm[0], center_mm[1], 0.0]) + np.array([0, 0, self.distance_mm])
         matrix: Matrix = self.intrinsics @ np.column_stack([axes[:, 0], axes[:, 1], middle])
         return matrix
 

@@ -27,7 +27,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class CardOutline:
-    """Where a card lies in a photograph, in pixels with pixel centres at .5.
+    """Where a card lies in a photograph, in pixels with pixel centers at .5.
 
     Attributes:
         corners: where its straight edges would meet: top left, top right, bottom right, bottom left as one reads it.
@@ -48,7 +48,7 @@ class Photograph:
     cards: tuple[CardOutline, ...]
 
 
-# Corners: lines fitted to the strongest change of colour along each edge of the card (Lab, 0.25 px steps), met.
+# Corners: lines fitted to the strongest change of color along each edge of the card (Lab, 0.25 px steps), met.
 PHOTOGRAPHS: Final = {
     "mklovin.png": Photograph(
         "02834f17e2ec5bf4bd0b38725035e154871a78e1e934372558c7a0cd30a9e8aa",
@@ -140,7 +140,7 @@ def _flatten(image: Pixels, card: CardOutline, name: str) -> FlatObject:
     flat = np.array(
         [[-inset, -inset], [width + inset, -inset], [width + inset, height + inset], [-inset, height + inset]]
     )
-    # Both sides count pixel centres at .5; OpenCV counts them at whole numbers.
+    # Both sides count pixel centers at .5; OpenCV counts them at whole numbers.
     transform = cv2.getPerspectiveTransform((corners - 0.5).astype(np.float32), (flat - 0.5).astype(np.float32))
     texture = cv2.warpPerspective(
         image, transform, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE

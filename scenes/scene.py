@@ -30,7 +30,7 @@ class Scene:
 
     Attributes:
         image: uint8 [height, width, 3] RGB, as ``jpeg`` decodes.
-        masks: bool [n, height, width]: the pixels whose centre is on the card and on nothing that lies over it.
+        masks: bool [n, height, width]: the pixels whose center is on the card and on nothing that lies over it.
         boxes: float32 [n, 4] of x1, y1, x2, y2 in pixels, tight around the masks; a pixel covers [x, x + 1].
         class_ids: int32 [n], all 0: there is one class, the identity card.
         seed: of the scene.
@@ -103,8 +103,8 @@ def table_in_perspective(flat: Pixels, camera: Camera) -> Pixels:
     """A table as the camera sees it: its picture (uint8 [height, width, 3]) laid on the plane that the cards lie on."""
     height, width = flat.shape[:2]
     scale = camera.distance_mm / camera.intrinsics[0, 0]
-    centred = np.array([[scale, 0, -scale * width / 2], [0, scale, -scale * height / 2], [0, 0, 1.0]])
-    seen = camera.homography(np.zeros(2), 0.0) @ centred
+    centered = np.array([[scale, 0, -scale * width / 2], [0, scale, -scale * height / 2], [0, 0, 1.0]])
+    seen = camera.homography(np.zeros(2), 0.0) @ centered
     warped = cv2.warpPerspective(flat, seen, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     return np.asarray(warped, np.uint8)
 
@@ -154,9 +154,9 @@ def _shadow(rng: np.random.Generator) -> Shadow:
 
 def _somewhere(rng: np.random.Generator, camera: Camera, height: int, width: int) -> Matrix:
     """The homography of a thing that lies anywhere in view, turned by any angle."""
-    centre = camera.point_on_table(width * float(rng.random()), height * float(rng.random()))
+    center = camera.point_on_table(width * float(rng.random()), height * float(rng.random()))
     turn = float(rng.uniform(-np.pi, np.pi))
-    return camera.homography(np.zeros(2) if centre is None else centre, turn)
+    return camera.homography(np.zeros(2) if center is None else center, turn)
 
 
 def _lay_fingers(rng: np.random.Generator, stage: Stage, camera: Camera) -> None:
@@ -186,10 +186,10 @@ def _lay_card(rng: np.random.Generator, stage: Stage, camera: Camera, card: Flat
     lift = _lift(rng)
     for _ in range(_TRIES):
         x, y = rng.uniform(margin, 1 - margin, 2) * (width, height)
-        centre = camera.point_on_table(float(x), float(y))
-        if centre is None:
+        center = camera.point_on_table(float(x), float(y))
+        if center is None:
             continue
-        homography = camera.homography(centre, turn, lift)
+        homography = camera.homography(center, turn, lift)
         min_inside = options.min_visible if may_be_cut else 0.99
         if stage.lay_card(card, homography, may_overlap=may_overlap, min_inside=min_inside):
             return

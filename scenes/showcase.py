@@ -44,8 +44,8 @@ def draw_showcase(seed: int = 0) -> Scene:
     stage = Stage(table_in_perspective(wood(rng, _HEIGHT, _WIDTH), camera), Shadow(1.0, 1.4, 1.8, 0.45), 0.5)
     designs = rng.choice(2 * cards.designs, len(_PLACES), replace=False)
     for (x, y, turn), design in zip(_PLACES, designs, strict=True):
-        centre = camera.point_on_table(x * _WIDTH, y * _HEIGHT)
-        if centre is not None:
-            homography = camera.homography(centre + rng.normal(0, 1, 2), turn + float(rng.normal(0, 0.04)))
+        center = camera.point_on_table(x * _WIDTH, y * _HEIGHT)
+        if center is not None:
+            homography = camera.homography(center + rng.normal(0, 1, 2), turn + float(rng.normal(0, 0.04)))
             stage.lay_card(cards.drawn(int(design)), homography, may_overlap=True, min_inside=0.99)
     return finish(rng, stage, seed, strength=0.2)

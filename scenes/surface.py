@@ -1,8 +1,8 @@
 """Flat objects with rounded corners, seen in perspective: their pixels and their exact masks.
 
-Cards, papers, pens and coins are all rounded rectangles of some size in millimetres with a picture on them. An
-object's homography takes a point on it (x right, y down, in millimetres from its centre) to image pixels, with
-pixel centres at .5.
+Cards, papers, pens and coins are all rounded rectangles of some size in millimeters with a picture on them. An
+object's homography takes a point on it (x right, y down, in millimeters from its center) to image pixels, with
+pixel centers at .5.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Footprint:
 
     Attributes:
         window: the pixels that it may touch.
-        x_mm: float32, shape of the window: the point of the object behind each pixel centre.
+        x_mm: float32, shape of the window: the point of the object behind each pixel center.
         y_mm: likewise.
         distance_px: float32, likewise: distance to the object's outline in pixels, negative inside. Its sign is
             exact; its size is to first order, for smooth edges.
@@ -98,7 +98,7 @@ class Footprint:
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """bool, shape of the window: the pixels whose centre is on the object."""
+        """bool, shape of the window: the pixels whose center is on the object."""
         inside: NDArray[np.bool_] = self.distance_px <= 0
         return inside
 
@@ -110,19 +110,19 @@ class Footprint:
 
 
 def outline(thing: FlatObject, points_per_corner: int = 16) -> Matrix:
-    """The object's outline as a polygon: float64 [4 * points_per_corner, 2] of x, y in millimetres, clockwise."""
+    """The object's outline as a polygon: float64 [4 * points_per_corner, 2] of x, y in millimeters, clockwise."""
     radius = thing.radius_mm
     x, y = thing.width_mm / 2 - radius, thing.height_mm / 2 - radius
     turn = np.linspace(0, np.pi / 2, points_per_corner)
     corners = []
-    for quarter, centre in enumerate(((x, y), (-x, y), (-x, -y), (x, -y))):
+    for quarter, center in enumerate(((x, y), (-x, y), (-x, -y), (x, -y))):
         angle = turn + quarter * np.pi / 2
-        corners.append(np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius + centre)
+        corners.append(np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius + center)
     return np.concatenate(corners)
 
 
 def project(points_mm: Matrix, homography: Matrix) -> Matrix:
-    """Points [n, 2] in millimetres through ``homography`` [3, 3] to image pixels [n, 2]."""
+    """Points [n, 2] in millimeters through ``homography`` [3, 3] to image pixels [n, 2]."""
     mapped = np.c_[points_mm, np.ones(len(points_mm))] @ homography.T
     pixels: Matrix = mapped[:, :2] / mapped[:, 2:]
     return pixels
@@ -138,7 +138,7 @@ def is_in_front(thing: FlatObject, homography: Matrix) -> bool:
 def footprint(thing: FlatObject, homography: Matrix, height: int, width: int) -> Footprint:
     """Where ``thing`` lies in an image of ``height`` x ``width`` pixels.
 
-    Each pixel centre is taken back to the object and held against its outline, so the mask is exact: no polygon is
+    Each pixel center is taken back to the object and held against its outline, so the mask is exact: no polygon is
     filled and nothing is resampled.
     """
     polygon = project(outline(thing), homography)

@@ -12,7 +12,7 @@ _CODAS: Final = ("", "", "n", "r", "l", "s", "nd", "x")
 
 
 def word(rng: np.random.Generator, syllables: int) -> str:
-    """One invented word, capitalised."""
+    """One invented word, capitalized."""
     parts = [_pick(rng, _ONSETS) + _pick(rng, _VOWELS) for _ in range(syllables)]
     return ("".join(parts) + _pick(rng, _CODAS)).capitalize()
 

@@ -22,7 +22,7 @@ _ENSEMBLES: Final = frozenset(map(contract.ensemble_model, contract.PRECISIONS))
 
 
 def warm_up(http_url: str, models: Iterable[str], timeout_s: float = 30.0) -> dict[str, str]:
-    """Ask every ensemble for the instances of one grey picture.
+    """Ask every ensemble for the instances of one gray picture.
 
     Args:
         http_url: the server's HTTP endpoint, ``host:port``.

@@ -16,7 +16,7 @@ SOURCE = {"name": "test", "file": "a.onnx", "sha256": "a" * 64, "class_names": [
 PASSED = {"passed": True, "gate": {"f1": 0.97}, "metrics": {"f1": 0.99}, "measured": "a test", "images": 3}
 FAILED = {"passed": False, "gate": {"f1": 0.97}, "metrics": {"f1": 0.5}, "measured": "a test", "images": 3}
 H100_PLAN = {
-    "flavour": "tensorrt-10",
+    "flavor": "tensorrt-10",
     "tensorrt": "10.13.0",
     "gpu": "NVIDIA H100",
     "compute_capability": "9.0",

@@ -1,6 +1,6 @@
 """YOLOv8n-seg and YOLO11n-seg with random weights, exported to ONNX: real graphs of any class count and input size.
 
-Written from the published architectures; convolutions stand without batch normalisation, as after fusing.
+Written from the published architectures; convolutions stand without batch normalization, as after fusing.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ class Yolo(nn.Module):
 
 
 @torch.no_grad()
-def _initialise(network: Yolo, size: tuple[int, int]) -> None:
+def _initialize(network: Yolo, size: tuple[int, int]) -> None:
     """Give random weights the scale of trained ones, so that scores spread, boxes differ and masks have edges.
 
     Every convolution is scaled to an output of unit variance on one image of noise (layer-sequential unit variance,
@@ -266,7 +266,7 @@ def export(
     """
     torch.manual_seed(0)
     network = Yolo(family, classes).eval()
-    _initialise(network, size)
+    _initialize(network, size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(

@@ -86,7 +86,7 @@ def whole_masks(
         stride: network pixels per prototype cell.
 
     Returns:
-        bool [n, height, width]; a pixel is set when its centre lies in the box and its logit is above 0.
+        bool [n, height, width]; a pixel is set when its center lies in the box and its logit is above 0.
     """
     logits = (coefficients @ prototypes.reshape(len(prototypes), -1)).reshape(-1, *prototypes.shape[1:])
     masks = np.zeros((len(logits), geometry.height, geometry.width), bool)
@@ -107,7 +107,7 @@ def exact_masks(
     geometry: Geometry,
     stride: float = 4.0,
 ) -> NDArray[np.bool_]:
-    """The definition in float64: logits interpolated bilinearly at every pixel's centre, cut at 0 and at the box.
+    """The definition in float64: logits interpolated bilinearly at every pixel's center, cut at 0 and at the box.
 
     Args and result are those of :func:`whole_masks`.
     """
@@ -131,7 +131,7 @@ def _positions(
 
 
 def _clear_outside(mask: NDArray[np.bool_], box: NDArray[np.float32]) -> None:
-    """Clear the pixels whose centres lie outside of the box."""
+    """Clear the pixels whose centers lie outside of the box."""
     left, top, right, bottom = np.ceil(box.astype(np.float64) - 0.5).astype(int).tolist()
     mask[: max(top, 0)] = False
     mask[max(bottom, 0) :] = False

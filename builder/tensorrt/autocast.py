@@ -43,7 +43,7 @@ def convert_to_fp16(onnx_path: Path, images: NDArray[np.uint8], exclude: Iterabl
     """Convert a network to fp16, the decoding of the detections left in fp32.
 
     Nodes whose values on ``images`` leave fp16's useful range (512 and more) stay in fp32 too. Q/DQ nodes may be in the
-    network: for an int8 plan this is the second step, after ``ptq.quantise``.
+    network: for an int8 plan this is the second step, after ``ptq.quantize``.
 
     Args:
         onnx_path: network with input ``images``, uint8 [batch, height, width, 3].

@@ -14,7 +14,7 @@ from builder.tensorrt.errors import LogLine, OnnxParseError, PlanBuildError, Pla
 from builder.tensorrt.failures import out_of_memory
 from builder.tensorrt.layers import LayerCounts, convolution_names, count_engine, count_network
 from pipeline import contract
-from repository.flavour import Flavour
+from repository.flavor import Flavor
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -36,7 +36,7 @@ class PlanSettings:
     """How a plan is built.
 
     Attributes:
-        min_batch: smallest batch of the optimisation profile.
+        min_batch: smallest batch of the optimization profile.
         opt_batch: batch that the kernels are chosen for.
         max_batch: largest batch.
         workspace_mib: upper bound of the scratch memory that a layer may use while it runs, in MiB.
@@ -75,24 +75,24 @@ class PlanSettings:
 
 @dataclass(frozen=True)
 class CompiledPlan:
-    """A serialised plan and how it came about.
+    """A serialized plan and how it came about.
 
     Attributes:
         plan: the bytes to write.
         counts: layers and convolutions per precision.
-        duration_s: seconds from parsing to the serialised plan.
-        flavour: name of the TensorRT flavour, such as ``tensorrt-11``.
+        duration_s: seconds from parsing to the serialized plan.
+        flavor: name of the TensorRT flavor, such as ``tensorrt-11``.
         tensorrt_version: its version.
         batches: smallest, preferred and largest batch.
         input_shape: height, width and channels of ``images``.
-        can_run_here: whether the plan could be deserialised on this machine.
+        can_run_here: whether the plan could be deserialized on this machine.
         log: every line that the builder logged.
     """
 
     plan: bytes = field(repr=False)
     counts: LayerCounts
     duration_s: float
-    flavour: str
+    flavor: str
     tensorrt_version: str
     batches: tuple[int, int, int]
     input_shape: tuple[int, int, int]
@@ -103,7 +103,7 @@ class CompiledPlan:
 def compile_plan(
     onnx_path: Path,
     settings: PlanSettings,
-    flavour: Flavour,
+    flavor: Flavor,
     on_progress: ProgressCallback | None = None,
 ) -> CompiledPlan:
     """Build a plan.
@@ -112,22 +112,22 @@ def compile_plan(
         onnx_path: network with the one input ``images``, uint8 [batch, height, width, 3], batch dynamic. Its types
             are the plan's types: the network is strongly typed.
         settings: profile, memory and compatibility.
-        flavour: TensorRT to build with.
+        flavor: TensorRT to build with.
         on_progress: shows the builder's phases. Interrupting (Ctrl-C) stops the build at the next step.
 
     Returns:
-        The plan. Layer counts come from the engine inspector where the plan can be deserialised here and says enough
+        The plan. Layer counts come from the engine inspector where the plan can be deserialized here and says enough
         (that needs a GPU), else from the parsed network; ``counts.source`` says which.
 
     Raises:
         OnnxParseError: TensorRT does not understand the network.
         PlanMemoryError: memory does not suffice; the message names workspace, batch and the options that change them.
         PlanBuildError: it builds no plan from it; the error carries the log.
-        TensorRTError: the input is not the contract's, or a setting does not fit the flavour.
+        TensorRTError: the input is not the contract's, or a setting does not fit the flavor.
     """
     lines: list[LogLine] = []
     try:
-        return _compile(onnx_path, settings, flavour, on_progress, lines)
+        return _compile(onnx_path, settings, flavor, on_progress, lines)
     except (TensorRTError, KeyboardInterrupt) as error:
         # The frames behind an error hold TensorRT objects. Were they freed whenever the error is, that could be while
         # another build calls back into Python, with TensorRT's locks held. So they go now.
@@ -137,46 +137,46 @@ def compile_plan(
 def _compile(
     onnx_path: Path,
     settings: PlanSettings,
-    flavour: Flavour,
+    flavor: Flavor,
     on_progress: ProgressCallback | None,
     lines: list[LogLine],
 ) -> CompiledPlan:
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
-        trt = flavour.module
+        trt = flavor.module
     started = time.monotonic()
-    logger = _make_logger(flavour, lines)
+    logger = _make_logger(flavor, lines)
     builder = trt.Builder(logger)
     # TensorRT 10 builds a weakly typed network without this flag; 11 accepts and ignores it.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)  # owns the weights: keep it until the plan is built
-    _parse(onnx_path, parser, flavour, lines)
-    shape = _image_shape(network, flavour)
+    _parse(onnx_path, parser, flavor, lines)
+    shape = _image_shape(network, flavor)
     config = builder.create_builder_config()
-    _configure(builder, config, settings, flavour, shape)
-    monitor = _make_monitor(flavour, on_progress) if on_progress is not None else None
+    _configure(builder, config, settings, flavor, shape)
+    monitor = _make_monitor(flavor, on_progress) if on_progress is not None else None
     if monitor is not None:
         config.progress_monitor = monitor
     # TensorRT-RTX times kernels on the machine that runs the plan; timing cache calls do nothing there.
-    timing_cache = None if flavour.is_rtx else settings.timing_cache
+    timing_cache = None if flavor.is_rtx else settings.timing_cache
     _load_timing_cache(config, timing_cache)
-    serialised = _maybe(builder.build_serialized_network(network, config))
+    serialized = _maybe(builder.build_serialized_network(network, config))
     if monitor is not None and monitor.interrupted:
         raise KeyboardInterrupt
-    if serialised is None:
-        raise _failure(onnx_path, flavour, settings, lines)
-    plan = bytes(serialised)
+    if serialized is None:
+        raise _failure(onnx_path, flavor, settings, lines)
+    plan = bytes(serialized)
     _save_timing_cache(config, timing_cache)
     duration_s = time.monotonic() - started
-    counts, can_run_here = _count(flavour, network, plan, logger, lines)
-    _LOGGER.info("%s built a plan of %.1f MB in %.1f s", flavour, len(plan) / 1e6, duration_s)
+    counts, can_run_here = _count(flavor, network, plan, logger, lines)
+    _LOGGER.info("%s built a plan of %.1f MB in %.1f s", flavor, len(plan) / 1e6, duration_s)
     return CompiledPlan(
         plan=plan,
         counts=counts,
         duration_s=duration_s,
-        flavour=flavour.name,
-        tensorrt_version=flavour.version_text,
+        flavor=flavor.name,
+        tensorrt_version=flavor.version_text,
         batches=(settings.min_batch, settings.opt_batch, settings.max_batch),
         input_shape=shape,
         can_run_here=can_run_here,
@@ -189,11 +189,11 @@ def _maybe(answer: T) -> T | None:
     return answer
 
 
-def _make_logger(flavour: Flavour, lines: list[LogLine]) -> trt.ILogger:
+def _make_logger(flavor: Flavor, lines: list[LogLine]) -> trt.ILogger:
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
-        trt = flavour.module
+        trt = flavor.module
 
     class CapturingLogger(trt.ILogger):
         """Keeps every line; TensorRT calls it from several threads, and appending is atomic."""
@@ -210,11 +210,11 @@ def _make_logger(flavour: Flavour, lines: list[LogLine]) -> trt.ILogger:
     return CapturingLogger()
 
 
-def _make_monitor(flavour: Flavour, on_progress: ProgressCallback) -> Any:
+def _make_monitor(flavor: Flavor, on_progress: ProgressCallback) -> Any:
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
-        trt = flavour.module
+        trt = flavor.module
 
     class Monitor(trt.IProgressMonitor):
         """Passes phases on. An exception must not travel through TensorRT, so an interrupt becomes 'stop'."""
@@ -246,7 +246,7 @@ def _make_monitor(flavour: Flavour, on_progress: ProgressCallback) -> Any:
     return Monitor()
 
 
-def _parse(onnx_path: Path, parser: trt.OnnxParser, flavour: Flavour, lines: list[LogLine]) -> None:
+def _parse(onnx_path: Path, parser: trt.OnnxParser, flavor: Flavor, lines: list[LogLine]) -> None:
     if not onnx_path.is_file():
         raise TensorRTError(f"{onnx_path}: no such ONNX file")
     parsed = parser.parse_from_file(str(onnx_path))
@@ -259,19 +259,19 @@ def _parse(onnx_path: Path, parser: trt.OnnxParser, flavour: Flavour, lines: lis
         problems.append(f"{where}: {error.desc()}")
     shown = "\n  ".join(problems) or "no reason given"
     raise OnnxParseError(
-        f"{flavour} does not parse {onnx_path.name}:\n  {shown}\nExport the model again with another opset, or upgrade "
+        f"{flavor} does not parse {onnx_path.name}:\n  {shown}\nExport the model again with another opset, or upgrade "
         "TensorRT",
         tuple(problems),
         tuple(lines),
     )
 
 
-def _image_shape(network: trt.INetworkDefinition, flavour: Flavour) -> tuple[int, int, int]:
+def _image_shape(network: trt.INetworkDefinition, flavor: Flavor) -> tuple[int, int, int]:
     """Height, width and channels of the input, which must be the contract's ``images``."""
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
-        trt = flavour.module
+        trt = flavor.module
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     shown = ", ".join(f"{tensor.name} {tensor.dtype.name} {_dims(tensor)}" for tensor in inputs) or "none"
     expected = f"{contract.IMAGES.name} UINT8 [-1, height, width, 3]"
@@ -291,16 +291,16 @@ def _configure(
     builder: trt.Builder,
     config: trt.IBuilderConfig,
     settings: PlanSettings,
-    flavour: Flavour,
+    flavor: Flavor,
     shape: tuple[int, int, int],
 ) -> None:
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
-        trt = flavour.module
-    if flavour.is_rtx and (settings.version_compatible or settings.hardware_compatible != "none"):
+        trt = flavor.module
+    if flavor.is_rtx and (settings.version_compatible or settings.hardware_compatible != "none"):
         raise TensorRTError(
-            f"{flavour} has no version or hardware compatible plans (its plans are portable between RTX GPUs); leave "
+            f"{flavor} has no version or hardware compatible plans (its plans are portable between RTX GPUs); leave "
             "version_compatible and hardware_compatible out"
         )
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib * _MIB)
@@ -322,7 +322,7 @@ def _configure(
         trt.Dims4(settings.max_batch, *shape),
     )
     if config.add_optimization_profile(profile) < 0:
-        raise TensorRTError(f"{flavour} refuses the batch profile of {settings}")
+        raise TensorRTError(f"{flavor} refuses the batch profile of {settings}")
 
 
 def _load_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> None:
@@ -347,33 +347,33 @@ def _save_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> None:
 
 
 def _count(
-    flavour: Flavour, network: trt.INetworkDefinition, plan: bytes, logger: trt.ILogger, lines: list[LogLine]
+    flavor: Flavor, network: trt.INetworkDefinition, plan: bytes, logger: trt.ILogger, lines: list[LogLine]
 ) -> tuple[LayerCounts, bool]:
-    """Layer counts, and whether the plan can be deserialised here."""
+    """Layer counts, and whether the plan can be deserialized here."""
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
-        trt = flavour.module
+        trt = flavor.module
     logged = len(lines)
     engine = _maybe(trt.Runtime(logger).deserialize_cuda_engine(plan))
     if engine is None:
         reason = next((line.text for line in lines[logged:] if line.is_error), "no reason given")
-        # No GPU here, or one that this flavour does not run on. The plan is whole all the same, and the lines are not
+        # No GPU here, or one that this flavor does not run on. The plan is whole all the same, and the lines are not
         # of its build.
-        _LOGGER.info("the plan cannot be deserialised on this machine: %s", reason)
+        _LOGGER.info("the plan cannot be deserialized on this machine: %s", reason)
         del lines[logged:]
-        return count_network(flavour, network), False
+        return count_network(flavor, network), False
     information = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    counts = count_engine(information, convolution_names(flavour, network))
-    return counts or count_network(flavour, network), True
+    counts = count_engine(information, convolution_names(flavor, network))
+    return counts or count_network(flavor, network), True
 
 
-def _failure(onnx_path: Path, flavour: Flavour, settings: PlanSettings, lines: list[LogLine]) -> TensorRTError:
+def _failure(onnx_path: Path, flavor: Flavor, settings: PlanSettings, lines: list[LogLine]) -> TensorRTError:
     memory = out_of_memory(lines)
     if memory is not None:
         batches = settings.min_batch, settings.opt_batch, settings.max_batch
-        message = memory_ways_out(*memory, str(flavour), batches, settings.workspace_mib)
+        message = memory_ways_out(*memory, str(flavor), batches, settings.workspace_mib)
         return PlanMemoryError(message, tuple(lines))
     errors = [line.text for line in lines if line.is_error]
     shown = "\n  ".join(errors[-4:]) or "TensorRT logged no error"
-    return PlanBuildError(f"{flavour} built no plan from {onnx_path.name}:\n  {shown}", tuple(lines))
+    return PlanBuildError(f"{flavor} built no plan from {onnx_path.name}:\n  {shown}", tuple(lines))

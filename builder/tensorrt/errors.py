@@ -65,7 +65,7 @@ class PlanBuildError(TensorRTError):
 
 
 class PlanMemoryError(TensorRTError):
-    """TensorRT ran out of memory while it built a plan; other quantisers would not change that.
+    """TensorRT ran out of memory while it built a plan; other quantizers would not change that.
 
     Attributes:
         lines: the whole log.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from builder.tensorrt.graph_names import QUANTISERS, GraphNames, GraphNode
+from builder.tensorrt.graph_names import QUANTIZERS, GraphNames, GraphNode
 
 if TYPE_CHECKING:
     import onnx
@@ -33,7 +33,7 @@ def int8_exclusions(model: onnx.ModelProto) -> tuple[Exclusion, ...]:
     """Default exclusions from int8.
 
     Args:
-        model: the network with its ends grafted on, before quantisation.
+        model: the network with its ends grafted on, before quantization.
 
     Returns:
         The last convolutions of the detection head, the decoding behind them, and the prototypes' upsampling.
@@ -113,7 +113,7 @@ def _detection_tail(model: onnx.ModelProto, graph: GraphNames) -> tuple[list[str
         if node.operator == "Conv" and not _follows_softmax(node, graph):
             convolutions.append(node.name)
             continue
-        if node.operator not in QUANTISERS:
+        if node.operator not in QUANTIZERS:
             decoding.append(node.name)
         queue.extend(graph.producers[name] for name in node.inputs if name in graph.producers)
     return decoding, convolutions
@@ -121,7 +121,7 @@ def _detection_tail(model: onnx.ModelProto, graph: GraphNames) -> tuple[list[str
 
 def _follows_softmax(node: GraphNode, graph: GraphNames) -> bool:
     """Whether a convolution reads a Softmax, perhaps transposed, reshaped or cast on the way."""
-    producer = graph.before_quantisers(node.inputs[0])
+    producer = graph.before_quantizers(node.inputs[0])
     while producer is not None and producer.operator in ("Transpose", "Reshape", "Cast"):
-        producer = graph.before_quantisers(producer.inputs[0])
+        producer = graph.before_quantizers(producer.inputs[0])
     return producer is not None and producer.operator == "Softmax"

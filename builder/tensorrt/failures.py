@@ -2,7 +2,7 @@
 
 TensorRT names a fused layer after everything in it: ``A + PWN(PWN(B), C)`` (a convolution with its activation),
 ``weights + weights_QuantizeLinear + A``, ``A || B`` (convolutions side by side), ``{ForeignNode[A...B]}`` (everything
-from A to B, compiled as one), ``[trainStation1]`` (a synchronisation point, no node at all).
+from A to B, compiled as one), ``[trainStation1]`` (a synchronization point, no node at all).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from builder.tensorrt.errors import LogLine
-from builder.tensorrt.graph_names import QUANTISERS, GraphNames
+from builder.tensorrt.graph_names import QUANTIZERS, GraphNames
 
 _NO_IMPLEMENTATION: Final = re.compile(
     r"Could not find any implementation for node (?P<layer>.+?)"
@@ -46,7 +46,7 @@ CODE_MEANINGS: Final[Mapping[int, str]] = {
     3: "invalid argument",
     4: "invalid configuration or network",
     5: "allocation failed",
-    6: "initialisation failed",
+    6: "initialization failed",
     7: "execution failed",
     8: "computation failed",
     9: "invalid state",
@@ -60,7 +60,7 @@ class FailedNodes:
     """What a failed build says about the network.
 
     Attributes:
-        nodes: ONNX node names of the failed layers, without quantisers; in topological order when the graph was
+        nodes: ONNX node names of the failed layers, without quantizers; in topological order when the graph was
             given, else in the log's order.
         raw: the failed layers as TensorRT names them.
         operators: operator of every node in ``nodes``; guessed from the name without a graph, or ``unknown``.
@@ -84,7 +84,7 @@ def parse_build_log(lines: Iterable[str | LogLine], graph: GraphNames | None = N
 
     Args:
         lines: the log; of plain text, every line; of captured lines, only the errors count.
-        graph: the graph that was built. With it, ranges are expanded, weights and quantisers are traced to the
+        graph: the graph that was built. With it, ranges are expanded, weights and quantizers are traced to the
             nodes that use them, and names are checked; without it, names are taken as they stand.
 
     Returns:
@@ -140,11 +140,11 @@ def parse_problems(problems: Iterable[str], graph: GraphNames) -> FailedNodes:
     """Find the nodes that TensorRT's ONNX parser refused.
 
     Args:
-        problems: of an ``OnnxParseError``; each names a node, quantisers too, or an initializer.
+        problems: of an ``OnnxParseError``; each names a node, quantizers too, or an initializer.
         graph: the graph that was parsed.
 
     Returns:
-        The nodes that these quantisers and initializers belong to. Empty ``nodes`` mean that none is named.
+        The nodes that these quantizers and initializers belong to. Empty ``nodes`` mean that none is named.
     """
     texts = list(problems)
     names = dict.fromkeys(
@@ -165,10 +165,10 @@ def parse_problems(problems: Iterable[str], graph: GraphNames) -> FailedNodes:
 
 
 def _served_by(name: str, graph: GraphNames) -> list[str]:
-    """The quantisers whose scale or zero point an initializer is; else the name itself."""
+    """The quantizers whose scale or zero point an initializer is; else the name itself."""
     users = graph.consumers.get(name, ()) if name in graph.initializers else ()
-    quantisers = [node.name for node in users if node.operator in QUANTISERS and name in node.inputs[1:]]
-    return quantisers or [name]
+    quantizers = [node.name for node in users if node.operator in QUANTIZERS and name in node.inputs[1:]]
+    return quantizers or [name]
 
 
 def split_layer(layer: str) -> tuple[str, ...]:
@@ -211,7 +211,7 @@ def _resolve_layer(layer: str, graph: GraphNames | None, nodes: list[str], unres
         if graph is not None and len(ends) > 1:
             positions = sorted(graph.positions[name] for name in ends)
             names = graph.between(graph.nodes[positions[0]].name, graph.nodes[positions[-1]].name)
-            nodes.extend(name for name in names if graph.by_name[name].operator not in QUANTISERS)
+            nodes.extend(name for name in names if graph.by_name[name].operator not in QUANTIZERS)
         else:
             nodes.extend(ends)
 
@@ -235,21 +235,21 @@ def _resolve(part: str, graph: GraphNames | None, nodes: list[str], unresolved: 
 
 
 def _trace(name: str, graph: GraphNames) -> list[str]:
-    """Nodes that a node's, a weight's or a tensor's name stands for; quantisers stand for the node they serve."""
+    """Nodes that a node's, a weight's or a tensor's name stands for; quantizers stand for the node they serve."""
     node = graph.by_name.get(name)
     if node is None and name.startswith(_NODE_OF):  # TensorRT's name of an unnamed ONNX node: its first output
         node = graph.producers.get(name.removeprefix(_NODE_OF))
     if node is not None:
-        if node.operator not in QUANTISERS:
+        if node.operator not in QUANTIZERS:
             return [node.name] if node.name else []
         if node.operator == "QuantizeLinear":
-            producer = graph.before_quantisers(node.inputs[0])
+            producer = graph.before_quantizers(node.inputs[0])
             if producer is not None:
                 return [producer.name]
-        return [user.name for user in graph.behind_quantisers(node.outputs[0])]
+        return [user.name for user in graph.behind_quantizers(node.outputs[0])]
     if name in graph.initializers:
-        return [user.name for user in graph.behind_quantisers(name)]
-    producer = graph.before_quantisers(name)
+        return [user.name for user in graph.behind_quantizers(name)]
+    producer = graph.before_quantizers(name)
     return [producer.name] if producer is not None else []
 
 
@@ -258,7 +258,7 @@ def _names_in(text: str, graph: GraphNames) -> list[str]:
     return [
         node.name
         for node in graph.nodes
-        if node.name and node.operator not in QUANTISERS and node.name in text and _stands_alone(node.name, text)
+        if node.name and node.operator not in QUANTIZERS and node.name in text and _stands_alone(node.name, text)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Builds again without the quantisers that TensorRT chokes on, a bounded number of times, and records every attempt."""
+"""Builds again without the quantizers that TensorRT chokes on, a bounded number of times, and records every attempt."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Attempt:
         error: one line on what failed; empty on success.
         failed_layers: failed layers as TensorRT names them.
         failed_nodes: ONNX nodes in them.
-        added: nodes whose quantisers the next attempt leaves out.
+        added: nodes whose quantizers the next attempt leaves out.
     """
 
     number: int
@@ -87,7 +87,7 @@ def build_with_fallback(
     """Build a plan; after a failed build, leave the failed nodes in higher precision and build again.
 
     Args:
-        make_onnx: makes the quantised ONNX without the quantisers of the given nodes (on top of its own defaults).
+        make_onnx: makes the quantized ONNX without the quantizers of the given nodes (on top of its own defaults).
         compile_fn: builds the plan; raises ``PlanBuildError`` with the log when TensorRT builds none, and
             ``OnnxParseError`` when its parser refuses the network.
         max_attempts: bound on the number of builds, 1 or more.
@@ -100,7 +100,7 @@ def build_with_fallback(
         The plan, and every attempt.
 
     Raises:
-        FallbackError: the bound is met, or a failed build names no further node that carries quantisers.
+        FallbackError: the bound is met, or a failed build names no further node that carries quantizers.
     """
     if max_attempts < 1:
         raise TensorRTError(f"max_attempts is {max_attempts}; needed: 1 or more")
@@ -118,7 +118,7 @@ def build_with_fallback(
                 failed = parse_problems(error.problems, graph)
             else:
                 failed = parse_build_log(error.lines, graph)
-            carriers = graph.quantiser_carriers(failed.nodes)
+            carriers = graph.quantizer_carriers(failed.nodes)
             added = tuple(name for name in carriers if name not in excluded)
             _record(
                 attempts,
@@ -138,7 +138,7 @@ def build_with_fallback(
                 why = (
                     f"{number} builds failed, which is the bound (max_attempts)"
                     if added
-                    else "no further node with quantisers is named in the log, so leaving quantisers out cannot help"
+                    else "no further node with quantizers is named in the log, so leaving quantizers out cannot help"
                 )
                 advice = ways_out(failed, tensorrt, excluded, workspace_mib)
                 raise FallbackError(f"{advice}\nStopped because {why}.", tuple(attempts)) from error

@@ -1,4 +1,4 @@
-"""Names of an ONNX graph: which node comes when, what feeds it, and which nodes carry quantisers. Pure Python."""
+"""Names of an ONNX graph: which node comes when, what feeds it, and which nodes carry quantizers. Pure Python."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import onnx
 
-QUANTISERS: Final = frozenset({"QuantizeLinear", "DequantizeLinear"})
+QUANTIZERS: Final = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 @dataclass(frozen=True)
@@ -91,37 +91,37 @@ class GraphNames:
         start, stop = sorted((self.positions[first], self.positions[last]))
         return tuple(node.name for node in self.nodes[start : stop + 1] if node.name)
 
-    def behind_quantisers(self, tensor: str) -> tuple[GraphNode, ...]:
+    def behind_quantizers(self, tensor: str) -> tuple[GraphNode, ...]:
         """Nodes that read a tensor, looking through QuantizeLinear and DequantizeLinear."""
         found: list[GraphNode] = []
         for node in self.consumers.get(tensor, ()):
-            if node.operator in QUANTISERS and node.inputs[:1] == (tensor,):
-                found.extend(self.behind_quantisers(node.outputs[0]))
-            elif node.operator not in QUANTISERS:
+            if node.operator in QUANTIZERS and node.inputs[:1] == (tensor,):
+                found.extend(self.behind_quantizers(node.outputs[0]))
+            elif node.operator not in QUANTIZERS:
                 found.append(node)
         return tuple(found)
 
-    def before_quantisers(self, tensor: str) -> GraphNode | None:
+    def before_quantizers(self, tensor: str) -> GraphNode | None:
         """The node that makes a tensor, looking through QuantizeLinear and DequantizeLinear."""
         node = self.producers.get(tensor)
-        while node is not None and node.operator in QUANTISERS:
+        while node is not None and node.operator in QUANTIZERS:
             node = self.producers.get(node.inputs[0])
         return node
 
-    def is_quantised(self, name: str) -> bool:
-        """Whether a node reads a dequantised tensor, so that it may run in int8."""
+    def is_quantized(self, name: str) -> bool:
+        """Whether a node reads a dequantized tensor, so that it may run in int8."""
         node = self.by_name.get(name)
-        if node is None or node.operator in QUANTISERS:
+        if node is None or node.operator in QUANTIZERS:
             return False
         return any(
             producer is not None and producer.operator == "DequantizeLinear"
             for producer in map(self.producers.get, node.inputs)
         )
 
-    def quantiser_carriers(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Of failed nodes, those whose quantisers can be taken away.
+    def quantizer_carriers(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Of failed nodes, those whose quantizers can be taken away.
 
-        A fused layer may hold no such node and still fail, because its output is quantised for the nodes behind it;
+        A fused layer may hold no such node and still fail, because its output is quantized for the nodes behind it;
         then those are the carriers.
 
         Args:
@@ -131,11 +131,11 @@ class GraphNames:
             Names in topological order.
         """
         names = tuple(names)
-        carriers = [name for name in names if self.is_quantised(name)]
+        carriers = [name for name in names if self.is_quantized(name)]
         if not carriers:
             for name in names:
                 for tensor in self.by_name[name].outputs if name in self.by_name else ():
                     carriers.extend(
-                        node.name for node in self.behind_quantisers(tensor) if self.is_quantised(node.name)
+                        node.name for node in self.behind_quantizers(tensor) if self.is_quantized(node.name)
                     )
         return self.in_order(carriers)

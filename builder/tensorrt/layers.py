@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from repository.flavour import Flavour
+from repository.flavor import Flavor
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -55,22 +55,22 @@ class LayerCounts:
     Attributes:
         source: ``engine inspector`` (what the plan runs) or ``strongly typed network`` (what it was told to run).
         layers: layers per type of their first output; shape arithmetic shows up as int64.
-        convolutions: convolutions per precision. One counts as int8 when its input and its weights are dequantised
+        convolutions: convolutions per precision. One counts as int8 when its input and its weights are dequantized
             int8 (in the network) or when it reads int8 (in the engine).
-        quantised_convolutions: names of the int8 ones, in the network's order.
+        quantized_convolutions: names of the int8 ones, in the network's order.
     """
 
     source: str
     layers: Mapping[str, int]
     convolutions: Mapping[str, int]
-    quantised_convolutions: tuple[str, ...] = field(repr=False)
+    quantized_convolutions: tuple[str, ...] = field(repr=False)
 
 
-def count_network(flavour: Flavour, network: trt.INetworkDefinition) -> LayerCounts:
+def count_network(flavor: Flavor, network: trt.INetworkDefinition) -> LayerCounts:
     """Count the layers of a parsed, strongly typed network by the type of their output.
 
     Args:
-        flavour: the TensorRT that parsed it.
+        flavor: the TensorRT that parsed it.
         network: the network.
 
     Returns:
@@ -79,7 +79,7 @@ def count_network(flavour: Flavour, network: trt.INetworkDefinition) -> LayerCou
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
-        trt = flavour.module
+        trt = flavor.module
     all_layers = [network.get_layer(index) for index in range(network.num_layers)]
     producers = {layer.get_output(index).name: layer for layer in all_layers for index in range(layer.num_outputs)}
 
@@ -94,7 +94,7 @@ def count_network(flavour: Flavour, network: trt.INetworkDefinition) -> LayerCou
 
     layers: Counter[str] = Counter()
     convolutions: Counter[str] = Counter()
-    quantised: list[str] = []
+    quantized: list[str] = []
     for layer in all_layers:
         dtype = layer.get_output(0).dtype.name
         precision = _PRECISION.get(dtype, dtype.lower())
@@ -102,23 +102,23 @@ def count_network(flavour: Flavour, network: trt.INetworkDefinition) -> LayerCou
         if layer.type == trt.LayerType.CONVOLUTION:
             if reads_int8(layer, 0) and reads_int8(layer, 1):
                 precision = "int8"
-                quantised.append(layer.name)
+                quantized.append(layer.name)
             convolutions[precision] += 1
-    return LayerCounts(NETWORK, dict(layers), dict(convolutions), tuple(quantised))
+    return LayerCounts(NETWORK, dict(layers), dict(convolutions), tuple(quantized))
 
 
-def convolution_names(flavour: Flavour, network: trt.INetworkDefinition) -> frozenset[str]:
+def convolution_names(flavor: Flavor, network: trt.INetworkDefinition) -> frozenset[str]:
     """Names of a parsed network's convolutions, which are those of the ONNX nodes."""
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
-        trt = flavour.module
+        trt = flavor.module
     layers = (network.get_layer(index) for index in range(network.num_layers))
     return frozenset(layer.name for layer in layers if layer.type == trt.LayerType.CONVOLUTION)
 
 
 def count_engine(information: str, convolutions: frozenset[str]) -> LayerCounts | None:
-    """Count the layers of a deserialised engine.
+    """Count the layers of a deserialized engine.
 
     Args:
         information: JSON of ``EngineInspector.get_engine_information`` for an engine built with detailed profiling
@@ -148,8 +148,8 @@ def count_engine(information: str, convolutions: frozenset[str]) -> LayerCounts 
             found[name] = inputs[0] if inputs else "unknown"
     if set(found) != convolutions:
         return None
-    quantised = tuple(sorted(name for name, precision in found.items() if precision == "int8"))
-    return LayerCounts(ENGINE_INSPECTOR, dict(layers), dict(Counter(found.values())), quantised)
+    quantized = tuple(sorted(name for name, precision in found.items() if precision == "int8"))
+    return LayerCounts(ENGINE_INSPECTOR, dict(layers), dict(Counter(found.values())), quantized)
 
 
 def _onnx_names(entry: Mapping[str, Any]) -> Iterator[str]:

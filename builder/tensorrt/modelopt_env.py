@@ -1,7 +1,7 @@
 """Imports ModelOpt's ONNX side, or says what is missing.
 
 ``nvidia-modelopt[onnx]`` must not be installed: it pulls onnxruntime-gpu, which fills the same module as onnxruntime.
-What the ONNX quantisation and AutoCast import of it, and nothing more, is in ``PACKAGES``.
+What the ONNX quantization and AutoCast import of it, and nothing more, is in ``PACKAGES``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PACKAGES: Final = (
     "ml-dtypes",
     "polygraphy>=0.53.4",
 )
-"""ModelOpt 0.47 and the packages that its ONNX quantisation and AutoCast import."""
+"""ModelOpt 0.47 and the packages that its ONNX quantization and AutoCast import."""
 
 _PATCHED_MODULES: Final = ("calibrate", "qdq_quantizer", "base_quantizer", "onnx_quantizer", "quantize", "quant_utils")
 
@@ -86,9 +86,9 @@ def off_terminal() -> Iterator[None]:
 
 @contextmanager
 def own_onnxruntime() -> Iterator[None]:
-    """Take back what ModelOpt replaces in ``onnxruntime.quantization``, for all of a process, when it quantises.
+    """Take back what ModelOpt replaces in ``onnxruntime.quantization``, for all of a process, when it quantizes.
 
-    Otherwise ONNX Runtime's own quantisation, which the cpu profile uses, would fail afterwards in the same process.
+    Otherwise ONNX Runtime's own quantization, which the cpu profile uses, would fail afterwards in the same process.
     """
     modules = [importlib.import_module(f"onnxruntime.quantization.{name}") for name in _PATCHED_MODULES]
     classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]

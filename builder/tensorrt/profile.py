@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from base.progress import Steps
 from builder.add_plan import architecture, plan_facts, plan_name
-from builder.artefact import Artefact
+from builder.artifact import Artifact
 from builder.calibration import CalibrationSet
 from builder.errors import CalibrationError
 from builder.export import Export
-from builder.quantisers import nodes_to_exclude, quantised_nodes, remove_quantisers
+from builder.quantizers import nodes_to_exclude, quantized_nodes, remove_quantizers
 from builder.settings import BuildSettings
 from builder.surgery import graft_ends
 from builder.tensorrt.advice import ways_out
@@ -29,9 +29,9 @@ from builder.tensorrt.errors import PlanBuildError, TensorRTError
 from builder.tensorrt.failures import parse_build_log
 from builder.tensorrt.fallback import Attempt, build_with_fallback
 from builder.tensorrt.graph_names import GraphNames
-from builder.tensorrt.ptq import QuantisedModel, quantise
+from builder.tensorrt.ptq import QuantizedModel, quantize
 from builder.tensorrt.runner import plan_network
-from repository.flavour import Flavour
+from repository.flavor import Flavor
 from repository.gpu import Gpu
 from repository.manifest import toolchain
 from repository.network import Network
@@ -50,7 +50,7 @@ class TensorRTProfile:
         export: Export,
         network: onnx.ModelProto,
         calibration: CalibrationSet,
-        flavour: Flavour,
+        flavor: Flavor,
         gpu: Gpu | None,
         steps: Steps,
         compile_step: CompileStep | None = None,
@@ -62,16 +62,16 @@ class TensorRTProfile:
             export: what the export holds.
             network: float32 network of dynamic batch, its ends not grafted yet.
             calibration: images for int8; AutoCast looks at the first one for fp16.
-            flavour: TensorRT to build with.
+            flavor: TensorRT to build with.
             gpu: the GPU of this machine.
             steps: where progress is shown.
             compile_step: builds a plan from an ONNX file; by default TensorRT does.
         """
         self._settings, self._calibration, self._export = settings, calibration, export
-        self._flavour, self._gpu, self._steps = flavour, gpu, steps
+        self._flavor, self._gpu, self._steps = flavor, gpu, steps
         self._reference = graft_ends(network, export, settings.top_k)
         self._exclude = nodes_to_exclude(settings.exclude, self._reference)
-        self._plan = PlanSettings(**settings.plan.model_dump(exclude={"flavour"}))
+        self._plan = PlanSettings(**settings.plan.model_dump(exclude={"flavor"}))
         self._compile_step = compile_step or self._compile
 
     @property
@@ -82,8 +82,8 @@ class TensorRTProfile:
     def facts(self, precision: str) -> dict[str, Any]:
         """What determines the result."""
         facts: dict[str, Any] = {
-            "flavour": self._flavour.name,
-            "tensorrt": self._flavour.version_text,
+            "flavor": self._flavor.name,
+            "tensorrt": self._flavor.version_text,
             "gpu": self._gpu.compute_capability if self._gpu else None,
             "plan": {key: value for key, value in asdict(self._plan).items() if key != "timing_cache"},
         }
@@ -96,36 +96,36 @@ class TensorRTProfile:
             }
         return facts
 
-    def make(self, precision: str, exclude: frozenset[str]) -> Artefact:
-        """Make one precision; see :class:`builder.artefact.Profile`."""
+    def make(self, precision: str, exclude: frozenset[str]) -> Artifact:
+        """Make one precision; see :class:`builder.artifact.Profile`."""
         with tempfile.TemporaryDirectory(prefix="build-") as folder:
             return {"fp32": self._fp32, "fp16": self._fp16, "int8": self._int8}[precision](Path(folder), exclude)
 
-    def _fp32(self, folder: Path, exclude: frozenset[str]) -> Artefact:
+    def _fp32(self, folder: Path, exclude: frozenset[str]) -> Artifact:
         del exclude
         path = _save(self._reference, folder / "fp32.onnx")
-        return self._artefact(self._reference, self._built("fp32", path))
+        return self._artifact(self._reference, self._built("fp32", path))
 
-    def _fp16(self, folder: Path, exclude: frozenset[str]) -> Artefact:
+    def _fp16(self, folder: Path, exclude: frozenset[str]) -> Artifact:
         del exclude
         source = _save(self._reference, folder / "fp32.onnx")
         with self._steps.step("fp16: AutoCast", "ModelOpt"):
             half = convert_to_fp16(source, self._images[:1])
         path = _save(half.model, folder / "fp16.onnx")
-        return self._artefact(half.model, self._built("fp16", path), excluded=half.excluded)
+        return self._artifact(half.model, self._built("fp16", path), excluded=half.excluded)
 
-    def _int8(self, folder: Path, exclude: frozenset[str]) -> Artefact:
-        quantised = self._quantised
+    def _int8(self, folder: Path, exclude: frozenset[str]) -> Artifact:
+        quantized = self._quantized
         latest: dict[str, onnx.ModelProto] = {}
 
         def make_onnx(failed: frozenset[str]) -> Path:
-            latest["quantised"] = remove_quantisers(quantised.model, self._reference, exclude | failed)
-            if not quantised_nodes(latest["quantised"]):
+            latest["quantized"] = remove_quantizers(quantized.model, self._reference, exclude | failed)
+            if not quantized_nodes(latest["quantized"]):
                 raise TensorRTError(
-                    "every quantised layer has been taken out of int8, so nothing is left to build; keep fp16, or "
+                    "every quantized layer has been taken out of int8, so nothing is left to build; keep fp16, or "
                     "upgrade TensorRT"
                 )
-            source = _save(latest["quantised"], folder / "quantised.onnx")
+            source = _save(latest["quantized"], folder / "quantized.onnx")
             with self._steps.step("int8: AutoCast", "the layers around int8 to fp16"):
                 half = convert_to_fp16(source, self._images[:1])
             return _save(half.model, folder / f"int8-{len(failed)}.onnx")
@@ -144,23 +144,23 @@ class TensorRTProfile:
             lambda path: self._built("int8", path),
             self._settings.fallback.max_attempts,
             show,
-            tensorrt=str(self._flavour),
+            tensorrt=str(self._flavor),
             workspace_mib=self._plan.workspace_mib,
         )
-        return self._artefact(
+        return self._artifact(
             onnx.load(result.onnx_path),
             result.plan,
-            excluded=(*quantised.excluded, *sorted(exclude), *result.excluded),
+            excluded=(*quantized.excluded, *sorted(exclude), *result.excluded),
             attempts=tuple(attempt.as_dict() for attempt in result.attempts),
-            quantised=latest["quantised"],
+            quantized=latest["quantized"],
             calibration={
-                "method": f"ModelOpt {quantised.method}, int8 per channel weights, Q/DQ",
-                "images": quantised.images,
+                "method": f"ModelOpt {quantized.method}, int8 per channel weights, Q/DQ",
+                "images": quantized.images,
                 "sha256": self._calibration.sha256,
                 "warning": self._calibration.warning,
                 "default_exclusions": [
                     {"nodes": list(group.nodes), "reason": group.reason, "source": group.source}
-                    for group in quantised.exclusions
+                    for group in quantized.exclusions
                 ],
             },
         )
@@ -172,7 +172,7 @@ class TensorRTProfile:
         return np.stack(list(self._calibration.letterboxed(*size)))
 
     @functools.cached_property
-    def _quantised(self) -> QuantisedModel:
+    def _quantized(self) -> QuantizedModel:
         if not len(self._calibration):
             raise CalibrationError("int8 needs images of what the model will see; give a folder with --images")
         if self._calibration.warning:
@@ -181,32 +181,32 @@ class TensorRTProfile:
         with tempfile.TemporaryDirectory(prefix="build-") as folder:
             source = _save(self._reference, Path(folder) / "fp32.onnx")
             with self._steps.step(
-                "int8: calibrate and quantise", f"ModelOpt {method}, {len(self._calibration)} images"
+                "int8: calibrate and quantize", f"ModelOpt {method}, {len(self._calibration)} images"
             ):
-                return quantise(source, self._images, self._exclude, method)
+                return quantize(source, self._images, self._exclude, method)
 
     def _compile(self, path: Path) -> CompiledPlan:
-        return compile_plan(path, self._plan, self._flavour)
+        return compile_plan(path, self._plan, self._flavor)
 
     def _built(self, precision: str, path: Path) -> CompiledPlan:
         batches = f"batch {self._plan.min_batch}..{self._plan.max_batch}"
-        with self._steps.step(f"{precision}: build plan", f"{self._flavour}, {batches}"):
+        with self._steps.step(f"{precision}: build plan", f"{self._flavor}, {batches}"):
             try:
                 return self._compile_step(path)
             except PlanBuildError as error:
                 if precision == "int8":  # the fallback reads the log
                     raise
                 failed = parse_build_log(error.lines, GraphNames.from_file(path))
-                message = ways_out(failed, str(self._flavour), (), self._plan.workspace_mib, precision)
+                message = ways_out(failed, str(self._flavor), (), self._plan.workspace_mib, precision)
                 raise TensorRTError(message) from error
 
-    def _artefact(self, model: onnx.ModelProto, plan: CompiledPlan, **facts: Any) -> Artefact:
-        name = plan_name(self._flavour, self._gpu)
-        kind = "trtrtx" if self._flavour.is_rtx else "trt"
+    def _artifact(self, model: onnx.ModelProto, plan: CompiledPlan, **facts: Any) -> Artifact:
+        name = plan_name(self._flavor, self._gpu)
+        kind = "trtrtx" if self._flavor.is_rtx else "trt"
         versions = toolchain("nvidia-modelopt", "torch")
-        return Artefact(
+        return Artifact(
             model=model,
-            runtime=f"{kind}{self._flavour.version_text}-{architecture(self._flavour, self._gpu)}",
+            runtime=f"{kind}{self._flavor.version_text}-{architecture(self._flavor, self._gpu)}",
             layers={
                 "source": plan.counts.source,
                 "layers": plan.counts.layers,
@@ -216,7 +216,7 @@ class TensorRTProfile:
             plan_facts={name: plan_facts(plan, self._plan, self._gpu)},
             toolchain={
                 "tensorrt": plan.tensorrt_version,
-                "tensorrt_flavour": plan.flavour,
+                "tensorrt_flavor": plan.flavor,
                 "nvidia-modelopt": versions["nvidia-modelopt"],
                 "torch": versions["torch"],
             },
@@ -229,7 +229,7 @@ class TensorRTProfile:
         if not plan.can_run_here:
             return None
         try:
-            return plan_network(plan.plan, self._flavour)
+            return plan_network(plan.plan, self._flavor)
         except (TensorRTError, ImportError) as error:
             self._steps.warn(f"the plan is not measured itself, but the ONNX it was built from: {error}")
             return None

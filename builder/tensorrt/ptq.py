@@ -1,4 +1,4 @@
-"""int8 by ModelOpt's post-training quantisation: Q/DQ nodes with scales calibrated on images."""
+"""int8 by ModelOpt's post-training quantization: Q/DQ nodes with scales calibrated on images."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ CalibrationMethod = Literal["max", "entropy"]
 
 
 @dataclass(frozen=True)
-class QuantisedModel:
+class QuantizedModel:
     """An int8 Q/DQ network.
 
     Attributes:
         model: the ONNX model, fp32 but for its Q/DQ nodes; inputs and outputs keep their types.
         exclusions: the groups of nodes that were left out by default.
         excluded: every node that was left out.
-        quantised_convolutions: convolutions whose input and weights are dequantised, in topological order.
+        quantized_convolutions: convolutions whose input and weights are dequantized, in topological order.
         convolutions: number of convolutions in all.
         images: number of calibration images.
         method: calibration method.
@@ -44,20 +44,20 @@ class QuantisedModel:
     model: onnx.ModelProto
     exclusions: tuple[Exclusion, ...]
     excluded: tuple[str, ...]
-    quantised_convolutions: tuple[str, ...]
+    quantized_convolutions: tuple[str, ...]
     convolutions: int
     images: int
     method: str
     duration_s: float
 
 
-def quantise(
+def quantize(
     onnx_path: Path,
     images: NDArray[np.uint8],
     exclude: Iterable[str] = (),
     method: CalibrationMethod = "max",
-) -> QuantisedModel:
-    """Quantise a network to int8: symmetric, weights per channel, activations per tensor.
+) -> QuantizedModel:
+    """Quantize a network to int8: symmetric, weights per channel, activations per tensor.
 
     The result is fp32 around its Q/DQ nodes; ``autocast.convert_to_fp16`` makes the rest fp16 for the plan. (ModelOpt's
     own ``high_precision_dtype="fp16"`` would turn the decoding's coordinates into fp16 as well.)
@@ -70,11 +70,11 @@ def quantise(
         method: ``max`` (largest absolute value) or ``entropy`` (clips outliers).
 
     Returns:
-        The quantised network.
+        The quantized network.
 
     Raises:
         ToolchainError: ModelOpt is missing.
-        ConversionError: there are no images, a name is unknown, ModelOpt fails, or it quantised no convolution.
+        ConversionError: there are no images, a name is unknown, ModelOpt fails, or it quantized no convolution.
     """
     check_images(images)
     if method not in get_args(CalibrationMethod):
@@ -107,40 +107,40 @@ def quantise(
                 )
         except Exception as error:  # ModelOpt, its helpers and ONNX Runtime each raise types of their own
             raise ConversionError(
-                f"ModelOpt does not quantise {onnx_path.name}: {error or type(error).__name__}. Keep fp16, or exclude "
+                f"ModelOpt does not quantize {onnx_path.name}: {error or type(error).__name__}. Keep fp16, or exclude "
                 "the node that the message names"
             ) from error
         model = onnx.load(output)
     graph = GraphNames.from_model(model)
-    quantised = quantised_convolutions(graph)
+    quantized = quantized_convolutions(graph)
     convolutions = sum(node.operator == "Conv" for node in graph.nodes)
-    if not quantised:
-        raise ConversionError(f"ModelOpt quantised none of the {convolutions} convolutions; exclude fewer nodes")
+    if not quantized:
+        raise ConversionError(f"ModelOpt quantized none of the {convolutions} convolutions; exclude fewer nodes")
     duration_s = time.monotonic() - started
     _LOGGER.info(
-        "int8: %d of %d convolutions, %d images, %.1f s", len(quantised), convolutions, len(images), duration_s
+        "int8: %d of %d convolutions, %d images, %.1f s", len(quantized), convolutions, len(images), duration_s
     )
-    return QuantisedModel(model, exclusions, excluded, quantised, convolutions, len(images), method, duration_s)
+    return QuantizedModel(model, exclusions, excluded, quantized, convolutions, len(images), method, duration_s)
 
 
-def quantised_convolutions(graph: GraphNames) -> tuple[str, ...]:
-    """Convolutions whose input and weights are both dequantised, in topological order."""
+def quantized_convolutions(graph: GraphNames) -> tuple[str, ...]:
+    """Convolutions whose input and weights are both dequantized, in topological order."""
 
-    def dequantised(tensor: str) -> bool:
+    def dequantized(tensor: str) -> bool:
         producer = graph.producers.get(tensor)
         return producer is not None and producer.operator == "DequantizeLinear"
 
     return tuple(
         node.name
         for node in graph.nodes
-        if node.operator == "Conv" and dequantised(node.inputs[0]) and dequantised(node.inputs[1])
+        if node.operator == "Conv" and dequantized(node.inputs[0]) and dequantized(node.inputs[1])
     )
 
 
 def _check_names(model: onnx.ModelProto, names: Iterable[str]) -> None:
     known = {node.name for node in model.graph.node}
     if "" in known:
-        raise ConversionError("the network has nodes without a name; name them before quantising")
+        raise ConversionError("the network has nodes without a name; name them before quantizing")
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ConversionError(

@@ -1,7 +1,7 @@
 """Runs a plan through TensorRT's own runtime, for verification on a machine that has the GPU.
 
 Written against the documented API that TensorRT 10, 11 and TensorRT-RTX share. It has not been run on a GPU yet: where
-the plan cannot be deserialised, the ONNX it was built from is measured instead, and the manifest says so.
+the plan cannot be deserialized, the ONNX it was built from is measured instead, and the manifest says so.
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ from numpy.typing import NDArray
 
 from builder.tensorrt.errors import TensorRTError
 from pipeline import contract
-from repository.flavour import Flavour
+from repository.flavor import Flavor
 from repository.network import Network
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 
-def plan_network(plan: bytes, flavour: Flavour) -> Network:
+def plan_network(plan: bytes, flavor: Flavor) -> Network:
     """A network that runs a plan on the first GPU; memory through PyTorch.
 
     Args:
-        plan: serialised plan.
-        flavour: the TensorRT that built it.
+        plan: serialized plan.
+        flavor: the TensorRT that built it.
 
     Raises:
-        TensorRTError: there is no GPU, or the plan cannot be deserialised.
+        TensorRTError: there is no GPU, or the plan cannot be deserialized.
     """
     import torch
 
     if TYPE_CHECKING:
         module = trt
     else:
-        module = flavour.module
+        module = flavor.module
     if not torch.cuda.is_available():
         raise TensorRTError("PyTorch sees no GPU, so the plan cannot be run; install PyTorch's CUDA build")
     runtime = module.Runtime(module.Logger(module.Logger.WARNING))
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise TensorRTError("TensorRT does not deserialise the plan on this machine")
+        raise TensorRTError("TensorRT does not deserialize the plan on this machine")
     context: Any = engine.create_execution_context()
     outputs = {contract.CANDIDATES.name: torch.float32, contract.PROTOTYPES.name: torch.float16}
 

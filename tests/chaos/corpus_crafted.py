@@ -52,9 +52,9 @@ def _picture(width: int = 96, height: int = 64) -> Image.Image:
 # --- PNG ---------------------------------------------------------------------------------------------------------
 
 
-def png(width: int, height: int, pixels: bytes, *extra: bytes, bits: int = 8, colour: int = 2) -> bytes:
+def png(width: int, height: int, pixels: bytes, *extra: bytes, bits: int = 8, color: int = 2) -> bytes:
     """A PNG of a header, more chunks, and compressed ``pixels``, none of which need fit together."""
-    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
     return _PNG + chunk(b"IHDR", header) + b"".join(extra) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
@@ -83,12 +83,10 @@ def _png() -> Iterator[Crafted]:
     yield Crafted("png of 68 megapixels", png(8250, 8250, _zeros(1 << 20)), "refused")
     for width, height in _EXTREME_SIZES:
         yield Crafted(f"png of {width}x{height}", png(width, height, whole), "refused")
-    for bits, colour in ((16, 3), (3, 2), (8, 1), (8, 7), (0, 0), (255, 255)):
-        yield Crafted(
-            f"png of {bits} bits, colour type {colour}", png(96, 64, whole, bits=bits, colour=colour), "refused"
-        )
-    yield Crafted("png with a palette too long", png(96, 64, whole, chunk(b"PLTE", bytes(3 * 4000)), colour=3))
-    yield Crafted("png with no palette", png(96, 64, whole, colour=3))
+    for bits, color in ((16, 3), (3, 2), (8, 1), (8, 7), (0, 0), (255, 255)):
+        yield Crafted(f"png of {bits} bits, color type {color}", png(96, 64, whole, bits=bits, color=color), "refused")
+    yield Crafted("png with a palette too long", png(96, 64, whole, chunk(b"PLTE", bytes(3 * 4000)), color=3))
+    yield Crafted("png with no palette", png(96, 64, whole, color=3))
     lie = _PNG + chunk(b"IHDR", struct.pack(">IIBBBBB", 96, 64, 8, 2, 0, 0, 0)) + b"\x7f\xff\xff\xffIDAT" + whole
     yield Crafted("png with a chunk of 2 GB", lie + chunk(b"IEND", b""), "refused")
     noise = np.random.default_rng(1).integers(0, 256, (1600, 7201), np.uint8)
@@ -129,9 +127,9 @@ def many_scans(width: int, height: int, scans: int) -> bytes:
     Empty scans are what makes this dear for the decoder and cheap for the sender (libjpeg-turbo, doc/
     "Two Issues with the JPEG Standard").
     """
-    grey = encoded(Image.new("L", (width, height), 90), "JPEG", progressive=True, quality=50)
-    last = grey.rfind(b"\xff\xda")
-    return grey[:last] + grey[last:-2] * scans + grey[-2:]
+    gray = encoded(Image.new("L", (width, height), 90), "JPEG", progressive=True, quality=50)
+    last = gray.rfind(b"\xff\xda")
+    return gray[:last] + gray[last:-2] * scans + gray[-2:]
 
 
 def _jpeg() -> Iterator[Crafted]:
@@ -149,9 +147,9 @@ def _jpeg() -> Iterator[Crafted]:
     yield Crafted("jpeg with 5000 EXIF blocks", plain[:2] + _segment(0xE1, exif()) * 5000 + plain[2:])
     yield Crafted("jpeg with 100,000 fill bytes", plain[:2] + b"\xff" * 100_000 + plain[2:])
     yield Crafted(
-        "jpeg with 5000 quantisation tables", plain[:2] + _segment(0xDB, b"\0" + bytes([9] * 64)) * 5000 + plain[2:]
+        "jpeg with 5000 quantization tables", plain[:2] + _segment(0xDB, b"\0" + bytes([9] * 64)) * 5000 + plain[2:]
     )
-    yield Crafted("jpeg with a quantiser of zero", plain[:2] + _segment(0xDB, b"\0" + bytes(64)) + plain[2:])
+    yield Crafted("jpeg with a quantizer of zero", plain[:2] + _segment(0xDB, b"\0" + bytes(64)) + plain[2:])
     for marker, name in (
         (0xC1, "extended"),
         (0xC3, "lossless"),
@@ -206,7 +204,7 @@ def _webp() -> Iterator[Crafted]:
     yield Crafted("webp with no picture", _riff(_extended(0, 96, 64)), "refused")
     yield Crafted("webp that claims 4 GB", b"RIFF\xff\xff\xff\xff" + plain[8:])
     yield Crafted(
-        "webp of 16383x3000, one colour", encoded(Image.new("RGB", (16383, 3000), "red"), "WEBP", method=0), "answered"
+        "webp of 16383x3000, one color", encoded(Image.new("RGB", (16383, 3000), "red"), "WEBP", method=0), "answered"
     )
 
 
@@ -255,7 +253,7 @@ def tiff(entries: dict[int, tuple[int, int, int]], data: bytes = b"", following:
 
 
 def layout(width: int, height: int, **changes: int) -> dict[int, tuple[int, int, int]]:
-    """Entries of a grey TIFF in one strip, by the names of the tags that are changed."""
+    """Entries of a gray TIFF in one strip, by the names of the tags that are changed."""
     tags = {"width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262, "offset": 273}
     tags |= {"samples": 277, "rows": 278, "bytes": 279, "planar": 284, "format": 339}
     tags |= {"tile_width": 322, "tile_height": 323, "tile_offset": 324, "tile_bytes": 325}

@@ -20,8 +20,8 @@ def valid_images() -> dict[str, bytes]:
     chance = np.random.default_rng(7)
     noise = chance.integers(0, 256, (SIZE[1], SIZE[0], 4), np.uint8)
     rgba = Image.fromarray(cv2.GaussianBlur(noise, (0, 0), 2))
-    rgb, grey = rgba.convert("RGB"), rgba.convert("L")
-    return {**_jpegs(rgb, grey), **_pngs(rgba, rgb, grey), **_webps(rgba, rgb), **_bmps(rgb, grey), **_tiffs(rgb, grey)}
+    rgb, gray = rgba.convert("RGB"), rgba.convert("L")
+    return {**_jpegs(rgb, gray), **_pngs(rgba, rgb, gray), **_webps(rgba, rgb), **_bmps(rgb, gray), **_tiffs(rgb, gray)}
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -45,33 +45,33 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def _jpegs(rgb: Image.Image, grey: Image.Image) -> dict[str, bytes]:
+def _jpegs(rgb: Image.Image, gray: Image.Image) -> dict[str, bytes]:
     restarts = cv2.imencode(".jpg", np.asarray(rgb), [cv2.IMWRITE_JPEG_RST_INTERVAL, 4])[1].tobytes()
     return {
         "jpeg baseline": encoded(rgb, "JPEG", quality=80),
         "jpeg 4:4:4": encoded(rgb, "JPEG", quality=95, subsampling=0),
         "jpeg progressive": encoded(rgb, "JPEG", quality=80, progressive=True),
-        "jpeg grey": encoded(grey, "JPEG", quality=80),
+        "jpeg gray": encoded(gray, "JPEG", quality=80),
         "jpeg cmyk": encoded(rgb.convert("CMYK"), "JPEG", quality=80),
         "jpeg with restarts": restarts,
         "jpeg with exif": encoded(rgb, "JPEG", quality=80, exif=exif()),
         "jpeg with thumbnail": encoded(rgb, "JPEG", quality=80, exif=exif(), icc_profile=bytes(700), comment=b"x" * 99),
-        "jpeg of several pictures": encoded(rgb, "MPO", save_all=True, append_images=[grey.convert("RGB")] * 2),
+        "jpeg of several pictures": encoded(rgb, "MPO", save_all=True, append_images=[gray.convert("RGB")] * 2),
         "jpeg to be reduced": encoded(rgb.resize((1400, 1300)), "JPEG", quality=30, exif=exif()),
     }
 
 
-def _pngs(rgba: Image.Image, rgb: Image.Image, grey: Image.Image) -> dict[str, bytes]:
+def _pngs(rgba: Image.Image, rgb: Image.Image, gray: Image.Image) -> dict[str, bytes]:
     sixteen = np.asarray(rgba).astype(np.uint16) * 257
     frames = [rgb.rotate(90 * turn) for turn in range(4)]
     return {
         "png rgb": encoded(rgb, "PNG"),
         "png rgba": encoded(rgba, "PNG"),
-        "png grey": encoded(grey, "PNG"),
-        "png grey with alpha": encoded(rgba.convert("LA"), "PNG"),
+        "png gray": encoded(gray, "PNG"),
+        "png gray with alpha": encoded(rgba.convert("LA"), "PNG"),
         "png palette": encoded(rgb.quantize(200), "PNG"),
         "png palette of 4 bits": encoded(rgb.quantize(16), "PNG", transparency=3),
-        "png of one bit": encoded(grey.convert("1"), "PNG"),
+        "png of one bit": encoded(gray.convert("1"), "PNG"),
         "png of 16 bits": cv2.imencode(".png", sixteen)[1].tobytes(),
         "png with exif": encoded(rgb, "PNG", exif=exif(), icc_profile=bytes(700), dpi=(300, 300)),
         "apng": encoded(frames[0], "PNG", save_all=True, append_images=frames[1:], duration=50),
@@ -92,27 +92,27 @@ def _webps(rgba: Image.Image, rgb: Image.Image) -> dict[str, bytes]:
     }
 
 
-def _bmps(rgb: Image.Image, grey: Image.Image) -> dict[str, bytes]:
+def _bmps(rgb: Image.Image, gray: Image.Image) -> dict[str, bytes]:
     return {
         "bmp": encoded(rgb, "BMP"),
-        "bmp grey": encoded(grey, "BMP"),
+        "bmp gray": encoded(gray, "BMP"),
         "bmp palette": encoded(rgb.quantize(64), "BMP"),
-        "bmp of one bit": encoded(grey.convert("1"), "BMP"),
+        "bmp of one bit": encoded(gray.convert("1"), "BMP"),
         "bmp of 32 bits": cv2.imencode(".bmp", np.asarray(rgb.convert("RGBA")))[1].tobytes(),
     }
 
 
-def _tiffs(rgb: Image.Image, grey: Image.Image) -> dict[str, bytes]:
+def _tiffs(rgb: Image.Image, gray: Image.Image) -> dict[str, bytes]:
     compressions = ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
     found = {f"tiff {name}": encoded(rgb, "TIFF", compression=name) for name in compressions}
     for name in ("group3", "group4"):
-        found[f"tiff {name}"] = encoded(grey.convert("1"), "TIFF", compression=name)
+        found[f"tiff {name}"] = encoded(gray.convert("1"), "TIFF", compression=name)
     return found | {
-        "tiff grey": encoded(grey, "TIFF"),
+        "tiff gray": encoded(gray, "TIFF"),
         "tiff palette": encoded(rgb.quantize(64), "TIFF"),
         "tiff cmyk": encoded(rgb.convert("CMYK"), "TIFF"),
         "tiff of 16 bits": cv2.imencode(".tiff", np.asarray(rgb).astype(np.uint16) * 257)[1].tobytes(),
-        "tiff of several pages": encoded(rgb, "TIFF", save_all=True, append_images=[grey, rgb.resize((20, 30))]),
+        "tiff of several pages": encoded(rgb, "TIFF", save_all=True, append_images=[gray, rgb.resize((20, 30))]),
         "tiff with exif": encoded(rgb, "TIFF", exif=exif()),
         "tiff in strips": encoded(rgb, "TIFF", compression="tiff_lzw", tiffinfo={278: 5}),
     }

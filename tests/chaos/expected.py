@@ -104,7 +104,7 @@ def pictures(megapixels: Sequence[float] = (0.05, 0.3, 1.0, 2.0)) -> dict[str, b
             found[f"{photograph.stem}@{size:g}MP{extension}"] = _encoded(pixels[..., ::-1], extension)
     noise = np.random.default_rng(0).integers(0, 256, (300, 500, 3), np.uint8)
     found["noise.png"] = _encoded(noise, ".png")
-    found["grey.jpg"] = _encoded(cv2.cvtColor(at_megapixels(fetch_reference().photographs[0], 0.5), 7), ".jpg")
+    found["gray.jpg"] = _encoded(cv2.cvtColor(at_megapixels(fetch_reference().photographs[0], 0.5), 7), ".jpg")
     found["one pixel.png"] = _encoded(noise[:1, :1], ".png")
     found["a line.png"] = _encoded(noise[:1], ".png")
     return found

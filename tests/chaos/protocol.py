@@ -154,7 +154,7 @@ def _parameters(chance: random.Random) -> Iterator[tuple[str, Callable[[dict[str
             yield f"{name} {str(value)[:12]!r}", change(**{name: value})
         for value in ([1], {"a": 1}, None):
             yield f"{name} {value!r}", change(**{name: value})
-    yield "an unknown one", change(colour="red")
+    yield "an unknown one", change(color="red")
     yield "ten thousand unknown ones", change(**{f"p{i}": i for i in range(10_000)})
     yield "NaN as a number", change(confidence=float("nan"))
     yield "an endless number", change(iou=float("inf"))
@@ -278,7 +278,7 @@ def over_grpc(image: bytes, chance: random.Random) -> Iterator[Malformed]:
             {"bool_param": True},
         ):
             yield made(f"parameter {name} {next(iter(value.values()))!r:.15}", parameter(name, **value))
-    yield made("an unknown parameter", parameter("colour", string_param="red"))
+    yield made("an unknown parameter", parameter("color", string_param="red"))
     yield made("a parameter without a value", parameter("confidence"))
 
 

@@ -117,7 +117,7 @@ def flatness(samples: Sequence[dict[str, float]]) -> dict[str, Any]:
 
 
 def draw(samples: Sequence[dict[str, float]], switches_s: Sequence[float], path: Path) -> None:
-    """Draw the series over time as a PNG; grey lines are promotions and rollbacks."""
+    """Draw the series over time as a PNG; gray lines are promotions and rollbacks."""
     from matplotlib.figure import Figure
 
     at_s = [sample["at_s"] for sample in samples]

@@ -17,8 +17,8 @@ from builder import __main__ as command
 from builder.build import build
 from builder.datasets import resolve_datasets
 from builder.errors import GateError
-from builder.quantisers import nodes_to_exclude, quantised_nodes
 from builder.quantize_cpu import count_quantized_convolutions
+from builder.quantizers import nodes_to_exclude, quantized_nodes
 from builder.settings import Verification, load_settings
 from builder.verification import compare, segment_set
 from repository.network import onnx_network
@@ -77,7 +77,7 @@ def test_layers_are_restored_step_by_step_until_a_strict_gate_holds(tmp_path, re
     assert 0 < steps[-1]["int8_convolutions"] < 66
     restored = set(nodes_to_exclude(verification["restored"], onnx.load(reference.onnx)))
     assert restored
-    assert not restored & set(quantised_nodes(written))
+    assert not restored & set(quantized_nodes(written))
     # What was written is measured again, against the fp32 network that is written beside it.
     paths = resolve_datasets(wanted, reference, Steps(Console(quiet=True))).verification.paths
     one, other = (

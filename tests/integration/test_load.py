@@ -94,7 +94,7 @@ def test_users_count_what_the_server_counts(comparison):
 
 def test_machine_is_watched(comparison):
     _, _, report = comparison
-    assert all(0 < step["metrics"]["cpu_utilisation"]["mean"] <= 1 for step in report["steps"])
+    assert all(0 < step["metrics"]["cpu_utilization"]["mean"] <= 1 for step in report["steps"])
     assert report["machine"]["cores"] >= 1
 
 
@@ -110,7 +110,7 @@ def test_charts_are_seen_in_a_browser(comparison, tmp_path):
     pixels = cv2.imread(str(shot)).astype(int)
     for name, bgr in {"fp32": (178, 114, 0), "int8": (115, 158, 0), "network": (0, 94, 213)}.items():
         seen = (np.abs(pixels - bgr).max(axis=2) < 12).sum()
-        assert seen > (2000 if name == "network" else 150), f"{name}'s colour covers {seen} pixels"
+        assert seen > (2000 if name == "network" else 150), f"{name}'s color covers {seen} pixels"
 
 
 def step_of(server, protocol, payloads, folder, precision="int8", options=None, **changes):

@@ -123,7 +123,7 @@ ROTATED[0x0112] = 6  # to be turned a quarter clockwise for display
         lambda image: encoded(image, "BMP"),
         lambda image: encoded(image, "TIFF"),
     ],
-    ids=["greyscale", "rgba", "16-bit", "cmyk", "exif", "exif behind xmp", "no end marker", "webp", "bmp", "tiff"],
+    ids=["grayscale", "rgba", "16-bit", "cmyk", "exif", "exif behind xmp", "no end marker", "webp", "bmp", "tiff"],
 )
 def test_kinds_of_images(url, protocol, make, reference):
     original = upright(reference)

@@ -49,7 +49,7 @@ def settings(tmp_path_factory):
         "verification.scenes": 48,
         "calibration.method": "max",
         "fallback.sensitivity_images": 12,
-        "plan.flavour": "tensorrt-rtx",
+        "plan.flavor": "tensorrt-rtx",
     }
     return load_settings(None, entries)
 
@@ -66,7 +66,7 @@ def test_plans_are_built_where_triton_does_not_look(built):
         assert plan.suffix == ".rtxplan"
         assert plan.stat().st_size > 1_000_000
         assert entry.manifest.plans[plan.name]["batches"] == [1, 8, 16]
-        assert entry.manifest.plans[plan.name]["flavour"] == "tensorrt-rtx"
+        assert entry.manifest.plans[plan.name]["flavor"] == "tensorrt-rtx"
         assert entry.manifest.tag.endswith(entry.manifest.files[plan.name].sha256[:8])
         assert (entry.folder / "report.html").is_file()
         assert not entry.promoted
@@ -167,12 +167,12 @@ FOREIGN = "{{ForeignNode[{name}...{sigmoid}]}}"
 
 
 def refuse(monkeypatch, names, forever=False, form=FUSED):
-    """Let TensorRT fail, as 8.6 did, while any of the nodes is quantised."""
+    """Let TensorRT fail, as 8.6 did, while any of the nodes is quantized."""
 
     def step(path, *arguments):
         graph = GraphNames.from_file(path)
         for name in names:
-            if forever or graph.is_quantised(name):
+            if forever or graph.is_quantized(name):
                 layer = form.format(name=name, sigmoid=name.replace("conv/Conv", "act/Sigmoid"))
                 line = f"Error Code 10: Internal Error (Could not find any implementation for node {layer}.)"
                 raise PlanBuildError("no plan", (LogLine("ERROR", line),))
@@ -212,18 +212,16 @@ def test_a_failed_build_is_tried_again_without_the_nodes_that_failed(tmp_path, i
     assert len(added) == 2 if form is FUSED else len(added) < 10
     assert {PROTO, STEM} <= set(built.manifest.excluded_nodes)
     graph = GraphNames.from_file(built.folder / "model.onnx")
-    assert not graph.is_quantised(PROTO)
-    assert not graph.is_quantised(STEM)
-    assert graph.is_quantised("/model.2/cv1/conv/Conv")
+    assert not graph.is_quantized(PROTO)
+    assert not graph.is_quantized(STEM)
+    assert graph.is_quantized("/model.2/cv1/conv/Conv")
 
 
 def test_a_build_that_never_succeeds_says_what_to_do_and_writes_nothing(tmp_path, images, monkeypatch, capsys):
     repository = ModelRepository(tmp_path / "repository")
     refuse(monkeypatch, [PROTO], forever=True)
     config = tmp_path / "builder.yaml"
-    config.write_text(
-        "calibration: {method: max}\ngates: {int8: {f1: 0, mask_iou: 0}}\nplan: {flavour: tensorrt-rtx}\n"
-    )
+    config.write_text("calibration: {method: max}\ngates: {int8: {f1: 0, mask_iou: 0}}\nplan: {flavor: tensorrt-rtx}\n")
     export(tmp_path / "export.onnx", "yolov8n-seg", 3, (256, 256))
     options = ["--profile", "tensorrt", "--precisions", "int8", "--config", str(config), "--images", str(images)]
     files = ["--onnx", str(tmp_path / "export.onnx"), "--repository", str(tmp_path / "repository")]
@@ -239,9 +237,7 @@ def test_a_build_that_never_succeeds_says_what_to_do_and_writes_nothing(tmp_path
 def test_a_workspace_that_does_not_suffice_is_named_in_every_precision(tmp_path, images, capsys, precision):
     """TensorRT-RTX itself runs out of memory; the message's command then builds."""
     config = tmp_path / "builder.yaml"
-    config.write_text(
-        "gates: {fp16: {f1: 0, mask_iou: 0}, int8: {f1: 0, mask_iou: 0}}\nplan: {flavour: tensorrt-rtx}\n"
-    )
+    config.write_text("gates: {fp16: {f1: 0, mask_iou: 0}, int8: {f1: 0, mask_iou: 0}}\nplan: {flavor: tensorrt-rtx}\n")
     onnx = export(tmp_path / "export.onnx", "yolov8n-seg", 3, (256, 256))
     options = ["--profile", "tensorrt", "--precisions", precision, "--config", str(config), "--images", str(images)]
     options += ["--onnx", str(onnx), "--repository", str(tmp_path / "repository"), "--workspace-mib", "64"]

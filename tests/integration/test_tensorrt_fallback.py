@@ -12,7 +12,7 @@ from base.progress import Steps
 from builder import __main__ as command
 from builder.build import build
 from builder.errors import GateError
-from builder.quantisers import nodes_to_exclude, quantised_nodes
+from builder.quantizers import nodes_to_exclude, quantized_nodes
 from builder.settings import load_settings
 
 pytest.importorskip("modelopt", reason="ModelOpt is missing; make test-tensorrt runs it")
@@ -28,7 +28,7 @@ def settings(tmp_path, int8_gate, **changes):
         "repository": tmp_path / "repository",
         "report": tmp_path / "report",
         "gates": {"int8": int8_gate},
-        "plan.flavour": "tensorrt-rtx",
+        "plan.flavor": "tensorrt-rtx",
         "calibration.scenes": 4,
         "verification.scenes": 4,
         "fallback.sensitivity_images": 1,
@@ -48,7 +48,7 @@ def test_layers_are_restored_step_by_step_until_a_strict_gate_holds(tmp_path, re
     assert steps[-1]["int8_convolutions"] < first["int8_convolutions"]
     restored = set(nodes_to_exclude(verification["restored"], onnx.load(reference.onnx)))
     assert restored
-    assert not restored & set(quantised_nodes(onnx.load(built.folder / "model.onnx")))
+    assert not restored & set(quantized_nodes(onnx.load(built.folder / "model.onnx")))
 
 
 def test_black_calibration_images_are_refused_with_advice(tmp_path, reference):

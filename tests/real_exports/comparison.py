@@ -40,7 +40,7 @@ class Reference:
 
     Attributes:
         instances: what suppression leaves, with its masks.
-        exact_masks: bool [n, height, width], the same logits sampled bilinearly at the pixels' centres.
+        exact_masks: bool [n, height, width], the same logits sampled bilinearly at the pixels' centers.
         in_results: bool [n], whether its results hold the instance: those of empty masks are left out.
     """
 

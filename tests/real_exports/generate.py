@@ -131,7 +131,7 @@ def _predict(case: Case, file: Path, paths: list[Path]) -> dict[str, Any]:
 
 
 def _exact_masks(pred: torch.Tensor, proto: torch.Tensor, shape: tuple[int, int]) -> Any:
-    """Bilinear samples of the logits at the pixels' centres, cropped to pixels whose centre lies in the box.
+    """Bilinear samples of the logits at the pixels' centers, cropped to pixels whose center lies in the box.
 
     In float64; the picture is the network's input, so one step of interpolation is all. Returns bool [n, H, W].
     """

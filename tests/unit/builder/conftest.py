@@ -22,7 +22,7 @@ class Networks:
     """A network in fp32 and in int8, their ends grafted, and the export and the images that they were made of."""
 
     original: onnx.ModelProto
-    quantised: onnx.ModelProto
+    quantized: onnx.ModelProto
     export: Path
     paths: tuple[Path, ...]
 
@@ -41,5 +41,5 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
     network = make_batch_dynamic(model, export)
     calibration = calibration_set([images], "")
     head = find_head(network, export)
-    quantised = quantize_for_cpu(network, export, calibration, head.decode_nodes, lambda: None).model
-    return Networks(graft_ends(network, export), graft_ends(quantised, export), path, calibration.paths)
+    quantized = quantize_for_cpu(network, export, calibration, head.decode_nodes, lambda: None).model
+    return Networks(graft_ends(network, export), graft_ends(quantized, export), path, calibration.paths)

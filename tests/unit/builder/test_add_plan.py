@@ -11,13 +11,13 @@ from builder.add_plan import add_plan
 from builder.tensorrt.compile import CompiledPlan
 from builder.tensorrt.layers import LayerCounts
 from repository.errors import RepositoryError
-from repository.flavour import Flavour
+from repository.flavor import Flavor
 from repository.gpu import Gpu
 from repository.manifest import Manifest, sha256_of
 from repository.store import ModelRepository
 
 L4 = Gpu("NVIDIA L4", "8.9")
-FLAVOUR = Flavour("tensorrt", (10, 13, 0), json)  # any module: nothing is compiled here
+FLAVOR = Flavor("tensorrt", (10, 13, 0), json)  # any module: nothing is compiled here
 
 
 @pytest.fixture
@@ -51,18 +51,18 @@ def compiled(monkeypatch):
     """What was asked of the compile step."""
     asked = []
 
-    def compile_plan(path, settings, flavour):
+    def compile_plan(path, settings, flavor):
         asked.append((path.name, settings.min_batch, settings.opt_batch, settings.max_batch))
         counts = LayerCounts("strongly typed network", {}, {}, ())
         batches = (settings.min_batch, settings.opt_batch, settings.max_batch)
-        return CompiledPlan(b"plan for sm89", counts, 1.0, flavour.name, "10.13.0", batches, (640, 640, 3), False, ())
+        return CompiledPlan(b"plan for sm89", counts, 1.0, flavor.name, "10.13.0", batches, (640, 640, 3), False, ())
 
     monkeypatch.setattr(module, "compile_plan", compile_plan)
     return asked
 
 
 def run(repository, gpu=L4):
-    return add_plan(repository, "int8", 1, FLAVOUR, gpu, Steps(Console(quiet=True)))
+    return add_plan(repository, "int8", 1, FLAVOR, gpu, Steps(Console(quiet=True)))
 
 
 def test_the_plan_stands_beside_the_others(repository, compiled):

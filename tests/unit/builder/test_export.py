@@ -188,7 +188,7 @@ def test_nodes_in_any_order_are_sorted(tmp_path):
 
 
 def test_a_quantized_export(tmp_path, networks):
-    onnx.save(networks.quantised, tmp_path / "m.onnx")
+    onnx.save(networks.quantized, tmp_path / "m.onnx")
     message = refused(tmp_path / "m.onnx")
     assert "quantized already" in message
     assert "DequantizeLinear" in message

@@ -42,8 +42,8 @@ def cards() -> CardSource:
     return CardSource(designs=4)
 
 
-def plain_card(colour: int = 200) -> FlatObject:
-    texture = np.full((54, 86, 3), colour, np.uint8)
+def plain_card(color: int = 200) -> FlatObject:
+    texture = np.full((54, 86, 3), color, np.uint8)
     return FlatObject(texture, LONG_SIDE_MM, SHORT_SIDE_MM, CORNER_RADIUS_MM, "plain")
 
 
@@ -52,9 +52,9 @@ def tilted(
 ) -> np.ndarray:
     intrinsics = np.array([[400.0, 0, 160], [0, 400, 120], [0, 0, 1]])
     camera = Camera.at(intrinsics, turn_z(0.4) @ turn_x(-tilt) @ turn_z(-0.4), card_px)
-    centre = camera.point_on_table(160 + x_px, 120 + y_px)
-    assert centre is not None
-    return camera.homography(centre, turn)
+    center = camera.point_on_table(160 + x_px, 120 + y_px)
+    assert center is not None
+    return camera.homography(center, turn)
 
 
 def flat_at(x_px: float, y_px: float) -> np.ndarray:
@@ -67,7 +67,7 @@ def empty_stage(min_visible: float = 0.5) -> Stage:
 
 
 def pixels_in_polygon(polygon: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """By crossing number: which pixel centres lie inside, and how far each is from the nearest edge."""
+    """By crossing number: which pixel centers lie inside, and how far each is from the nearest edge."""
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     inside = np.zeros((height, width), bool)
     distance = np.full((height, width), np.inf)
@@ -163,7 +163,7 @@ def test_rounded_corners_are_not_in_the_mask() -> None:
     place = footprint(plain_card(), flat_at(100, 100), 240, 320)
     mask = np.zeros((240, 320), bool)
     mask[place.window.slices] = place.mask
-    # Pixel centres from 57.5 to 142.5 and 73.5 to 126.5 lie within 85.60 x 53.98 around (100, 100).
+    # Pixel centers from 57.5 to 142.5 and 73.5 to 126.5 lie within 85.60 x 53.98 around (100, 100).
     assert not mask[73, 57] and mask[73, 61] and mask[77, 57] and not mask[72].any() and not mask[:, 143].any()
     missing = 86 * 54 - mask.sum()
     assert missing == pytest.approx((4 - np.pi) * CORNER_RADIUS_MM**2, abs=4)
@@ -293,8 +293,8 @@ def test_backgrounds_of_ones_own_are_used(tmp_path: Path, cards: CardSource) -> 
     path = tmp_path / "table.png"
     cv2.imwrite(str(path), np.full((300, 400, 3), (0, 0, 255), np.uint8))  # red, as OpenCV writes BGR
     options = dataclasses.replace(SMALL, backgrounds=(path,), card_weights=(1.0,), max_clutter=0, strength=0)
-    colours = [scene.image.mean(axis=(0, 1)) for scene in generate_scenes(8, 0, cards=cards, options=options)]
-    red = sum(colour[0] > 240 and colour[1] < 15 for colour in colours)
+    colors = [scene.image.mean(axis=(0, 1)) for scene in generate_scenes(8, 0, cards=cards, options=options)]
+    red = sum(color[0] > 240 and color[1] < 15 for color in colors)
     assert 1 <= red < 8
     broken = dataclasses.replace(options, backgrounds=(tmp_path / "none.png",))
     with pytest.raises(SceneError, match=r"none\.png"):

@@ -14,8 +14,8 @@ from base.progress import Steps
 from builder import __main__ as command
 from builder.build import open_build
 from builder.errors import BuilderError
-from builder.quantisers import quantised_nodes, remove_quantisers
 from builder.quantize_cpu import count_quantized_convolutions
+from builder.quantizers import quantized_nodes, remove_quantizers
 from builder.sensitivity import GroupCost, Subject, groups_of, int8_size_bytes, rank_groups, trade_off
 from builder.settings import Verification, load_settings
 from builder.verification import Comparison, segment_set
@@ -24,10 +24,10 @@ from repository.network import onnx_network
 SIZE = (64, 64)
 
 
-def make_subject(networks, quantised=None):
+def make_subject(networks, quantized=None):
     network = onnx_network(networks.original.SerializeToString())
     reference = segment_set(network, networks.paths, SIZE, Verification(), lambda: None)
-    return Subject(quantised or networks.quantised, networks.original, networks.paths, reference, SIZE, Verification())
+    return Subject(quantized or networks.quantized, networks.original, networks.paths, reference, SIZE, Verification())
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ def subject(networks):
     return make_subject(networks)
 
 
-def ruined(quantised, node):
+def ruined(quantized, node):
     """The network with the int8 weights of one node in the wrong order of channels."""
-    model = copy.deepcopy(quantised)
+    model = copy.deepcopy(quantized)
     producers = {output: entry for entry in model.graph.node for output in entry.output}
     weights = next(entry for entry in model.graph.node if entry.name == node).input[1]
     name = producers[weights].input[0]
@@ -46,39 +46,39 @@ def ruined(quantised, node):
     return model
 
 
-def test_the_groups_hold_every_quantised_node_once(networks):
-    nodes = [name for names in groups_of(networks.quantised).values() for name in names]
-    assert sorted(nodes) == sorted(quantised_nodes(networks.quantised))
+def test_the_groups_hold_every_quantized_node_once(networks):
+    nodes = [name for names in groups_of(networks.quantized).values() for name in names]
+    assert sorted(nodes) == sorted(quantized_nodes(networks.quantized))
     assert max(Counter(nodes).values()) == 1
-    assert {"stem8", "head8", "output1"} <= set(groups_of(networks.quantised))
+    assert {"stem8", "head8", "output1"} <= set(groups_of(networks.quantized))
     assert groups_of(networks.original) == {}
 
 
 def test_every_group_is_ranked_by_what_it_costs_alone(networks, subject):
     seen = []
     ranking = rank_groups(subject, lambda: seen.append(1))
-    groups = groups_of(networks.quantised)
+    groups = groups_of(networks.quantized)
     assert len(seen) == len(ranking) == len(groups)
     assert {cost.group: list(cost.nodes) for cost in ranking} == groups
     assert [cost.cost for cost in ranking] == sorted((cost.cost for cost in ranking), reverse=True)
-    assert sum(cost.convolutions for cost in ranking) == count_quantized_convolutions(networks.quantised)[0]
+    assert sum(cost.convolutions for cost in ranking) == count_quantized_convolutions(networks.quantized)[0]
     assert all(cost.comparison.reference_detections > 0 for cost in ranking)
 
 
 @pytest.mark.parametrize("node", ["head8", "output1"])
 def test_a_ruined_layer_is_the_costliest(networks, node):
-    ranking = rank_groups(make_subject(networks, ruined(networks.quantised, node)), lambda: None)
+    ranking = rank_groups(make_subject(networks, ruined(networks.quantized, node)), lambda: None)
     assert ranking[0].group == node
     assert ranking[0].cost > 2 * ranking[1].cost
 
 
 def test_a_ruined_layer_that_is_restored_costs_nothing(networks):
-    subject = make_subject(networks, ruined(networks.quantised, "head8"))
+    subject = make_subject(networks, ruined(networks.quantized, "head8"))
     ranking = rank_groups(subject, lambda: None)
     nothing, one = trade_off(subject, ranking, [0, 1], lambda: None)
     assert one.restored == ("head8",)
     whole = make_subject(networks).compare(
-        remove_quantisers(networks.quantised, networks.original, {"head8"}), lambda: None
+        remove_quantizers(networks.quantized, networks.original, {"head8"}), lambda: None
     )
     assert one.comparison == whole
     assert one.comparison.f1 > nothing.comparison.f1
@@ -90,7 +90,7 @@ def test_restoring_all_gives_fp32(networks, subject):
     trades = trade_off(subject, ranking, range(len(ranking) + 1), lambda: seen.append(1))
     assert len(seen) == len(ranking) + 1
     assert trades[0].restored == ()
-    assert trades[0].int8_convolutions == count_quantized_convolutions(networks.quantised)[0]
+    assert trades[0].int8_convolutions == count_quantized_convolutions(networks.quantized)[0]
     assert [trade.int8_convolutions for trade in trades] == sorted(
         (trade.int8_convolutions for trade in trades), reverse=True
     )
@@ -105,8 +105,8 @@ def test_weights_count_one_byte_each_in_int8(networks):
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in networks.original.graph.initializer}
     assert int8_size_bytes(networks.original) == sum(value.nbytes for value in weights.values())
     channels, *rest = weights["head8.weight"].shape
-    with_it = int8_size_bytes(networks.quantised)
-    without = int8_size_bytes(remove_quantisers(networks.quantised, networks.original, {"head8"}))
+    with_it = int8_size_bytes(networks.quantized)
+    without = int8_size_bytes(remove_quantizers(networks.quantized, networks.original, {"head8"}))
     # A scale and a zero point per channel, and one of each for the layer's input, are no longer needed.
     assert without - with_it == 3 * channels * int(np.prod(rest)) - 5 * (channels + 1)
 
@@ -139,10 +139,10 @@ def test_the_command_writes_table_and_plot(tmp_path, networks, monkeypatch):
     assert not (tmp_path / "repository").exists()
 
 
-def test_a_build_without_quantisers_cannot_be_examined(networks, monkeypatch):
+def test_a_build_without_quantizers_cannot_be_examined(networks, monkeypatch):
     entries = {"onnx": networks.export, "calibration.images": networks.paths, "repository": "nowhere"}
     run = open_build(load_settings(None, entries), Steps(Console(quiet=True)))
     make = run._profile.make
     monkeypatch.setattr(run._profile, "make", lambda _, exclude: make("fp16", exclude))
-    with pytest.raises(BuilderError, match="without quantisers"):
+    with pytest.raises(BuilderError, match="without quantizers"):
         run.int8_subject()

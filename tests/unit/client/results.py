@@ -6,10 +6,10 @@ from pipeline import rle
 from pipeline.result import Segmentation
 
 
-def disc(height, width, centre_x, centre_y, radius):
+def disc(height, width, center_x, center_y, radius):
     """Bool [height, width], set inside a circle."""
     y, x = np.mgrid[:height, :width]
-    return (x - centre_x) ** 2 + (y - centre_y) ** 2 <= radius**2
+    return (x - center_x) ** 2 + (y - center_y) ** 2 <= radius**2
 
 
 def bounding_box(mask):

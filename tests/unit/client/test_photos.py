@@ -99,7 +99,7 @@ def test_overlays_are_written(folder, tmp_path):
     assert [path.name for path in written] == [f"{name}.png" for name in "abcdefgh"]
     overlay = cv2.imread(str(written[0]))
     assert overlay.shape == (HEIGHT, WIDTH, 3)
-    assert overlay[30, 40, 0] > 120 > overlay[30, 40, 2]  # the first colour is blue
+    assert overlay[30, 40, 0] > 120 > overlay[30, 40, 2]  # the first color is blue
     assert overlay[55, 75].tolist() == [100, 100, 100]
 
 

@@ -117,10 +117,10 @@ def test_paths_bytes_and_arrays(stub, connect, tmp_path):
     path.write_bytes(b"sent as it is")
     rgb = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
     connect(stub.url).segment_batch([path, str(path), memoryview(b"bytes"), rgb, rgb[:, :, 0]])
-    first, second, third, colour, grey = stub.received[0].images
+    first, second, third, color, gray = stub.received[0].images
     assert (first, second, third) == (b"sent as it is", b"sent as it is", b"bytes")
-    np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(colour, np.uint8), cv2.IMREAD_COLOR_RGB), rgb)
-    np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(grey, np.uint8), cv2.IMREAD_UNCHANGED), rgb[:, :, 0])
+    np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(color, np.uint8), cv2.IMREAD_COLOR_RGB), rgb)
+    np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(gray, np.uint8), cv2.IMREAD_UNCHANGED), rgb[:, :, 0])
 
 
 def test_an_image_that_cannot_be_read_asks_nothing(stub, connect, tmp_path):

@@ -116,7 +116,7 @@ def test_frames_stay_in_order_and_bounded(video_path, tmp_path):
     frames = read_video(tmp_path / "out" / "overlay.mp4")
     # Half a step of brightness apart at most, after two lossy encodings.
     assert [corner(frame) for frame in frames] == pytest.approx([corner(f) for f in read_video(video_path)], abs=5)
-    # The disc is drawn: blue and red differ inside it, and nowhere in the grey source.
+    # The disc is drawn: blue and red differ inside it, and nowhere in the gray source.
     assert all(abs(float(frame[48, 64, 0]) - float(frame[48, 64, 2])) > 20 for frame in frames)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["overlay.mp4"]
 

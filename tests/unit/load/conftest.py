@@ -42,7 +42,7 @@ def step():
             latencies_ms=np.full(requests, float(latency_ms)),
             kinds=Counter({"ok": requests - failures, "wrong": failures}),
             server=server,
-            metrics={"cpu_utilisation": {"mean": 0.9, "peak": 1.0}},
+            metrics={"cpu_utilization": {"mean": 0.9, "peak": 1.0}},
         )
 
     return make

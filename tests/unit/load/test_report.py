@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from load.analysis import analyse
+from load.analysis import analyze
 from load.compare import Outcome, Plan
 from load.conditions import Verdict
 from load.options import UserOptions
@@ -18,7 +18,7 @@ SVG_IMAGE = re.compile(r'src="data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)"')
 @pytest.fixture
 def make_report(versions):
     def make(steps, stopped=None, budget_ms=300.0):
-        analysis = analyse(steps, versions, budget_ms)
+        analysis = analyze(steps, versions, budget_ms)
         plan = Plan(("fp32", "int8"), ("grpc",), (Load(1), Load(2), Load(8)), 3, 10.0, 1.0, UserOptions())
         return Report(
             plan,
@@ -48,11 +48,11 @@ def test_page_is_whole_and_loads_nothing(make_report, steps, tmp_path):
 
 
 def test_charts_draw_what_was_measured(make_report, steps, tmp_path):
-    """Each precision's colour is drawn as often as there is something to draw, and differs with the numbers."""
+    """Each precision's color is drawn as often as there is something to draw, and differs with the numbers."""
     page = write_report(make_report(steps), tmp_path / "one").read_text()
     curves, ratio, time = (base64.b64decode(chart).decode() for chart in SVG_IMAGE.findall(page))
-    for colour in ("#0072b2", "#009e73"):
-        assert curves.lower().count(colour) > 10
+    for color in ("#0072b2", "#009e73"):
+        assert curves.lower().count(color) > 10
     assert ratio.lower().count("#009e73") >= 2
     assert time.lower().count("#d55e00") >= 4  # the network's bars of two precisions at two loads
     for one in steps:

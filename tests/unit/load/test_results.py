@@ -82,5 +82,5 @@ nv_gpu_memory_used_bytes{gpu_uuid="b"} 50.0
 nv_cpu_utilization 0.25
 nv_inference_count{model="x",version="1"} 5
 """
-    expected = {"gpu_utilisation": 0.75, "gpu_memory_used_bytes": 150.0, "cpu_utilisation": 0.25}
+    expected = {"gpu_utilization": 0.75, "gpu_memory_used_bytes": 150.0, "cpu_utilization": 0.25}
     assert parse_gauges(text) == expected

@@ -160,7 +160,7 @@ def tiff(pixels, bits=8, photometric=2, order="<", orientation=1, extra=()):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("kind", ["RGB", "grey", "16-bit RGB", "16-bit grey", "lzw"])
+@pytest.mark.parametrize("kind", ["RGB", "gray", "16-bit RGB", "16-bit gray", "lzw"])
 def test_orientation_of_a_tiff(orientation, order, kind):
     expected = np.asarray(ImageOps.exif_transpose(with_orientation(PICTURE, orientation)))
     if kind == "lzw":
@@ -170,8 +170,8 @@ def test_orientation_of_a_tiff(orientation, order, kind):
     elif kind == "16-bit RGB":
         data = tiff(PIXELS.astype(np.uint16) * 257, 16, order=order, orientation=orientation)
     else:
-        grey = PIXELS[..., 0].astype(np.uint16) * 257 if "16" in kind else PIXELS[..., 0]
-        data = tiff(np.ascontiguousarray(grey), 16 if "16" in kind else 8, 1, order, orientation)
+        gray = PIXELS[..., 0].astype(np.uint16) * 257 if "16" in kind else PIXELS[..., 0]
+        data = tiff(np.ascontiguousarray(gray), 16 if "16" in kind else 8, 1, order, orientation)
         expected = np.dstack([expected[..., 0]] * 3)
     np.testing.assert_array_equal(decode_image(data), expected)
 
@@ -190,7 +190,7 @@ WAYS = {
     "restarts": {"restart_marker_blocks": 1},
     "restarts by rows": {"restart_marker_rows": 1, "subsampling": 2},
     "progressive with restarts": {"progressive": True, "restart_marker_rows": 1},
-    "grey": {},
+    "gray": {},
     "cmyk": {},
     "thumbnail": {},
 }
@@ -198,8 +198,8 @@ WAYS = {
 
 def jpeg(way):
     image = Image.fromarray(NOISE)
-    if way in ("grey", "cmyk"):
-        image = image.convert({"grey": "L", "cmyk": "CMYK"}[way])
+    if way in ("gray", "cmyk"):
+        image = image.convert({"gray": "L", "cmyk": "CMYK"}[way])
     data = encoded("JPEG", image, quality=90, **WAYS[way])
     if way == "thumbnail":
         thumbnail = encoded("JPEG", PICTURE.resize((24, 16)))
@@ -285,7 +285,7 @@ def patched(data, frame=None, bits=None, components=None, height=None):
     return bytes(changed)
 
 
-GREY = np.ascontiguousarray(PIXELS[..., 0])
+GRAY = np.ascontiguousarray(PIXELS[..., 0])
 HALF = (PIXELS / 255).astype
 
 
@@ -298,23 +298,23 @@ HALF = (PIXELS / 255).astype
         (patched(encoded("JPEG"), frame=0xF7), "JPEG-LS"),
         (patched(encoded("JPEG"), components=2), "2 components"),
         (patched(encoded("JPEG"), height=0), "DNL"),
-        (encoded("TIFF", Image.fromarray(GREY.astype(np.float32))), "32-bit floating-point samples"),
-        (encoded("TIFF", Image.fromarray(GREY.astype(np.int32))), "32-bit signed samples"),
+        (encoded("TIFF", Image.fromarray(GRAY.astype(np.float32))), "32-bit floating-point samples"),
+        (encoded("TIFF", Image.fromarray(GRAY.astype(np.int32))), "32-bit signed samples"),
         (encoded("TIFF", compression="zstd"), "Zstandard compression"),
         (encoded("TIFF", compression="lzma"), "LZMA compression"),
-        (tiff(GREY, 8, 1, extra=[(259, (3, 1, 50001))]), "WebP compression"),
+        (tiff(GRAY, 8, 1, extra=[(259, (3, 1, 50001))]), "WebP compression"),
         (tiff(HALF(np.float16), 16, extra=[(339, (3, 1, 3))]), "16-bit floating-point samples"),
         (tiff(HALF(np.float64), 64, extra=[(339, (3, 1, 3))]), "64-bit floating-point samples"),
-        (tiff(GREY.astype(np.int16), 16, 1, extra=[(339, (3, 1, 2))]), "16-bit signed samples"),
-        (tiff(GREY.astype(np.int8), 8, 1, extra=[(339, (3, 1, 2))]), "8-bit signed samples"),
-        (tiff(GREY.astype(np.uint32), 32, 1), "32-bit samples"),
-        (tiff(GREY, 8, 32803), "sensor data"),
-        (tiff(GREY, 8, 1, extra=[(259, (3, 1, 6))]), "old-style JPEG compression"),
-        (tiff(GREY, 8, 1, extra=[(259, (3, 1, 34712))]), "JPEG 2000 compression"),
-        (tiff(GREY, 8, 1, extra=[(259, (3, 1, 999))]), "number 999 compression"),
-        (tiff(GREY[:, :48], 4, 1), "4-bit grey"),
-        (tiff(np.dstack([PIXELS, GREY, GREY])), "8-bit RGB of 5 samples"),
-        (tiff(np.dstack([PIXELS, GREY]).astype(np.uint16), 16, 5), "16-bit CMYK"),
+        (tiff(GRAY.astype(np.int16), 16, 1, extra=[(339, (3, 1, 2))]), "16-bit signed samples"),
+        (tiff(GRAY.astype(np.int8), 8, 1, extra=[(339, (3, 1, 2))]), "8-bit signed samples"),
+        (tiff(GRAY.astype(np.uint32), 32, 1), "32-bit samples"),
+        (tiff(GRAY, 8, 32803), "sensor data"),
+        (tiff(GRAY, 8, 1, extra=[(259, (3, 1, 6))]), "old-style JPEG compression"),
+        (tiff(GRAY, 8, 1, extra=[(259, (3, 1, 34712))]), "JPEG 2000 compression"),
+        (tiff(GRAY, 8, 1, extra=[(259, (3, 1, 999))]), "number 999 compression"),
+        (tiff(GRAY[:, :48], 4, 1), "4-bit gray"),
+        (tiff(np.dstack([PIXELS, GRAY, GRAY])), "8-bit RGB of 5 samples"),
+        (tiff(np.dstack([PIXELS, GRAY]).astype(np.uint16), 16, 5), "16-bit CMYK"),
     ],
 )
 def test_an_intact_image_of_a_kind_that_cannot_be_decoded_is_not_called_damaged(data, what):
@@ -370,9 +370,9 @@ def test_kinds_of_tiff(mode, options):
 
 
 def test_black_level_of_sixteen_bit_tiff():
-    wide = GREY.astype(np.uint16) * 257
-    np.testing.assert_array_equal(decode_image(tiff(wide, 16, 0))[..., 0], 255 - GREY)
-    np.testing.assert_array_equal(decode_image(tiff(wide, 16, 1))[..., 0], GREY)
+    wide = GRAY.astype(np.uint16) * 257
+    np.testing.assert_array_equal(decode_image(tiff(wide, 16, 0))[..., 0], 255 - GRAY)
+    np.testing.assert_array_equal(decode_image(tiff(wide, 16, 1))[..., 0], GRAY)
 
 
 @pytest.mark.parametrize("held", [8, 10, 12, 14, 16])

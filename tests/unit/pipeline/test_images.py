@@ -49,7 +49,7 @@ def test_formats(data, tolerance):
     assert np.abs(image.astype(int) - PIXELS).mean() <= tolerance
 
 
-def test_greyscale_becomes_three_equal_channels():
+def test_grayscale_becomes_three_equal_channels():
     image = decode_image(encoded("PNG", Image.fromarray(PIXELS).convert("L")))
     assert image.shape == PIXELS.shape
     np.testing.assert_array_equal(image[..., 0], image[..., 2])
@@ -205,9 +205,9 @@ def test_a_png_of_too_many_chunks_is_refused():
 
 
 def scans(count, width=3000, height=2000, thumbnail=b""):
-    grey = encoded("JPEG", Image.new("L", (width, height), 90), progressive=True, quality=50)
-    last = grey.rfind(b"\xff\xda")
-    return grey[:2] + thumbnail + grey[2:last] + grey[last:-2] * count + grey[-2:]
+    gray = encoded("JPEG", Image.new("L", (width, height), 90), progressive=True, quality=50)
+    last = gray.rfind(b"\xff\xda")
+    return gray[:2] + thumbnail + gray[2:last] + gray[last:-2] * count + gray[-2:]
 
 
 def test_more_scans_than_a_jpeg_of_its_size_can_need_are_refused():
@@ -225,12 +225,12 @@ def test_scans_are_not_confused_with_thumbnails_comments_and_what_follows():
     assert decode_image(data).shape == (2000, 3000, 3)
     # An end-of-image marker in a comment between scans does not hide those behind it.
     comment = b"\xff\xfe\0\4\xff\xd9"
-    grey = scans(2000)
-    place = grey.find(b"\xff\xda")
+    gray = scans(2000)
+    place = gray.find(b"\xff\xda")
     with pytest.raises(ImageError, match="scans"):
-        decode_image(grey[:place] + comment + grey[place:])
+        decode_image(gray[:place] + comment + gray[place:])
     with pytest.raises(ImageError, match="more than 10000 segments"):
-        decode_image(grey[:2] + b"\xff\xfe\0\2" * 10_001 + grey[2:])
+        decode_image(gray[:2] + b"\xff\xfe\0\2" * 10_001 + gray[2:])
 
 
 def directory(entries, data=b"", order="<"):
@@ -344,7 +344,7 @@ def bmp_with_masks(red, green, blue, header_bytes):
         ((0xFF000000, 0xFF0000, 0xFF00), 56),
     ],
 )
-def test_colour_masks_of_a_bmp(masks, header_bytes):
+def test_color_masks_of_a_bmp(masks, header_bytes):
     np.testing.assert_array_equal(decode_image(bmp_with_masks(*masks, header_bytes)), PIXELS)
 
 
@@ -352,14 +352,14 @@ def test_colour_masks_of_a_bmp(masks, header_bytes):
     ("masks", "header_bytes"),
     [((0xFF000000, 0xFF00, 0xFF), 52), ((0xFF000000, 0xFF0, 0xFF0000), 124), ((0xFF, 0xFF00, 0xFF0000), 40)],
 )
-def test_colour_masks_that_would_be_decoded_wrongly_are_refused(masks, header_bytes):
-    with pytest.raises(ImageError, match="colour masks"):
+def test_color_masks_that_would_be_decoded_wrongly_are_refused(masks, header_bytes):
+    with pytest.raises(ImageError, match="color masks"):
         decode_image(bmp_with_masks(*masks, header_bytes))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
 @pytest.mark.parametrize("wrapped", [b"%s", b"data:image/jpeg;base64,%s", b'"%s"', b"\n %s\n"])
-def test_base64_text_is_recognised(kind, wrapped):
+def test_base64_text_is_recognized(kind, wrapped):
     data = encoded(kind)
     for text in (base64.b64encode(data), base64.encodebytes(data), base64.urlsafe_b64encode(data)):
         expected = r"the image is (base64 text|a data: URI), \d+ characters; allowed: the file"

@@ -15,7 +15,7 @@ from pipeline.letterbox import PAD_VALUE, Geometry, letterbox
         (333, 777, (384, 640)),
     ],
 )
-def test_image_lies_centred_in_grey(height, width, input_size):
+def test_image_lies_centered_in_gray(height, width, input_size):
     image = np.full((height, width, 3), 200, np.uint8)
     out = np.zeros((*input_size, 3), np.uint8)
     geometry = letterbox(image, out)

@@ -1,4 +1,4 @@
-"""Drawn shapes: where the colour goes, and where it does not."""
+"""Drawn shapes: where the color goes, and where it does not."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,13 @@ from pipeline.result import Segmentation
 from tests.unit.client.results import disc, empty_segmentation, segmentation_of
 
 
-def grey(height, width):
+def gray(height, width):
     return np.full((height, width, 3), 100, np.uint8)
 
 
 def test_mask_is_tinted_and_the_rest_is_not():
     mask = disc(300, 400, 200, 180, 60)
-    image = grey(300, 400)
+    image = gray(300, 400)
     overlay = draw_overlay(image, segmentation_of([mask]), opacity=0.5)
     expected = np.round(np.array([100, 100, 100]) * 0.5 + np.array(palette(0)) * 0.5)
     assert np.abs(overlay[180, 200] - expected).max() <= 1
@@ -25,23 +25,23 @@ def test_mask_is_tinted_and_the_rest_is_not():
 
 
 def test_box_is_drawn_where_it_lies():
-    overlay = draw_overlay(grey(300, 400), segmentation_of([disc(300, 400, 200, 180, 60)]), opacity=0.0)
+    overlay = draw_overlay(gray(300, 400), segmentation_of([disc(300, 400, 200, 180, 60)]), opacity=0.0)
     changed = (overlay != 100).any(axis=2)
     assert changed[180, 140]
     assert changed[180, 260] or changed[180, 261]
     assert not changed[180, 165]
 
 
-def test_instances_differ_and_classes_keep_their_colour():
+def test_instances_differ_and_classes_keep_their_color():
     masks = [disc(200, 400, 100, 120, 40), disc(200, 400, 300, 120, 40)]
     result = segmentation_of(masks, class_ids=[2, 2])
-    by_instance = draw_overlay(grey(200, 400), result)
+    by_instance = draw_overlay(gray(200, 400), result)
     assert not np.array_equal(by_instance[120, 100], by_instance[120, 300])
-    by_class = draw_overlay(grey(200, 400), result, colour_by="class")
+    by_class = draw_overlay(gray(200, 400), result, color_by="class")
     assert np.array_equal(by_class[120, 100], by_class[120, 300])
 
 
-def test_colours_of_neighbouring_indices_are_apart():
+def test_colors_of_neighboring_indices_are_apart():
     for index in range(12):
         others = [palette(index + step) for step in (1, 2, 3)]
         assert all(np.abs(np.subtract(palette(index), other)).max() > 60 for other in others)
@@ -49,8 +49,8 @@ def test_colours_of_neighbouring_indices_are_apart():
 
 def test_label_is_drawn_and_carries_the_name():
     result = segmentation_of([disc(300, 400, 200, 180, 60)])
-    plain = draw_overlay(grey(300, 400), result)
-    named = draw_overlay(grey(300, 400), result, class_names={0: "a rather long name"})
+    plain = draw_overlay(gray(300, 400), result)
+    named = draw_overlay(gray(300, 400), result, class_names={0: "a rather long name"})
     above = np.s_[90:118, 140:400]
     assert (plain[above] != 100).any()
     assert (named[above] != 100).sum() > (plain[above] != 100).sum()
@@ -62,7 +62,7 @@ def test_label_is_drawn_and_carries_the_name():
 )
 def test_shapes_at_the_edge_and_tiny_images(height, width, shape):
     result = segmentation_of([disc(height, width, *shape)])
-    overlay = draw_overlay(grey(height, width), result, class_names={0: "name"})
+    overlay = draw_overlay(gray(height, width), result, class_names={0: "name"})
     assert overlay.shape == (height, width, 3)
     assert (overlay != 100).any()
 
@@ -70,15 +70,15 @@ def test_shapes_at_the_edge_and_tiny_images(height, width, shape):
 def test_without_masks_boxes_remain():
     found = segmentation_of([disc(300, 400, 200, 180, 60)])
     bare = Segmentation(found.boxes, found.scores, found.class_ids, (b"",), "none", found.image_size)
-    overlay = draw_overlay(grey(300, 400), bare)
+    overlay = draw_overlay(gray(300, 400), bare)
     assert np.array_equal(overlay[180, 200], [100, 100, 100])
     assert (overlay != 100).any()
 
 
 def test_nothing_found_leaves_the_image():
-    assert np.array_equal(draw_overlay(grey(20, 30), empty_segmentation(20, 30)), grey(20, 30))
+    assert np.array_equal(draw_overlay(gray(20, 30), empty_segmentation(20, 30)), gray(20, 30))
 
 
 def test_an_image_of_another_size_is_refused():
     with pytest.raises(ValueError, match="30x20 pixels; the result speaks of 20x30"):
-        draw_overlay(grey(30, 20), empty_segmentation(20, 30))
+        draw_overlay(gray(30, 20), empty_segmentation(20, 30))

@@ -170,7 +170,7 @@ def test_a_rollback_is_never_held_up_by_the_source(repository):
 def test_models_are_named_once_and_for_one_profile(repository):
     with pytest.raises(RepositoryError, match="each once"):
         promote_together(repository, [VersionRef("int8", 1), VersionRef("int8", 2)])
-    add_version(repository, "fp16", plans={"model-sm90.plan": {"flavour": "tensorrt-10"}})
+    add_version(repository, "fp16", plans={"model-sm90.plan": {"flavor": "tensorrt-10"}})
     with pytest.raises(RepositoryError, match=r"network_fp16/1 for tensorrt.*--profile cpu or tensorrt"):
         promote_together(repository, [VersionRef("int8", 1), VersionRef("fp16", 1)])
 

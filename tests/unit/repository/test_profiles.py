@@ -25,7 +25,7 @@ from tests.versions import H100_PLAN, add_version
 
 H100 = Machine((10, 13, 0), "a test", Gpu("NVIDIA H100", "9.0"))
 NO_GPU = Machine(None, "no library", None)
-RTX_PLAN = {**H100_PLAN, "flavour": "tensorrt-rtx"}
+RTX_PLAN = {**H100_PLAN, "flavor": "tensorrt-rtx"}
 
 
 class FakeServer:

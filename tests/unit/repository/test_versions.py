@@ -364,7 +364,7 @@ def test_leftovers_are_named_and_tolerated(repository):
         ({"model-sm90.plan": H100_PLAN}, L4, "there is no model-sm89.plan"),
         ({"model-sm89.plan": H100_PLAN}, L4, "built for compute capability 9.0"),
         ({"model-sm89.plan": {**H100_PLAN, "hardware_compatible": True}}, L4, None),
-        ({"model.rtxplan": {**H100_PLAN, "flavour": "tensorrt-rtx"}}, H100, "TensorRT-RTX alone"),
+        ({"model.rtxplan": {**H100_PLAN, "flavor": "tensorrt-rtx"}}, H100, "TensorRT-RTX alone"),
         ({}, H100, "holds no TensorRT plan"),
         ({"model-sm90.plan": {**H100_PLAN, "tensorrt": "10.12.0.36"}}, H100, "built by TensorRT 10.12.0.36"),
         ({"model-sm90.plan": {**H100_PLAN, "tensorrt": "10.13.0.35"}}, H100, None),
@@ -409,7 +409,7 @@ def test_a_promoted_plan_that_does_not_fit_is_a_fault_others_are_noted(repositor
 
 
 def test_a_tensorrt_rtx_plan_may_not_pass_for_one_of_triton(repository):
-    add_version(repository, plans={"model-sm90.plan": {**H100_PLAN, "flavour": "tensorrt-rtx"}})
+    add_version(repository, plans={"model-sm90.plan": {**H100_PLAN, "flavor": "tensorrt-rtx"}})
     (fault,) = verify(repository, machine=H100).faults
     assert "TensorRT-RTX plan under a name" in fault.problem
 

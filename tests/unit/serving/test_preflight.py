@@ -160,7 +160,7 @@ def test_an_unknown_tensorrt_is_a_warning(repository, container):
 
 
 def test_tensorrt_rtx_plans_are_not_for_triton(repository, container):
-    add_version(repository, plans={"model.rtxplan": {**H100_PLAN, "flavour": "tensorrt-rtx"}})
+    add_version(repository, plans={"model.rtxplan": {**H100_PLAN, "flavor": "tensorrt-rtx"}})
     found = plan_status(repository, H100, container)
     assert "plans of TensorRT-RTX alone" in found.reasons[0]
     assert "--profile tensorrt" in found.remedy

@@ -94,13 +94,13 @@ def make_network() -> onnx.ModelProto:
     return model
 
 
-def quantise_by_hand(model: onnx.ModelProto, leave_out: frozenset[str]) -> onnx.ModelProto:
+def quantize_by_hand(model: onnx.ModelProto, leave_out: frozenset[str]) -> onnx.ModelProto:
     """Q/DQ in front of input and weights of every convolution, named as ModelOpt names them."""
-    quantised = onnx.ModelProto()
-    quantised.CopyFrom(model)
+    quantized = onnx.ModelProto()
+    quantized.CopyFrom(model)
     nodes: list[onnx.NodeProto] = []
     done: set[str] = set()
-    graph = quantised.graph
+    graph = quantized.graph
     graph.initializer.append(numpy_helper.from_array(np.float32(0.05), "q_scale"))
     graph.initializer.append(numpy_helper.from_array(np.int8(0), "q_zero"))
     for original in model.graph.node:
@@ -124,8 +124,8 @@ def quantise_by_hand(model: onnx.ModelProto, leave_out: frozenset[str]) -> onnx.
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
-    onnx.checker.check_model(quantised, full_check=True)
-    return quantised
+    onnx.checker.check_model(quantized, full_check=True)
+    return quantized
 
 
 @pytest.fixture
@@ -146,5 +146,5 @@ def images() -> NDArray[np.uint8]:
 
 
 @pytest.fixture
-def quantise():
-    return quantise_by_hand
+def quantize():
+    return quantize_by_hand

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[4]
-SOURCES = [*sorted((ROOT / "builder" / "tensorrt").glob("*.py")), ROOT / "repository" / "flavour.py"]
+SOURCES = [*sorted((ROOT / "builder" / "tensorrt").glob("*.py")), ROOT / "repository" / "flavor.py"]
 
 # https://docs.nvidia.com/deeplearning/tensorrt/11.4.0/api/migration/tensorrt-10x-to-11x-python-api-reference.html, and
 # for the members of Builder and NetworkDefinitionCreationFlag that are gone the class's page:

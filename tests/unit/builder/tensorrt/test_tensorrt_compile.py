@@ -14,23 +14,23 @@ from builder.tensorrt.errors import OnnxParseError, PlanBuildError, PlanMemoryEr
 from builder.tensorrt.failures import parse_build_log
 from builder.tensorrt.fallback import build_with_fallback
 from builder.tensorrt.layers import NETWORK
-from repository.flavour import Flavour, detect_flavour
+from repository.flavor import Flavor, detect_flavor
 
 SMALL = PlanSettings(min_batch=1, opt_batch=2, max_batch=4, workspace_mib=256)
 
 
 @pytest.fixture
-def flavour() -> Flavour:
+def flavor() -> Flavor:
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is missing; make test-tensorrt runs it")
-    return detect_flavour("tensorrt-rtx")
+    return detect_flavor("tensorrt-rtx")
 
 
-def test_fp32(flavour, network_path):
+def test_fp32(flavor, network_path):
     phases: dict[str, tuple[int, int]] = {}
-    plan = compile_plan(network_path, SMALL, flavour, lambda phase, done, total: phases.update({phase: (done, total)}))
+    plan = compile_plan(network_path, SMALL, flavor, lambda phase, done, total: phases.update({phase: (done, total)}))
     assert len(plan.plan) > 10_000
-    assert (plan.flavour, plan.batches, plan.input_shape) == ("tensorrt-rtx", (1, 2, 4), (64, 64, 3))
-    assert plan.tensorrt_version == flavour.version_text
+    assert (plan.flavor, plan.batches, plan.input_shape) == ("tensorrt-rtx", (1, 2, 4), (64, 64, 3))
+    assert plan.tensorrt_version == flavor.version_text
     assert plan.counts.convolutions == {"fp32": 8}
     assert plan.counts.layers["fp32"] > 20
     assert plan.can_run_here or plan.counts.source == NETWORK
@@ -40,17 +40,17 @@ def test_fp32(flavour, network_path):
     assert not [line for line in plan.log if line.is_error]
 
 
-def test_int8_is_counted_by_its_quantisers(flavour, network, quantise, tmp_path):
-    onnx.save(quantise(network, frozenset({"/m1/Conv", "/dfl/conv/Conv"})), tmp_path / "q.onnx")
-    counts = compile_plan(tmp_path / "q.onnx", SMALL, flavour).counts
+def test_int8_is_counted_by_its_quantizers(flavor, network, quantize, tmp_path):
+    onnx.save(quantize(network, frozenset({"/m1/Conv", "/dfl/conv/Conv"})), tmp_path / "q.onnx")
+    counts = compile_plan(tmp_path / "q.onnx", SMALL, flavor).counts
     assert counts.convolutions == {"int8": 6, "fp32": 2}
-    assert "/m0/Conv" in counts.quantised_convolutions
-    assert "/m1/Conv" not in counts.quantised_convolutions
+    assert "/m0/Conv" in counts.quantized_convolutions
+    assert "/m1/Conv" not in counts.quantized_convolutions
 
 
-def test_a_failed_build_raises_with_its_log(flavour, network_path):
+def test_a_failed_build_raises_with_its_log(flavor, network_path):
     # TensorRT-RTX builds no version compatible plans; posing as TensorRT makes it refuse for real.
-    posing = Flavour("tensorrt", (10, 13, 0), flavour.module)
+    posing = Flavor("tensorrt", (10, 13, 0), flavor.module)
     with pytest.raises(PlanBuildError, match=r"TensorRT 10\.13\.0 built no plan from network\.onnx") as caught:
         compile_plan(network_path, PlanSettings(version_compatible=True), posing)
     errors = [line for line in caught.value.lines if line.is_error]
@@ -63,9 +63,9 @@ def test_a_failed_build_raises_with_its_log(flavour, network_path):
         )
 
 
-def test_a_workspace_that_does_not_suffice_is_named_with_what_helps(flavour, network, quantise, tmp_path):
+def test_a_workspace_that_does_not_suffice_is_named_with_what_helps(flavor, network, quantize, tmp_path):
     """The real TensorRT-RTX runs out of memory; each way out of the message builds."""
-    for name, model in (("fp32", network), ("int8", quantise(network, frozenset()))):
+    for name, model in (("fp32", network), ("int8", quantize(network, frozenset()))):
         path = tmp_path / f"{name}.onnx"
         onnx.save(model, path)
         with pytest.raises(
@@ -73,7 +73,7 @@ def test_a_workspace_that_does_not_suffice_is_named_with_what_helps(flavour, net
         ) as caught:
             build_with_fallback(
                 lambda excluded, path=path: path,
-                lambda path: compile_plan(path, PlanSettings(max_batch=64, workspace_mib=16), flavour),
+                lambda path: compile_plan(path, PlanSettings(max_batch=64, workspace_mib=16), flavor),
             )
         message = str(caught.value)
         assert "workspace limit is 16 MiB" in message
@@ -82,12 +82,12 @@ def test_a_workspace_that_does_not_suffice_is_named_with_what_helps(flavour, net
         assert "--workspace-mib 32" in message
         assert "internal error" not in message
         assert "calibrat" not in message
-        assert compile_plan(path, PlanSettings(max_batch=32, workspace_mib=16), flavour).plan
-        assert compile_plan(path, PlanSettings(max_batch=64, workspace_mib=32), flavour).plan
+        assert compile_plan(path, PlanSettings(max_batch=32, workspace_mib=16), flavor).plan
+        assert compile_plan(path, PlanSettings(max_batch=64, workspace_mib=32), flavor).plan
 
 
 def asymmetric(model: onnx.ModelProto, tensor: str) -> onnx.ModelProto:
-    """The same with a zero point that TensorRT does not take, where the tensor is still quantised."""
+    """The same with a zero point that TensorRT does not take, where the tensor is still quantized."""
     zero = onnx.numpy_helper.from_array(np.int8(3), f"{tensor}_zero_point")
     for node in model.graph.node:
         if node.name in (f"{tensor}_QuantizeLinear", f"{tensor}_DequantizeLinear"):
@@ -96,110 +96,110 @@ def asymmetric(model: onnx.ModelProto, tensor: str) -> onnx.ModelProto:
     return model
 
 
-def test_quantisers_that_the_parser_refuses_are_left_out(flavour, network, quantise, tmp_path):
+def test_quantizers_that_the_parser_refuses_are_left_out(flavor, network, quantize, tmp_path):
     def make_onnx(excluded: frozenset[str]) -> Path:
         path = tmp_path / f"{len(excluded)}.onnx"
-        onnx.save(asymmetric(quantise(network, excluded), "/m0/Mul_output_0"), path)
+        onnx.save(asymmetric(quantize(network, excluded), "/m0/Mul_output_0"), path)
         return path
 
     with pytest.raises(OnnxParseError, match="Non-zero zero point is not supported"):
-        compile_plan(make_onnx(frozenset()), SMALL, flavour)
-    result = build_with_fallback(make_onnx, lambda path: compile_plan(path, SMALL, flavour))
+        compile_plan(make_onnx(frozenset()), SMALL, flavor)
+    result = build_with_fallback(make_onnx, lambda path: compile_plan(path, SMALL, flavor))
     assert [attempt.succeeded for attempt in result.attempts] == [False, True]
     assert result.excluded == ("/m1/Conv",)  # the one that reads the tensor
     assert "/m0/Mul_output_0_QuantizeLinear" in result.attempts[0].failed_layers
-    assert "/m1/Conv" not in result.plan.counts.quantised_convolutions
-    assert "/m0/Conv" in result.plan.counts.quantised_convolutions
+    assert "/m1/Conv" not in result.plan.counts.quantized_convolutions
+    assert "/m0/Conv" in result.plan.counts.quantized_convolutions
 
 
-def test_a_network_that_the_parser_refuses_anyway_stops_at_once(flavour, network, quantise, tmp_path):
+def test_a_network_that_the_parser_refuses_anyway_stops_at_once(flavor, network, quantize, tmp_path):
     odd = next(node for node in network.graph.node if node.name == "/dfl/Softmax")
     odd.op_type, odd.domain = "Softestmax", "nowhere"
     network.opset_import.append(onnx.helper.make_opsetid("nowhere", 1))
     onnx.save(network, tmp_path / "odd.onnx")
     with pytest.raises(TensorRTError, match=r"(?s)its ONNX parser refuses.*/dfl/Softmax.*no further node"):
-        build_with_fallback(lambda excluded: tmp_path / "odd.onnx", lambda path: compile_plan(path, SMALL, flavour))
+        build_with_fallback(lambda excluded: tmp_path / "odd.onnx", lambda path: compile_plan(path, SMALL, flavor))
 
 
-def test_parser_errors_name_node_and_operator(flavour, network, tmp_path):
+def test_parser_errors_name_node_and_operator(flavor, network, tmp_path):
     odd = next(node for node in network.graph.node if node.name == "/dfl/Softmax")
     odd.op_type, odd.domain = "Softestmax", "nowhere"
     network.opset_import.append(onnx.helper.make_opsetid("nowhere", 1))
     onnx.save(network, tmp_path / "odd.onnx")
     with pytest.raises(OnnxParseError, match=r"/dfl/Softmax.*Softestmax") as caught:
-        compile_plan(tmp_path / "odd.onnx", SMALL, flavour)
+        compile_plan(tmp_path / "odd.onnx", SMALL, flavor)
     assert caught.value.problems
     assert caught.value.lines
 
 
-def test_a_file_that_is_no_onnx(flavour, tmp_path):
+def test_a_file_that_is_no_onnx(flavor, tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"not an ONNX file")
     with pytest.raises(OnnxParseError, match=r"does not parse bad\.onnx"):
-        compile_plan(tmp_path / "bad.onnx", SMALL, flavour)
+        compile_plan(tmp_path / "bad.onnx", SMALL, flavor)
     with pytest.raises(TensorRTError, match="no such ONNX file"):
-        compile_plan(tmp_path / "none.onnx", SMALL, flavour)
+        compile_plan(tmp_path / "none.onnx", SMALL, flavor)
 
 
-def test_an_error_keeps_no_tensorrt_object_alive(flavour, tmp_path):
+def test_an_error_keeps_no_tensorrt_object_alive(flavor, tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"not an ONNX file")
     gc.collect()
     gc.disable()
     try:
         with pytest.raises(OnnxParseError) as caught:
-            compile_plan(tmp_path / "bad.onnx", SMALL, flavour)
+            compile_plan(tmp_path / "bad.onnx", SMALL, flavor)
         assert caught.value.lines
-        assert [found for found in gc.get_objects() if isinstance(found, flavour.module.ILogger)] == []
+        assert [found for found in gc.get_objects() if isinstance(found, flavor.module.ILogger)] == []
     finally:
         gc.enable()
 
 
-def test_inputs_other_than_the_contracts_are_refused(flavour, network, tmp_path):
+def test_inputs_other_than_the_contracts_are_refused(flavor, network, tmp_path):
     network.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     onnx.save(network, tmp_path / "static.onnx")
     with pytest.raises(TensorRTError, match="only the batch dynamic"):
-        compile_plan(tmp_path / "static.onnx", SMALL, flavour)
+        compile_plan(tmp_path / "static.onnx", SMALL, flavor)
     network.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     onnx.save(network, tmp_path / "float.onnx")
     with pytest.raises(TensorRTError, match=r"images FLOAT.*expected: images UINT8"):
-        compile_plan(tmp_path / "float.onnx", SMALL, flavour)
+        compile_plan(tmp_path / "float.onnx", SMALL, flavor)
 
 
 @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
-def test_the_timing_cache_is_written_and_a_foreign_one_replaced(flavour, network_path, tmp_path):
+def test_the_timing_cache_is_written_and_a_foreign_one_replaced(flavor, network_path, tmp_path):
     cache = tmp_path / "cache" / "timing.bin"
     settings = PlanSettings(timing_cache=cache, max_batch=8)
-    compile_plan(network_path, settings, flavour)
+    compile_plan(network_path, settings, flavor)
     assert not cache.exists()  # TensorRT-RTX has no use for one
-    flavour = Flavour("tensorrt", (10, 13, 0), flavour.module)
-    compile_plan(network_path, settings, flavour)
+    flavor = Flavor("tensorrt", (10, 13, 0), flavor.module)
+    compile_plan(network_path, settings, flavor)
     written = cache.read_bytes()
     assert written
     cache.write_bytes(b"of another TensorRT")
-    compile_plan(network_path, settings, flavour)
+    compile_plan(network_path, settings, flavor)
     assert cache.read_bytes()[:4] == written[:4]
     assert [path.name for path in cache.parent.iterdir()] == ["timing.bin"]
 
 
-def test_an_interrupt_in_the_display_stops_the_build(flavour, network_path):
+def test_an_interrupt_in_the_display_stops_the_build(flavor, network_path):
     def interrupt(phase: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compile_plan(network_path, SMALL, flavour, interrupt)
+        compile_plan(network_path, SMALL, flavor, interrupt)
 
 
-def test_a_broken_display_does_not_stop_the_build(flavour, network_path, caplog):
+def test_a_broken_display_does_not_stop_the_build(flavor, network_path, caplog):
     def broken(phase: str, done: int, total: int) -> None:
         raise ValueError("no terminal")
 
-    assert compile_plan(network_path, SMALL, flavour, broken).plan
+    assert compile_plan(network_path, SMALL, flavor, broken).plan
     assert "the progress display failed" in caplog.text
 
 
-def test_compatibility_is_refused_on_rtx(flavour, network_path):
+def test_compatibility_is_refused_on_rtx(flavor, network_path):
     for settings in (PlanSettings(version_compatible=True), PlanSettings(hardware_compatible="ampere_plus")):
         with pytest.raises(TensorRTError, match="leave version_compatible and hardware_compatible out"):
-            compile_plan(network_path, settings, flavour)
+            compile_plan(network_path, settings, flavor)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from builder.tensorrt.autocast import convert_to_fp16
 from builder.tensorrt.errors import ConversionError, ToolchainError
 from builder.tensorrt.exclusions import exact_patterns, fp16_exclusions, int8_exclusions, names_of
 from builder.tensorrt.graph_names import GraphNames
-from builder.tensorrt.ptq import quantise as quantise_with_modelopt
+from builder.tensorrt.ptq import quantize as quantize_with_modelopt
 
 HEAD = ("/head/cv2/Conv", "/head/cv3/Conv", "/head/cv4/Conv")
 
@@ -43,9 +43,9 @@ def test_default_exclusions_have_reason_and_source(network):
     assert all(group.reason and group.source for group in (convolutions, decoding, upsampling, half))
 
 
-def test_exclusions_do_not_change_with_quantisers(network, quantise):
-    quantised = quantise(network, frozenset({"/dfl/conv/Conv"}))
-    assert set(fp16_exclusions(quantised)[0].nodes) == set(fp16_exclusions(network)[0].nodes)
+def test_exclusions_do_not_change_with_quantizers(network, quantize):
+    quantized = quantize(network, frozenset({"/dfl/conv/Conv"}))
+    assert set(fp16_exclusions(quantized)[0].nodes) == set(fp16_exclusions(network)[0].nodes)
 
 
 def test_names_become_exact_patterns():
@@ -78,12 +78,12 @@ def test_fp16(modelopt, network, network_path, images):
 
 
 def test_int8(modelopt, network, network_path, images, capsys):
-    result = quantise_with_modelopt(network_path, images, exclude=["/m1/Conv"])
-    assert set(result.quantised_convolutions) == {"/m0/Conv", "/m2/Conv", "/proto/cv3/Conv"}
+    result = quantize_with_modelopt(network_path, images, exclude=["/m1/Conv"])
+    assert set(result.quantized_convolutions) == {"/m0/Conv", "/m2/Conv", "/proto/cv3/Conv"}
     assert (result.convolutions, result.images, result.method) == (8, 4, "max")
     assert {"/m1/Conv", *HEAD} <= set(result.excluded)
     graph = GraphNames.from_model(result.model)
-    assert not any(graph.is_quantised(name) for name in result.excluded)
+    assert not any(graph.is_quantized(name) for name in result.excluded)
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "")
     candidates, prototypes = run(result.model, images)
@@ -92,12 +92,12 @@ def test_int8(modelopt, network, network_path, images, capsys):
     assert np.abs(np.float32(prototypes) - np.float32(expected_prototypes)).mean() < 0.05
 
 
-def test_int8_then_fp16_keeps_the_quantisers(modelopt, network, network_path, images, tmp_path):
-    result = quantise_with_modelopt(network_path, images)
+def test_int8_then_fp16_keeps_the_quantizers(modelopt, network, network_path, images, tmp_path):
+    result = quantize_with_modelopt(network_path, images)
     onnx.save(result.model, tmp_path / "q.onnx")
     half = convert_to_fp16(tmp_path / "q.onnx", images)
     graph = GraphNames.from_model(half.model)
-    assert all(graph.is_quantised(name) for name in result.quantised_convolutions)
+    assert all(graph.is_quantized(name) for name in result.quantized_convolutions)
     first, second = run(result.model, images), run(half.model, images)
     assert np.abs(first[0] - second[0]).max() < 0.5
     assert names_of(half.exclusions) == half.excluded
@@ -112,26 +112,26 @@ def test_int8_then_fp16_keeps_the_quantisers(modelopt, network, network_path, im
     ],
 )
 def test_bad_images_are_refused(network_path, images, message):
-    for convert in (convert_to_fp16, quantise_with_modelopt):
+    for convert in (convert_to_fp16, quantize_with_modelopt):
         with pytest.raises(ConversionError, match=message):
             convert(network_path, images)
 
 
 def test_bad_arguments_are_refused(network, network_path, images, tmp_path):
     with pytest.raises(ConversionError, match="allowed: max, entropy"):
-        quantise_with_modelopt(network_path, images, method="mean")  # type: ignore[arg-type]
+        quantize_with_modelopt(network_path, images, method="mean")  # type: ignore[arg-type]
     with pytest.raises(ConversionError, match="no such nodes to exclude: /nowhere"):
-        quantise_with_modelopt(network_path, images, exclude=["/nowhere"])
+        quantize_with_modelopt(network_path, images, exclude=["/nowhere"])
     network.graph.node[0].name = ""
     onnx.save(network, tmp_path / "unnamed.onnx")
     with pytest.raises(ConversionError, match="nodes without a name"):
-        quantise_with_modelopt(tmp_path / "unnamed.onnx", images)
+        quantize_with_modelopt(tmp_path / "unnamed.onnx", images)
 
 
 def test_a_network_that_modelopt_cannot_run_is_a_clear_error(modelopt, network_path):
     wrong = np.zeros((1, 32, 64, 3), np.uint8)
-    with pytest.raises(ConversionError, match=r"ModelOpt does not quantise network\.onnx"):
-        quantise_with_modelopt(network_path, wrong)
+    with pytest.raises(ConversionError, match=r"ModelOpt does not quantize network\.onnx"):
+        quantize_with_modelopt(network_path, wrong)
     with pytest.raises(ConversionError, match=r"ModelOpt AutoCast fails on network\.onnx"):
         convert_to_fp16(network_path, wrong)
 

@@ -118,7 +118,7 @@ def test_3385_with_its_graph():
     )
     failed = parse_build_log([line], graph)
     assert (failed.nodes, failed.unresolved) == (("conv", "sigmoid", "mul"), ())
-    assert graph.quantiser_carriers(failed.nodes) == ("conv",)
+    assert graph.quantizer_carriers(failed.nodes) == ("conv",)
 
 
 def test_3051_as_far_as_its_log_is_kept():
@@ -220,15 +220,15 @@ def test_a_train_station_alone_names_nothing():
         ("/m1/Conv + PWN(PWN(/m1/act/Sigmoid), /m1/act/Mul)", ("/m1/Conv", "/m1/act/Sigmoid", "/m1/act/Mul")),
     ],
 )
-def test_weights_and_quantisers_stand_for_the_nodes_they_serve(network, quantise, layer, nodes):
-    graph = GraphNames.from_model(quantise(network, frozenset()))
+def test_weights_and_quantizers_stand_for_the_nodes_they_serve(network, quantize, layer, nodes):
+    graph = GraphNames.from_model(quantize(network, frozenset()))
     failed = parse_build_log([f"[E] Error[10]: Could not find any implementation for node {layer}."], graph)
     assert failed.nodes == nodes
     assert failed.unresolved == ()
     assert failed.operators == {name: graph.by_name[name].operator for name in nodes}
 
 
-def test_names_without_quantisers_in_the_graph_are_traced_by_their_tensor(network):
+def test_names_without_quantizers_in_the_graph_are_traced_by_their_tensor(network):
     graph = GraphNames.from_model(network)
     line = "[E] Error[10]: Could not find any implementation for node /m1.weight_QuantizeLinear + /gone/Conv."
     failed = parse_build_log([line], graph)

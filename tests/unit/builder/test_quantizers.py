@@ -3,8 +3,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from builder.quantisers import group_of, quantised_nodes, remove_quantisers
 from builder.quantize_cpu import count_quantized_convolutions
+from builder.quantizers import group_of, quantized_nodes, remove_quantizers
 from builder.sensitivity import int8_size_bytes
 
 
@@ -14,10 +14,10 @@ def run(model):
     return session.run(None, {"images": images})
 
 
-def test_without_its_quantisers_a_network_is_what_it_was(networks):
-    original, quantised = networks.original, networks.quantised
-    assert not np.allclose(run(original)[0], run(quantised)[0], atol=1e-6)
-    bare = remove_quantisers(quantised, original, quantised_nodes(quantised))
+def test_without_its_quantizers_a_network_is_what_it_was(networks):
+    original, quantized = networks.original, networks.quantized
+    assert not np.allclose(run(original)[0], run(quantized)[0], atol=1e-6)
+    bare = remove_quantizers(quantized, original, quantized_nodes(quantized))
     assert not [node for node in bare.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     for one, other in zip(run(original), run(bare), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
@@ -25,20 +25,20 @@ def test_without_its_quantisers_a_network_is_what_it_was(networks):
 
 
 def test_other_nodes_keep_theirs(networks):
-    original, quantised = networks.original, networks.quantised
-    before, total = count_quantized_convolutions(quantised)
-    reduced = remove_quantisers(quantised, original, {"head8"})
+    original, quantized = networks.original, networks.quantized
+    before, total = count_quantized_convolutions(quantized)
+    reduced = remove_quantizers(quantized, original, {"head8"})
     assert count_quantized_convolutions(reduced) == (before - 1, total)
-    assert "head8" not in quantised_nodes(reduced)
-    assert "stem8" in quantised_nodes(reduced)
-    assert int8_size_bytes(reduced) > int8_size_bytes(quantised)
+    assert "head8" not in quantized_nodes(reduced)
+    assert "stem8" in quantized_nodes(reduced)
+    assert int8_size_bytes(reduced) > int8_size_bytes(quantized)
 
 
 def test_inputs_are_left_alone(networks):
-    original, quantised = networks.original, networks.quantised
-    before = quantised.SerializeToString()
-    remove_quantisers(quantised, original, quantised_nodes(quantised))
-    assert quantised.SerializeToString() == before
+    original, quantized = networks.original, networks.quantized
+    before = quantized.SerializeToString()
+    remove_quantizers(quantized, original, quantized_nodes(quantized))
+    assert quantized.SerializeToString() == before
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from repository.network import Network
 
 
 @dataclass(frozen=True)
-class Artefact:
+class Artifact:
     """A network in one precision.
 
     Attributes:
@@ -23,7 +23,7 @@ class Artefact:
         toolchain: versions of what was used besides the common packages.
         attempts: builds that were tried, the last one successful.
         calibration: how ranges were set; None where they were not.
-        quantised: the Q/DQ network with fp32 around, for ranking its layers; None if the precision is not int8.
+        quantized: the Q/DQ network with fp32 around, for ranking its layers; None if the precision is not int8.
         network: runs the plan itself; None where that cannot be done on this machine.
         runtime: for the tag, such as ``ort1.32.0-cpu``.
     """
@@ -37,7 +37,7 @@ class Artefact:
     toolchain: dict[str, str] = field(default_factory=dict)
     attempts: tuple[dict[str, Any], ...] = ()
     calibration: dict[str, Any] | None = None
-    quantised: onnx.ModelProto | None = None
+    quantized: onnx.ModelProto | None = None
     network: Network | None = None
 
 
@@ -46,7 +46,7 @@ class Profile(Protocol):
 
     name: str
 
-    def make(self, precision: str, exclude: frozenset[str]) -> Artefact:
+    def make(self, precision: str, exclude: frozenset[str]) -> Artifact:
         """Make one precision.
 
         Args:

@@ -1,4 +1,4 @@
-"""Takes the quantisers off chosen nodes of a Q/DQ network, and groups its layers."""
+"""Takes the quantizers off chosen nodes of a Q/DQ network, and groups its layers."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ import onnx
 
 from builder.errors import BuilderError
 
-_QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
+_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 
 
-def remove_quantisers(quantised: onnx.ModelProto, original: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
-    """Give nodes back the inputs that they had before quantisation: activations, weights and biases.
+def remove_quantizers(quantized: onnx.ModelProto, original: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
+    """Give nodes back the inputs that they had before quantization: activations, weights and biases.
 
-    All other nodes keep their scales, so that no calibration is needed. A quantiser may have left a tensor its name
-    (ONNX Runtime's dequantised biases are called as the biases were): then the original goes by another one.
+    All other nodes keep their scales, so that no calibration is needed. A quantizer may have left a tensor its name
+    (ONNX Runtime's dequantized biases are called as the biases were): then the original goes by another one.
 
     Args:
-        quantised: Q/DQ network; not changed.
+        quantized: Q/DQ network; not changed.
         original: the network that it was made of, with the same node names.
-        nodes: names of the nodes; those without quantisers are ignored.
+        nodes: names of the nodes; those without quantizers are ignored.
 
     Returns:
         The network, Q/DQ nodes that nothing reads any more removed.
     """
-    result = copy.deepcopy(quantised)
+    result = copy.deepcopy(quantized)
     graph = result.graph
     producers = {output: node for node in graph.node for output in node.output}
     before = {node.name: node for node in original.graph.node}
     weights = {tensor.name: tensor for tensor in original.graph.initializer}
     restored = _Restored(graph)
     for node in graph.node:
-        if node.name not in nodes or node.name not in before or node.op_type in _QUANTISERS:
+        if node.name not in nodes or node.name not in before or node.op_type in _QUANTIZERS:
             continue
         for index, (name, old) in enumerate(zip(node.input, before[node.name].input, strict=False)):
             producer = producers.get(name)
             if producer is None or producer.op_type != "DequantizeLinear":
                 continue
-            quantiser = producers.get(producer.input[0])
-            if quantiser is not None and quantiser.op_type == "QuantizeLinear":
-                node.input[index] = quantiser.input[0]
+            quantizer = producers.get(producer.input[0])
+            if quantizer is not None and quantizer.op_type == "QuantizeLinear":
+                node.input[index] = quantizer.input[0]
             elif old in weights:
                 node.input[index] = restored.name_of(weights[old])
     _sweep(graph)
@@ -78,13 +78,13 @@ class _Restored:
         return name
 
 
-def quantised_nodes(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes, in order, that read something dequantised."""
-    dequantised = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+def quantized_nodes(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes, in order, that read something dequantized."""
+    dequantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     return [
         node.name
         for node in model.graph.node
-        if node.op_type not in _QUANTISERS and any(name in dequantised for name in node.input)
+        if node.op_type not in _QUANTIZERS and any(name in dequantized for name in node.input)
     ]
 
 
@@ -140,11 +140,11 @@ def _unknown(name: str, nodes: Collection[str], groups: Collection[str]) -> str:
 
 
 def _sweep(graph: onnx.GraphProto) -> None:
-    """Remove Q/DQ nodes, and initialisers, that nothing reads."""
+    """Remove Q/DQ nodes, and initializers, that nothing reads."""
     outputs = {value.name for value in graph.output}
     while True:
         read = {name for node in graph.node for name in node.input} | outputs
-        idle = [node for node in graph.node if node.op_type in _QUANTISERS and node.output[0] not in read]
+        idle = [node for node in graph.node if node.op_type in _QUANTIZERS and node.output[0] not in read]
         if not idle:
             break
         for node in idle:

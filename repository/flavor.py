@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Final, Literal
 
-from repository.errors import FlavourError
+from repository.errors import FlavorError
 
 Family = Literal["tensorrt", "tensorrt-rtx"]
 
@@ -43,7 +43,7 @@ INSTALL_COMMANDS: Final = (
 
 
 @dataclass(frozen=True)
-class Flavour:
+class Flavor:
     """An installed TensorRT.
 
     Attributes:
@@ -85,9 +85,9 @@ class Flavour:
         return f"TensorRT{'-RTX' if self.is_rtx else ''} {self.version_text}"
 
 
-def detect_flavour(
+def detect_flavor(
     prefer: Family | None = None, import_module: Callable[[str], ModuleType] = importlib.import_module
-) -> Flavour:
+) -> Flavor:
     """Find the TensorRT to build with.
 
     Args:
@@ -96,34 +96,34 @@ def detect_flavour(
         import_module: imports a module by name.
 
     Returns:
-        The flavour.
+        The flavor.
 
     Raises:
-        FlavourError: none is installed, it is too old, or it is not known to work; the message says what to install.
+        FlavorError: none is installed, it is too old, or it is not known to work; the message says what to install.
     """
     if prefer is not None and prefer not in FAMILIES:
-        raise FlavourError(f"unknown TensorRT family {prefer!r}; allowed: {', '.join(FAMILIES)}")
+        raise FlavorError(f"unknown TensorRT family {prefer!r}; allowed: {', '.join(FAMILIES)}")
     reasons: list[str] = []
     for family in (prefer,) if prefer else FAMILIES:
         for name in _MODULES[family]:
             module = _import(name, import_module, reasons)
             if module is not None:
-                flavour = Flavour(family, parse_version(str(module.__version__)), module)
-                _check_version(flavour)
-                return flavour
+                flavor = Flavor(family, parse_version(str(module.__version__)), module)
+                _check_version(flavor)
+                return flavor
     wanted = prefer or " or ".join(FAMILIES)
-    raise FlavourError(f"no usable {wanted} is installed ({'; '.join(reasons)}). Install one:\n{INSTALL_COMMANDS}")
+    raise FlavorError(f"no usable {wanted} is installed ({'; '.join(reasons)}). Install one:\n{INSTALL_COMMANDS}")
 
 
 def parse_version(text: str) -> tuple[int, ...]:
     """Release numbers of a version: ``10.13.0.35`` and ``10.0.0b6`` give (10, 13, 0, 35) and (10, 0, 0).
 
     Raises:
-        FlavourError: the text starts with no number.
+        FlavorError: the text starts with no number.
     """
     match = re.match(r"\d+(?:\.\d+)*", text)
     if match is None:
-        raise FlavourError(f"TensorRT reports the version {text!r}, which is not a version number; install it again")
+        raise FlavorError(f"TensorRT reports the version {text!r}, which is not a version number; install it again")
     return tuple(map(int, match.group().split(".")))
 
 
@@ -143,22 +143,20 @@ def _import(name: str, import_module: Callable[[str], ModuleType], reasons: list
     return module
 
 
-def _check_version(flavour: Flavour) -> None:
-    major = flavour.version[0]
-    if flavour.is_rtx:
+def _check_version(flavor: Flavor) -> None:
+    major = flavor.version[0]
+    if flavor.is_rtx:
         if major not in KNOWN_RTX_MAJORS:
-            raise FlavourError(
-                f"{flavour} is installed; known to work: TensorRT-RTX {_majors(KNOWN_RTX_MAJORS)}\n{INSTALL_COMMANDS}"
+            raise FlavorError(
+                f"{flavor} is installed; known to work: TensorRT-RTX {_majors(KNOWN_RTX_MAJORS)}\n{INSTALL_COMMANDS}"
             )
         return
-    if flavour.version[:2] == (10, 2):
-        raise FlavourError(f"{flavour} is installed. {_BAD_102_ADVICE}")
-    if flavour.version[:2] < MIN_TENSORRT:
-        raise FlavourError(f"{flavour} is installed; needed: 10.3 or newer. {_OLD_ADVICE}")
+    if flavor.version[:2] == (10, 2):
+        raise FlavorError(f"{flavor} is installed. {_BAD_102_ADVICE}")
+    if flavor.version[:2] < MIN_TENSORRT:
+        raise FlavorError(f"{flavor} is installed; needed: 10.3 or newer. {_OLD_ADVICE}")
     if major not in KNOWN_MAJORS:
-        raise FlavourError(
-            f"{flavour} is installed; known to work: TensorRT {_majors(KNOWN_MAJORS)}\n{INSTALL_COMMANDS}"
-        )
+        raise FlavorError(f"{flavor} is installed; known to work: TensorRT {_majors(KNOWN_MAJORS)}\n{INSTALL_COMMANDS}")
 
 
 def _majors(majors: tuple[int, ...]) -> str:
