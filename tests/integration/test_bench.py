@@ -57,7 +57,7 @@ def slow_at_first(result):
 @pytest.mark.parametrize(
     ("command", "status"),
     [
-        (["bench", "precision", "--rounds", "1"], -signal.SIGTERM),
+        (["bench", "ensemble", "--rounds", "1"], -signal.SIGTERM),
         (["load", "compare", "--precisions", "int8"], 130),
     ],
     ids=["bench", "compare"],
@@ -76,45 +76,27 @@ def test_a_command_that_is_ended_leaves_nothing_behind(repository, tmp_path, com
     assert not list(SHARED_MEMORY.glob(f"{server.shm_prefix}*"))
 
 
-def test_a_busy_machine_does_not_end_the_benchmark(repository, tmp_path):
+def test_a_busy_machine_does_not_end_the_benchmark_and_a_dead_server_loses_no_results(repository, tmp_path):
     """Its servers have no bound on latency: with the bound of this repository, hardly any request would be admitted."""
     strict = tmp_path / "strict"
     shutil.copytree(repository, strict, symlinks=True)
     config = read_config(strict / "admission/config.pbtxt")
     config.parameters["max_latency_ms"].string_value = "1"
     write_config(strict / "admission/config.pbtxt", config)
+    written = tmp_path / "ensemble.json"
     command = [sys.executable, "-m", "bench", "ensemble", "--repository", str(strict), "--precision", "int8"]
-    command += ["--in-flight", "24", "--rounds", "1", "--seconds", "1", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    figures = json.loads((tmp_path / "ensemble.json").read_text())["figures"]
-    assert {figure["case"] for figure in figures} >= {"24 in flight"}
-
-
-def test_what_was_measured_is_kept_when_the_server_dies(repository, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "bench",
-        "ensemble",
-        "--repository",
-        str(repository),
-        "--precision",
-        "int8",
-    ]
-    command += ["--in-flight", "1", "--rounds", "50", "--seconds", "0.2", "--out", str(tmp_path)]
+    command += ["--in-flight", "24", "--rounds", "3", "--seconds", "0.5", "--out", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as bench:
         try:
-            wait_for(lambda: rounds_of("1 in flight", tmp_path / "ensemble.json"), 500, "a round that was written")
-            for child in psutil.Process(bench.pid).children(recursive=True):
-                if child.name() == "tritonserver":
-                    child.kill()
-            told = bench.communicate(timeout=200)[1]
+            wait_for(lambda: rounds_of("24 in flight", written) or bench.poll(), 500, "a round that was written")
+            for server in below(bench.pid, "tritonserver"):
+                server.kill()
+            error = bench.communicate(timeout=200)[1]
         finally:
             bench.kill()
-    assert bench.returncode == 1
-    assert f"What was measured is in {tmp_path}" in told
-    assert 1 <= rounds_of("1 in flight", tmp_path / "ensemble.json") < 50
+    assert bench.returncode == 1, error
+    assert f"What was measured is in {tmp_path}" in error
+    assert 1 <= rounds_of("24 in flight", written) < 3
 
 
 def rounds_of(case, path):

@@ -9,6 +9,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 
 ROOT = Path(__file__).resolve().parents[2]
 if sys.version_info >= (3, 11):
@@ -115,3 +116,8 @@ def test_a_changed_a_withdrawn_and_a_missing_file_are_noticed(monkeypatch, tmp_p
     assert audit.look_up(good, "https://index/simple") == audit.Release(good, date(2025, 1, 2))
     problems = audit.look_up(bad, "https://index/simple").problems
     assert problems == ("1 of 2 pinned files are not in the index", "withdrawn: wrong file")
+
+
+def test_no_wheel_puts_the_rooms_into_site_packages(tmp_path):
+    with pytest.raises(ValueError, match="which files to ship"):
+        next(WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"]))
