@@ -79,10 +79,11 @@ def test_the_pictures_and_precisions_differ(expected):
 @pytest.mark.parametrize("precision", contract.PRECISIONS)
 def test_in_any_batch_at_any_place(live, protocol, precision, images, expected):
     with SegmentationClient(url_of(live, protocol), protocol, precision) as client:
-        for size in range(1, 9):
+        # The network's kernels differ by batch size; the protocol only carries it.
+        for size in range(1, 9) if protocol == "grpc" else (1, 8):
             mask_format = FORMATS[size % len(FORMATS)]
             assert answers(client, images[:size], mask_format) == expected[precision, mask_format][:size]
-        for place in range(1, 8):
+        for place in (1, 4):
             mask_format = FORMATS[place % len(FORMATS)]
             batch, right = rotated(images, place), rotated(expected[precision, mask_format], place)
             assert answers(client, batch, mask_format) == right
