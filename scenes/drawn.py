@@ -11,9 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from scenes import words
-from scenes.card import CORNER_RADIUS_MM, LONG_SIDE_MM, SHORT_SIDE_MM, TEXELS_PER_MM
 from scenes.noise import gradient, smooth_noise, tint
-from scenes.surface import FlatObject, Pixels
+from scenes.surface import CORNER_RADIUS_MM, LONG_SIDE_MM, SHORT_SIDE_MM, TEXELS_PER_MM, FlatObject, Pixels
 
 Color = tuple[int, int, int]
 
