@@ -35,7 +35,12 @@ class Detections:
 
 
 def xywh_to_xyxy(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Center, width and height to corners: float32 [n, 4] cx, cy, w, h to x1, y1, x2, y2."""
+    """Center, width and height to corners: float32 [n, 4] cx, cy, w, h to x1, y1, x2, y2.
+
+    Example:
+        >>> xywh_to_xyxy(np.array([[10, 20, 4, 6]], np.float32)).tolist()
+        [[8.0, 17.0, 12.0, 23.0]]
+    """
     half = boxes[:, 2:] / 2
     return np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], axis=1)
 
@@ -49,6 +54,10 @@ def may_be_cut(candidates: NDArray[np.float32], parameters: RequestParameters) -
 
     Returns:
         Whether even the last one is above the threshold; instances behind it are lost.
+
+    Example:
+        >>> may_be_cut(np.array([[0.9], [0.4]], np.float32), RequestParameters(confidence=0.25))
+        True
     """
     return bool(len(candidates) and candidates[-1, SCORE_COLUMN] >= max(parameters.confidence, _LEAST_SCORE))
 
@@ -64,6 +73,13 @@ def decode_candidates(candidates: NDArray[np.float32], geometry: Geometry, param
 
     Returns:
         The detections that remain. Boxes that lie wholly in the border are dropped.
+
+    Example:
+        >>> row = [0.9, 320, 320, 100, 50, 0]  # score, cx, cy, w, h, class; no coefficients
+        >>> candidates = np.array([row, [0.1, *row[1:]]], np.float32)
+        >>> found = decode_candidates(candidates, Geometry.fit(480, 640, 640, 640), RequestParameters())
+        >>> found.boxes.tolist(), found.class_ids.tolist()
+        ([[270.0, 215.0, 370.0, 265.0]], [0])
     """
     above = int(np.count_nonzero(candidates[:, SCORE_COLUMN] >= parameters.confidence))
     rows = candidates[:above]

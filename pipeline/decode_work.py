@@ -7,8 +7,9 @@ from itertools import accumulate
 from typing import Final
 
 from pipeline.errors import ImageError
-from pipeline.image_structure import ImageHeader, is_progressive, jpeg_scans, read_header
+from pipeline.image_structure import ImageHeader, read_header
 from pipeline.images import ImageLimits
+from pipeline.jpeg_structure import is_progressive, jpeg_scans
 
 REQUEST_DECODE_S: Final = 1.5
 """Most seconds, by estimate, that a server as shipped decodes for one request of several images."""
@@ -40,6 +41,12 @@ def decode_seconds(data: bytes, limits: ImageLimits | None = None) -> float:
 
     Returns:
         Seconds; 0 for what is no image or above the limits, which is refused before it is decoded.
+
+    Example:
+        >>> import cv2, numpy as np
+        >>> _, png = cv2.imencode(".png", np.zeros((1000, 1000, 3), np.uint8))
+        >>> 0.01 < decode_seconds(png.tobytes()) < 0.1
+        True
     """
     limits = limits or ImageLimits()
     if len(data) > limits.max_bytes:
@@ -63,7 +70,7 @@ def _seconds(image_format: str, pixels: int, size: int, bits: int) -> float:
 
 def _jpeg_seconds(data: bytes, header: ImageHeader, pixels: int) -> float:
     scans, end = jpeg_scans(data, header.first_scan, _MOST_SCANS)
-    byte_s = _PROGRESSIVE_BYTE_S if is_progressive(data, header) else _JPEG_BYTE_S
+    byte_s = _PROGRESSIVE_BYTE_S if is_progressive(data, header.frame) else _JPEG_BYTE_S
     once = pixels * (_JPEG_PIXEL_S + scans * _JPEG_SCAN_PIXEL_S) + ((end or len(data)) - header.first_scan) * byte_s
     return once if end else _WITHOUT_END * once
 
@@ -79,6 +86,12 @@ def check_decode_work(encoded: Sequence[bytes], allowed_s: float, limits: ImageL
 
     Raises:
         ImageError: it is more; says how many images would be allowed.
+
+    Example:
+        >>> import cv2, numpy as np
+        >>> _, png = cv2.imencode(".png", np.zeros((1000, 1000, 3), np.uint8))
+        >>> check_decode_work([png.tobytes()] * 2, allowed_s=REQUEST_DECODE_S) < REQUEST_DECODE_S
+        True
     """
     limits = limits or ImageLimits()
     seconds = [decode_seconds(data, limits) for data in encoded]
@@ -99,7 +112,7 @@ def check_decode_work(encoded: Sequence[bytes], allowed_s: float, limits: ImageL
         remedies = [f"send at most {fitting} of them a request", "send smaller images"]
     if header.format != "JPEG":
         remedies.append(f"send JPEG instead of {header.format}")
-    elif is_progressive(slowest, header):
+    elif is_progressive(slowest, header.frame):
         remedies.append("send baseline instead of progressive JPEG")
     raise ImageError(
         f"{what} would take about {total_s:.1f} s to decode; allowed: {allowed_s:.1f} s. "

@@ -1,5 +1,7 @@
 """Errors whose text goes to the caller as it stands."""
 
+from __future__ import annotations
+
 from typing import Final
 
 IMAGE_FAULTS: Final = ("empty", "format", "truncated", "too_large", "damaged")
@@ -23,6 +25,11 @@ class ImageError(InputError):
     def __init__(self, message: str, reason: str = "damaged") -> None:
         super().__init__(message)
         self.reason = reason
+
+    @classmethod
+    def not_supported(cls, kind: str, what: str) -> ImageError:
+        """The refusal of an image that may be intact, but that cannot be decoded here."""
+        return cls(f"the {kind} has {what}, which is not supported. Send it as 8-bit JPEG, PNG or TIFF", "format")
 
 
 class ParameterError(InputError):

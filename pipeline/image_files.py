@@ -60,6 +60,13 @@ def find_images(
 
     Raises:
         SourceError: a path does not exist, or no image was found.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "a.jpg").write_bytes(b""), Path(folder, "notes.txt").write_bytes(b"")
+        ...     [Path(source.name).name for source in find_images([Path(folder)])]
+        ['a.jpg']
     """
     found: dict[Path, Source] = {}
     others: Counter[str] = Counter() if left_out is None else left_out
@@ -79,7 +86,12 @@ def find_images(
 
 
 def listed(left_out: Counter[str]) -> str:
-    """What was left out, for people: ``3 .txt, 1 macOS ._ file``."""
+    """What was left out, for people: ``3 .txt, 1 macOS ._ file``.
+
+    Example:
+        >>> listed(Counter({".txt": 3, "macOS ._ file": 1}))
+        '3 .txt, 1 macOS ._ file'
+    """
     return ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ImageError
 from pipeline.image_structure import ImageHeader, check_jpeg, check_png, jpeg_truncated, plain_png, read_header
-from pipeline.jpeg_end import closed_jpeg
+from pipeline.jpeg_structure import closed_jpeg
 from pipeline.tiff_structure import without_orientation
 
 _QUARTER_TURNS: Final = (5, 6, 7, 8)
@@ -38,6 +38,12 @@ def check_image(data: bytes, limits: ImageLimits) -> ImageHeader:
 
     Raises:
         ImageError: empty, too large, of no accepted format, truncated, or made to keep a decoder busy.
+
+    Example:
+        >>> data = cv2.imencode(".png", np.zeros((40, 60, 3), np.uint8))[1].tobytes()
+        >>> check_image(data, ImageLimits(max_pixels=1000))
+        Traceback (most recent call last):
+        pipeline.errors.ImageError: the image is 60x40 pixels, 2400 in all; allowed: 1000. Send a smaller image
     """
     return _checked(data, limits)[1]
 
@@ -87,6 +93,11 @@ def decode_image(data: bytes, limits: ImageLimits | None = None) -> NDArray[np.u
 
     Raises:
         ImageError: the message names the fault and the remedy.
+
+    Example:
+        >>> image = decode_image(cv2.imencode(".png", np.zeros((40, 60), np.uint8))[1].tobytes())
+        >>> image.shape, image.dtype
+        ((40, 60, 3), dtype('uint8'))
     """
     return _decode(*_checked(data, limits or ImageLimits()))
 
@@ -111,6 +122,12 @@ def decode_for(
 
     Raises:
         ImageError: see :func:`decode_image`.
+
+    Example:
+        >>> jpeg = cv2.imencode(".jpg", np.zeros((1440, 1920, 3), np.uint8))[1].tobytes()
+        >>> image, height, width = decode_for(jpeg, 640, 640)
+        >>> image.shape, (height, width)
+        ((720, 960, 3), (1440, 1920))
     """
     data, header = _checked(data, limits or ImageLimits())
     turned = header.orientation in _QUARTER_TURNS

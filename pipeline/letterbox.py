@@ -27,6 +27,13 @@ class Geometry:
         scale: nominal factor from original to network pixels, the smaller of the two axis ratios.
         pad_top: rows of border above the image, in network pixels.
         pad_left: columns of border left of the image, in network pixels.
+
+    Example:
+        >>> geometry = Geometry.fit(480, 1280, 640, 640)  # height and width of the image, then of the input
+        >>> geometry.scale, geometry.pad_top, geometry.pad_left
+        (0.5, 200, 0)
+        >>> geometry.to_image(np.array([[0, 200, 640, 440]], np.float32)).tolist()
+        [[0.0, 0.0, 1280.0, 480.0]]
     """
 
     height: int
@@ -103,6 +110,12 @@ def letterbox(image: NDArray[np.uint8], out: NDArray[np.uint8], geometry: Geomet
 
     Returns:
         Where the image lies in ``out``.
+
+    Example:
+        >>> out = np.empty((640, 640, 3), np.uint8)
+        >>> geometry = letterbox(np.zeros((480, 1280, 3), np.uint8), out)
+        >>> int(out[0, 0, 0]), int(out[320, 320, 0]), geometry.pad_top
+        (114, 0, 200)
     """
     geometry = geometry or Geometry.fit(image.shape[0], image.shape[1], out.shape[0], out.shape[1])
     top, left = geometry.pad_top, geometry.pad_left

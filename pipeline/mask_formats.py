@@ -33,13 +33,18 @@ def encode_masks(masks: Sequence[MaskRuns], mask_format: str) -> list[bytes]:
             flat list of whole numbers x, y.
 
     A polygon runs along the sides of pixels: (0, 0) is the image's upper left corner, (width, height) its lower right
-    one, and the polygon of the first pixel is ``[0,0,1,0,1,1,0,1]``. There is one for each part of the mask (pixels
+    one, and the polygon of the first pixel is ``[1,0,1,1,0,1,0,0]``. There is one for each part of the mask (pixels
     that touch at a corner only are two parts), of at least four points, the first not repeated. A hole is
     part of the polygon around it, joined by a line that is walked there and back. So the polygons' areas (shoelace
     formula) add up to the mask's, and COCO's tools (``frPyObjects``, ``merge``) give back the mask, pixel by pixel.
 
     Raises:
         ValueError: an unknown format.
+
+    Example:
+        >>> mask = MaskRuns.from_image(np.ones((2, 3), bool))
+        >>> encode_masks([mask], "polygon"), encode_masks([mask], "rle")
+        ([b'[[3,0,3,2,0,2,0,0]]'], [b'06'])
     """
     if mask_format == "rle":
         return rle.encode_all(masks)
@@ -65,6 +70,10 @@ def decode_mask(encoded: bytes, mask_format: str, height: int, width: int) -> ND
 
     Raises:
         ValueError: ``none`` (no mask was asked for), an unknown format, or bytes that are not a mask of this size.
+
+    Example:
+        >>> decode_mask(b"[[0,0,1,0,1,2,0,2]]", "polygon", height=2, width=3).astype(int).tolist()
+        [[1, 0, 0], [1, 0, 0]]
     """
     if mask_format == "rle":
         return rle.decode(encoded, height, width)

@@ -33,6 +33,11 @@ def mask_seconds(boxes: NDArray[np.float32], height: int, width: int, mask_forma
 
     Returns:
         float64 [n], in seconds.
+
+    Example:
+        >>> boxes = np.array([[0, 0, 999, 100]], np.float32)
+        >>> mask_seconds(boxes, 1000, 2000, "rle").round(6).tolist()
+        [0.001]
     """
     columns, rows = np.minimum(boxes[:, 2:] - boxes[:, :2] + 1, (width, height)).T.astype(np.float64)
     row_cost = row_bytes(width) * _SECONDS_PER_ROW_BYTE.get(mask_format, 0.0)
@@ -52,6 +57,12 @@ def check_mask_work(
 
     Raises:
         ParameterError: it is more; says how many detections would be allowed.
+
+    Example:
+        >>> found = Detections(np.array([[0, 0, 999, 100]], np.float32), *[np.zeros(1)] * 3)
+        >>> work_s = check_mask_work([found], [Geometry.fit(1000, 2000, 640, 640)], RequestParameters(), 1.0)
+        >>> round(work_s, 6)
+        0.001
     """
     mask_format = parameters.mask_format
     images = [

@@ -35,6 +35,13 @@ class MaskRuns:
         ends: int64 [r], index behind each run's last pixel; ``starts[i] < ends[i] < starts[i + 1]``.
         height: of the whole image, in pixels.
         width: of the whole image, in pixels.
+
+    Example:
+        >>> runs = MaskRuns.from_image(np.array([[0, 1], [0, 1], [1, 1]], bool))
+        >>> runs.starts.tolist(), runs.ends.tolist(), runs.area
+        ([2], [6], 4)
+        >>> runs.to_image().astype(int).tolist()
+        [[0, 1], [0, 1], [1, 1]]
     """
 
     starts: NDArray[np.int64]
@@ -142,6 +149,13 @@ def mask_runs(
 
     Returns:
         n masks. A pixel is set when its center lies in the box and its interpolated logit is above 0.
+
+    Example:
+        >>> prototypes = np.ones((1, 160, 160), np.float32)  # one prototype, 1 everywhere: the mask fills its box
+        >>> boxes = np.array([[100, 100, 120, 110]], np.float32)
+        >>> (mask,) = mask_runs(prototypes, np.ones((1, 1), np.float32), boxes, Geometry.fit(640, 640, 640, 640))
+        >>> mask.area
+        200
     """
     if not len(boxes):
         return []

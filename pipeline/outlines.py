@@ -34,6 +34,12 @@ class Outlines:
         lower: int64 [v], likewise at its lower end.
         x: int64 [v], where each vertical part lies.
         down: bool [v], whether travel leads down there: the mask lies to the left of the part.
+
+    Example:
+        >>> ring = np.ones((3, 3), bool)
+        >>> ring[1, 1] = False
+        >>> Outlines.of([MaskRuns.from_image(ring)]).polygons()  # the hole is joined by a line there and back
+        [[[1, 0, 1, 2, 2, 2, 2, 1, 1, 1, 1, 0, 3, 0, 3, 3, 0, 3, 0, 0]]]
     """
 
     edge_mask: NDArray[np.int64]

@@ -40,6 +40,13 @@ def draw_overlay(
 
     Raises:
         ValueError: the image is of another size, or a mask cannot be decoded.
+
+    Example:
+        >>> segmentation = Segmentation(
+        ...     np.array([[10, 10, 50, 30]], np.float32), np.ones(1), np.zeros(1, int), (b"",), "none", (40, 60)
+        ... )
+        >>> draw_overlay(np.zeros((40, 60, 3), np.uint8), segmentation, class_names={0: "card"}).shape
+        (40, 60, 3)
     """
     if image.shape[:2] != segmentation.image_size:
         height, width = segmentation.image_size
@@ -64,7 +71,12 @@ def draw_overlay(
 
 
 def palette(index: int) -> Color:
-    """A bright color, RGB in [0, 255], different for neighboring indices."""
+    """A bright color, RGB in [0, 255], different for neighboring indices.
+
+    Example:
+        >>> palette(0), palette(1)
+        ((51, 157, 255), (217, 255, 51))
+    """
     red, green, blue = colorsys.hsv_to_rgb((0.58 + index * _GOLDEN_RATIO) % 1.0, 0.8, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)
 

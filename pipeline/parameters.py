@@ -50,6 +50,13 @@ class RequestParameters:
         Raises:
             ParameterError: an unknown name, a wrong type or a value out of range; the message names the
                 parameter, the value and the allowed range.
+
+        Example:
+            >>> RequestParameters.parse({"confidence": "0.5", "classes": "0,2"}).classes == {0, 2}
+            True
+            >>> RequestParameters.parse({"iou": 2})
+            Traceback (most recent call last):
+            pipeline.errors.ParameterError: parameter 'iou' is 2; allowed: a number from 0 to 1
         """
         parsed: dict[str, Any] = {}
         for name, value in values.items():
@@ -70,6 +77,9 @@ class RequestParameters:
 
         Raises:
             ParameterError: names the classes and the allowed range.
+
+        Example:
+            >>> RequestParameters(classes=frozenset([0])).check_classes(num_classes=80)
         """
         wrong = sorted(index for index in self.classes or () if num_classes is not None and index >= num_classes)
         if wrong and num_classes is not None:

@@ -24,7 +24,12 @@ _LEVEL: Final = 1
 
 
 def row_bytes(width: int) -> int:
-    """Bytes of a row of ``width`` pixels of one bit, with the filter's own."""
+    """Bytes of a row of ``width`` pixels of one bit, with the filter's own.
+
+    Example:
+        >>> row_bytes(640)
+        81
+    """
     return (width + 7) // 8 + 1
 
 
@@ -45,6 +50,13 @@ def write_png(
         begins: bool [v], whether the mask begins there.
         height: of the image, in pixels.
         width: of the image, in pixels.
+
+    Example:
+        >>> import cv2
+        >>> x, top, bottom = np.array([[1, 3], [0, 0], [2, 2]])  # columns 1 and 2 of two rows
+        >>> png = write_png(x, top, bottom, np.array([True, False]), height=3, width=4)
+        >>> (cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE) > 0).astype(int).tolist()
+        [[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
     """
     first, last = (int(top.min()), int(bottom.max())) if len(x) else (0, 0)
     line = row_bytes(width)

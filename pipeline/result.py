@@ -53,6 +53,13 @@ class Segmentation:
             PNG files (``png``), the same as base64 text (``png_base64``), or empty (``none``).
         mask_format: of ``encoded_masks``.
         image_size: height and width of the original image, in pixels, upright (EXIF orientation applied).
+
+    Example:
+        >>> result = Segmentation(
+        ...     np.array([[0, 0, 1, 2]], np.float32), np.array([0.9]), np.array([0]), (b"024",), "rle", (2, 3)
+        ... )
+        >>> [(detection.class_id, int(detection.mask().sum())) for detection in result]
+        [(0, 2)]
     """
 
     boxes: NDArray[np.float32]

@@ -102,6 +102,11 @@ def directory(data: bytes) -> Iterator[Entry]:
         ImageError: there are too many entries, or they say that they hold more than the file: libtiff copies what each
             points to, though it be the same megabytes every time.
         struct.error, OverflowError: it is cut off, or not in the file at all.
+
+    Example:
+        >>> block = b"II" + struct.pack("<HIHHHII", 42, 8, 1, ORIENTATION, 3, 1, 6)
+        >>> [(entry.tag == ORIENTATION, entry.numbers) for entry in directory(block)]
+        [(True, (6,))]
     """
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None or data[:4] not in TIFF_STARTS:
@@ -133,12 +138,12 @@ def directory(data: bytes) -> Iterator[Entry]:
 
 
 def exif_orientation(block: bytes) -> int:
-    """EXIF orientation, 1 to 8, out of an EXIF block; 1 where it has none or is broken."""
-    return stated_orientation(block) or 1
+    """EXIF orientation, 1 to 8, out of an EXIF block or a TIFF; 0 where it has none or is broken.
 
-
-def stated_orientation(block: bytes) -> int:
-    """EXIF orientation, 1 to 8, out of an EXIF block; 0 where it has none or is broken."""
+    Example:
+        >>> exif_orientation(b"II" + struct.pack("<HIHHHII", 42, 8, 1, ORIENTATION, 3, 1, 6))
+        6
+    """
     try:
         stated = next((entry.numbers[0] for entry in directory(block) if _is_orientation(entry)), 0)
     except (*CUT_OFF, ImageError):
@@ -147,7 +152,13 @@ def stated_orientation(block: bytes) -> int:
 
 
 def without_orientation(data: bytes) -> bytes:
-    """A TIFF that says of itself that it is upright, so that no decoder turns it, or half turns it."""
+    """A TIFF marked as upright, so that no decoder turns it, or half turns it.
+
+    Example:
+        >>> tiff = b"II" + struct.pack("<HIHHHII", 42, 8, 1, ORIENTATION, 3, 1, 6)
+        >>> exif_orientation(without_orientation(tiff))
+        1
+    """
     upright = bytearray(data)
     for entry in directory(data):
         if _is_orientation(entry):
@@ -182,6 +193,10 @@ def unsupported(tags: Tags) -> str:
 
     Args:
         tags: whole numbers of its first directory.
+
+    Example:
+        >>> unsupported({_BITS: (1,), _COMPRESSION: (50001,)})
+        'WebP compression'
     """
     compression = _first(tags, _COMPRESSION, 1)
     photometric, samples = _first(tags, _PHOTOMETRIC, _BLACK_IS_ZERO), _first(tags, _SAMPLES, 1)

@@ -270,7 +270,7 @@ def test_tiff_directories_that_are_refused(entries, fault):
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize(
     ("kind", "count", "value", "expected"),
-    [(3, 1, 6, 6), (4, 1, 6, 6), (3, 1, 0, 1), (3, 1, 9, 1), (3, 2**32 - 1, 6, 1), (5, 1, 6, 1), (999, 1, 6, 1)],
+    [(3, 1, 6, 6), (4, 1, 6, 6), (3, 1, 0, 0), (3, 1, 9, 0), (3, 2**32 - 1, 6, 0), (5, 1, 6, 0), (999, 1, 6, 0)],
 )
 def test_orientation_of_an_exif_block(order, kind, count, value, expected):
     entry = (0x0112, kind, count, value << 16 if kind == 3 and order == ">" else value)
