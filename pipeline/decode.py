@@ -14,7 +14,7 @@ from pipeline.nms import nms
 from pipeline.parameters import RequestParameters
 
 _LEAST_SCORE: Final = 1e-3
-"""Below it candidates are background: at ``confidence`` 0 all of them pass, and nothing is lost with them."""
+"""Candidates below it are background: at ``confidence`` 0 they pass, but none of them is a lost instance."""
 
 
 @dataclass(frozen=True)
@@ -34,26 +34,15 @@ class Detections:
     coefficients: NDArray[np.float32]
 
 
-def xywh_to_xyxy(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Center, width and height to corners: float32 [n, 4] cx, cy, w, h to x1, y1, x2, y2.
-
-    Example:
-        >>> xywh_to_xyxy(np.array([[10, 20, 4, 6]], np.float32)).tolist()
-        [[8.0, 17.0, 12.0, 23.0]]
-    """
-    half = boxes[:, 2:] / 2
-    return np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], axis=1)
-
-
 def may_be_cut(candidates: NDArray[np.float32], parameters: RequestParameters) -> bool:
-    """Whether the network found more candidates above the threshold than leave it.
+    """Whether the network has more candidates above the threshold than it returns.
 
     Args:
         candidates: float32 [K, 6 + C], the best K, sorted by falling score.
         parameters: with the threshold.
 
     Returns:
-        Whether even the last one is above the threshold; instances behind it are lost.
+        Whether even the last one is above the threshold: instances after it are lost.
 
     Example:
         >>> may_be_cut(np.array([[0.9], [0.4]], np.float32), RequestParameters(confidence=0.25))
@@ -72,7 +61,7 @@ def decode_candidates(candidates: NDArray[np.float32], geometry: Geometry, param
         parameters: thresholds, class filter and bound.
 
     Returns:
-        The detections that remain. Boxes that lie wholly in the border are dropped.
+        The remaining detections. Boxes entirely in the border are dropped.
 
     Example:
         >>> row = [0.9, 320, 320, 100, 50, 0]  # score, cx, cy, w, h, class; no coefficients
@@ -85,7 +74,8 @@ def decode_candidates(candidates: NDArray[np.float32], geometry: Geometry, param
     rows = candidates[:above]
     if parameters.classes is not None:
         rows = rows[np.isin(rows[:, CLASS_COLUMN], list(parameters.classes))]
-    corners = xywh_to_xyxy(rows[:, BOX_COLUMNS])
+    centers, sizes = np.split(rows[:, BOX_COLUMNS], 2, axis=1)
+    corners = np.concatenate([centers - sizes / 2, centers + sizes / 2], axis=1)
     class_ids = rows[:, CLASS_COLUMN].astype(np.int32)
     kept = nms(corners, class_ids, parameters.iou, parameters.max_detections)
     boxes = geometry.to_image(corners[kept])

@@ -1,4 +1,4 @@
-"""How much work it is to decode the images of a request, known before any of it is done."""
+"""How long the images of a request take to decode, estimated from their headers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from pipeline.images import ImageLimits
 from pipeline.jpeg_structure import is_progressive, jpeg_scans
 
 REQUEST_DECODE_S: Final = 1.5
-"""Most seconds, by estimate, that a server as shipped decodes for one request of several images."""
+"""Most seconds, by estimate, that a server in its default configuration decodes for one request of several images."""
 
-# Measured on one core of an AMD EPYC at 12 megapixels, with photographs, noise and one color: seconds for each pixel
-# of the picture and for each byte of the file. A JPEG without end marker is decoded more often, to see whether it is
-# whole.
+# Seconds per pixel of the picture and per byte of the file, measured on one core of an AMD EPYC at 12 megapixels, with
+# photographs, noise and one color. A JPEG without end marker is decoded several times, to see whether it is whole.
 _PIXEL_BYTE_S: Final = {
     "PNG": (16e-9, 25e-9),
     "WEBP": (10e-9, 40e-9),
@@ -40,7 +39,7 @@ def decode_seconds(data: bytes, limits: ImageLimits | None = None) -> float:
         limits: see :func:`pipeline.images.decode_image`.
 
     Returns:
-        Seconds; 0 for what is no image or above the limits, which is refused before it is decoded.
+        Seconds; 0 for what is no image or above the limits, which is refused without decoding.
 
     Example:
         >>> import cv2, numpy as np
@@ -80,8 +79,8 @@ def check_decode_work(encoded: Sequence[bytes], allowed_s: float, limits: ImageL
 
     Args:
         encoded: its images.
-        allowed_s: most that several images may take. One image alone is refused only where it takes longer than the
-            largest PNG of 16 bits within the limits does (3.8 s as shipped), which takes a JPEG made to that end.
+        allowed_s: most that several images may take. A single image is refused only above what the largest 16-bit PNG
+            within the limits takes (3.8 s by default), which only a JPEG built for it does.
         limits: see :func:`decode_seconds`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Errors whose text goes to the caller as it stands."""
+"""Errors whose text goes to the caller unchanged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ IMAGE_FAULTS: Final = ("empty", "format", "truncated", "too_large", "damaged")
 class InputError(ValueError):
     """The caller's input is at fault; the message names the fault and the remedy.
 
-    The server answers it with ``INVALID_ARG`` (HTTP 400) and goes on.
+    The server answers ``INVALID_ARG`` (HTTP 400).
     """
 
 
@@ -37,11 +37,11 @@ class ParameterError(InputError):
 
 
 BUSY: Final = "the server is busy"
-"""Words by which a caller knows a refusal for overload from a server that is not there."""
+"""How a caller tells a rejection for overload from a server that is not there."""
 
 
 class OverloadError(Exception):
-    """More is asked than can be answered in time; the same request may succeed later.
+    """The request cannot be answered in time; the same request may succeed later.
 
-    The server answers it with ``UNAVAILABLE`` (HTTP 503); the message begins with :data:`BUSY`.
+    The server answers ``UNAVAILABLE`` (HTTP 503); the message begins with :data:`BUSY`.
     """

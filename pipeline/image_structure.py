@@ -1,8 +1,9 @@
-"""The structure of encoded images, read with bounds of its own before any decoder sees them.
+"""The structure of encoded images, checked before any decoder sees them.
 
 A few bytes can cost a decoder minutes or gigabytes: a directory whose entries all point to the same megabytes, scans or
-chunks by the million, compressed zeros behind the last pixel. What is read here is bounded by the length of the data,
-whatever the data says; what is out of proportion is refused.
+chunks by the million, compressed zeros after the last pixel. All work here is bounded by the length of the data, and
+what is out of proportion is refused. Pillow's headers do not replace this: its TIFF and EXIF readers copy what every
+entry points to, its WebP reader starts the decoder, and none says whether OpenCV decodes the kind correctly.
 """
 
 from __future__ import annotations
@@ -87,14 +88,14 @@ class ImageHeader:
 
     Attributes:
         format: one of :data:`FORMATS`.
-        width: pixels, before EXIF orientation.
-        height: pixels, before EXIF orientation.
+        width: in pixels, before EXIF orientation.
+        height: likewise.
         orientation: EXIF orientation, 1 to 8.
         bits: of a sample; more than 8 are reduced to 8.
         frame: of a JPEG, where its frame header begins.
         first_scan: of a JPEG, where its first scan begins.
-        tile_pixels: of a TIFF in tiles, the pixels of one.
-        planar: of a TIFF, whether each color is stored by itself.
+        tile_pixels: of a tiled TIFF, pixels of a tile.
+        planar: of a TIFF, whether each color is stored separately.
         white_is_zero: of a TIFF, whether larger numbers are darker.
     """
 
@@ -150,7 +151,7 @@ def _no_image(data: bytes, detail: str = "") -> ImageError:
 
 
 def _base64_text(data: bytes) -> str:
-    """What kind of base64 text (RFC 4648, RFC 2397) stands where an image should; empty if none does."""
+    """What kind of base64 text (RFC 4648, RFC 2397) came instead of an image; empty if none did."""
     head = data[:_BASE64_HEAD].lstrip(b"\xef\xbb\xbf \t\r\n\"'")
     if head[:5].lower() == b"data:":
         return "a data: URI"
@@ -167,7 +168,7 @@ _BASE64_START: Final = 32
 
 
 def _other_format(data: bytes) -> str:
-    """The name of a format that is not accepted, for messages; empty where it is not known."""
+    """The name of a known format that is not accepted, for messages; else empty."""
     if data[4:8] == b"ftyp":
         name = _FTYP_NAMES.get(data[8:12], "a video (MP4 or QuickTime)")
     else:
@@ -185,13 +186,13 @@ def _read_png(data: bytes) -> ImageHeader:
 
 
 def _png_orientation(data: bytes) -> int:
-    """Orientation of the eXIf chunk, which may stand behind the pixels (PNG specification, 11.3.4.6)."""
+    """Orientation of the eXIf chunk, which may follow the pixels (PNG specification, 11.3.4.6)."""
     if b"eXIf" not in data:
         return 1
     try:
         blocks = (data[start + 8 : end - 4] for kind, start, end in _png_chunks(data) if kind == b"eXIf")
         return next((exif_orientation(block.removeprefix(_EXIF)) for block in blocks), 0) or 1
-    except ImageError:  # check_png says what is wrong with it
+    except ImageError:  # check_png reports it
         return 1
 
 
@@ -240,7 +241,7 @@ def jpeg_truncated(data: bytes) -> ImageError:
 def check_jpeg(data: bytes, header: ImageHeader, max_scanned_pixels: int) -> None:
     """Check that the scans of a JPEG are in proportion.
 
-    Each scan goes over all pixels, though it may consist of ten bytes (libjpeg-turbo, "Two Issues with the JPEG
+    A decoder visits all pixels for each scan, even one of ten bytes (libjpeg-turbo, "Two Issues with the JPEG
     Standard").
 
     Args:
@@ -287,7 +288,7 @@ def _read_webp(data: bytes) -> ImageHeader:
 
 def _webp_orientation(data: bytes) -> int:
     position = 12
-    for _ in range(_MOST_WEBP_CHUNKS):  # EXIF stands behind the picture, or the frames
+    for _ in range(_MOST_WEBP_CHUNKS):  # EXIF follows the picture or the frames
         position = data.find(b"EXIF", position)
         if position < 0:
             return 1
@@ -313,15 +314,15 @@ def _read_bmp(data: bytes) -> ImageHeader:
 
 
 def _check_masks(data: bytes) -> None:
-    """Refuse the color masks of 32 bits that OpenCV 4.11 overlooks, or shifts by the wrong number of bits."""
+    """Refuse the 32-bit color masks that OpenCV 4.11 ignores, or shifts by the wrong number of bits."""
     header_bytes, bits, compression = struct.unpack_from("<I10xHI", data, 14)
     if bits != 32 or compression != _BIT_FIELDS:
         return
     masks = struct.unpack_from("<III", data, 54)
     if masks != _USUAL_MASKS and (header_bytes < _HEADER_WITH_MASKS or not set(masks) <= _BYTE_MASKS):
-        told = ", ".join(f"{mask:#010x}" for mask in masks)
+        given = ", ".join(f"{mask:#010x}" for mask in masks)
         raise ImageError(
-            f"the BMP has the color masks {told}; allowed: whole bytes, in a header of {_HEADER_WITH_MASKS} bytes or "
+            f"the BMP has the color masks {given}; allowed: whole bytes, in a header of {_HEADER_WITH_MASKS} bytes or "
             "more. Encode the image again"
         )
 
@@ -331,7 +332,7 @@ def _read_tiff(data: bytes) -> ImageHeader:
     tags: dict[int, tuple[int, ...]] = {}
     for entry in directory(data):
         tags.setdefault(entry.tag, entry.numbers)
-        if entry.count == 1:  # decoders differ in which of several they take
+        if entry.count == 1:  # decoders differ in which of several they use
             single[entry.tag] = max(entry.numbers[0], single.get(entry.tag, 0))
     if 256 not in single or 257 not in single:
         raise _no_image(data, "a TIFF that does not say how large it is")
@@ -362,8 +363,8 @@ _READERS: Final = (
 def check_png(data: bytes) -> None:
     """Check that a PNG is whole and that its pixel data is in proportion.
 
-    OpenCV makes room for as many bytes as a chunk says it has, up to 2 GB, before it reads them; and libpng inflates
-    what follows the last pixel, a thousand times its size.
+    OpenCV allocates as many bytes as a chunk claims, up to 2 GB, before it reads them; and libpng inflates what follows
+    the last pixel, to a thousand times its size.
 
     Raises:
         ImageError: truncated, too many chunks, or more pixel data than the header allows for.
@@ -380,7 +381,7 @@ def check_png(data: bytes) -> None:
     pieces = [(start + 8, end - 4) for kind, start, end in _png_chunks(data) if kind == b"IDAT"]
     if sum(end - start for start, end in pieces) <= _PNG_HARMLESS_BYTES:
         return
-    # Interlaced, each row has up to seven parts with a filter byte of their own (PNG specification, section 8).
+    # Interlaced, each row has up to seven parts, each with a filter byte (PNG specification, section 8).
     allowed = (width * bits * _PNG_CHANNELS.get(color, 4) // 8 + 16) * height * 1.01 + 1024
     unpacker = zlib.decompressobj()
     for start, end in pieces:
@@ -390,7 +391,7 @@ def check_png(data: bytes) -> None:
                 try:
                     allowed -= len(unpacker.decompress(piece, 1 << 20))
                 except zlib.error:
-                    return  # libpng says what is wrong with it
+                    return  # libpng reports it
                 piece = unpacker.unconsumed_tail
                 if allowed < 0:
                     raise ImageError(
@@ -399,10 +400,10 @@ def check_png(data: bytes) -> None:
 
 
 def plain_png(data: bytes) -> bytes:
-    """A checked PNG as OpenCV 4.11 can take it.
+    """A checked PNG in a form that OpenCV 4.11 decodes.
 
-    An animation becomes a still of its default image (PNG specification, 4.9): OpenCV dies of animations whose numbers
-    do not fit each other. And pixel data is cut into chunks of a usual size: OpenCV refuses chunks above 8 MB.
+    An animation becomes its default image (PNG specification, 4.9): OpenCV crashes on animations with contradictory
+    numbers. Pixel data is cut into chunks of 4 MiB: OpenCV refuses chunks above 8 MB.
 
     Example:
         >>> import cv2, numpy as np

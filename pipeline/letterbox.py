@@ -135,10 +135,9 @@ def letterbox(image: NDArray[np.uint8], out: NDArray[np.uint8], geometry: Geomet
 def _resize(image: NDArray[np.uint8], inside: NDArray[np.uint8]) -> None:
     """Resize ``image`` into ``inside``: smaller over pixel areas, larger bilinearly.
 
-    Plain bilinear sampling of a larger image skips pixels, and the boxes and masks of the reference model move by up
-    to two pixels for it. Averaging over areas by a factor between 1 and 2 is what OpenCV is slow at (6 ms a
-    megapixel). There a 3 x 3 blur in front of the bilinear sampling does the same in a third of the time: the
-    reference model's boxes stay within 0.25 of the network's pixels.
+    Bilinear sampling of a larger image skips pixels, which moves boxes and masks of the reference model by up to two
+    pixels. OpenCV averages over areas slowly for factors between 1 and 2 (6 ms a megapixel); there a 3 x 3 blur before
+    bilinear sampling does the same in a third of the time, and boxes stay within 0.25 of the network's pixels.
     """
     height, width = inside.shape[:2]
     factor = max(image.shape[0] / height, image.shape[1] / width)
@@ -158,7 +157,7 @@ _LEAST_BLUR_FACTOR: Final = 1.1  # below it a blur changes pixels by less than o
 
 
 def _blur_sigma(factor: float) -> float:
-    """Width of the blur that makes bilinear sampling as wide as averaging over areas.
+    """Sigma of the blur that makes bilinear sampling as wide as averaging over areas.
 
     Per axis, in source pixels: averaging over ``factor`` pixels has the variance (1 + factor^2) / 12, bilinear
     sampling 2 / 12. The kernel [a, 1 - 2a, a] adds 2a, so a = (factor^2 - 1) / 24. OpenCV makes that kernel from the

@@ -1,4 +1,4 @@
-"""The encodings in which masks leave the server, and the way back."""
+"""Encoding masks in the formats of the contract, and decoding them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.outlines import Outlines
 from pipeline.png_mask import write_png
 
 _RUNS_AT_ONCE: Final = 1 << 17
-"""Outlines of so many runs are worked out together, so that a request of many large masks takes little memory."""
+"""Most runs whose outlines are computed at once: bounds the memory of a request with many large masks."""
 
 
 def encode_masks(masks: Sequence[MaskRuns], mask_format: str) -> list[bytes]:

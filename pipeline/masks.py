@@ -3,12 +3,12 @@
 YOLACT (Bolya et al., 2019): a mask is the weighted sum of the network's prototypes, cropped to the box. Its
 logits are interpolated bilinearly to the original image and cut at 0 (that is, at probability 0.5).
 
-Down one column of the image, the interpolated logit is piecewise linear in y: it bends at the prototype's rows only.
-So the rows where it changes its sign follow from the values at those rows, exactly, and no pixel in between has to be
-looked at. Across the image it is the same: between two prototype columns of one sign every pixel column has that sign,
-so values are interpolated only where the outline runs. What comes out are the runs that COCO's encoding is made of.
+Down one column of the image, the interpolated logit is piecewise linear in y: it bends only at the prototype's rows.
+So the rows where it changes sign follow exactly from the values at those rows, without looking at the pixels between.
+Across the image it is the same: between two prototype columns of one sign every pixel column has that sign, so values
+are interpolated only along the outline. The results are the runs that COCO's encoding consists of.
 
-All instances of an image go through each step together, for a call into NumPy costs more than a small instance.
+All instances of an image go through each step together, because a NumPy call costs more than a small instance.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ def _logits(
 ) -> NDArray[np.float32]:
     """Logits at the prototype cells of every box: float32 [sum of the boxes' cells across, most cells down].
 
-    One box's columns follow the other's; below a box's own cells lies a value that is not set.
+    The boxes' columns follow each other; the rest of a column, below the box's cells, is below 0.
     """
     rows = (y.high - y.low).tolist()
     columns = (x.high - x.low).tolist()
@@ -222,7 +222,7 @@ def _logits(
     whole_width = region.shape[2]
     for weights, width, height, (column, row) in zip(coefficients, columns, rows, corners, strict=True):
         if 2 * width > whole_width:
-            # Whole rows lie in memory as they are; a part of each would be copied first, at more than it saves.
+            # Whole rows are contiguous; copying a part of each would cost more than it saves.
             values = weights @ region[:, row : row + height].reshape(len(weights), -1)
             values = values.reshape(height, whole_width)[:, column : column + width]
         else:
@@ -289,7 +289,7 @@ def _sign_changes(grid: _Columns) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         Pixel columns, and how many prototype rows lie above the change: 0 is the box's upper side.
     """
     rows = grid.planes.shape[1]
-    bits = (rows + 1).bit_length()  # a row of no sign above and below; a power of two, for divisions are slow
+    bits = (rows + 1).bit_length()  # a row of no sign above and below; a power of two, because divisions are slow
     positive = np.zeros((len(grid.planes), 1 << bits), bool)
     np.greater(grid.planes, 0, out=positive[:, 1 : rows + 1])
     signs = positive.take(grid.cell, axis=0)

@@ -60,7 +60,7 @@ class Outlines:
         column = starts // height
         y = np.stack([starts, np.concatenate([ends for _, ends in pieces])], axis=1) - (column * height)[:, None]
         # One number per end of an edge, rising with line and row; where two parts of a mask touch at a corner, the
-        # run that ends comes before the one that begins, so that the outline goes round each of them.
+        # run that ends comes before the one that begins, so that each gets its own outline.
         line = 2 * (height + 1)
         left = ((owner * (width + 2) + column) * line)[:, None] + 2 * y + np.array([1, 0])
         ends = np.concatenate([left.reshape(-1), left.reshape(-1) + line])

@@ -12,13 +12,13 @@ from pipeline.errors import ParameterError
 
 MAX_CLASS_ID: Final = 65535
 
-# Triton puts these into a request's parameters by itself.
+# Triton adds these to a request's parameters.
 _SET_BY_TRITON: Final = ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers")
 
 
 @dataclass(frozen=True)
 class RequestParameters:
-    """What a caller asked of one request; the defaults are those of the field's common tools.
+    """The parameters of one request; the defaults are those of common tools.
 
     Attributes:
         confidence: least score of a detection, in [0, 1].
@@ -73,7 +73,7 @@ class RequestParameters:
         """Refuse classes that the network does not have.
 
         Args:
-            num_classes: of the network; None where it is not known, and nothing is refused.
+            num_classes: of the network; None, where it is unknown, refuses nothing.
 
         Raises:
             ParameterError: names the classes and the allowed range.
@@ -105,7 +105,7 @@ def _count(name: str, value: Any) -> int:
     return number
 
 
-# Some clients can send text only: numbers as JSON writes them, without spaces, and no NaN.
+# Some clients can only send text: numbers as JSON writes them, without spaces, and no NaN.
 _NUMBER: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?([eE][-+]?[0-9]{1,3})?")
 _WHOLE: Final = re.compile(r"[0-9]{1,9}")
 

@@ -1,8 +1,8 @@
 """One-bit PNG files of masks, from the places where the mask begins and ends in each row.
 
 PNG's filter *Sub* stores each byte's difference from the one to its left, so a row of a mask is 0 but for the bytes
-where the mask begins or ends. Only the rows that the mask reaches are written out and compressed; the blank ones
-above and below are put together from pieces that were compressed before (PNG specification, 9 and 10; RFC 1950, 1951).
+where the mask begins or ends. Only the rows that the mask reaches are compressed; the blank ones above and below are
+joined from precompressed pieces (PNG specification, 9 and 10; RFC 1950, 1951).
 """
 
 from __future__ import annotations
@@ -99,6 +99,6 @@ def _power_of_zeros(exponent: int) -> bytes:
 
 
 def _piece(data: bytes) -> bytes:
-    """Deflated, ending on a whole byte, with nothing that refers to what stands before."""
+    """Deflated, ending on a whole byte, without references to earlier data."""
     packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
     return packer.compress(data) + packer.flush(zlib.Z_SYNC_FLUSH)

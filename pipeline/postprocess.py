@@ -1,4 +1,4 @@
-"""What leaves the network, to boxes, scores and encoded masks of each image."""
+"""From the network's outputs to boxes, scores and encoded masks of each image."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def pack_response(images: Sequence[ImageSegmentation]) -> dict[str, NDArray[np.g
         images: one entry per image of the request, at least one.
 
     Returns:
-        Tensor name to array with the batch axis in front. The axis D of the detections is as long as the
-        fullest image needs, at least 1; what is behind an image's own detections is 0, and empty in ``masks``.
+        Tensor name to array, batch axis first. The detection axis is as long as the fullest image needs, at least 1;
+        the padding after an image's detections is 0, and empty in ``masks``.
 
     Example:
         >>> nothing = ImageSegmentation(np.zeros((0, 4)), np.zeros(0), np.zeros(0), [], height=480, width=640)

@@ -1,4 +1,4 @@
-"""What comes back for one image."""
+"""The result for one image."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Segmentation:
     def masks(self) -> NDArray[np.bool_]:
         """All masks, bool [n, height, width], decoded on first use and kept.
 
-        That is a byte per pixel and detection: for many detections in a large image, go through :meth:`mask`.
+        That takes a byte per pixel and detection: for many detections in a large image, use :meth:`mask`.
 
         Raises:
             ValueError: ``mask_format`` is ``none``, or the bytes are not such masks.

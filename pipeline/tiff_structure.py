@@ -16,7 +16,7 @@ TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """How a TIFF file, or an EXIF block, begins: byte order, and 42 or 43 (BigTIFF)."""
 
 CUT_OFF: Final = (struct.error, IndexError, OverflowError)
-"""What reading raises where there is nothing, however far away."""
+"""What reading past the end of the data raises."""
 
 Tags: TypeAlias = "Mapping[int, tuple[int, ...]]"
 
@@ -84,8 +84,8 @@ class Entry:
         tag: what they mean.
         numbers: the first of them, 1 to 8.
         count: how many there are.
-        place: of a single number, where it stands in the file.
-        layout: of a single number, how it stands there, as :mod:`struct` writes it.
+        place: of a single number, its offset in the file.
+        layout: of a single number, its :mod:`struct` format.
     """
 
     tag: int
@@ -99,8 +99,8 @@ def directory(data: bytes) -> Iterator[Entry]:
     """Entries of the first directory that hold whole numbers (TIFF 6.0, section 2; BigTIFF).
 
     Raises:
-        ImageError: there are too many entries, or they say that they hold more than the file: libtiff copies what each
-            points to, though it be the same megabytes every time.
+        ImageError: there are too many entries, or they claim to hold more than the file: libtiff copies what each
+            points to, even if all point to the same megabytes.
         struct.error, OverflowError: it is cut off, or not in the file at all.
 
     Example:
@@ -133,7 +133,7 @@ def directory(data: bytes) -> Iterator[Entry]:
         try:
             numbers = struct.unpack_from(f"{order}{min(values, _MOST_VALUES)}{_NUMBERS[kind]}", data, place)
         except CUT_OFF:
-            continue  # a decoder says what is wrong with it
+            continue  # a decoder reports it
         yield Entry(tag, numbers, values, place, order + _NUMBERS[kind])
 
 
@@ -181,15 +181,14 @@ def is_white_zero(tags: Tags) -> bool:
 
 
 def is_planar(tags: Tags) -> bool:
-    """Whether each color is stored by itself."""
+    """Whether each color is stored separately."""
     return _first(tags, _PLANAR, 1) == 2 and _first(tags, _SAMPLES, 1) > 1
 
 
 def unsupported(tags: Tags) -> str:
-    """What about a TIFF cannot be decoded here, in words; empty where everything can.
+    """What about a TIFF cannot be decoded here, in words; empty if all of it can.
 
-    OpenCV 4.11 refuses some of these kinds, and decodes others to something else: signed samples to black, JPEG 2000
-    to noise.
+    OpenCV 4.11 refuses some of these kinds and decodes others wrongly: signed samples to black, JPEG 2000 to noise.
 
     Args:
         tags: whole numbers of its first directory.
