@@ -48,7 +48,7 @@ class Steps:
         watched = self.console.is_terminal
         with Progress(*columns, console=self.console, transient=True, disable=not watched) as progress:
             task = progress.add_task(label, total=total)
-            # In a log file, where a bar would leave empty lines, a long step prints its progress now and then.
+            # In a log file, where a bar would leave empty lines, a long step prints its progress at times.
             with contextlib.nullcontext() if watched else self._heartbeat(label, progress.tasks[0], started):
                 yield lambda: progress.advance(task)
         self.durations_s[name] = round(time.perf_counter() - started, 3)

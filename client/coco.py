@@ -1,7 +1,7 @@
 """COCO's two JSON layouts: a dataset (images, annotations with scores, categories), and a list of results.
 
 https://cocodataset.org/#format-data and https://cocodataset.org/#format-results. Segmentations are compressed run
-lengths, whatever the mask format.
+lengths, for every mask format.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def encoded_image(image: ImageInput) -> bytes:
 
 
 def _converted(data: bytes, name: str) -> bytes:
-    """HEIC and AVIF as JPEG, upright; everything else as it is."""
+    """HEIC and AVIF as JPEG, upright; everything else unchanged."""
     kind = _CONVERTED_BRANDS.get(data[8:12]) if data[4:8] == b"ftyp" else None
     if kind is None:
         return data
@@ -75,7 +75,7 @@ def encode_pixels(pixels: NDArray[np.uint8], jpeg_quality: int | None = None) ->
 
     Args:
         pixels: uint8 [height, width, 3] RGB, or [height, width] gray, in [0, 255].
-        jpeg_quality: 1 to 100; None encodes a PNG, which keeps every pixel as it is.
+        jpeg_quality: 1 to 100; None encodes a PNG, which is lossless.
 
     Raises:
         RequestError: another type or shape, or a quality out of range.

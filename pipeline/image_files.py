@@ -24,7 +24,7 @@ VIDEO_SUFFIXES: Final = frozenset(
 
 
 class SourceError(Exception):
-    """The paths given cannot be used as they are; the message says why."""
+    """The given paths cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def find_images(
 ) -> list[Source]:
     """List the images that paths mean.
 
-    A file counts whatever its suffix. A folder means the image files in it and below, by suffix, sorted. Links to
+    A file counts with any suffix. A folder means the image files in it and below, by suffix, sorted. Links to
     folders are followed; each folder and each file counts once. macOS's ``._photo.jpg`` is no image.
 
     Args:

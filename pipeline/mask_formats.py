@@ -92,7 +92,7 @@ def decode_mask(encoded: bytes, mask_format: str, height: int, width: int) -> ND
 
 
 def _portions(masks: Sequence[MaskRuns]) -> Iterator[Sequence[MaskRuns]]:
-    """The masks in their order, some at a time."""
+    """The masks in order, in portions of at most :data:`_RUNS_AT_ONCE` runs."""
     first, runs = 0, 0
     for index, mask in enumerate(masks):
         if runs and runs + len(mask.starts) > _RUNS_AT_ONCE:

@@ -110,7 +110,7 @@ class Outlines:
     def _join_holes(self, follower: NDArray[np.int64], order: Sequence[int], lengths: Sequence[int]) -> bool:
         """Join every hole to the outline that lies straight above its highest edge; whether there is a hole.
 
-        The highest edge of a loop lies above a run where the loop goes round a part, and below one where it goes round
+        The highest edge of a loop lies above a run where the loop surrounds a part, and below one where it surrounds
         a hole. That run's other edge belongs to a loop that reaches higher. Both loops are led over the left side of
         the run: there and back, so that nothing is set or cleared by it.
         """

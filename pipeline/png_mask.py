@@ -81,7 +81,7 @@ def _chunk(kind: bytes, data: bytes) -> tuple[bytes, ...]:
 
 
 def _zlib_stream(zeros_before: int, data: bytes, zeros_behind: int) -> bytes:
-    """What zlib makes of so many zeros, ``data``, and so many zeros."""
+    """A zlib stream of zeros, ``data``, and zeros."""
     checksum = zlib.adler32(data, (zeros_before % _ADLER) << 16 | 1)
     low, high = checksum & 0xFFFF, checksum >> 16
     high = (high + zeros_behind * low) % _ADLER

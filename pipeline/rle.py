@@ -33,7 +33,7 @@ def encode_all(masks: Sequence[MaskRuns]) -> list[bytes]:
     deltas = counts.copy()
     deltas[2:] -= counts[:-2]
     heads = np.cumsum(lengths) - lengths
-    for place in range(3):  # the first counts of a mask are stored as they are
+    for place in range(3):  # the first counts of a mask are stored unchanged
         own = heads[lengths > place] + place
         deltas[own] = counts[own]
     text, sizes = _base32(deltas)

@@ -17,7 +17,7 @@ def expose(rng: np.random.Generator, image: Pixels, strength: float) -> Pixels:
     Args:
         rng: decides on each.
         image: uint8 [height, width, 3] RGB.
-        strength: 0 leaves the image as it is, 1 is usual.
+        strength: 0 leaves the image unchanged, 1 is usual.
 
     Returns:
         uint8 [height, width, 3] RGB.

@@ -36,15 +36,11 @@ class SceneDataset:
         images: folder of the JPEG images, named by seed.
         annotations: COCO instances file, masks as compressed RLE.
         count: how many images there are.
-        sha256: over the names and contents of the images and the annotations, hexadecimal.
-        is_new: whether it was written just now; False if the same set was there already.
     """
 
     images: Path
     annotations: Path
     count: int
-    sha256: str
-    is_new: bool
 
 
 def write_dataset(
@@ -86,36 +82,33 @@ def write_dataset(
         "sides_px": list(sides_px),
         "libraries": {"numpy": np.__version__, "opencv": cv2.__version__, "pillow": PIL.__version__},
     }
-    present = _present(target, recipe)
-    if present is not None:
-        return present
+    dataset = SceneDataset(target / _IMAGES, target / _ANNOTATIONS, count)
+    if _is_present(target, recipe):
+        return dataset
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{split}-", dir=folder) as beside:
         new = Path(beside) / split
         _write(new, seeds, cards, sides_px, steps)
-        sha256 = _hash(new)
-        (new / _RECORD).write_text(json.dumps({"sha256": sha256, "recipe": recipe}, indent=1) + "\n", encoding="utf-8")
-        present = _present(target, recipe)
-        if present is not None:  # another process was faster
-            return present
+        record = {"sha256": _hash(new), "recipe": recipe}
+        (new / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        if _is_present(target, recipe):  # another process was faster
+            return dataset
         if target.exists():
             target.rename(Path(beside) / "old")
         new.rename(target)
-    return SceneDataset(target / _IMAGES, target / _ANNOTATIONS, count, sha256, is_new=True)
+    return dataset
 
 
-def _present(target: Path, recipe: dict[str, Any]) -> SceneDataset | None:
-    """The set in ``target`` if it is the one of ``recipe``, and whole."""
+def _is_present(target: Path, recipe: dict[str, Any]) -> bool:
+    """Whether ``target`` holds the set of ``recipe``, whole."""
     if not target.exists():
-        return None
+        return False
     try:
         record = json.loads((target / _RECORD).read_text(encoding="utf-8"))
         known, sha256 = record["recipe"], record["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SceneError(f"{target} exists and is no set of scenes; move it away or choose another folder") from error
-    if known != recipe or sha256 != _hash(target):
-        return None
-    return SceneDataset(target / _IMAGES, target / _ANNOTATIONS, recipe["count"], sha256, is_new=False)
+    return bool(known == recipe and sha256 == _hash(target))
 
 
 def _hash(folder: Path) -> str:

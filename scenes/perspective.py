@@ -85,7 +85,7 @@ def turn_x(angle: float) -> Matrix:
 
 
 def random_turn(rng: np.random.Generator) -> float:
-    """An angle as cards lie: mostly upright, sometimes on a side or upside down, now and then any. Radians."""
+    """An angle as cards lie: mostly upright, sometimes on a side or upside down, rarely any. Radians."""
     quarter = float(rng.choice((0.0, 0.5, -0.5, 1.0), p=(0.72, 0.1, 0.1, 0.08)))
     if rng.random() < 0.15:
         return float(rng.uniform(-np.pi, np.pi))

@@ -109,7 +109,7 @@ def table_in_perspective(flat: Pixels, camera: Camera) -> Pixels:
 
 
 def finish(rng: np.random.Generator, stage: Stage, strength: float) -> Scene:
-    """Photograph a stage: light, lens, sensor and JPEG, and the masks as they are."""
+    """Photograph a stage: light, lens, sensor and JPEG; the masks stay."""
     content, image = jpeg(rng, expose(rng, stage.image, strength), strength)
     masks = np.array([placed.mask for placed in stage.cards], bool).reshape(-1, *image.shape[:2])
     boxes = np.array([_box(mask) for mask in masks], np.float32).reshape(-1, 4)

@@ -223,7 +223,7 @@ def test_scans_are_not_confused_with_thumbnails_comments_and_what_follows():
     thumbnails = b"".join(b"\xff\xe9" + struct.pack(">H", 60_002) + b"\xff\xda" * 30_000 for _ in range(3))
     data = scans(1, thumbnail=thumbnails) + b"\xff\xda" * 5000
     assert decode_image(data).shape == (2000, 3000, 3)
-    # An end-of-image marker in a comment between scans does not hide those behind it.
+    # An end-of-image marker in a comment between scans does not hide those after it.
     comment = b"\xff\xfe\0\4\xff\xd9"
     gray = scans(2000)
     place = gray.find(b"\xff\xda")

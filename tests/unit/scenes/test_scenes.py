@@ -272,7 +272,7 @@ def written(folder: Path, split: str, count: int, cards: CardSource) -> SceneDat
 
 def test_a_set_loads_in_pycocotools_and_holds_the_scenes(tmp_path: Path, cards: CardSource) -> None:
     dataset = written(tmp_path, "verification", 8, cards)
-    assert dataset.is_new and dataset.count == 8
+    assert dataset.count == 8
     coco = COCO(str(dataset.annotations))
     assert sorted(coco.getImgIds()) == list(VERIFICATION_SEEDS[:8])
     assert [category["name"] for category in coco.loadCats(coco.getCatIds())] == ["identity card"]
@@ -289,38 +289,33 @@ def test_a_set_loads_in_pycocotools_and_holds_the_scenes(tmp_path: Path, cards: 
             assert annotation["bbox"] == coco_mask.toBbox(encoded).tolist()
 
 
-def test_the_same_set_is_not_written_twice(tmp_path: Path, cards: CardSource) -> None:
-    first = written(tmp_path, "calibration", 3, cards)
-    again = written(tmp_path, "calibration", 3, CardSource(designs=4))
-    assert first.is_new and not again.is_new
-    assert again.sha256 == first.sha256
-    elsewhere = written(tmp_path / "other", "calibration", 3, cards)
-    assert elsewhere.is_new and elsewhere.sha256 == first.sha256
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_another_or_damaged_set_is_replaced_whole(tmp_path: Path, cards: CardSource) -> None:
-    first = written(tmp_path, "calibration", 3, cards)
+def test_the_same_set_is_written_once_and_another_or_damaged_one_is_replaced_whole(
+    tmp_path: Path, cards: CardSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path, "calibration", 3, cards)
     smaller = written(tmp_path, "calibration", 2, cards)
-    assert smaller.is_new and smaller.sha256 != first.sha256
     assert len(list(smaller.images.iterdir())) == 2
+    whole = contents(tmp_path)
+    written(tmp_path / "other", "calibration", 2, CardSource(designs=4))
+    assert contents(tmp_path / "other") == whole
     next(smaller.images.iterdir()).write_bytes(b"damaged")
-    repaired = written(tmp_path, "calibration", 2, cards)
-    assert repaired.is_new and repaired.sha256 == smaller.sha256
-    assert [path.name for path in tmp_path.iterdir()] == ["calibration"], "something was left behind"
-
-
-def test_a_failed_set_leaves_what_was_there(tmp_path: Path, cards: CardSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = written(tmp_path, "calibration", 2, cards)
+    written(tmp_path, "calibration", 2, cards)
+    assert contents(tmp_path / "calibration") == contents(tmp_path / "other" / "calibration")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["calibration", "other"], "something was left behind"
 
     def fail(*_: object, **__: object) -> Scene:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("scenes.dataset.generate_scene", fail)
+    written(tmp_path, "calibration", 2, cards)  # is there: nothing is drawn
     with pytest.raises(KeyboardInterrupt):
         written(tmp_path, "calibration", 3, cards)
-    assert [path.name for path in tmp_path.iterdir()] == ["calibration"]
-    kept = written(tmp_path, "calibration", 2, cards)
-    assert not kept.is_new and kept.sha256 == first.sha256
+    assert contents(tmp_path / "calibration") == contents(tmp_path / "other" / "calibration")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["calibration", "other"]
 
 
 def test_a_folder_of_something_else_is_not_touched(tmp_path: Path, cards: CardSource) -> None:
