@@ -74,8 +74,8 @@ def decode_candidates(candidates: NDArray[np.float32], geometry: Geometry, param
     rows = candidates[:above]
     if parameters.classes is not None:
         rows = rows[np.isin(rows[:, CLASS_COLUMN], list(parameters.classes))]
-    centers, sizes = np.split(rows[:, BOX_COLUMNS], 2, axis=1)
-    corners = np.concatenate([centers - sizes / 2, centers + sizes / 2], axis=1)
+    center, half = rows[:, BOX_COLUMNS][:, :2], rows[:, BOX_COLUMNS][:, 2:] / 2
+    corners = np.concatenate([center - half, center + half], axis=1)
     class_ids = rows[:, CLASS_COLUMN].astype(np.int32)
     kept = nms(corners, class_ids, parameters.iou, parameters.max_detections)
     boxes = geometry.to_image(corners[kept])

@@ -187,8 +187,6 @@ def _read_png(data: bytes) -> ImageHeader:
 
 def _png_orientation(data: bytes) -> int:
     """Orientation of the eXIf chunk, which may follow the pixels (PNG specification, 11.3.4.6)."""
-    if b"eXIf" not in data:
-        return 1
     try:
         blocks = (data[start + 8 : end - 4] for kind, start, end in _png_chunks(data) if kind == b"eXIf")
         return next((exif_orientation(block.removeprefix(_EXIF)) for block in blocks), 0) or 1

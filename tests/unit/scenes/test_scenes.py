@@ -108,7 +108,7 @@ def test_a_seed_of_no_split_is_refused(seed: int, cards: CardSource) -> None:
 def test_the_splits_share_no_seed_and_no_drawn_card(cards: CardSource) -> None:
     assert CALIBRATION_SEEDS.stop <= VERIFICATION_SEEDS.start
     calibration, verification = (
-        {name for scene in small_scenes(seeds[:25], cards) for name in scene.card_names} for seeds in SPLITS.values()
+        {name for scene in small_scenes(seeds[:12], cards) for name in scene.card_names} for seeds in SPLITS.values()
     )
     assert calibration and verification and not calibration & verification
 
@@ -122,11 +122,11 @@ def test_a_mask_is_the_projected_outline_to_the_pixel(turn: float, tilt: float) 
     place = footprint(card, homography, 240, 320)
     mask = np.zeros((240, 320), bool)
     mask[place.window.slices] = place.mask
-    polygon = project(outline(card, points_per_corner=128), homography)
+    polygon = project(outline(card, points_per_corner=32), homography)
     expected, distance = pixels_in_polygon(polygon, 240, 320)
     assert expected.sum() > 2000
-    # The polygon's corners are chords of arcs and the mask is single precision: 1e-3 px may fall to either side.
-    np.testing.assert_array_equal(mask[distance > 1e-3], expected[distance > 1e-3])
+    # The polygon's corners are chords of arcs and the mask is single precision: 2e-3 px may fall to either side.
+    np.testing.assert_array_equal(mask[distance > 2e-3], expected[distance > 2e-3])
     assert place.area_px == pytest.approx(expected.sum(), rel=0.01)
 
 
@@ -192,7 +192,7 @@ def test_nothing_hides_more_of_a_card_than_allowed() -> None:
 
 @pytest.fixture(scope="module")
 def many(cards: CardSource) -> list[Scene]:
-    return small_scenes(VERIFICATION_SEEDS[:60], cards)
+    return small_scenes(VERIFICATION_SEEDS[:40], cards)
 
 
 def test_scenes_keep_their_promises(many: list[Scene]) -> None:
