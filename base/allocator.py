@@ -1,4 +1,4 @@
-"""How glibc keeps memory that is freed: what a server's processes are started with, and what one asks for itself."""
+"""How glibc keeps freed memory: environment of a server's processes, and a setting that a process makes itself."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ _M_MMAP_THRESHOLD: Final = -3
 def allocator_environment() -> dict[str, str]:
     """Environment variables of a server and its processes (mallopt(3)).
 
-    glibc gives blocks of a tensor's size back to the kernel when they are freed, so that the next tensor is paid for in
-    page faults; kept instead, they cost a third less of the processor time outside of the network. And by default
-    every core brings eight arenas, among which threads are spread: each grows to what its largest moment took, and its
-    blocks are seldom those that are still in a cache. A few arenas hold less and are faster.
+    By default glibc returns freed blocks of a tensor's size to the kernel, and the next tensor costs page faults. Kept
+    blocks save a third of the processor time outside of the network. glibc also makes up to eight arenas per core; each
+    grows to its peak, and its blocks are seldom in a cache. A few arenas hold less and are faster.
     """
     low, high = _ARENAS
     return {
@@ -32,9 +31,9 @@ def allocator_environment() -> dict[str, str]:
 
 
 def give_large_blocks_back() -> None:
-    """For this process alone: blocks above a megabyte go back to the kernel when they are freed, as glibc's default is.
+    """In this process, return freed blocks above a megabyte to the kernel, as glibc does by default.
 
-    For one that is handed large data, and does not work on it.
+    For a process that receives large data but does not work on it.
     """
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_THRESHOLD, _SMALL_BLOCK_BYTES)

@@ -13,12 +13,12 @@ _CGROUP: Final = Path("/sys/fs/cgroup")
 def usable_cpus(cgroup: Path = _CGROUP) -> int:
     """Processors that may run this process at once, at least 1.
 
-    A container's bound on processor time does not show in the affinity: with as many threads as the machine has cores,
-    each would be stopped for most of the time.
+    The affinity does not show a container's bound on processor time: with a thread per core of the machine, each would
+    be throttled most of the time.
 
     Args:
-        cgroup: where the process's own control group is mounted, as it is in containers (version 2, ``cpu.max``;
-            version 1, ``cpu/cpu.cfs_quota_us``).
+        cgroup: mount point of the process's control group, as in containers (version 2, ``cpu.max``; version 1,
+            ``cpu/cpu.cfs_quota_us``).
     """
     cpus = len(os.sched_getaffinity(0))
     quota = _quota(cgroup)

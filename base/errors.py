@@ -2,8 +2,8 @@
 
 
 class OperatorError(Exception):
-    """A fault that whoever runs the command can fix. Its text is one line: what came, what is allowed, what to do."""
+    """A fault that the operator can fix. Its text is one line: what came, what is allowed, what to do."""
 
 
 class FetchError(OperatorError):
-    """A package cannot be fetched, or is not the one that was expected."""
+    """A package cannot be fetched, or is not the expected one."""

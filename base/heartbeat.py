@@ -1,6 +1,6 @@
-"""Since when a process of the Python backend has been at one call: what tells a hang from work.
+"""How long a process of the Python backend has been in one call, to tell a hang from work.
 
-Each process writes the moment into a file of eight bytes in shared memory; the supervisor reads it.
+Each process writes the start of its call into a file of eight bytes in shared memory; the supervisor reads it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Heartbeat:
         Args:
             prefix: beginning of its path; see :func:`heartbeat_path`.
         """
-        for left in prefix.parent.glob(f"{prefix.name}{_NAME}*"):  # by processes that a reload ended
+        for left in prefix.parent.glob(f"{prefix.name}{_NAME}*"):  # left by processes that a reload ended
             if not Path(f"/proc/{left.name.rpartition('_')[2]}").exists():
                 left.unlink(missing_ok=True)
         self.path = heartbeat_path(prefix, os.getpid())
@@ -59,7 +59,7 @@ def heartbeat_path(prefix: Path, pid: int) -> Path:
 
 
 def busy_for_s(prefix: Path, pid: int) -> float:
-    """How long a process has been at its call, in seconds; 0 if it is idle or has no file."""
+    """How long a process has been in its call, in seconds; 0 if it is idle or has no file."""
     try:
         (moment,) = _MOMENT.unpack(heartbeat_path(prefix, pid).read_bytes())
     except (OSError, struct.error):

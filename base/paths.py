@@ -1,4 +1,4 @@
-"""Paths of the command line: of this machine, never an address of some storage."""
+"""Paths on the command line: files of this machine, never addresses of storage."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(?=:/)")
 
 
 def address_problem(path: str | Path) -> str | None:
-    """Why something that is given as a path is none: it is an address, such as ``s3://bucket/models``.
+    """Why something given as a path is an address, such as ``s3://bucket/models``.
 
     Args:
-        path: a text, or a path that was made of one (``Path("s3://bucket")`` is ``s3:/bucket``).
+        path: text, or a path made of it (``Path("s3://bucket")`` is ``s3:/bucket``).
 
     Returns:
         What came, what is allowed and what to do; None if it is a path.
@@ -34,7 +34,7 @@ def address_problem(path: str | Path) -> str | None:
 
 
 def local_path(text: str) -> Path:
-    """A path, for ``argparse``: what is an address instead is refused before anything is made of it.
+    """A path, for ``argparse``; an address is refused before anything is created.
 
     Raises:
         argparse.ArgumentTypeError: it is an address.

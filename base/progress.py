@@ -48,7 +48,7 @@ class Steps:
         watched = self.console.is_terminal
         with Progress(*columns, console=self.console, transient=True, disable=not watched) as progress:
             task = progress.add_task(label, total=total)
-            # In a log file, where a bar would leave empty lines, a long step says from time to time how far it is.
+            # In a log file, where a bar would leave empty lines, a long step prints its progress at times.
             with contextlib.nullcontext() if watched else self._heartbeat(label, progress.tasks[0], started):
                 yield lambda: progress.advance(task)
         self.durations_s[name] = round(time.perf_counter() - started, 3)
@@ -58,7 +58,7 @@ class Steps:
 
     @contextmanager
     def _heartbeat(self, label: str, task: Task, started: float) -> Iterator[None]:
-        """Print a line every so many seconds until the step ends."""
+        """Print a line every :data:`_HEARTBEAT_S` seconds until the step ends."""
         ended = threading.Event()
 
         def beat() -> None:

@@ -1,13 +1,13 @@
-"""Clients of the segmentation server: gRPC and HTTP, blocking and asynchronous, and a command line.
+"""Clients of the segmentation server: gRPC and HTTP, blocking and asynchronous, and ``python -m client``.
 
-``python -m client --help`` shows the command line.
+Imports ``pipeline``, and nothing that only a server or a builder needs.
 """
 
 import sys
 from pathlib import Path
 
 if sys.argv[:1] == ["-m"]:
-    # ``python -m`` puts the working folder first, where another project's modules of the same names may lie.
+    # ``python -m`` puts the working folder first, which may hold another project's modules of the same names.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from client.errors import (

@@ -31,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0; 1 if an image or frame failed (each is named); 2 if nothing could be tried: a wrong command line, no image
-        found, no server ready; 130 if interrupted.
+        0; 1 if an image or frame failed (each is named); 2 if nothing could be tried: a wrong command line, no image,
+        no server ready; 130 if interrupted.
     """
     command_line.prepare()
     parser = _parser()
@@ -79,14 +79,14 @@ def _request_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Refuse what does not fit together, or the server would refuse for every image."""
+    """Refuse contradicting options, and what the server would refuse for every image."""
     videos = [source_name(given) for given in options.paths if _is_video(given)]
     if options.camera is not None and options.paths:
         parser.error("give either paths or --camera, not both")
     if options.camera is None and not options.paths:
         parser.error("give an image, a folder, a video or --camera N")
     if videos and len(options.paths) > 1:
-        parser.error(f"{videos[0]}: a video goes alone; give it without other paths")
+        parser.error(f"{videos[0]}: a video cannot be combined with other paths; give it without them")
     if (videos or options.camera is not None) and (options.json or options.coco_results):
         parser.error("--json and --coco-results are for images; for a video, give --out")
     if options.annotations is not None and options.coco_results is None:
@@ -165,14 +165,14 @@ def _parser() -> argparse.ArgumentParser:
         type=_whole(0),
         default=RetryPolicy.retries,
         metavar="N",
-        help=f"how often a request that a busy server refused is sent again (default: {RetryPolicy.retries})",
+        help=f"how often a request that a busy server rejected is sent again (default: {RetryPolicy.retries})",
     )
     server.add_argument(
         "--batch-size",
         type=_whole(1, contract.MAX_REQUEST_BATCH),
         default=1,
         metavar="N",
-        help=f"images per request, 1 to {contract.MAX_REQUEST_BATCH} (default: 1; video frames go one by one)",
+        help=f"images per request, 1 to {contract.MAX_REQUEST_BATCH} (default: 1; video frames are sent one by one)",
     )
     server.add_argument(
         "--concurrency", type=_whole(1), default=4, metavar="N", help="requests in flight at once (default: 4)"
@@ -196,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
         "--coco-results",
         type=Path,
         metavar="FILE",
-        help="write COCO results, as pycocotools' loadRes takes them; ids are those of --annotations, else from 1",
+        help="write COCO results for pycocotools' loadRes; ids are those of --annotations, else from 1",
     )
     output.add_argument(
         "--annotations", type=Path, metavar="FILE", help="COCO annotations whose image and category ids are used"

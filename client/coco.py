@@ -1,7 +1,7 @@
 """COCO's two JSON layouts: a dataset (images, annotations with scores, categories), and a list of results.
 
 https://cocodataset.org/#format-data and https://cocodataset.org/#format-results. Segmentations are compressed run
-lengths, whichever encoding the masks came in.
+lengths, for every mask format.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pipeline.result import Detection, Segmentation
 
 
 class CocoDocument:
-    """Gathers results and writes them as one COCO document, which ``pycocotools.coco.COCO`` reads.
+    """Collects results and writes them as one COCO document, which ``pycocotools.coco.COCO`` reads.
 
     Image and annotation ids count from 1 (pycocotools takes 0 for 'no match'); a category's id is the class index.
 
     Args:
-        info: whatever describes the run, such as precision and protocol.
+        info: describes the run, such as precision and protocol.
         class_names: names of categories; all of them are listed. Without, those that occur are listed as ``class_0``…
     """
 
@@ -144,7 +144,7 @@ class CocoIds:
 
 
 class CocoResults:
-    """Gathers results and writes them as COCO results, which ``pycocotools.coco.COCO.loadRes`` takes.
+    """Collects results and writes them as COCO results for ``pycocotools.coco.COCO.loadRes``.
 
     Args:
         ids: of the annotations that they are compared with; without, images count from 1 in their order, and

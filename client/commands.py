@@ -1,4 +1,4 @@
-"""What the command line runs, and what it shows meanwhile: progress on standard error, results on standard output."""
+"""What the command line runs: progress goes to standard error, results to standard output."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ async def run_video(client: AsyncSegmentationClient, source: VideoSource, option
     """Segment a video file, or a camera until Ctrl-C; the first Ctrl-C finishes the overlay video.
 
     Returns:
-        The exit status: 0, 1 if a frame failed or the file ended before its header says, 130 if it was left before
-        its end.
+        The exit status: 0, 1 if a frame failed or the file is shorter than its header says, 130 if interrupted before
+        the end.
 
     Raises:
         VideoError: the video cannot be opened.
@@ -154,7 +154,7 @@ def _stopped_by_interrupt(stop: asyncio.Event) -> Iterator[None]:
 
 
 def _progress(console: Console, *columns: MofNCompleteColumn | TextColumn) -> Progress:
-    # Where nobody watches (a log file), a bar would only leave empty lines.
+    # In a log file, a bar would only leave empty lines.
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),

@@ -1,4 +1,4 @@
-"""Errors of the client, by who can fix them: the caller, whoever runs the server, or time."""
+"""Errors of the client, by who can fix them: the caller, the operator of the server, or time."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ class SegmentationError(Exception):
     """A request did not end in a result.
 
     Attributes:
-        status: how the server put it, ``StatusCode.*`` over gRPC and a number such as ``400`` over HTTP; None where
-            no answer came.
+        status: the server's: ``StatusCode.*`` over gRPC, a number such as ``400`` over HTTP; None without an answer.
     """
 
     def __init__(self, message: str, status: str | None = None) -> None:
@@ -36,7 +35,7 @@ class ServerUnavailableError(SegmentationError, ConnectionError):
 
 
 class ServerBusyError(SegmentationError):
-    """The server refused the request at once, because its answer would have come too late; nothing was done for it."""
+    """The server rejected the request at once, without working on it, because its answer would have come too late."""
 
 
 class RequestTimeoutError(SegmentationError, TimeoutError):
@@ -44,10 +43,10 @@ class RequestTimeoutError(SegmentationError, TimeoutError):
 
 
 class ServerError(SegmentationError):
-    """The server failed, or answered what this client does not understand."""
+    """The server failed, or its answer is not understood."""
 
 
-_MOST_REASON: Final = 200  # characters of a library's own words
+_MOST_REASON: Final = 200  # characters of a library's message
 
 # Triton's error codes as its frontends send them (triton-inference-server/server, src/grpc/grpc_utils.cc and
 # src/http_server.cc).
@@ -60,7 +59,7 @@ _ERROR_OF_STATUS: Final[dict[str, type[SegmentationError]]] = {
     "400": RequestError,
     "413": RequestError,
     "404": ServerUnavailableError,
-    "405": ServerUnavailableError,  # what answers is no inference server
+    "405": ServerUnavailableError,  # from something else than an inference server
     "502": ServerUnavailableError,
     "503": ServerUnavailableError,
     "408": RequestTimeoutError,
@@ -73,7 +72,7 @@ def error_of_status(status: str | None, message: str, url: str, timeout_s: float
 
     Args:
         status: what ``InferenceServerException.status()`` holds.
-        message: the server's own words; kept.
+        message: the server's; kept.
         url: of the server, for the message.
         timeout_s: bound that was in force, in seconds.
     """
@@ -96,9 +95,9 @@ def error_of_status(status: str | None, message: str, url: str, timeout_s: float
 
 @contextmanager
 def translated_errors(url: str, timeout_s: float, protocol: str) -> Iterator[None]:
-    """Turn whatever tritonclient and the libraries below it raise into the errors of this module.
+    """Turn what tritonclient and the libraries below it raise into the errors of this module.
 
-    Wrap their calls alone: everything they raise is taken for a fault of the connection, or of what answers.
+    Wrap only their calls: any other error counts as a fault of the connection or of what answers.
 
     Args:
         url: of the server, for the messages.

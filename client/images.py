@@ -1,4 +1,4 @@
-"""What callers hand over as an image, to the bytes of an encoded image."""
+"""From what callers give as an image to the bytes of an encoded image."""
 
 from __future__ import annotations
 
@@ -29,9 +29,8 @@ _HEIC_REMEDY: Final = (
 def encoded_image(image: ImageInput) -> bytes:
     """The bytes that are sent for an image.
 
-    A file is read and not decoded: the server honors its EXIF orientation. HEIC and AVIF, which the server does not
-    read, are converted to JPEG where Pillow can read them. Pixels are sent as PNG, so that the server sees exactly
-    them; :func:`encode_pixels` trades that for smaller requests.
+    A file is not decoded: the server applies its EXIF orientation. HEIC and AVIF, which the server does not read, are
+    converted to JPEG by Pillow. Pixels are sent losslessly as PNG; :func:`encode_pixels` can make smaller requests.
 
     Raises:
         RequestError: the file cannot be read, the value is no image, or it is HEIC or AVIF and Pillow cannot read it.
@@ -49,7 +48,7 @@ def encoded_image(image: ImageInput) -> bytes:
 
 
 def _converted(data: bytes, name: str) -> bytes:
-    """HEIC and AVIF as JPEG, upright; everything else as it is."""
+    """HEIC and AVIF as JPEG, upright; everything else unchanged."""
     kind = _CONVERTED_BRANDS.get(data[8:12]) if data[4:8] == b"ftyp" else None
     if kind is None:
         return data
@@ -66,7 +65,7 @@ def _converted(data: bytes, name: str) -> bytes:
         upright.save(stream, "JPEG", quality=_CONVERTED_JPEG_QUALITY, subsampling=0)
     except ImportError as error:
         raise RequestError(f"{name}: {kind} is not supported by the server, and {_HEIC_REMEDY}") from error
-    except Exception as error:  # decoders of others, each with errors of its own
+    except Exception as error:  # third-party decoders, each with other errors
         raise RequestError(f"{name}: the {kind} cannot be converted: {error}. Send it as JPEG or PNG") from error
     return stream.getvalue()
 
@@ -76,7 +75,7 @@ def encode_pixels(pixels: NDArray[np.uint8], jpeg_quality: int | None = None) ->
 
     Args:
         pixels: uint8 [height, width, 3] RGB, or [height, width] gray, in [0, 255].
-        jpeg_quality: 1 to 100; None encodes a PNG, which keeps every pixel as it is.
+        jpeg_quality: 1 to 100; None encodes a PNG, which is lossless.
 
     Raises:
         RequestError: another type or shape, or a quality out of range.
@@ -94,7 +93,7 @@ def encode_pixels(pixels: NDArray[np.uint8], jpeg_quality: int | None = None) ->
         raise RequestError(f"jpeg_quality is {jpeg_quality}; allowed: 1 to 100, or None for PNG")
     bgr = array if array.ndim == 2 else cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
     if jpeg_quality is None:
-        suffix, flags = ".png", [cv2.IMWRITE_PNG_COMPRESSION, 1]  # time is dearer than bytes here
+        suffix, flags = ".png", [cv2.IMWRITE_PNG_COMPRESSION, 1]  # time matters more than bytes here
     else:
         suffix, flags = ".jpg", [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]
     try:

@@ -1,4 +1,4 @@
-"""Image files through the server: requests in flight bounded, overlays written, failures kept apart."""
+"""Image files through the server: bounded requests in flight, overlays, one outcome per image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.images import ImageLimits, decode_image
 from pipeline.overlay import draw_overlay
 from pipeline.result import Segmentation
 
-# What the server has accepted is drawn whatever its size; the limits are the server's.
+# What the server accepted is drawn at any size; the limits are the server's.
 _NO_LIMITS: Final = ImageLimits(max_pixels=2**30, max_bytes=2**31)
 _OVERLAY_JPEG_QUALITY: Final = 92
 _JPEG_SUFFIXES: Final = (".jpg", ".jpeg", ".jpe")
@@ -36,7 +36,7 @@ class PhotoSettings:
 
     Attributes:
         out: folder for overlays; None writes none.
-        batch_size: images per request, 1 to :data:`pipeline.contract.MAX_REQUEST_BATCH`; large ones go in several.
+        batch_size: images per request, 1 to :data:`pipeline.contract.MAX_REQUEST_BATCH`; large ones are split up.
         concurrency: requests in flight at once.
         options: keyword arguments of ``segment``.
         class_names: for labels.
@@ -60,7 +60,7 @@ class PhotoSettings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one image.
+    """The outcome of one image.
 
     Attributes:
         source: the image.
@@ -106,10 +106,10 @@ def overlay_path(source: Source, out: Path) -> Path:
 
 
 def check_overlays(sources: Sequence[Source], out: Path) -> None:
-    """Check that no overlay falls upon an image that was given.
+    """Check that no overlay would overwrite an image that was given.
 
     Raises:
-        SourceError: one does.
+        SourceError: one would.
     """
     inputs = {source.path.resolve() for source in sources}
     for source in sources:
@@ -140,7 +140,7 @@ def _with_overlay(outcome: Outcome, settings: PhotoSettings) -> Outcome:
         return outcome
     path = overlay_path(outcome.source, settings.out)
     try:
-        # Decoded as the server decodes it, EXIF orientation and all, so that coordinates fall into place.
+        # Decoded as the server does, with EXIF orientation, so that coordinates match.
         image = decode_image(encoded_image(outcome.source.path), _NO_LIMITS)
         overlay = draw_overlay(image, outcome.result, class_names=settings.class_names)
         done, encoded = cv2.imencode(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,21 +17,24 @@ from pipeline.decode_work import REQUEST_DECODE_S, decode_seconds
 from pipeline.parameters import RequestParameters
 from pipeline.result import Segmentation
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Parameters: TypeAlias = "dict[str, float | int | str]"
 Tensors: TypeAlias = "Mapping[str, NDArray[Any]]"
 
 _SERVER_DEFAULTS: Final = RequestParameters()
-_MOST_BYTES: Final = 64 * 1024 * 1024  # half of what the server takes over HTTP: one image may have as many
+_MOST_BYTES: Final = 64 * 1024 * 1024  # half of what the server accepts over HTTP; one image may have as many
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is sent at once.
+    """One request.
 
     Attributes:
         images: encoded images, 1 to :data:`pipeline.contract.MAX_REQUEST_BATCH`.
         names: what messages call them.
-        parameters: KServe request parameters; what is not there is the server's default.
+        parameters: KServe request parameters; missing ones are the server's defaults.
         decode_s: about how long the server decodes them, in seconds.
     """
 
@@ -42,14 +45,10 @@ class Request:
 
     @classmethod
     def cut(cls, images: Sequence[ImageInput], parameters: Parameters) -> list[Request]:
-        """Read and encode images, and cut them into as few requests as the server takes.
+        """Read and encode images, and split them into as few requests as the server accepts.
 
-        Large images go in several requests, because the server bounds the work of each: a request of several images
-        takes at most :data:`pipeline.decode_work.REQUEST_DECODE_S` to decode, by estimate, and has 64 MiB.
-
-        Args:
-            images: any number.
-            parameters: of each request.
+        A request of several images takes at most :data:`pipeline.decode_work.REQUEST_DECODE_S` to decode, by estimate,
+        and has at most 64 MiB.
 
         Raises:
             RequestError: one cannot be read or is no image; names it.
@@ -77,63 +76,49 @@ class Request:
         return tensor
 
     def parse(self, tensors: Tensors) -> list[Segmentation]:
-        """Cut the padded answer to one result per image.
-
-        Args:
-            tensors: the outputs of :data:`pipeline.contract.RESPONSE_TENSORS` by name, batch axis in front.
-
-        Raises:
-            ServerError: a tensor is missing or of another shape than the contract's.
-        """
+        """The results in its answer; see :func:`parse_response`."""
         mask_format = str(self.parameters.get("mask_format", _SERVER_DEFAULTS.mask_format))
         return parse_response(tensors, len(self.images), mask_format)
 
     def named(self, error: RequestError) -> RequestError:
-        """The server's refusal, with the names of the images in front."""
+        """The server's refusal, prefixed with the names of the images."""
         of = f"{len(self.names)} images ({', '.join(self.names)})" if len(self.names) > 1 else self.names[0]
         return RequestError(f"{of}: {error}", error.status)
 
 
-def parameters_of(
-    *,
-    confidence: float | None = None,
-    iou: float | None = None,
-    max_detections: int | None = None,
-    mask_format: str | None = None,
-    classes: Iterable[int] | None = None,
-) -> Parameters:
-    """KServe request parameters. Only types are settled here; ranges are the server's to check.
+class SegmentOptions(TypedDict, total=False):
+    """What may be asked of one request; what is missing or None is left to the server's default.
 
-    Args:
-        confidence: least score of a detection, in [0, 1].
-        iou: overlap above which the worse of two boxes of a class is dropped, in [0, 1].
-        max_detections: most detections per image.
-        mask_format: ``rle``, ``polygon``, ``png``, ``png_base64`` or ``none``.
-        classes: class indices to keep.
+    Attributes:
+        confidence: least score of a detection, in [0, 1]; default 0.25.
+        iou: overlap above which the worse of two boxes of a class is dropped, in [0, 1]; default 0.45.
+        max_detections: most detections per image, 1 to 1000; default 300.
+        mask_format: ``rle``, ``polygon``, ``png``, ``png_base64`` or ``none``; default ``rle``.
+        classes: class indices to keep; default all.
+    """
 
-    Returns:
-        What was given, under the names of the contract; None is left to the server's default.
+    confidence: float | None
+    iou: float | None
+    max_detections: int | None
+    mask_format: str | None
+    classes: Iterable[int] | None
+
+
+def parameters_of(**options: Unpack[SegmentOptions]) -> Parameters:
+    """KServe request parameters. Only types are checked here; the server checks ranges.
 
     Raises:
         RequestError: a value of another type; names it.
+        TypeError: an unknown option.
     """
-    parameters: Parameters = {}
-    for name, fraction in (("confidence", confidence), ("iou", iou)):
-        if fraction is not None:
-            parameters[name] = _number(name, fraction)
-    if max_detections is not None:
-        parameters["max_detections"] = _whole("max_detections", max_detections)
-    if mask_format is not None:
-        parameters["mask_format"] = str(mask_format)
-    if classes is not None:
-        if isinstance(classes, (str, bytes)):
-            raise RequestError(f"parameter 'classes' is {classes!r}; allowed: class indices, such as [0, 2]")
-        parameters["classes"] = ",".join(str(_whole("classes", index)) for index in classes)
-    return parameters
+    unknown = options.keys() - _CONVERTERS.keys()
+    if unknown:
+        raise TypeError(f"unknown option {', '.join(sorted(unknown))}; allowed: {', '.join(_CONVERTERS)}")
+    return {name: _CONVERTERS[name](name, value) for name, value in options.items() if value is not None}
 
 
 def chunks(images: Sequence[ImageInput]) -> Iterator[Sequence[ImageInput]]:
-    """Cut a sequence of images into pieces that are read at once; a request holds no more images.
+    """Split a sequence of images into pieces that are read at once, as many as a request may hold.
 
     Raises:
         RequestError: a single image where a sequence is expected.
@@ -148,8 +133,7 @@ def parse_response(tensors: Tensors, batch: int, mask_format: str) -> list[Segme
     """Cut padded response tensors to one result per image.
 
     Args:
-        tensors: name to array, batch axis in front; the axis D of the detections is as long as the fullest image
-            needs, and what lies behind an image's ``num_detections`` is padding.
+        tensors: name to array, batch axis first; what follows an image's ``num_detections`` is padding.
         batch: images of the request.
         mask_format: encoding of the masks.
 
@@ -212,3 +196,18 @@ def _whole(name: str, value: Any) -> int:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Integral, np.integer)):
         raise RequestError(f"parameter {name!r} is {value!r}; allowed: whole numbers")
     return int(value)
+
+
+def _indices(name: str, value: Any) -> str:
+    if isinstance(value, (str, bytes)):
+        raise RequestError(f"parameter {name!r} is {value!r}; allowed: class indices, such as [0, 2]")
+    return ",".join(str(_whole(name, index)) for index in value)
+
+
+_CONVERTERS: Final[Mapping[str, Callable[[str, Any], float | int | str]]] = {
+    "confidence": _number,
+    "iou": _number,
+    "max_detections": _whole,
+    "mask_format": lambda _, value: str(value),
+    "classes": _indices,
+}

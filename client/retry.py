@@ -1,4 +1,4 @@
-"""Which requests are sent again, and when: those that a busy server refused before it did any work on them."""
+"""When requests that a busy server rejected are sent again."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class RetryPolicy:
 
     After Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 
-    Only a refusal for overload is tried again: the server says with it that nothing was done. A lost connection, a
-    timeout or any other error may mean that the work goes on, and a second request would add to the load.
+    Only a rejection for overload is retried, because the server did no work on it. After a lost connection, a timeout
+    or any other error the work may still go on, and a second request would add to the load.
 
     Attributes:
         retries: how often a request is sent again, 0 or more.

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable, Sequence
-from types import TracebackType
-from typing import Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 from client.errors import (
     START_REMEDY,
@@ -18,35 +17,35 @@ from client.errors import (
     ServerUnavailableError,
 )
 from client.images import ImageInput
-from client.request import Parameters, Request, Tensors, chunks, parameters_of
+from client.request import Parameters, Request, SegmentOptions, Tensors, chunks, parameters_of
 from client.retry import RetryPolicy
-from client.transport import (
-    DEFAULT_URLS,
-    AsyncTransport,
-    Transport,
-    async_transport,
-    checked_protocol,
-    checked_url,
-    transport,
-)
+from client.transport import DEFAULT_URLS, AsyncTransport, Transport, checked_protocol, checked_url
 from pipeline import contract
 from pipeline.result import Segmentation
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 _POLL_INTERVAL_S: Final = 0.2
-_LONG_S: Final = 0.5  # decoding that a server refuses to begin late
-_LONG_AT_ONCE: Final = 2  # as many as a server as shipped decodes at once: another one would wait and be refused
+_LONG_S: Final = 0.5  # decoding that a server rejects when it would start late
+_LONG_AT_ONCE: Final = 2  # as many as a server decodes at once by default: a third would wait and be rejected
 
 
-class _Endpoint:
-    """Where requests go: what both clients are made with.
+class _Client:
+    """What both clients are made with.
+
+    Args:
+        url: ``host:port``; by default 127.0.0.1:8001 for gRPC and 127.0.0.1:8000 for HTTP.
+        protocol: ``grpc`` or ``http``.
+        precision: ``fp32``, ``fp16`` or ``int8``: which ensemble answers.
+        timeout_s: bound on one answer, in seconds. Over blocking HTTP: on each wait for the server.
+        retry: when a request that a busy server rejected is sent again; ``RetryPolicy(retries=0)`` never does.
 
     Attributes:
-        url: ``host:port``.
-        protocol: ``grpc`` or ``http``.
-        precision: ``fp32``, ``fp16`` or ``int8``.
         model: name of the ensemble.
-        timeout_s: bound on one answer, in seconds.
-        retry: when a request that a busy server refused is sent again.
+
+    Raises:
+        RequestError: a value that is not allowed.
     """
 
     def __init__(
@@ -67,6 +66,10 @@ class _Endpoint:
         self.model = contract.ensemble_model(precision)
         self.timeout_s = float(timeout_s)
         self.retry = RetryPolicy() if retry is None else retry
+        self._open()
+
+    def _open(self) -> None:
+        raise NotImplementedError
 
     def _not_ready(self, last: Exception | None) -> ServerUnavailableError:
         if isinstance(last, ServerUnavailableError):
@@ -78,45 +81,25 @@ class _Endpoint:
         )
 
 
-class SegmentationClient(_Endpoint):
-    """Finds instances in images, and blocks until the answer is there.
+class SegmentationClient(_Client):
+    """Finds instances in images, and blocks until the answer is there. Arguments: see the base class.
 
-    Over gRPC one client may be shared by threads; over HTTP (which runs on gevent) each thread needs its own.
+    Over gRPC threads may share a client; over HTTP (which runs on gevent) each thread needs its own.
 
     Example:
         >>> with SegmentationClient(protocol="grpc", precision="int8") as client:  # doctest: +SKIP
         ...     result = client.segment("photo.jpg", confidence=0.4)
         ...     for detection in result:
         ...         print(detection.class_id, detection.score, detection.box, detection.mask().sum())
-
-    Args:
-        url: ``host:port``; by default 127.0.0.1:8001 for gRPC and 127.0.0.1:8000 for HTTP.
-        protocol: ``grpc`` or ``http``.
-        precision: ``fp32``, ``fp16`` or ``int8``: which ensemble answers.
-        timeout_s: bound on one answer, in seconds. Over HTTP it bounds each wait for the server, not their sum.
-        retry: how a request that a busy server refused is sent again; ``RetryPolicy(retries=0)`` never does.
-
-    Raises:
-        RequestError: a value that is not allowed.
     """
 
-    def __init__(
-        self,
-        url: str | None = None,
-        protocol: str = "grpc",
-        precision: str = "int8",
-        timeout_s: float = 30.0,
-        retry: RetryPolicy | None = None,
-    ) -> None:
-        super().__init__(url, protocol, precision, timeout_s, retry)
-        self._transport: Transport = transport(self.protocol, self.url, self.timeout_s)
+    def _open(self) -> None:
+        self._transport = Transport(self.protocol, self.url, self.timeout_s)
 
     def __enter__(self) -> SegmentationClient:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -134,7 +117,7 @@ class SegmentationClient(_Endpoint):
         """Wait until the server has this precision ready.
 
         Args:
-            timeout_s: how long to go on asking, in seconds; 0 asks once.
+            timeout_s: how long to keep asking, in seconds; 0 asks once.
 
         Raises:
             ServerUnavailableError: it was not ready in time; says what was missing.
@@ -152,64 +135,34 @@ class SegmentationClient(_Endpoint):
                 raise self._not_ready(last) from last
             time.sleep(_POLL_INTERVAL_S)
 
-    def segment(
-        self,
-        image: ImageInput,
-        *,
-        confidence: float | None = None,
-        iou: float | None = None,
-        max_detections: int | None = None,
-        mask_format: str | None = None,
-        classes: Iterable[int] | None = None,
-    ) -> Segmentation:
-        """Find the instances in one image. What is None is the server's default.
+    def segment(self, image: ImageInput, **options: Unpack[SegmentOptions]) -> Segmentation:
+        """Find the instances in one image.
 
         Args:
-            image: a path (the file is sent as it is), the bytes of an encoded image (JPEG, PNG, WebP, BMP, TIFF), or
+            image: a path (the file is sent unchanged), the bytes of an encoded image (JPEG, PNG, WebP, BMP, TIFF), or
                 pixels: uint8 [height, width, 3] RGB or [height, width] gray, which are sent as PNG; for smaller
                 requests, send :func:`client.encode_pixels` of a JPEG quality.
-            confidence: least score of a detection, in [0, 1]; default 0.25.
-            iou: overlap above which the worse of two boxes of a class is dropped, in [0, 1]; default 0.45.
-            max_detections: 1 to 1000; default 300.
-            mask_format: ``rle``, ``polygon``, ``png``, ``png_base64`` or ``none``; default ``rle``.
-            classes: class indices to keep; default all.
+            options: ``confidence``, ``iou``, ``max_detections``, ``mask_format`` and ``classes``, as in
+                :class:`client.request.SegmentOptions`.
 
         Raises:
-            RequestError: the image or a parameter is at fault.
+            RequestError: the image or an option is at fault.
             ServerUnavailableError: no server answers, or the model is not ready.
-            ServerBusyError: the server has more to do than it can, and refused every attempt.
+            ServerBusyError: the server is overloaded, and rejected every attempt.
             RequestTimeoutError: no answer within ``timeout_s``.
             ServerError: the server failed.
         """
-        parameters = parameters_of(
-            confidence=confidence, iou=iou, max_detections=max_detections, mask_format=mask_format, classes=classes
-        )
-        return self._send([image], parameters)[0]
+        return self._send([image], parameters_of(**options))[0]
 
-    def segment_batch(
-        self,
-        images: Sequence[ImageInput],
-        *,
-        confidence: float | None = None,
-        iou: float | None = None,
-        max_detections: int | None = None,
-        mask_format: str | None = None,
-        classes: Iterable[int] | None = None,
-    ) -> list[Segmentation]:
+    def segment_batch(self, images: Sequence[ImageInput], **options: Unpack[SegmentOptions]) -> list[Segmentation]:
         """Find the instances in several images, of any sizes: up to 8 in a request, one request after the other.
 
-        Large images go in smaller requests (see :meth:`client.request.Request.cut`).
-
-        A request is answered or refused as a whole, and so is this call: where some images may be bad, call
-        :meth:`segment` for those of a refused batch.
+        Large images go in smaller requests (see :meth:`client.request.Request.cut`). A request is answered or refused
+        as a whole, and so is this call: where some images may be bad, call :meth:`segment` for each of a refused batch.
 
         Args:
-            images: see :meth:`segment`; there may be none.
-            confidence: see :meth:`segment`.
-            iou: see :meth:`segment`.
-            max_detections: per image; see :meth:`segment`.
-            mask_format: see :meth:`segment`.
-            classes: see :meth:`segment`.
+            images: see :meth:`segment`; may be empty.
+            options: see :meth:`segment`.
 
         Returns:
             One result per image, in order.
@@ -217,9 +170,7 @@ class SegmentationClient(_Endpoint):
         Raises:
             SegmentationError: as :meth:`segment` does; a refusal names the images of its request.
         """
-        parameters = parameters_of(
-            confidence=confidence, iou=iou, max_detections=max_detections, mask_format=mask_format, classes=classes
-        )
+        parameters = parameters_of(**options)
         return [result for chunk in chunks(images) for result in self._send(chunk, parameters)]
 
     def _send(self, images: Sequence[ImageInput], parameters: Parameters) -> list[Segmentation]:
@@ -241,50 +192,28 @@ class SegmentationClient(_Endpoint):
         return self._transport.infer(self.model, request.tensor(), request.parameters)
 
 
-class AsyncSegmentationClient(_Endpoint):
-    """The asynchronous twin of :class:`SegmentationClient`: the same methods as coroutines.
+class AsyncSegmentationClient(_Client):
+    """The asynchronous twin of :class:`SegmentationClient`: the same arguments, and the same methods as coroutines.
 
-    It connects on first use and then belongs to the event loop that runs; any number of its coroutines may be in
-    flight there at once. Requests that the server decodes for longer than half a second go two at a time. Use it as
-    ``async with``.
-
-    Args:
-        url: see :class:`SegmentationClient`.
-        protocol: see :class:`SegmentationClient`.
-        precision: see :class:`SegmentationClient`.
-        timeout_s: bound on one answer, in seconds.
-        retry: see :class:`SegmentationClient`.
-
-    Raises:
-        RequestError: a value that is not allowed.
+    It connects on first use and then belongs to the running event loop; any number of its coroutines may be in flight
+    there. Requests that the server decodes for longer than half a second go two at a time. Use it as ``async with``.
     """
 
-    def __init__(
-        self,
-        url: str | None = None,
-        protocol: str = "grpc",
-        precision: str = "int8",
-        timeout_s: float = 30.0,
-        retry: RetryPolicy | None = None,
-    ) -> None:
-        super().__init__(url, protocol, precision, timeout_s, retry)
+    def _open(self) -> None:
         self._opened: AsyncTransport | None = None
         self._long = asyncio.Semaphore(_LONG_AT_ONCE)
 
     async def __aenter__(self) -> AsyncSegmentationClient:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
         """Close the connections."""
         if self._opened is not None:
             await self._opened.close()
-            self._opened = None
-        self._long = asyncio.Semaphore(_LONG_AT_ONCE)  # the next one may belong to another event loop
+        self._open()  # the next transport may belong to another event loop
 
     async def is_ready(self) -> bool:
         """See :meth:`SegmentationClient.is_ready`."""
@@ -307,41 +236,20 @@ class AsyncSegmentationClient(_Endpoint):
                 raise self._not_ready(last) from last
             await asyncio.sleep(_POLL_INTERVAL_S)
 
-    async def segment(
-        self,
-        image: ImageInput,
-        *,
-        confidence: float | None = None,
-        iou: float | None = None,
-        max_detections: int | None = None,
-        mask_format: str | None = None,
-        classes: Iterable[int] | None = None,
-    ) -> Segmentation:
+    async def segment(self, image: ImageInput, **options: Unpack[SegmentOptions]) -> Segmentation:
         """See :meth:`SegmentationClient.segment`."""
-        parameters = parameters_of(
-            confidence=confidence, iou=iou, max_detections=max_detections, mask_format=mask_format, classes=classes
-        )
-        return (await self._send([image], parameters))[0]
+        return (await self._send([image], parameters_of(**options)))[0]
 
     async def segment_batch(
-        self,
-        images: Sequence[ImageInput],
-        *,
-        confidence: float | None = None,
-        iou: float | None = None,
-        max_detections: int | None = None,
-        mask_format: str | None = None,
-        classes: Iterable[int] | None = None,
+        self, images: Sequence[ImageInput], **options: Unpack[SegmentOptions]
     ) -> list[Segmentation]:
         """See :meth:`SegmentationClient.segment_batch`."""
-        parameters = parameters_of(
-            confidence=confidence, iou=iou, max_detections=max_detections, mask_format=mask_format, classes=classes
-        )
+        parameters = parameters_of(**options)
         return [result for chunk in chunks(images) for result in await self._send(chunk, parameters)]
 
     def _transport(self) -> AsyncTransport:
         if self._opened is None:
-            self._opened = async_transport(self.protocol, self.url, self.timeout_s)
+            self._opened = AsyncTransport(self.protocol, self.url, self.timeout_s)
         return self._opened
 
     async def _send(self, images: Sequence[ImageInput], parameters: Parameters) -> list[Segmentation]:

@@ -1,14 +1,16 @@
-"""gRPC and HTTP behind one face, blocking and asynchronous.
+"""gRPC and HTTP behind one interface, blocking and asynchronous.
 
-A transport sends one request and gives its output tensors back; it knows nothing of images or detections.
-The protocol's library is imported when its transport is made.
+A transport sends one request and returns its output tensors; it knows nothing of images or detections. The protocol's
+library is imported when its transport is made.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
+from contextlib import AbstractContextManager
 from types import ModuleType
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +24,36 @@ DEFAULT_URLS: Final = {"grpc": "127.0.0.1:8001", "http": "127.0.0.1:8000"}
 """Protocol to the url that a server of this project listens on by default."""
 
 
-class Transport(Protocol):
-    """Sends requests and waits for their answers."""
+class _Connection:
+    """A client of tritonclient, and how its calls are bounded.
+
+    Args:
+        protocol: ``grpc`` or ``http``.
+        url: ``host:port``.
+        timeout_s: bound on one answer, in seconds. Over blocking HTTP: on each wait for the server.
+
+    Raises:
+        RequestError: another protocol.
+    """
+
+    _SUFFIX = ""
+    _HTTP_BOUNDS: tuple[str, ...] = ("connection_timeout", "network_timeout")
+
+    def __init__(self, protocol: str, url: str, timeout_s: float) -> None:
+        self._is_grpc = checked_protocol(protocol) == "grpc"
+        self._library = importlib.import_module(f"tritonclient.{protocol}{self._SUFFIX}")
+        self._place = url, timeout_s, protocol
+        bounds = dict.fromkeys(self._HTTP_BOUNDS, timeout_s)
+        options = {"channel_args": grpc_channel_args(url)} if self._is_grpc else bounds
+        self._client = self._library.InferenceServerClient(url, **options)
+        self._bound = {"client_timeout": timeout_s} if self._is_grpc else {}
+
+    def _errors(self) -> AbstractContextManager[None]:
+        return translated_errors(*self._place)
+
+
+class Transport(_Connection):
+    """Sends requests and waits for their answers. Over gRPC threads may share it; over HTTP each needs its own."""
 
     def infer(self, model: str, images: NDArray[np.object_], parameters: Parameters) -> Tensors:
         """Send one request.
@@ -39,6 +69,9 @@ class Transport(Protocol):
         Raises:
             SegmentationError: the fitting subclass.
         """
+        with self._errors():
+            inputs = _inputs(self._library, images)
+            return _tensors(self._client.infer(model, inputs, parameters=parameters, **self._bound))
 
     def is_ready(self, model: str) -> bool:
         """Whether the server answers and has the model ready.
@@ -46,50 +79,43 @@ class Transport(Protocol):
         Raises:
             SegmentationError: no answer.
         """
+        with self._errors():
+            ready = bool(self._client.is_model_ready(model, **self._bound))
+            return ready and (self._is_grpc or _is_of(self._client.get_model_metadata(model), model))
 
     def close(self) -> None:
         """Close the connections."""
+        self._client.close()
 
 
-class AsyncTransport(Protocol):
-    """The same in coroutines."""
+class AsyncTransport(_Connection):
+    """The same as coroutines; make it where its event loop runs."""
+
+    _SUFFIX = ".aio"
+    _HTTP_BOUNDS = ("conn_timeout",)
 
     async def infer(self, model: str, images: NDArray[np.object_], parameters: Parameters) -> Tensors:
         """See :meth:`Transport.infer`."""
+        with self._errors():
+            inputs = _inputs(self._library, images)
+            return _tensors(await self._client.infer(model, inputs, parameters=parameters, **self._bound))
 
     async def is_ready(self, model: str) -> bool:
         """See :meth:`Transport.is_ready`."""
+        with self._errors():
+            ready = bool(await self._client.is_model_ready(model, **self._bound))
+            return ready and (self._is_grpc or _is_of(await self._client.get_model_metadata(model), model))
 
     async def close(self) -> None:
         """Close the connections."""
-
-
-def transport(protocol: str, url: str, timeout_s: float) -> Transport:
-    """Make a blocking transport.
-
-    Args:
-        protocol: ``grpc`` or ``http``.
-        url: ``host:port``.
-        timeout_s: bound on one answer, in seconds.
-
-    Raises:
-        RequestError: another protocol.
-    """
-    return GrpcTransport(url, timeout_s) if checked_protocol(protocol) == "grpc" else HttpTransport(url, timeout_s)
-
-
-def async_transport(protocol: str, url: str, timeout_s: float) -> AsyncTransport:
-    """Make an asynchronous transport; call it where an event loop runs. See :func:`transport`."""
-    if checked_protocol(protocol) == "grpc":
-        return AsyncGrpcTransport(url, timeout_s)
-    return AsyncHttpTransport(url, timeout_s)
+        await self._client.close()
 
 
 def checked_protocol(protocol: str) -> str:
-    """The protocol, if there is such a one.
+    """The protocol, if it is known.
 
     Raises:
-        RequestError: there is none.
+        RequestError: it is not.
     """
     if protocol not in DEFAULT_URLS:
         raise RequestError(f"protocol {protocol!r}; allowed: {', '.join(DEFAULT_URLS)}")
@@ -116,113 +142,8 @@ def _is_host(name: str) -> bool:
     return True
 
 
-class GrpcTransport:
-    """Blocking gRPC. May be shared by threads."""
-
-    def __init__(self, url: str, timeout_s: float) -> None:
-        import tritonclient.grpc
-
-        self._library = tritonclient.grpc
-        self._url, self._timeout_s = url, timeout_s
-        self._client = self._library.InferenceServerClient(url, channel_args=grpc_channel_args(url))
-
-    def infer(self, model: str, images: NDArray[np.object_], parameters: Parameters) -> Tensors:
-        """See :meth:`Transport.infer`."""
-        with translated_errors(self._url, self._timeout_s, "grpc"):
-            inputs = _inputs(self._library, images)
-            result = self._client.infer(model, inputs, parameters=parameters, client_timeout=self._timeout_s)
-            return _tensors(result)
-
-    def is_ready(self, model: str) -> bool:
-        """See :meth:`Transport.is_ready`."""
-        with translated_errors(self._url, self._timeout_s, "grpc"):
-            return bool(self._client.is_model_ready(model, client_timeout=self._timeout_s))
-
-    def close(self) -> None:
-        """Close the channel."""
-        self._client.close()
-
-
-class HttpTransport:
-    """Blocking HTTP over gevent. Use it from the thread that made it, and from no other."""
-
-    def __init__(self, url: str, timeout_s: float) -> None:
-        import tritonclient.http
-
-        self._library = tritonclient.http
-        self._url, self._timeout_s = url, timeout_s
-        self._client = self._library.InferenceServerClient(url, connection_timeout=timeout_s, network_timeout=timeout_s)
-
-    def infer(self, model: str, images: NDArray[np.object_], parameters: Parameters) -> Tensors:
-        """See :meth:`Transport.infer`. The timeout bounds each wait for the server, not their sum."""
-        with translated_errors(self._url, self._timeout_s, "http"):
-            return _tensors(self._client.infer(model, _inputs(self._library, images), parameters=parameters))
-
-    def is_ready(self, model: str) -> bool:
-        """See :meth:`Transport.is_ready`."""
-        with translated_errors(self._url, self._timeout_s, "http"):
-            return bool(self._client.is_model_ready(model)) and _is_of(self._client.get_model_metadata(model), model)
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
-
-
-class AsyncGrpcTransport:
-    """gRPC in coroutines, bound to the running event loop."""
-
-    def __init__(self, url: str, timeout_s: float) -> None:
-        import tritonclient.grpc.aio
-
-        self._library = tritonclient.grpc.aio
-        self._url, self._timeout_s = url, timeout_s
-        self._client = self._library.InferenceServerClient(url, channel_args=grpc_channel_args(url))
-
-    async def infer(self, model: str, images: NDArray[np.object_], parameters: Parameters) -> Tensors:
-        """See :meth:`Transport.infer`."""
-        with translated_errors(self._url, self._timeout_s, "grpc"):
-            inputs = _inputs(self._library, images)
-            result = await self._client.infer(model, inputs, parameters=parameters, client_timeout=self._timeout_s)
-            return _tensors(result)
-
-    async def is_ready(self, model: str) -> bool:
-        """See :meth:`Transport.is_ready`."""
-        with translated_errors(self._url, self._timeout_s, "grpc"):
-            return bool(await self._client.is_model_ready(model, client_timeout=self._timeout_s))
-
-    async def close(self) -> None:
-        """Close the channel."""
-        await self._client.close()
-
-
-class AsyncHttpTransport:
-    """HTTP in coroutines over aiohttp, bound to the running event loop."""
-
-    def __init__(self, url: str, timeout_s: float) -> None:
-        import tritonclient.http.aio
-
-        self._library = tritonclient.http.aio
-        self._url, self._timeout_s = url, timeout_s
-        self._client = self._library.InferenceServerClient(url, conn_timeout=timeout_s)
-
-    async def infer(self, model: str, images: NDArray[np.object_], parameters: Parameters) -> Tensors:
-        """See :meth:`Transport.infer`."""
-        with translated_errors(self._url, self._timeout_s, "http"):
-            return _tensors(await self._client.infer(model, _inputs(self._library, images), parameters=parameters))
-
-    async def is_ready(self, model: str) -> bool:
-        """See :meth:`Transport.is_ready`."""
-        with translated_errors(self._url, self._timeout_s, "http"):
-            ready = bool(await self._client.is_model_ready(model))
-            return ready and _is_of(await self._client.get_model_metadata(model), model)
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._client.close()
-
-
 def _is_of(metadata: Any, model: str) -> bool:
-    """Whether a server of this protocol has answered: others say 200 to whatever they are asked (metrics, proxies)."""
+    """Whether an inference server answered: other servers (metrics, proxies) say 200 to any request."""
     return isinstance(metadata, dict) and metadata.get("name") == model
 
 

@@ -1,4 +1,4 @@
-"""Video files and cameras through the server: frames in flight bounded, their order kept."""
+"""Video files and cameras through the server: bounded frames in flight, in order."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ class VideoSettings:
 
 @dataclass(frozen=True)
 class VideoProgress:
-    """Where a run stands.
+    """Progress of a run.
 
     Attributes:
         frames: frames finished.
-        failed: of these, frames without a result; they are in the overlay video as they came.
-        last_error: what the last of them failed with, its number in front.
+        failed: of these, frames without a result; the overlay video shows them unchanged.
+        last_error: number and error of the last of them.
         detections: instances in the last frame.
-        fps: frames per second of late.
+        fps: frames per second over the latest frames.
         elapsed_s: seconds since the start.
     """
 
@@ -95,14 +95,14 @@ class VideoInput:
         name: of the source, for messages; passwords in addresses are left out.
         fps: nominal frames per second; 25 where the source does not say.
         frame_count: frames in all; None where the source does not say.
-        shortfall: once its last frame was read: what is missing of what its header says; None if nothing is.
+        shortfall: after the last frame: what is missing compared with the header; None if nothing is.
 
     Raises:
         VideoError: it cannot be opened.
     """
 
     def __init__(self, source: VideoSource) -> None:
-        self._lock = threading.Lock()  # an interrupt leaves a read in its thread; closing has to wait for it
+        self._lock = threading.Lock()  # after an interrupt a read may still run in its thread; closing waits for it
         self.name = source_name(source)
         self._capture = _opened(source)
         if not self._capture.isOpened():
@@ -140,7 +140,7 @@ class VideoInput:
         return np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
 
     def _missing(self) -> str | None:
-        """What is missing behind the last frame. Some containers say only how long they are: both must fall short."""
+        """What is missing after the last frame. Headers may be wrong: frame count and duration must both fall short."""
         if self.frame_count is None:
             return None
         missing = self.frame_count - self._frames_read
@@ -168,7 +168,7 @@ def _opened(source: VideoSource) -> cv2.VideoCapture:
 
 
 class VideoOutput:
-    """Writes an MPEG-4 file beside its place and renames it when closed; whatever ended it, its frames are there.
+    """Writes an MPEG-4 file beside its place and renames it when closed, also after an error.
 
     Args:
         path: of the file, its suffix ``.mp4``; folders are made.
@@ -200,7 +200,7 @@ class VideoOutput:
         with self._lock:
             if self._writer is None:
                 self._writer = self._open(width, height)
-            if (width, height) != self._size:  # OpenCV would drop it without a word
+            if (width, height) != self._size:  # OpenCV would drop it silently
                 raise VideoError(
                     f"{self._path}: a frame of {width}x{height} pixels in a video of {self._size[0]}x{self._size[1]}"
                 )
@@ -227,17 +227,17 @@ async def segment_video(
 ) -> VideoProgress:
     """Find the instances in every frame, and write the overlay video.
 
-    A frame that the server refuses or is too late for stays in the video as it came, and is counted.
+    A frame without a result stays in the video unchanged, and is counted.
 
     Args:
         client: where frames go.
         video: where they come from; the caller closes it.
         settings: how they are sent, and what is written.
-        stop: once set, no frame is read any more; those in flight are finished and the file is closed.
+        stop: once set, no more frames are read; those in flight are finished and the file is closed.
         on_progress: called after every frame, in order.
 
     Returns:
-        Where the run stood at its end.
+        The final progress.
 
     Raises:
         ServerUnavailableError: the server went away; what was finished before is in the overlay video.

@@ -1,4 +1,4 @@
-"""Work in flight at once, bounded, its results in the order in which it came."""
+"""A bounded amount of work in flight, its results in order."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ async def ordered_window(
 ) -> AsyncGenerator[tuple[T, R], None]:
     """Work on several items at once and give them back in order.
 
-    An item is taken only when there is room for it, so that a source that never ends (a camera) fills no memory.
-    Iterate inside ``contextlib.aclosing``, so that what is in flight is cancelled where the loop is left early.
+    An item is taken only when there is room, so an endless source (a camera) does not fill memory. Iterate inside
+    ``contextlib.aclosing``, which cancels what is in flight if the loop ends early.
 
     Args:
         items: what to work on.
         work: called once per item.
-        in_flight: most items that are worked on, or wait for their turn to be given back, at once.
+        in_flight: most items in work or waiting for their turn.
 
     Yields:
         Every item with its result, in the order of ``items``.
 
     Raises:
         ValueError: ``in_flight`` is below 1.
-        Exception: what ``work`` raised, in the item's turn; what is in flight behind it is cancelled.
+        Exception: what ``work`` raised, in the item's turn; later work in flight is cancelled.
     """
     if in_flight < 1:
         raise ValueError(f"in_flight is {in_flight}; allowed: 1 or more")
@@ -50,6 +50,6 @@ async def ordered_window(
 
 
 async def as_async(items: Iterable[T]) -> AsyncIterator[T]:
-    """Give the items of an iterable that does not block."""
+    """The items of an iterable that does not block."""
     for item in items:
         yield item

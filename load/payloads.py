@@ -11,7 +11,7 @@ from typing import Final
 
 from client.errors import SegmentationError
 from client.request import Request
-from client.transport import transport
+from client.transport import Transport
 from load.errors import LoadError
 from load.options import UserOptions
 from load.photographs import as_jpeg, at_megapixels, encode
@@ -74,7 +74,7 @@ def with_expectations(
     Raises:
         LoadError: it does not answer.
     """
-    sender = transport(protocol, url, options.timeout_s)
+    sender = Transport(protocol, url, options.timeout_s)
     parameters = options.parameters or {}
     counted = []
     try:
@@ -104,7 +104,7 @@ def is_ready(protocol: str, url: str, timeout_s: float, precision: str) -> bool:
     Raises:
         LoadError: nothing answers at the url.
     """
-    sender = transport(protocol, url, timeout_s)
+    sender = Transport(protocol, url, timeout_s)
     try:
         return sender.is_ready(contract.ensemble_model(precision))
     except SegmentationError as error:

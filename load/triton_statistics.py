@@ -15,7 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from client.errors import RequestError, SegmentationError
 from client.request import Request
-from client.transport import transport
+from client.transport import Transport
 from load.errors import LoadError
 from pipeline import contract
 from pipeline.loopback import grpc_channel_args
@@ -149,7 +149,7 @@ class TritonStatistics:
         model = contract.ensemble_model(precision)
         refused = Request((b"not an image",), ("probe",), {})
         before = self.read(precision)[model].failed
-        sender = transport(self._protocol, self._url, self._timeout_s)
+        sender = Transport(self._protocol, self._url, self._timeout_s)
         try:
             sender.infer(model, refused.tensor(), {})
         except RequestError:

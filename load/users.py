@@ -25,7 +25,7 @@ from locust.env import Environment
 
 from client.errors import RequestTimeoutError, SegmentationError, ServerUnavailableError
 from client.request import Request, Tensors
-from client.transport import Transport, transport
+from client.transport import Transport
 from load.errors import LoadError
 from load.options import UserOptions
 from load.payloads import Payload
@@ -161,7 +161,7 @@ class SegmentationUser(locust.User):
             gevent.sleep(UNAVAILABLE_PAUSE_S)
 
     def _connect(self) -> Transport:
-        return transport(self.protocol, self._session.urls[self.protocol], self._session.options.timeout_s)
+        return Transport(self.protocol, self._session.urls[self.protocol], self._session.options.timeout_s)
 
     def _fault(self, request: Request, tensors: Tensors, payloads: list[Payload]) -> Exception | None:
         try:

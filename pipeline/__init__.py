@@ -1,5 +1,5 @@
-"""The segmentation maths: pure NumPy and OpenCV, importable without Triton.
+"""The segmentation maths: pure NumPy and OpenCV, importable without Triton. Imports no other room.
 
-Calibration, verification, the clients and the server all call this one package, so that a number measured
-in one place holds in every other.
+Calibration, verification, clients and server all call this package, so a number measured in one place holds in every
+other.
 """

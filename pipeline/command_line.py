@@ -7,10 +7,7 @@ import sys
 
 
 def prepare() -> None:
-    """Let names of files and other people's text be printed whatever they hold, and whatever the locale is.
-
-    Bytes that are no text, and letters that the terminal's encoding lacks, appear as ``\\udcff`` or ``\\u2713``.
-    """
+    """Make every file name and message printable: what the terminal's encoding lacks appears as ``\\udcff``."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -24,12 +24,22 @@ SHARED_MODELS: Final = (ADMISSION_MODEL, PREPROCESS_MODEL, POSTPROCESS_MODEL)
 
 
 def network_model(precision: str) -> str:
-    """Name of the model that runs the network in ``precision``, such as ``network_int8``."""
+    """Name of the model that runs the network in ``precision``, such as ``network_int8``.
+
+    Example:
+        >>> network_model("int8")
+        'network_int8'
+    """
     return f"network_{precision}"
 
 
 def ensemble_model(precision: str) -> str:
-    """Name of the ensemble that callers use for ``precision``, such as ``segment_int8``."""
+    """Name of the ensemble that callers use for ``precision``, such as ``segment_int8``.
+
+    Example:
+        >>> ensemble_model("int8")
+        'segment_int8'
+    """
     return f"segment_{precision}"
 
 

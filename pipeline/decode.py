@@ -14,7 +14,7 @@ from pipeline.nms import nms
 from pipeline.parameters import RequestParameters
 
 _LEAST_SCORE: Final = 1e-3
-"""Below it candidates are background: at ``confidence`` 0 all of them pass, and nothing is lost with them."""
+"""Candidates below it are background: at ``confidence`` 0 they pass, but none of them is a lost instance."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,19 @@ class Detections:
     coefficients: NDArray[np.float32]
 
 
-def xywh_to_xyxy(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Center, width and height to corners: float32 [n, 4] cx, cy, w, h to x1, y1, x2, y2."""
-    half = boxes[:, 2:] / 2
-    return np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], axis=1)
-
-
 def may_be_cut(candidates: NDArray[np.float32], parameters: RequestParameters) -> bool:
-    """Whether the network found more candidates above the threshold than leave it.
+    """Whether the network has more candidates above the threshold than it returns.
 
     Args:
         candidates: float32 [K, 6 + C], the best K, sorted by falling score.
         parameters: with the threshold.
 
     Returns:
-        Whether even the last one is above the threshold; instances behind it are lost.
+        Whether even the last one is above the threshold: instances after it are lost.
+
+    Example:
+        >>> may_be_cut(np.array([[0.9], [0.4]], np.float32), RequestParameters(confidence=0.25))
+        True
     """
     return bool(len(candidates) and candidates[-1, SCORE_COLUMN] >= max(parameters.confidence, _LEAST_SCORE))
 
@@ -63,13 +61,21 @@ def decode_candidates(candidates: NDArray[np.float32], geometry: Geometry, param
         parameters: thresholds, class filter and bound.
 
     Returns:
-        The detections that remain. Boxes that lie wholly in the border are dropped.
+        The remaining detections. Boxes entirely in the border are dropped.
+
+    Example:
+        >>> row = [0.9, 320, 320, 100, 50, 0]  # score, cx, cy, w, h, class; no coefficients
+        >>> candidates = np.array([row, [0.1, *row[1:]]], np.float32)
+        >>> found = decode_candidates(candidates, Geometry.fit(480, 640, 640, 640), RequestParameters())
+        >>> found.boxes.tolist(), found.class_ids.tolist()
+        ([[270.0, 215.0, 370.0, 265.0]], [0])
     """
     above = int(np.count_nonzero(candidates[:, SCORE_COLUMN] >= parameters.confidence))
     rows = candidates[:above]
     if parameters.classes is not None:
         rows = rows[np.isin(rows[:, CLASS_COLUMN], list(parameters.classes))]
-    corners = xywh_to_xyxy(rows[:, BOX_COLUMNS])
+    center, half = rows[:, BOX_COLUMNS][:, :2], rows[:, BOX_COLUMNS][:, 2:] / 2
+    corners = np.concatenate([center - half, center + half], axis=1)
     class_ids = rows[:, CLASS_COLUMN].astype(np.int32)
     kept = nms(corners, class_ids, parameters.iou, parameters.max_detections)
     boxes = geometry.to_image(corners[kept])

@@ -1,4 +1,4 @@
-"""How much work it is to decode the images of a request, known before any of it is done."""
+"""How long the images of a request take to decode, estimated from their headers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from itertools import accumulate
 from typing import Final
 
 from pipeline.errors import ImageError
-from pipeline.image_structure import ImageHeader, is_progressive, jpeg_scans, read_header
+from pipeline.image_structure import ImageHeader, read_header
 from pipeline.images import ImageLimits
+from pipeline.jpeg_structure import is_progressive, jpeg_scans
 
 REQUEST_DECODE_S: Final = 1.5
-"""Most seconds, by estimate, that a server as shipped decodes for one request of several images."""
+"""Most seconds, by estimate, that a server in its default configuration decodes for one request of several images."""
 
-# Measured on one core of an AMD EPYC at 12 megapixels, with photographs, noise and one color: seconds for each pixel
-# of the picture and for each byte of the file. A JPEG without end marker is decoded more often, to see whether it is
-# whole.
+# Seconds per pixel of the picture and per byte of the file, measured on one core of an AMD EPYC at 12 megapixels, with
+# photographs, noise and one color. A JPEG without end marker is decoded several times, to see whether it is whole.
 _PIXEL_BYTE_S: Final = {
     "PNG": (16e-9, 25e-9),
     "WEBP": (10e-9, 40e-9),
@@ -39,7 +39,13 @@ def decode_seconds(data: bytes, limits: ImageLimits | None = None) -> float:
         limits: see :func:`pipeline.images.decode_image`.
 
     Returns:
-        Seconds; 0 for what is no image or above the limits, which is refused before it is decoded.
+        Seconds; 0 for what is no image or above the limits, which is refused without decoding.
+
+    Example:
+        >>> import cv2, numpy as np
+        >>> _, png = cv2.imencode(".png", np.zeros((1000, 1000, 3), np.uint8))
+        >>> 0.01 < decode_seconds(png.tobytes()) < 0.1
+        True
     """
     limits = limits or ImageLimits()
     if len(data) > limits.max_bytes:
@@ -63,7 +69,7 @@ def _seconds(image_format: str, pixels: int, size: int, bits: int) -> float:
 
 def _jpeg_seconds(data: bytes, header: ImageHeader, pixels: int) -> float:
     scans, end = jpeg_scans(data, header.first_scan, _MOST_SCANS)
-    byte_s = _PROGRESSIVE_BYTE_S if is_progressive(data, header) else _JPEG_BYTE_S
+    byte_s = _PROGRESSIVE_BYTE_S if is_progressive(data, header.frame) else _JPEG_BYTE_S
     once = pixels * (_JPEG_PIXEL_S + scans * _JPEG_SCAN_PIXEL_S) + ((end or len(data)) - header.first_scan) * byte_s
     return once if end else _WITHOUT_END * once
 
@@ -73,12 +79,18 @@ def check_decode_work(encoded: Sequence[bytes], allowed_s: float, limits: ImageL
 
     Args:
         encoded: its images.
-        allowed_s: most that several images may take. One image alone is refused only where it takes longer than the
-            largest PNG of 16 bits within the limits does (3.8 s as shipped), which takes a JPEG made to that end.
+        allowed_s: most that several images may take. A single image is refused only above what the largest 16-bit PNG
+            within the limits takes (3.8 s by default), which only a JPEG built for it does.
         limits: see :func:`decode_seconds`.
 
     Raises:
         ImageError: it is more; says how many images would be allowed.
+
+    Example:
+        >>> import cv2, numpy as np
+        >>> _, png = cv2.imencode(".png", np.zeros((1000, 1000, 3), np.uint8))
+        >>> check_decode_work([png.tobytes()] * 2, allowed_s=REQUEST_DECODE_S) < REQUEST_DECODE_S
+        True
     """
     limits = limits or ImageLimits()
     seconds = [decode_seconds(data, limits) for data in encoded]
@@ -99,7 +111,7 @@ def check_decode_work(encoded: Sequence[bytes], allowed_s: float, limits: ImageL
         remedies = [f"send at most {fitting} of them a request", "send smaller images"]
     if header.format != "JPEG":
         remedies.append(f"send JPEG instead of {header.format}")
-    elif is_progressive(slowest, header):
+    elif is_progressive(slowest, header.frame):
         remedies.append("send baseline instead of progressive JPEG")
     raise ImageError(
         f"{what} would take about {total_s:.1f} s to decode; allowed: {allowed_s:.1f} s. "

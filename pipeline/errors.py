@@ -1,4 +1,6 @@
-"""Errors whose text goes to the caller as it stands."""
+"""Errors whose text goes to the caller unchanged."""
+
+from __future__ import annotations
 
 from typing import Final
 
@@ -9,7 +11,7 @@ IMAGE_FAULTS: Final = ("empty", "format", "truncated", "too_large", "damaged")
 class InputError(ValueError):
     """The caller's input is at fault; the message names the fault and the remedy.
 
-    The server answers it with ``INVALID_ARG`` (HTTP 400) and goes on.
+    The server answers ``INVALID_ARG`` (HTTP 400).
     """
 
 
@@ -24,17 +26,22 @@ class ImageError(InputError):
         super().__init__(message)
         self.reason = reason
 
+    @classmethod
+    def not_supported(cls, kind: str, what: str) -> ImageError:
+        """The refusal of an image that may be intact, but that cannot be decoded here."""
+        return cls(f"the {kind} has {what}, which is not supported. Send it as 8-bit JPEG, PNG or TIFF", "format")
+
 
 class ParameterError(InputError):
     """A request parameter is unknown, of the wrong type or out of range."""
 
 
 BUSY: Final = "the server is busy"
-"""Words by which a caller knows a refusal for overload from a server that is not there."""
+"""How a caller tells a rejection for overload from a server that is not there."""
 
 
 class OverloadError(Exception):
-    """More is asked than can be answered in time; the same request may succeed later.
+    """The request cannot be answered in time; the same request may succeed later.
 
-    The server answers it with ``UNAVAILABLE`` (HTTP 503); the message begins with :data:`BUSY`.
+    The server answers ``UNAVAILABLE`` (HTTP 503); the message begins with :data:`BUSY`.
     """

@@ -1,4 +1,4 @@
-"""From the paths on a command line to the images they mean, each with a name of its own."""
+"""From the paths on a command line to the images they mean, each with a unique name."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Final
 
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff"})
-"""What the server reads."""
+"""Suffixes of what the server reads."""
 
 CONVERTED_SUFFIXES: Final = frozenset({".heic", ".heif", ".hif", ".avif"})
-"""What the client converts: see :func:`client.images.encoded_image`."""
+"""Suffixes of what the client converts to JPEG."""
 
 VIDEO_SUFFIXES: Final = frozenset(
     {
@@ -24,7 +24,7 @@ VIDEO_SUFFIXES: Final = frozenset(
 
 
 class SourceError(Exception):
-    """The paths given cannot be used as they are; the message says why."""
+    """The given paths cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Source:
     """One image file.
 
     Attributes:
-        path: where it lies.
-        name: relative path, different from that of every other source: for overlays and JSON.
+        path: of the file.
+        name: relative path, unique among the sources: for overlays and JSON.
     """
 
     path: Path
@@ -48,18 +48,24 @@ def find_images(
 ) -> list[Source]:
     """List the images that paths mean.
 
-    A file is taken whatever its suffix; a folder means the image files in it and below, by suffix, sorted. Folders
-    behind links are searched too, each folder once. A file reached twice is taken once. What macOS writes beside
-    files (``._photo.jpg``) is no image.
+    A file counts with any suffix. A folder means the image files in it and below, by suffix, sorted. Links to
+    folders are followed; each folder and each file counts once. macOS's ``._photo.jpg`` is no image.
 
     Args:
         paths: files and folders.
-        skip: a folder to leave out, such as the one that overlays are written to.
-        left_out: gets what else lay in the folders, by kind, such as ``{".txt": 3, "macOS ._ file": 1}``.
+        skip: a folder to leave out, such as the one for overlays.
+        left_out: counts the other files in the folders, by kind, such as ``{".txt": 3, "macOS ._ file": 1}``.
         suffixes: of images, in lower case.
 
     Raises:
-        SourceError: a path does not exist, or no image was found.
+        SourceError: a path does not exist, or a folder holds no image.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "a.jpg").write_bytes(b""), Path(folder, "notes.txt").write_bytes(b"")
+        ...     [Path(source.name).name for source in find_images([Path(folder)])]
+        ['a.jpg']
     """
     found: dict[Path, Source] = {}
     others: Counter[str] = Counter() if left_out is None else left_out
@@ -72,14 +78,19 @@ def find_images(
             there = f" (there are: {listed(others)})" if others else ""
             raise SourceError(f"{given}: no image in this folder{there}; images are {', '.join(sorted(suffixes))}")
         for path in files:
-            # A folder's own name stays in front, so that two folders do not meet; '.' and '..' have none.
+            # A folder's name stays in front, to keep two folders apart; '.' and '..' have none.
             name = path.relative_to(given if given.name in ("", "..") else given.parent)
             found.setdefault(path.resolve(), Source(path, name.as_posix()))
-    return _told_apart(found)
+    return _with_unique_names(found)
 
 
 def listed(left_out: Counter[str]) -> str:
-    """What was left out, for people: ``3 .txt, 1 macOS ._ file``."""
+    """What was left out, as text.
+
+    Example:
+        >>> listed(Counter({".txt": 3, "macOS ._ file": 1}))
+        '3 .txt, 1 macOS ._ file'
+    """
     return ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
 
 
@@ -98,13 +109,13 @@ def _below(folder: Path, seen: set[Path], others: Counter[str], suffixes: Collec
         folders[:] = sorted(unseen)
         for name in sorted(files):
             path = Path(parent) / name
-            if kind := _no_image(path, suffixes):
+            if kind := _kind_left_out(path, suffixes):
                 others[kind] += 1
             else:
                 yield path
 
 
-def _no_image(path: Path, suffixes: Collection[str]) -> str:
+def _kind_left_out(path: Path, suffixes: Collection[str]) -> str:
     """Why a file in a folder is no image, as a kind; empty if it is one."""
     suffix = path.suffix.lower()
     if path.name.startswith("._"):
@@ -116,7 +127,7 @@ def _no_image(path: Path, suffixes: Collection[str]) -> str:
     return "" if path.is_file() else "no regular file"
 
 
-def _told_apart(found: dict[Path, Source]) -> list[Source]:
+def _with_unique_names(found: dict[Path, Source]) -> list[Source]:
     names = {source.name for source in found.values()}
     if len(names) == len(found):
         return list(found.values())

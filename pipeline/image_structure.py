@@ -1,14 +1,14 @@
-"""The structure of encoded images, read with bounds of its own before any decoder sees them.
+"""The structure of encoded images, checked before any decoder sees them.
 
 A few bytes can cost a decoder minutes or gigabytes: a directory whose entries all point to the same megabytes, scans or
-chunks by the million, compressed zeros behind the last pixel. What is read here is bounded by the length of the data,
-whatever the data says; what is out of proportion is refused.
+chunks by the million, compressed zeros after the last pixel. All work here is bounded by the length of the data, and
+what is out of proportion is refused. Pillow's headers do not replace this: its TIFF and EXIF readers copy what every
+entry points to, its WebP reader starts the decoder, and none says whether OpenCV decodes the kind correctly.
 """
 
 from __future__ import annotations
 
 import base64
-import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pipeline.errors import ImageError
-from pipeline.jpeg_end import MARKER
+from pipeline.jpeg_structure import END_OF_IMAGE, MOST_SEGMENTS, START_OF_SCAN, jpeg_scans, segments
 from pipeline.tiff_structure import (
     CUT_OFF,
     ORIENTATION,
@@ -26,7 +26,6 @@ from pipeline.tiff_structure import (
     exif_orientation,
     is_planar,
     is_white_zero,
-    stated_orientation,
     unsupported,
 )
 
@@ -43,17 +42,11 @@ _PNG_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type
 _PNG_HARMLESS_BYTES: Final = 512 * 1024  # inflated at most 1032 times, in two seconds, as large images take
 _PIECE_BYTES: Final = 64 * 1024
 
-_MOST_SEGMENTS: Final = 10_000  # of a JPEG before its first scan; a color profile has up to 255
-_START_OF_SCAN: Final = 0xDA
-_END_OF_IMAGE: Final = 0xD9
 _FRAMES: Final = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
 _DECODED_FRAMES: Final = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA})  # Huffman, lossless, arithmetic
-_PROGRESSIVE_FRAMES: Final = (0xC2, 0xCA)
 _FRAME_NAMES: Final = {0xCB: "lossless arithmetic coding", 0xF7: "lossless coding (JPEG-LS)"}
 _APP1: Final = 0xE1
-_WITHOUT_LENGTH: Final = frozenset({0x01, *range(0xD0, 0xD9)})
 _EXIF: Final = b"Exif\0\0"
-_NO_FILL_BYTE: Final = re.compile(rb"[^\xff]")
 
 _BIT_FIELDS: Final = 3
 _BMP_BITS: Final = (1, 4, 8, 16, 24, 32)
@@ -95,14 +88,14 @@ class ImageHeader:
 
     Attributes:
         format: one of :data:`FORMATS`.
-        width: pixels, before EXIF orientation.
-        height: pixels, before EXIF orientation.
+        width: in pixels, before EXIF orientation.
+        height: likewise.
         orientation: EXIF orientation, 1 to 8.
         bits: of a sample; more than 8 are reduced to 8.
         frame: of a JPEG, where its frame header begins.
         first_scan: of a JPEG, where its first scan begins.
-        tile_pixels: of a TIFF in tiles, the pixels of one.
-        planar: of a TIFF, whether each color is stored by itself.
+        tile_pixels: of a tiled TIFF, pixels of a tile.
+        planar: of a TIFF, whether each color is stored separately.
         white_is_zero: of a TIFF, whether larger numbers are darker.
     """
 
@@ -123,6 +116,12 @@ def read_header(data: bytes) -> ImageHeader:
 
     Raises:
         ImageError: the bytes are of no accepted format or of a kind that is not supported, or the header is broken.
+
+    Example:
+        >>> import cv2, numpy as np
+        >>> header = read_header(cv2.imencode(".png", np.zeros((40, 60, 3), np.uint8))[1].tobytes())
+        >>> header.format, header.width, header.height
+        ('PNG', 60, 40)
     """
     if not data:
         raise ImageError("the image is empty (0 bytes); send the bytes of an encoded image", "empty")
@@ -152,7 +151,7 @@ def _no_image(data: bytes, detail: str = "") -> ImageError:
 
 
 def _base64_text(data: bytes) -> str:
-    """What kind of base64 text (RFC 4648, RFC 2397) stands where an image should; empty if none does."""
+    """What kind of base64 text (RFC 4648, RFC 2397) came instead of an image; empty if none did."""
     head = data[:_BASE64_HEAD].lstrip(b"\xef\xbb\xbf \t\r\n\"'")
     if head[:5].lower() == b"data:":
         return "a data: URI"
@@ -169,7 +168,7 @@ _BASE64_START: Final = 32
 
 
 def _other_format(data: bytes) -> str:
-    """The name of a format that is not accepted, for messages; empty where it is not known."""
+    """The name of a known format that is not accepted, for messages; else empty."""
     if data[4:8] == b"ftyp":
         name = _FTYP_NAMES.get(data[8:12], "a video (MP4 or QuickTime)")
     else:
@@ -177,14 +176,9 @@ def _other_format(data: bytes) -> str:
     return f"{name}, which is not supported; convert it to JPEG or PNG" if name else ""
 
 
-def _not_supported(kind: str, what: str) -> ImageError:
-    """The refusal of an image that may be intact, but that cannot be decoded here."""
-    return ImageError(f"the {kind} has {what}, which is not supported. Send it as 8-bit JPEG, PNG or TIFF", "format")
-
-
 def _read_png(data: bytes) -> ImageHeader:
     if data[12:16] == b"CgBI":
-        raise _not_supported("PNG", "Apple's own compression (CgBI)")
+        raise ImageError.not_supported("PNG", "Apple's own compression (CgBI)")
     if data[8:16] != _PNG_HEADER or len(data) < 33:
         raise _no_image(data, "a PNG without its header")
     width, height, bits = struct.unpack_from(">IIB", data, 16)
@@ -192,63 +186,48 @@ def _read_png(data: bytes) -> ImageHeader:
 
 
 def _png_orientation(data: bytes) -> int:
-    """Orientation of the eXIf chunk, which may stand behind the pixels (PNG specification, 11.3.4.6)."""
-    if b"eXIf" not in data:
-        return 1
+    """Orientation of the eXIf chunk, which may follow the pixels (PNG specification, 11.3.4.6)."""
     try:
         blocks = (data[start + 8 : end - 4] for kind, start, end in _png_chunks(data) if kind == b"eXIf")
-        return next((exif_orientation(block.removeprefix(_EXIF)) for block in blocks), 1)
-    except ImageError:  # check_png says what is wrong with it
+        return next((exif_orientation(block.removeprefix(_EXIF)) for block in blocks), 0) or 1
+    except ImageError:  # check_png reports it
         return 1
 
 
 def _read_jpeg(data: bytes) -> ImageHeader:
-    """Walk the markers to the first scan (ITU-T T.81, annex B)."""
+    """Walk the segments to the first scan (ITU-T T.81, annex B)."""
     size = None
-    frame = orientation = 0
-    position = 2
-    for _ in range(_MOST_SEGMENTS):
-        if position + 4 > len(data):
-            raise jpeg_truncated(data) if size else _no_image(data, "a JPEG without a frame")
-        if data[position] != 0xFF:  # decoders pass over what is between segments
-            found = data.find(b"\xff", position)
-            position = found if found >= 0 else len(data)
-            continue
-        marker = data[position + 1]
-        if marker == 0xFF:  # fill bytes, of which there may be a million
-            end_of_fill = _NO_FILL_BYTE.search(data, position)
-            position = end_of_fill.start() - 1 if end_of_fill else len(data)
-            continue
-        if marker in _WITHOUT_LENGTH:
-            position += 2
-            continue
-        if marker == _END_OF_IMAGE:
+    frame = orientation = count = 0
+    for marker, start, body in segments(data, 2):
+        count += 1
+        if marker == END_OF_IMAGE or (marker == START_OF_SCAN and size is None):
             raise _no_image(data, "a JPEG without a frame")
-        if marker == _START_OF_SCAN:
-            if size is None:
-                raise _no_image(data, "a JPEG without a frame")
-            return ImageHeader("JPEG", size[1], size[0], orientation or 1, frame=frame, first_scan=position)
+        if marker == START_OF_SCAN and size is not None:
+            return ImageHeader("JPEG", size[1], size[0], orientation or 1, frame=frame, first_scan=start)
         if marker in _FRAMES and size is None:
-            frame, size = position, struct.unpack_from(">HH", data, position + 5)
-            _check_frame(data, position)
-        elif marker == _APP1 and data[position + 4 : position + 10] == _EXIF:
-            end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-            orientation = orientation or stated_orientation(data[position + 10 : end])
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    raise ImageError(f"the JPEG has more than {_MOST_SEGMENTS} segments before its first scan. Encode the image again")
+            frame, size = start, struct.unpack_from(">HH", data, start + 5)
+            _check_frame(data, start)
+        elif marker == _APP1 and data[body + 2 : body + 8] == _EXIF:
+            end = body + int.from_bytes(data[body : body + 2], "big")
+            orientation = orientation or exif_orientation(data[body + 8 : end])
+    if count == MOST_SEGMENTS:
+        raise ImageError(
+            f"the JPEG has more than {MOST_SEGMENTS} segments before its first scan. Encode the image again"
+        )
+    raise jpeg_truncated(data) if size else _no_image(data, "a JPEG without a frame")
 
 
 def _check_frame(data: bytes, frame: int) -> None:
     """Refuse the kinds of JPEG that OpenCV's libjpeg-turbo does not decode (ITU-T T.81, table B.1 and B.2.2)."""
     marker, bits, height, components = data[frame + 1], data[frame + 4], *struct.unpack_from(">H2xB", data, frame + 5)
     if marker not in _DECODED_FRAMES:
-        raise _not_supported("JPEG", _FRAME_NAMES.get(marker, "hierarchical (differential) coding"))
+        raise ImageError.not_supported("JPEG", _FRAME_NAMES.get(marker, "hierarchical (differential) coding"))
     if bits != 8:
-        raise _not_supported("JPEG", f"{bits}-bit samples")
+        raise ImageError.not_supported("JPEG", f"{bits}-bit samples")
     if not height:
-        raise _not_supported("JPEG", "its height behind its rows (DNL)")
+        raise ImageError.not_supported("JPEG", "its height behind its rows (DNL)")
     if components not in (1, 3, 4):
-        raise _not_supported("JPEG", f"{components} components a pixel")
+        raise ImageError.not_supported("JPEG", f"{components} components a pixel")
 
 
 def jpeg_truncated(data: bytes) -> ImageError:
@@ -260,7 +239,7 @@ def jpeg_truncated(data: bytes) -> ImageError:
 def check_jpeg(data: bytes, header: ImageHeader, max_scanned_pixels: int) -> None:
     """Check that the scans of a JPEG are in proportion.
 
-    Each scan goes over all pixels, though it may consist of ten bytes (libjpeg-turbo, "Two Issues with the JPEG
+    A decoder visits all pixels for each scan, even one of ten bytes (libjpeg-turbo, "Two Issues with the JPEG
     Standard").
 
     Args:
@@ -270,6 +249,11 @@ def check_jpeg(data: bytes, header: ImageHeader, max_scanned_pixels: int) -> Non
 
     Raises:
         ImageError: more scans than that.
+
+    Example:
+        >>> import cv2, numpy as np
+        >>> jpeg = cv2.imencode(".jpg", np.zeros((40, 60, 3), np.uint8))[1].tobytes()
+        >>> check_jpeg(jpeg, read_header(jpeg), max_scanned_pixels=2**26)
     """
     most = max(4, max_scanned_pixels // max(1, header.width * header.height))
     # The quick counts, of single bytes first, also count what only looks like a scan: thumbnails, and what follows.
@@ -278,38 +262,6 @@ def check_jpeg(data: bytes, header: ImageHeader, max_scanned_pixels: int) -> Non
         raise ImageError(
             f"the JPEG of {header.width}x{header.height} pixels has more than {most} scans. Encode the image again"
         )
-
-
-def is_progressive(data: bytes, header: ImageHeader) -> bool:
-    """Whether a JPEG is progressive (ITU-T T.81, table B.1)."""
-    return data[header.frame + 1] in _PROGRESSIVE_FRAMES
-
-
-def jpeg_scans(data: bytes, position: int, most: int) -> tuple[int, int | None]:
-    """Count the scans of a JPEG.
-
-    Args:
-        data: the JPEG.
-        position: of its first scan.
-        most: where to stop counting.
-
-    Returns:
-        How many there are, ``most + 1`` where there are more or too many segments between them; and where the picture
-        ends, behind its end marker, None if no such marker was found.
-    """
-    scans = 0
-    for _ in range(_MOST_SEGMENTS):
-        found = MARKER.search(data, position)
-        if found is None:
-            return scans, None
-        marker = data[found.start() + 1]
-        if marker == _END_OF_IMAGE:
-            return scans, found.end()
-        scans += marker == _START_OF_SCAN
-        if scans > most:
-            return scans, None
-        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
-    return most + 1, None
 
 
 def _read_webp(data: bytes) -> ImageHeader:
@@ -334,14 +286,14 @@ def _read_webp(data: bytes) -> ImageHeader:
 
 def _webp_orientation(data: bytes) -> int:
     position = 12
-    for _ in range(_MOST_WEBP_CHUNKS):  # EXIF stands behind the picture, or the frames
+    for _ in range(_MOST_WEBP_CHUNKS):  # EXIF follows the picture or the frames
         position = data.find(b"EXIF", position)
         if position < 0:
             return 1
         size = int.from_bytes(data[position + 4 : position + 8], "little")
         block = data[position + 8 : position + 8 + size].removeprefix(_EXIF)
         if block[:4] in TIFF_STARTS:
-            return exif_orientation(block)
+            return exif_orientation(block) or 1
         position += 4
     return 1
 
@@ -354,21 +306,21 @@ def _read_bmp(data: bytes) -> ImageHeader:
         bits, compression = struct.unpack_from("<HI", data, 28)
         if bits not in _BMP_BITS or compression not in _BMP_COMPRESSIONS:
             what = _BMP_COMPRESSION_NAMES.get(compression, f"{bits}-bit pixels, compression {compression}")
-            raise _not_supported("BMP", what)
+            raise ImageError.not_supported("BMP", what)
         _check_masks(data)
     return ImageHeader("BMP", width, abs(height))
 
 
 def _check_masks(data: bytes) -> None:
-    """Refuse the color masks of 32 bits that OpenCV 4.11 overlooks, or shifts by the wrong number of bits."""
+    """Refuse the 32-bit color masks that OpenCV 4.11 ignores, or shifts by the wrong number of bits."""
     header_bytes, bits, compression = struct.unpack_from("<I10xHI", data, 14)
     if bits != 32 or compression != _BIT_FIELDS:
         return
     masks = struct.unpack_from("<III", data, 54)
     if masks != _USUAL_MASKS and (header_bytes < _HEADER_WITH_MASKS or not set(masks) <= _BYTE_MASKS):
-        told = ", ".join(f"{mask:#010x}" for mask in masks)
+        given = ", ".join(f"{mask:#010x}" for mask in masks)
         raise ImageError(
-            f"the BMP has the color masks {told}; allowed: whole bytes, in a header of {_HEADER_WITH_MASKS} bytes or "
+            f"the BMP has the color masks {given}; allowed: whole bytes, in a header of {_HEADER_WITH_MASKS} bytes or "
             "more. Encode the image again"
         )
 
@@ -378,12 +330,12 @@ def _read_tiff(data: bytes) -> ImageHeader:
     tags: dict[int, tuple[int, ...]] = {}
     for entry in directory(data):
         tags.setdefault(entry.tag, entry.numbers)
-        if entry.count == 1:  # decoders differ in which of several they take
+        if entry.count == 1:  # decoders differ in which of several they use
             single[entry.tag] = max(entry.numbers[0], single.get(entry.tag, 0))
     if 256 not in single or 257 not in single:
         raise _no_image(data, "a TIFF that does not say how large it is")
     if what := unsupported(tags):
-        raise _not_supported("TIFF", what)
+        raise ImageError.not_supported("TIFF", what)
     orientation = single.get(ORIENTATION, 1)
     return ImageHeader(
         "TIFF",
@@ -409,17 +361,25 @@ _READERS: Final = (
 def check_png(data: bytes) -> None:
     """Check that a PNG is whole and that its pixel data is in proportion.
 
-    OpenCV makes room for as many bytes as a chunk says it has, up to 2 GB, before it reads them; and libpng inflates
-    what follows the last pixel, a thousand times its size.
+    OpenCV allocates as many bytes as a chunk claims, up to 2 GB, before it reads them; and libpng inflates what follows
+    the last pixel, to a thousand times its size.
 
     Raises:
         ImageError: truncated, too many chunks, or more pixel data than the header allows for.
+
+    Example:
+        >>> import cv2, numpy as np
+        >>> png = cv2.imencode(".png", np.zeros((40, 60, 3), np.uint8))[1].tobytes()
+        >>> check_png(png)
+        >>> check_png(png[:-20])
+        Traceback (most recent call last):
+        pipeline.errors.ImageError: the PNG is truncated: ...
     """
     width, height, bits, color = struct.unpack_from(">IIBB", data, 16)
     pieces = [(start + 8, end - 4) for kind, start, end in _png_chunks(data) if kind == b"IDAT"]
     if sum(end - start for start, end in pieces) <= _PNG_HARMLESS_BYTES:
         return
-    # Interlaced, each row has up to seven parts with a filter byte of their own (PNG specification, section 8).
+    # Interlaced, each row has up to seven parts, each with a filter byte (PNG specification, section 8).
     allowed = (width * bits * _PNG_CHANNELS.get(color, 4) // 8 + 16) * height * 1.01 + 1024
     unpacker = zlib.decompressobj()
     for start, end in pieces:
@@ -429,7 +389,7 @@ def check_png(data: bytes) -> None:
                 try:
                     allowed -= len(unpacker.decompress(piece, 1 << 20))
                 except zlib.error:
-                    return  # libpng says what is wrong with it
+                    return  # libpng reports it
                 piece = unpacker.unconsumed_tail
                 if allowed < 0:
                     raise ImageError(
@@ -438,10 +398,16 @@ def check_png(data: bytes) -> None:
 
 
 def plain_png(data: bytes) -> bytes:
-    """A checked PNG as OpenCV 4.11 can take it.
+    """A checked PNG in a form that OpenCV 4.11 decodes.
 
-    An animation becomes a still of its default image (PNG specification, 4.9): OpenCV dies of animations whose numbers
-    do not fit each other. And pixel data is cut into chunks of a usual size: OpenCV refuses chunks above 8 MB.
+    An animation becomes its default image (PNG specification, 4.9): OpenCV crashes on animations with contradictory
+    numbers. Pixel data is cut into chunks of 4 MiB: OpenCV refuses chunks above 8 MB.
+
+    Example:
+        >>> import cv2, numpy as np
+        >>> png = cv2.imencode(".png", np.zeros((40, 60, 3), np.uint8))[1].tobytes()
+        >>> plain_png(png) == png
+        True
     """
     animated = any(kind in data for kind in _PNG_ANIMATION)
     if not animated and len(data) <= _PNG_CHUNK_MOST_BYTES:

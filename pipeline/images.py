@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ImageError
 from pipeline.image_structure import ImageHeader, check_jpeg, check_png, jpeg_truncated, plain_png, read_header
-from pipeline.jpeg_end import closed_jpeg
+from pipeline.jpeg_structure import closed_jpeg
 from pipeline.tiff_structure import without_orientation
 
 _QUARTER_TURNS: Final = (5, 6, 7, 8)
@@ -24,8 +24,8 @@ class ImageLimits:
     """Bounds on one encoded image.
 
     Attributes:
-        max_pixels: most pixels (width times height) that are decoded: 67 million, so that what phones of 50 and 64
-            megapixels take is inside. OpenCV's own bound, 2**30, holds besides.
+        max_pixels: most pixels (width times height) that are decoded: 67 million, enough for phones of 64 megapixels.
+            OpenCV's bound of 2**30 applies too.
         max_bytes: most bytes of the encoded image.
     """
 
@@ -33,17 +33,21 @@ class ImageLimits:
     max_bytes: int = 64 * 1024 * 1024
 
 
-def check_image(data: bytes, limits: ImageLimits) -> ImageHeader:
-    """Check an encoded image against the limits, and that it was not cut off, before it is decoded.
+def check_image(data: bytes, limits: ImageLimits) -> tuple[bytes, ImageHeader]:
+    """Check an encoded image against the limits, and that it is whole, before it is decoded.
+
+    Returns:
+        The image in a form that OpenCV decodes, and its header.
 
     Raises:
-        ImageError: empty, too large, of no accepted format, truncated, or made to keep a decoder busy.
+        ImageError: empty, too large, of no accepted format, truncated, or built to keep a decoder busy.
+
+    Example:
+        >>> data = cv2.imencode(".png", np.zeros((40, 60, 3), np.uint8))[1].tobytes()
+        >>> check_image(data, ImageLimits(max_pixels=1000))
+        Traceback (most recent call last):
+        pipeline.errors.ImageError: the image is 60x40 pixels, 2400 in all; allowed: 1000. Send a smaller image
     """
-    return _checked(data, limits)[1]
-
-
-def _checked(data: bytes, limits: ImageLimits) -> tuple[bytes, ImageHeader]:
-    """A checked image as OpenCV can take it, and what it says of itself."""
     if len(data) > limits.max_bytes:
         fault = f"the image has {len(data)} bytes; allowed: {limits.max_bytes}. Send a smaller file"
         raise ImageError(fault, "too_large")
@@ -87,8 +91,13 @@ def decode_image(data: bytes, limits: ImageLimits | None = None) -> NDArray[np.u
 
     Raises:
         ImageError: the message names the fault and the remedy.
+
+    Example:
+        >>> image = decode_image(cv2.imencode(".png", np.zeros((40, 60), np.uint8))[1].tobytes())
+        >>> image.shape, image.dtype
+        ((40, 60, 3), dtype('uint8'))
     """
-    return _decode(*_checked(data, limits or ImageLimits()))
+    return _decode(*check_image(data, limits or ImageLimits()))
 
 
 def decode_for(
@@ -96,8 +105,8 @@ def decode_for(
 ) -> tuple[NDArray[np.uint8], int, int]:
     """Decode one encoded image for a network's input, a large JPEG at a fraction of its size.
 
-    A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, averaged over pixel areas, in a third of the time
-    (libjpeg's scaled inverse transform). That is done as far as the result is no smaller than the letterboxed image.
+    libjpeg's scaled inverse transform decodes at 1/2, 1/4 or 1/8 of the size, averaged over pixel areas, in a third of
+    the time. The reduced image is never smaller than the letterboxed one.
 
     Args:
         data: see :func:`decode_image`.
@@ -106,13 +115,19 @@ def decode_for(
         limits: see :func:`decode_image`.
 
     Returns:
-        uint8 [h, w, 3], RGB, upright; and the image's own height and width. Where it was reduced by k, ``h`` is its
-        height divided by k, rounded up, so that it is stretched by less than one pixel of the network's input.
+        uint8 [h, w, 3], RGB, upright; and the original height and width. Reduced by k, ``h`` is the height over k,
+        rounded up, so the image is stretched by less than one pixel of the network's input.
 
     Raises:
         ImageError: see :func:`decode_image`.
+
+    Example:
+        >>> jpeg = cv2.imencode(".jpg", np.zeros((1440, 1920, 3), np.uint8))[1].tobytes()
+        >>> image, height, width = decode_for(jpeg, 640, 640)
+        >>> image.shape, (height, width)
+        ((720, 960, 3), (1440, 1920))
     """
-    data, header = _checked(data, limits or ImageLimits())
+    data, header = check_image(data, limits or ImageLimits())
     turned = header.orientation in _QUARTER_TURNS
     height, width = (header.width, header.height) if turned else (header.height, header.width)
     reduction = _jpeg_reduction(header, input_height, input_width) if header.format == "JPEG" else 1
@@ -143,11 +158,11 @@ def _jpeg_reduction(header: ImageHeader, input_height: int, input_width: int) ->
 
 
 def _decode(data: bytes, header: ImageHeader, flags: int = cv2.IMREAD_COLOR_RGB) -> NDArray[np.uint8]:
-    wide = header.bits > 8 and not header.planar  # OpenCV gives planar samples of 16 bits right as 8 alone
+    wide = header.bits > 8 and not header.planar  # OpenCV gets planar 16-bit samples right only as 8 bits
     if wide:
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH  # as RGB, 16 bits of a TIFF come in the wrong order
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH  # as RGB, a 16-bit TIFF comes in the wrong order
     try:
-        # OpenCV looks for EXIF in other places than the standard says, and for that of WebP nowhere.
+        # OpenCV looks for EXIF in other places than the standard says, and ignores that of WebP.
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise ImageError(f"the {header.format} could not be decoded: {error.err or error}") from None
@@ -164,9 +179,9 @@ def _decode(data: bytes, header: ImageHeader, flags: int = cv2.IMREAD_COLOR_RGB)
 def _to_eight_bits(image: NDArray[Any], header: ImageHeader) -> NDArray[np.uint8]:
     """Reduce samples of up to 16 bits to 8.
 
-    Cameras of 10, 12 and 14 bits write their numbers into 16-bit files as they are; the upper 8 of 16 bits of them
-    would be black, or nearly. So the depth is the least of 8, 10, 12, 14 and 16 bits that holds the largest number
-    in the picture, as a viewer sets its range. A file that uses all its 16 bits is what it was.
+    Cameras of 10, 12 and 14 bits write their numbers into 16-bit files unscaled; the upper 8 of 16 bits would be almost
+    black. So the depth is the least of 8, 10, 12, 14 and 16 bits that holds the largest number in the picture, as a
+    viewer sets its range. A file that uses all 16 bits keeps its upper 8.
     """
     if image.dtype == np.uint8:
         return np.asarray(image, np.uint8)

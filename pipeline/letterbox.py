@@ -27,6 +27,13 @@ class Geometry:
         scale: nominal factor from original to network pixels, the smaller of the two axis ratios.
         pad_top: rows of border above the image, in network pixels.
         pad_left: columns of border left of the image, in network pixels.
+
+    Example:
+        >>> geometry = Geometry.fit(480, 1280, 640, 640)  # height and width of the image, then of the input
+        >>> geometry.scale, geometry.pad_top, geometry.pad_left
+        (0.5, 200, 0)
+        >>> geometry.to_image(np.array([[0, 200, 640, 440]], np.float32)).tolist()
+        [[0.0, 0.0, 1280.0, 480.0]]
     """
 
     height: int
@@ -103,6 +110,12 @@ def letterbox(image: NDArray[np.uint8], out: NDArray[np.uint8], geometry: Geomet
 
     Returns:
         Where the image lies in ``out``.
+
+    Example:
+        >>> out = np.empty((640, 640, 3), np.uint8)
+        >>> geometry = letterbox(np.zeros((480, 1280, 3), np.uint8), out)
+        >>> int(out[0, 0, 0]), int(out[320, 320, 0]), geometry.pad_top
+        (114, 0, 200)
     """
     geometry = geometry or Geometry.fit(image.shape[0], image.shape[1], out.shape[0], out.shape[1])
     top, left = geometry.pad_top, geometry.pad_left
@@ -122,10 +135,9 @@ def letterbox(image: NDArray[np.uint8], out: NDArray[np.uint8], geometry: Geomet
 def _resize(image: NDArray[np.uint8], inside: NDArray[np.uint8]) -> None:
     """Resize ``image`` into ``inside``: smaller over pixel areas, larger bilinearly.
 
-    Plain bilinear sampling of a larger image skips pixels, and the boxes and masks of the reference model move by up
-    to two pixels for it. Averaging over areas by a factor between 1 and 2 is what OpenCV is slow at (6 ms a
-    megapixel). There a 3 x 3 blur in front of the bilinear sampling does the same in a third of the time: the
-    reference model's boxes stay within 0.25 of the network's pixels.
+    Bilinear sampling of a larger image skips pixels, which moves boxes and masks of the reference model by up to two
+    pixels. OpenCV averages over areas slowly for factors between 1 and 2 (6 ms a megapixel); there a 3 x 3 blur before
+    bilinear sampling does the same in a third of the time, and boxes stay within 0.25 of the network's pixels.
     """
     height, width = inside.shape[:2]
     factor = max(image.shape[0] / height, image.shape[1] / width)
@@ -145,7 +157,7 @@ _LEAST_BLUR_FACTOR: Final = 1.1  # below it a blur changes pixels by less than o
 
 
 def _blur_sigma(factor: float) -> float:
-    """Width of the blur that makes bilinear sampling as wide as averaging over areas.
+    """Sigma of the blur that makes bilinear sampling as wide as averaging over areas.
 
     Per axis, in source pixels: averaging over ``factor`` pixels has the variance (1 + factor^2) / 12, bilinear
     sampling 2 / 12. The kernel [a, 1 - 2a, a] adds 2a, so a = (factor^2 - 1) / 24. OpenCV makes that kernel from the

@@ -7,8 +7,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 _MAX_MESSAGE_BYTES: Final = 2**31 - 1  # the server's own limit (core/constants.h, MAX_GRPC_MESSAGE_SIZE)
-# gRPC's own back-off grows to two minutes, which a client that waits for a server to start would sit out. Its
-# min_reconnect_backoff_ms stays as it is: that one bounds the time a connection may take to be made.
+# gRPC's default back-off grows to two minutes, too long for a client that waits for a server to start. Its
+# min_reconnect_backoff_ms keeps its default: it bounds the time to connect.
 _GRPC_CHANNEL_ARGS: Final = [
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
@@ -20,8 +20,8 @@ _GRPC_CHANNEL_ARGS: Final = [
 def grpc_channel_args(url: str) -> list[tuple[str, int]]:
     """Options of a gRPC channel to a server of this project.
 
-    gRPC goes through the proxy that ``grpc_proxy``, ``https_proxy`` or ``http_proxy`` name. A proxy does not reach this
-    machine's own loopback, so that one is called directly.
+    gRPC uses the proxy that ``grpc_proxy``, ``https_proxy`` or ``http_proxy`` name. A proxy cannot reach this machine's
+    loopback, so loopback addresses are called directly.
 
     Args:
         url: ``host:port``.

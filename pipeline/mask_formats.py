@@ -1,4 +1,4 @@
-"""The encodings in which masks leave the server, and the way back."""
+"""Encoding masks in the formats of the contract, and decoding them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.outlines import Outlines
 from pipeline.png_mask import write_png
 
 _RUNS_AT_ONCE: Final = 1 << 17
-"""Outlines of so many runs are worked out together, so that a request of many large masks takes little memory."""
+"""Most runs whose outlines are computed at once: bounds the memory of a request with many large masks."""
 
 
 def encode_masks(masks: Sequence[MaskRuns], mask_format: str) -> list[bytes]:
@@ -33,13 +33,18 @@ def encode_masks(masks: Sequence[MaskRuns], mask_format: str) -> list[bytes]:
             flat list of whole numbers x, y.
 
     A polygon runs along the sides of pixels: (0, 0) is the image's upper left corner, (width, height) its lower right
-    one, and the polygon of the first pixel is ``[0,0,1,0,1,1,0,1]``. There is one for each part of the mask (pixels
+    one, and the polygon of the first pixel is ``[1,0,1,1,0,1,0,0]``. There is one for each part of the mask (pixels
     that touch at a corner only are two parts), of at least four points, the first not repeated. A hole is
     part of the polygon around it, joined by a line that is walked there and back. So the polygons' areas (shoelace
     formula) add up to the mask's, and COCO's tools (``frPyObjects``, ``merge``) give back the mask, pixel by pixel.
 
     Raises:
         ValueError: an unknown format.
+
+    Example:
+        >>> mask = MaskRuns.from_image(np.ones((2, 3), bool))
+        >>> encode_masks([mask], "polygon"), encode_masks([mask], "rle")
+        ([b'[[3,0,3,2,0,2,0,0]]'], [b'06'])
     """
     if mask_format == "rle":
         return rle.encode_all(masks)
@@ -65,6 +70,10 @@ def decode_mask(encoded: bytes, mask_format: str, height: int, width: int) -> ND
 
     Raises:
         ValueError: ``none`` (no mask was asked for), an unknown format, or bytes that are not a mask of this size.
+
+    Example:
+        >>> decode_mask(b"[[0,0,1,0,1,2,0,2]]", "polygon", height=2, width=3).astype(int).tolist()
+        [[1, 0, 0], [1, 0, 0]]
     """
     if mask_format == "rle":
         return rle.decode(encoded, height, width)
@@ -83,7 +92,7 @@ def decode_mask(encoded: bytes, mask_format: str, height: int, width: int) -> ND
 
 
 def _portions(masks: Sequence[MaskRuns]) -> Iterator[Sequence[MaskRuns]]:
-    """The masks in their order, some at a time."""
+    """The masks in order, in portions of at most :data:`_RUNS_AT_ONCE` runs."""
     first, runs = 0, 0
     for index, mask in enumerate(masks):
         if runs and runs + len(mask.starts) > _RUNS_AT_ONCE:

@@ -1,4 +1,4 @@
-"""How much work the masks of a request are, known before any of it is done."""
+"""How long the masks of a request take, estimated from their boxes."""
 
 from __future__ import annotations
 
@@ -20,29 +20,10 @@ _SECONDS_PER_COLUMN: Final = {"none": 0.0, "rle": 1.0e-6, "polygon": 4.0e-6, "pn
 _SECONDS_PER_ROW_BYTE: Final = {"png": 4.0e-9, "png_base64": 5.0e-9}
 
 
-def mask_seconds(boxes: NDArray[np.float32], height: int, width: int, mask_format: str) -> NDArray[np.float64]:
-    """About how long one core works at each mask of an image.
-
-    Masks cost by the pixel columns of their boxes, and PNG by the bytes of the image's rows that the box reaches.
-
-    Args:
-        boxes: float32 [n, 4] of x1, y1, x2, y2 in pixels of the original image.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
-        mask_format: one of :data:`pipeline.contract.MASK_FORMATS`.
-
-    Returns:
-        float64 [n], in seconds.
-    """
-    columns, rows = np.minimum(boxes[:, 2:] - boxes[:, :2] + 1, (width, height)).T.astype(np.float64)
-    row_cost = row_bytes(width) * _SECONDS_PER_ROW_BYTE.get(mask_format, 0.0)
-    return np.asarray(columns * _SECONDS_PER_COLUMN[mask_format] + rows * row_cost, np.float64)
-
-
 def check_mask_work(
     found: Sequence[Detections], geometries: Sequence[Geometry], parameters: RequestParameters, allowed_s: float
 ) -> float:
-    """About how long one core works at the masks of a request, in seconds.
+    """About how long one core takes for the masks of a request, in seconds.
 
     Args:
         found: detections of each of its images.
@@ -52,10 +33,16 @@ def check_mask_work(
 
     Raises:
         ParameterError: it is more; says how many detections would be allowed.
+
+    Example:
+        >>> found = Detections(np.array([[0, 0, 999, 100]], np.float32), *[np.zeros(1)] * 3)
+        >>> work_s = check_mask_work([found], [Geometry.fit(1000, 2000, 640, 640)], RequestParameters(), 1.0)
+        >>> round(work_s, 6)
+        0.001
     """
     mask_format = parameters.mask_format
     images = [
-        mask_seconds(one.boxes, where.height, where.width, mask_format)
+        _mask_seconds(one.boxes, where.height, where.width, mask_format)
         for one, where in zip(found, geometries, strict=True)
     ]
     total_s = float(sum(seconds.sum() for seconds in images))
@@ -75,3 +62,13 @@ def check_mask_work(
         f"the masks of {sum(map(len, images))} detections as {mask_format!r}, in {where}, would take about "
         f"{total_s:.1f} s; allowed: {allowed_s:.1f} s a request. Remedies: {', '.join(remedies)}"
     )
+
+
+def _mask_seconds(boxes: NDArray[np.float32], height: int, width: int, mask_format: str) -> NDArray[np.float64]:
+    """Seconds for the mask of each box [n, 4] in an image of ``height`` x ``width`` pixels: float64 [n].
+
+    Masks cost by the pixel columns of their boxes, and PNG also by the bytes of the image's rows that the box reaches.
+    """
+    columns, rows = np.minimum(boxes[:, 2:] - boxes[:, :2] + 1, (width, height)).T.astype(np.float64)
+    row_cost = row_bytes(width) * _SECONDS_PER_ROW_BYTE.get(mask_format, 0.0)
+    return np.asarray(columns * _SECONDS_PER_COLUMN[mask_format] + rows * row_cost, np.float64)

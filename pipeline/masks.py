@@ -3,12 +3,12 @@
 YOLACT (Bolya et al., 2019): a mask is the weighted sum of the network's prototypes, cropped to the box. Its
 logits are interpolated bilinearly to the original image and cut at 0 (that is, at probability 0.5).
 
-Down one column of the image, the interpolated logit is piecewise linear in y: it bends at the prototype's rows only.
-So the rows where it changes its sign follow from the values at those rows, exactly, and no pixel in between has to be
-looked at. Across the image it is the same: between two prototype columns of one sign every pixel column has that sign,
-so values are interpolated only where the outline runs. What comes out are the runs that COCO's encoding is made of.
+Down one column of the image, the interpolated logit is piecewise linear in y: it bends only at the prototype's rows.
+So the rows where it changes sign follow exactly from the values at those rows, without looking at the pixels between.
+Across the image it is the same: between two prototype columns of one sign every pixel column has that sign, so values
+are interpolated only along the outline. The results are the runs that COCO's encoding consists of.
 
-All instances of an image go through each step together, for a call into NumPy costs more than a small instance.
+All instances of an image go through each step together, because a NumPy call costs more than a small instance.
 """
 
 from __future__ import annotations
@@ -35,6 +35,13 @@ class MaskRuns:
         ends: int64 [r], index behind each run's last pixel; ``starts[i] < ends[i] < starts[i + 1]``.
         height: of the whole image, in pixels.
         width: of the whole image, in pixels.
+
+    Example:
+        >>> runs = MaskRuns.from_image(np.array([[0, 1], [0, 1], [1, 1]], bool))
+        >>> runs.starts.tolist(), runs.ends.tolist(), runs.area
+        ([2], [6], 4)
+        >>> runs.to_image().astype(int).tolist()
+        [[0, 1], [0, 1], [1, 1]]
     """
 
     starts: NDArray[np.int64]
@@ -142,6 +149,13 @@ def mask_runs(
 
     Returns:
         n masks. A pixel is set when its center lies in the box and its interpolated logit is above 0.
+
+    Example:
+        >>> prototypes = np.ones((1, 160, 160), np.float32)  # one prototype, 1 everywhere: the mask fills its box
+        >>> boxes = np.array([[100, 100, 120, 110]], np.float32)
+        >>> (mask,) = mask_runs(prototypes, np.ones((1, 1), np.float32), boxes, Geometry.fit(640, 640, 640, 640))
+        >>> mask.area
+        200
     """
     if not len(boxes):
         return []
@@ -198,7 +212,7 @@ def _logits(
 ) -> NDArray[np.float32]:
     """Logits at the prototype cells of every box: float32 [sum of the boxes' cells across, most cells down].
 
-    One box's columns follow the other's; below a box's own cells lies a value that is not set.
+    The boxes' columns follow each other; the rest of a column, below the box's cells, is below 0.
     """
     rows = (y.high - y.low).tolist()
     columns = (x.high - x.low).tolist()
@@ -208,7 +222,7 @@ def _logits(
     whole_width = region.shape[2]
     for weights, width, height, (column, row) in zip(coefficients, columns, rows, corners, strict=True):
         if 2 * width > whole_width:
-            # Whole rows lie in memory as they are; a part of each would be copied first, at more than it saves.
+            # Whole rows are contiguous; copying a part of each would cost more than it saves.
             values = weights @ region[:, row : row + height].reshape(len(weights), -1)
             values = values.reshape(height, whole_width)[:, column : column + width]
         else:
@@ -275,7 +289,7 @@ def _sign_changes(grid: _Columns) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         Pixel columns, and how many prototype rows lie above the change: 0 is the box's upper side.
     """
     rows = grid.planes.shape[1]
-    bits = (rows + 1).bit_length()  # a row of no sign above and below; a power of two, for divisions are slow
+    bits = (rows + 1).bit_length()  # a row of no sign above and below; a power of two, because divisions are slow
     positive = np.zeros((len(grid.planes), 1 << bits), bool)
     np.greater(grid.planes, 0, out=positive[:, 1 : rows + 1])
     signs = positive.take(grid.cell, axis=0)

@@ -19,6 +19,10 @@ def box_iou(box: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.
 
     Returns:
         float32 [n] or [m, n] in [0, 1]; 0 where both boxes are empty.
+
+    Example:
+        >>> box_iou(np.array([0, 0, 2, 2], np.float32), np.array([[0, 0, 2, 1], [5, 5, 6, 6]], np.float32)).tolist()
+        [0.5, 0.0]
     """
     left, top, right, bottom = (box[..., side] for side in range(4))
     lefts, tops, rights, bottoms = np.ascontiguousarray(boxes.T)
@@ -46,6 +50,11 @@ def nms(
 
     Returns:
         intp [m], indices of the boxes kept, m <= max_detections, rising (so by falling score).
+
+    Example:
+        >>> boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 10]], np.float32)
+        >>> nms(boxes, np.zeros(3, np.int32), iou_threshold=0.45, max_detections=300).tolist()
+        [0, 2]
     """
     remaining = np.arange(len(boxes))
     kept: list[NDArray[np.intp]] = []

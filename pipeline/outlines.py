@@ -34,6 +34,12 @@ class Outlines:
         lower: int64 [v], likewise at its lower end.
         x: int64 [v], where each vertical part lies.
         down: bool [v], whether travel leads down there: the mask lies to the left of the part.
+
+    Example:
+        >>> ring = np.ones((3, 3), bool)
+        >>> ring[1, 1] = False
+        >>> Outlines.of([MaskRuns.from_image(ring)]).polygons()  # the hole is joined by a line there and back
+        [[[1, 0, 1, 2, 2, 2, 2, 1, 1, 1, 1, 0, 3, 0, 3, 3, 0, 3, 0, 0]]]
     """
 
     edge_mask: NDArray[np.int64]
@@ -54,7 +60,7 @@ class Outlines:
         column = starts // height
         y = np.stack([starts, np.concatenate([ends for _, ends in pieces])], axis=1) - (column * height)[:, None]
         # One number per end of an edge, rising with line and row; where two parts of a mask touch at a corner, the
-        # run that ends comes before the one that begins, so that the outline goes round each of them.
+        # run that ends comes before the one that begins, so that each gets its own outline.
         line = 2 * (height + 1)
         left = ((owner * (width + 2) + column) * line)[:, None] + 2 * y + np.array([1, 0])
         ends = np.concatenate([left.reshape(-1), left.reshape(-1) + line])
@@ -104,7 +110,7 @@ class Outlines:
     def _join_holes(self, follower: NDArray[np.int64], order: Sequence[int], lengths: Sequence[int]) -> bool:
         """Join every hole to the outline that lies straight above its highest edge; whether there is a hole.
 
-        The highest edge of a loop lies above a run where the loop goes round a part, and below one where it goes round
+        The highest edge of a loop lies above a run where the loop surrounds a part, and below one where it surrounds
         a hole. That run's other edge belongs to a loop that reaches higher. Both loops are led over the left side of
         the run: there and back, so that nothing is set or cleared by it.
         """

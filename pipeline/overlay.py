@@ -14,7 +14,7 @@ from pipeline.result import Detection, Segmentation
 
 Color: TypeAlias = "tuple[int, int, int]"
 
-_GOLDEN_RATIO: Final = 0.618033988749895  # steps around the hues that never come close to each other soon
+_GOLDEN_RATIO: Final = 0.618033988749895  # steps around the hues keep neighbors apart
 _FONT: Final = cv2.FONT_HERSHEY_SIMPLEX
 
 
@@ -29,7 +29,7 @@ def draw_overlay(
     """Draw masks, contours, boxes and labels.
 
     Args:
-        image: uint8 [height, width, 3] RGB, upright, of the size that the result speaks of.
+        image: uint8 [height, width, 3] RGB, upright, of the result's size.
         segmentation: the result for this image.
         class_names: names for labels; an index without one is shown as a number.
         color_by: ``instance`` tells neighbors apart; ``class`` keeps colors steady from frame to frame.
@@ -40,12 +40,17 @@ def draw_overlay(
 
     Raises:
         ValueError: the image is of another size, or a mask cannot be decoded.
+
+    Example:
+        >>> segmentation = Segmentation(
+        ...     np.array([[10, 10, 50, 30]], np.float32), np.ones(1), np.zeros(1, int), (b"",), "none", (40, 60)
+        ... )
+        >>> draw_overlay(np.zeros((40, 60, 3), np.uint8), segmentation, class_names={0: "card"}).shape
+        (40, 60, 3)
     """
     if image.shape[:2] != segmentation.image_size:
         height, width = segmentation.image_size
-        raise ValueError(
-            f"the image is {image.shape[0]}x{image.shape[1]} pixels; the result speaks of {height}x{width}"
-        )
+        raise ValueError(f"the image is {image.shape[0]}x{image.shape[1]} pixels; the result is for {height}x{width}")
     canvas = np.ascontiguousarray(image).copy()
     thickness = max(1, round(sum(image.shape[:2]) / 600))
     shown = list(enumerate(segmentation))[::-1]
@@ -64,7 +69,12 @@ def draw_overlay(
 
 
 def palette(index: int) -> Color:
-    """A bright color, RGB in [0, 255], different for neighboring indices."""
+    """A bright color, RGB in [0, 255], different for neighboring indices.
+
+    Example:
+        >>> palette(0), palette(1)
+        ((51, 157, 255), (217, 255, 51))
+    """
     red, green, blue = colorsys.hsv_to_rgb((0.58 + index * _GOLDEN_RATIO) % 1.0, 0.8, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)
 

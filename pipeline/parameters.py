@@ -12,13 +12,13 @@ from pipeline.errors import ParameterError
 
 MAX_CLASS_ID: Final = 65535
 
-# Triton puts these into a request's parameters by itself.
+# Triton adds these to a request's parameters.
 _SET_BY_TRITON: Final = ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers")
 
 
 @dataclass(frozen=True)
 class RequestParameters:
-    """What a caller asked of one request; the defaults are those of the field's common tools.
+    """The parameters of one request; the defaults are those of common tools.
 
     Attributes:
         confidence: least score of a detection, in [0, 1].
@@ -50,6 +50,13 @@ class RequestParameters:
         Raises:
             ParameterError: an unknown name, a wrong type or a value out of range; the message names the
                 parameter, the value and the allowed range.
+
+        Example:
+            >>> RequestParameters.parse({"confidence": "0.5", "classes": "0,2"}).classes == {0, 2}
+            True
+            >>> RequestParameters.parse({"iou": 2})
+            Traceback (most recent call last):
+            pipeline.errors.ParameterError: parameter 'iou' is 2; allowed: a number from 0 to 1
         """
         parsed: dict[str, Any] = {}
         for name, value in values.items():
@@ -66,10 +73,13 @@ class RequestParameters:
         """Refuse classes that the network does not have.
 
         Args:
-            num_classes: of the network; None where it is not known, and nothing is refused.
+            num_classes: of the network; None, where it is unknown, refuses nothing.
 
         Raises:
             ParameterError: names the classes and the allowed range.
+
+        Example:
+            >>> RequestParameters(classes=frozenset([0])).check_classes(num_classes=80)
         """
         wrong = sorted(index for index in self.classes or () if num_classes is not None and index >= num_classes)
         if wrong and num_classes is not None:
@@ -95,7 +105,7 @@ def _count(name: str, value: Any) -> int:
     return number
 
 
-# Some clients can send text only: numbers as JSON writes them, without spaces, and no NaN.
+# Some clients can only send text: numbers as JSON writes them, without spaces, and no NaN.
 _NUMBER: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?([eE][-+]?[0-9]{1,3})?")
 _WHOLE: Final = re.compile(r"[0-9]{1,9}")
 

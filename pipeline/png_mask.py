@@ -1,8 +1,8 @@
 """One-bit PNG files of masks, from the places where the mask begins and ends in each row.
 
 PNG's filter *Sub* stores each byte's difference from the one to its left, so a row of a mask is 0 but for the bytes
-where the mask begins or ends. Only the rows that the mask reaches are written out and compressed; the blank ones
-above and below are put together from pieces that were compressed before (PNG specification, 9 and 10; RFC 1950, 1951).
+where the mask begins or ends. Only the rows that the mask reaches are compressed; the blank ones above and below are
+joined from precompressed pieces (PNG specification, 9 and 10; RFC 1950, 1951).
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ _LEVEL: Final = 1
 
 
 def row_bytes(width: int) -> int:
-    """Bytes of a row of ``width`` pixels of one bit, with the filter's own."""
+    """Bytes of a row of ``width`` pixels of one bit, with the filter's own.
+
+    Example:
+        >>> row_bytes(640)
+        81
+    """
     return (width + 7) // 8 + 1
 
 
@@ -45,6 +50,13 @@ def write_png(
         begins: bool [v], whether the mask begins there.
         height: of the image, in pixels.
         width: of the image, in pixels.
+
+    Example:
+        >>> import cv2
+        >>> x, top, bottom = np.array([[1, 3], [0, 0], [2, 2]])  # columns 1 and 2 of two rows
+        >>> png = write_png(x, top, bottom, np.array([True, False]), height=3, width=4)
+        >>> (cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE) > 0).astype(int).tolist()
+        [[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
     """
     first, last = (int(top.min()), int(bottom.max())) if len(x) else (0, 0)
     line = row_bytes(width)
@@ -69,7 +81,7 @@ def _chunk(kind: bytes, data: bytes) -> tuple[bytes, ...]:
 
 
 def _zlib_stream(zeros_before: int, data: bytes, zeros_behind: int) -> bytes:
-    """What zlib makes of so many zeros, ``data``, and so many zeros."""
+    """A zlib stream of zeros, ``data``, and zeros."""
     checksum = zlib.adler32(data, (zeros_before % _ADLER) << 16 | 1)
     low, high = checksum & 0xFFFF, checksum >> 16
     high = (high + zeros_behind * low) % _ADLER
@@ -87,6 +99,6 @@ def _power_of_zeros(exponent: int) -> bytes:
 
 
 def _piece(data: bytes) -> bytes:
-    """Deflated, ending on a whole byte, with nothing that refers to what stands before."""
+    """Deflated, ending on a whole byte, without references to earlier data."""
     packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
     return packer.compress(data) + packer.flush(zlib.Z_SYNC_FLUSH)

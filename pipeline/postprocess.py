@@ -1,4 +1,4 @@
-"""What leaves the network, to boxes, scores and encoded masks of each image."""
+"""From the network's outputs to boxes, scores and encoded masks of each image."""
 
 from __future__ import annotations
 
@@ -50,6 +50,13 @@ def postprocess(
         prototypes: float16 or float32 [C, proto_height, proto_width].
         geometry: where the image lies in the network's input.
         parameters: what the caller asked for.
+
+    Example:
+        >>> candidates = np.array([[0.9, 320, 320, 100, 50, 0, 1]], np.float32)  # one coefficient
+        >>> prototypes = np.ones((1, 160, 160), np.float32)
+        >>> found = postprocess(candidates, prototypes, Geometry.fit(640, 640, 640, 640), RequestParameters())
+        >>> found.boxes.tolist(), len(found.masks)
+        ([[270.0, 295.0, 370.0, 345.0]], 1)
     """
     return segmentation_of(decode_candidates(candidates, geometry, parameters), prototypes, geometry, parameters)
 
@@ -75,8 +82,14 @@ def pack_response(images: Sequence[ImageSegmentation]) -> dict[str, NDArray[np.g
         images: one entry per image of the request, at least one.
 
     Returns:
-        Tensor name to array with the batch axis in front. The axis D of the detections is as long as the
-        fullest image needs, at least 1; what is behind an image's own detections is 0, and empty in ``masks``.
+        Tensor name to array, batch axis first. The detection axis is as long as the fullest image needs, at least 1;
+        the padding after an image's detections is 0, and empty in ``masks``.
+
+    Example:
+        >>> nothing = ImageSegmentation(np.zeros((0, 4)), np.zeros(0), np.zeros(0), [], height=480, width=640)
+        >>> tensors = pack_response([nothing])
+        >>> tensors["num_detections"].tolist(), tensors["image_size"].tolist(), tensors["boxes"].shape
+        ([[0]], [[480, 640]], (1, 1, 4))
     """
     batch = len(images)
     depth = max(1, *(len(image.scores) for image in images))

@@ -22,6 +22,13 @@ def preprocess(data: bytes, out: NDArray[np.uint8], limits: ImageLimits | None =
 
     Raises:
         ImageError: the bytes cannot be decoded within the limits.
+
+    Example:
+        >>> import cv2
+        >>> _, jpeg = cv2.imencode(".jpg", np.zeros((480, 1280, 3), np.uint8))
+        >>> out = np.empty((640, 640, 3), np.uint8)
+        >>> preprocess(jpeg.tobytes(), out).pad_top
+        200
     """
     input_height, input_width = out.shape[:2]
     image, height, width = decode_for(data, input_height, input_width, limits)

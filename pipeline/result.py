@@ -1,4 +1,4 @@
-"""What comes back for one image."""
+"""The result for one image."""
 
 from __future__ import annotations
 
@@ -53,6 +53,13 @@ class Segmentation:
             PNG files (``png``), the same as base64 text (``png_base64``), or empty (``none``).
         mask_format: of ``encoded_masks``.
         image_size: height and width of the original image, in pixels, upright (EXIF orientation applied).
+
+    Example:
+        >>> result = Segmentation(
+        ...     np.array([[0, 0, 1, 2]], np.float32), np.array([0.9]), np.array([0]), (b"024",), "rle", (2, 3)
+        ... )
+        >>> [(detection.class_id, int(detection.mask().sum())) for detection in result]
+        [(0, 2)]
     """
 
     boxes: NDArray[np.float32]
@@ -91,7 +98,7 @@ class Segmentation:
     def masks(self) -> NDArray[np.bool_]:
         """All masks, bool [n, height, width], decoded on first use and kept.
 
-        That is a byte per pixel and detection: for many detections in a large image, go through :meth:`mask`.
+        That takes a byte per pixel and detection: for many detections in a large image, use :meth:`mask`.
 
         Raises:
             ValueError: ``mask_format`` is ``none``, or the bytes are not such masks.

@@ -22,6 +22,10 @@ def encode_all(masks: Sequence[MaskRuns]) -> list[bytes]:
 
     Returns:
         Per mask the compressed ``counts`` of COCO, whose ``size`` is [height, width].
+
+    Example:
+        >>> encode_all([MaskRuns.from_image(np.ones((2, 3), bool))])
+        [b'06']
     """
     if not masks:
         return []
@@ -29,7 +33,7 @@ def encode_all(masks: Sequence[MaskRuns]) -> list[bytes]:
     deltas = counts.copy()
     deltas[2:] -= counts[:-2]
     heads = np.cumsum(lengths) - lengths
-    for place in range(3):  # the first counts of a mask are stored as they are
+    for place in range(3):  # the first counts of a mask are stored unchanged
         own = heads[lengths > place] + place
         deltas[own] = counts[own]
     text, sizes = _base32(deltas)
@@ -38,7 +42,12 @@ def encode_all(masks: Sequence[MaskRuns]) -> list[bytes]:
 
 
 def encode(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> bytes:
-    """Encode a whole mask [height, width], set where not 0, to compressed ``counts``."""
+    """Encode a whole mask [height, width], set where not 0, to compressed ``counts``.
+
+    Example:
+        >>> encode(np.array([[0, 1], [0, 1]], bool))  # two pixels not set, then two set
+        b'22'
+    """
     return encode_all([MaskRuns.from_image(mask)])[0]
 
 
@@ -50,6 +59,10 @@ def decode(counts: bytes, height: int, width: int) -> NDArray[np.bool_]:
 
     Raises:
         ValueError: the runs do not add up to height times width, or the bytes are no such encoding.
+
+    Example:
+        >>> decode(b"22", height=2, width=2).astype(int).tolist()
+        [[0, 1], [0, 1]]
     """
     runs = decompress(counts)
     if runs.sum() != height * width or (runs < 0).any():
@@ -59,7 +72,12 @@ def decode(counts: bytes, height: int, width: int) -> NDArray[np.bool_]:
 
 
 def area(counts: bytes) -> int:
-    """Pixels set in a mask given by its compressed ``counts``."""
+    """Pixels set in a mask given by its compressed ``counts``.
+
+    Example:
+        >>> area(b"22")
+        2
+    """
     return int(decompress(counts)[1::2].sum())
 
 
@@ -116,6 +134,10 @@ def decompress(counts: bytes) -> NDArray[np.int64]:
 
     Raises:
         ValueError: a character out of range, or the last number is cut off.
+
+    Example:
+        >>> decompress(b"22").tolist()
+        [2, 2]
     """
     groups = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
     if not len(groups):

@@ -16,7 +16,7 @@ TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """How a TIFF file, or an EXIF block, begins: byte order, and 42 or 43 (BigTIFF)."""
 
 CUT_OFF: Final = (struct.error, IndexError, OverflowError)
-"""What reading raises where there is nothing, however far away."""
+"""What reading past the end of the data raises."""
 
 Tags: TypeAlias = "Mapping[int, tuple[int, ...]]"
 
@@ -84,8 +84,8 @@ class Entry:
         tag: what they mean.
         numbers: the first of them, 1 to 8.
         count: how many there are.
-        place: of a single number, where it stands in the file.
-        layout: of a single number, how it stands there, as :mod:`struct` writes it.
+        place: of a single number, its offset in the file.
+        layout: of a single number, its :mod:`struct` format.
     """
 
     tag: int
@@ -99,9 +99,14 @@ def directory(data: bytes) -> Iterator[Entry]:
     """Entries of the first directory that hold whole numbers (TIFF 6.0, section 2; BigTIFF).
 
     Raises:
-        ImageError: there are too many entries, or they say that they hold more than the file: libtiff copies what each
-            points to, though it be the same megabytes every time.
+        ImageError: there are too many entries, or they claim to hold more than the file: libtiff copies what each
+            points to, even if all point to the same megabytes.
         struct.error, OverflowError: it is cut off, or not in the file at all.
+
+    Example:
+        >>> block = b"II" + struct.pack("<HIHHHII", 42, 8, 1, ORIENTATION, 3, 1, 6)
+        >>> [(entry.tag == ORIENTATION, entry.numbers) for entry in directory(block)]
+        [(True, (6,))]
     """
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None or data[:4] not in TIFF_STARTS:
@@ -128,17 +133,17 @@ def directory(data: bytes) -> Iterator[Entry]:
         try:
             numbers = struct.unpack_from(f"{order}{min(values, _MOST_VALUES)}{_NUMBERS[kind]}", data, place)
         except CUT_OFF:
-            continue  # a decoder says what is wrong with it
+            continue  # a decoder reports it
         yield Entry(tag, numbers, values, place, order + _NUMBERS[kind])
 
 
 def exif_orientation(block: bytes) -> int:
-    """EXIF orientation, 1 to 8, out of an EXIF block; 1 where it has none or is broken."""
-    return stated_orientation(block) or 1
+    """EXIF orientation, 1 to 8, out of an EXIF block or a TIFF; 0 where it has none or is broken.
 
-
-def stated_orientation(block: bytes) -> int:
-    """EXIF orientation, 1 to 8, out of an EXIF block; 0 where it has none or is broken."""
+    Example:
+        >>> exif_orientation(b"II" + struct.pack("<HIHHHII", 42, 8, 1, ORIENTATION, 3, 1, 6))
+        6
+    """
     try:
         stated = next((entry.numbers[0] for entry in directory(block) if _is_orientation(entry)), 0)
     except (*CUT_OFF, ImageError):
@@ -147,7 +152,13 @@ def stated_orientation(block: bytes) -> int:
 
 
 def without_orientation(data: bytes) -> bytes:
-    """A TIFF that says of itself that it is upright, so that no decoder turns it, or half turns it."""
+    """A TIFF marked as upright, so that no decoder turns it, or half turns it.
+
+    Example:
+        >>> tiff = b"II" + struct.pack("<HIHHHII", 42, 8, 1, ORIENTATION, 3, 1, 6)
+        >>> exif_orientation(without_orientation(tiff))
+        1
+    """
     upright = bytearray(data)
     for entry in directory(data):
         if _is_orientation(entry):
@@ -170,18 +181,21 @@ def is_white_zero(tags: Tags) -> bool:
 
 
 def is_planar(tags: Tags) -> bool:
-    """Whether each color is stored by itself."""
+    """Whether each color is stored separately."""
     return _first(tags, _PLANAR, 1) == 2 and _first(tags, _SAMPLES, 1) > 1
 
 
 def unsupported(tags: Tags) -> str:
-    """What about a TIFF cannot be decoded here, in words; empty where everything can.
+    """What about a TIFF cannot be decoded here, in words; empty if all of it can.
 
-    OpenCV 4.11 refuses some of these kinds, and decodes others to something else: signed samples to black, JPEG 2000
-    to noise.
+    OpenCV 4.11 refuses some of these kinds and decodes others wrongly: signed samples to black, JPEG 2000 to noise.
 
     Args:
         tags: whole numbers of its first directory.
+
+    Example:
+        >>> unsupported({_BITS: (1,), _COMPRESSION: (50001,)})
+        'WebP compression'
     """
     compression = _first(tags, _COMPRESSION, 1)
     photometric, samples = _first(tags, _PHOTOMETRIC, _BLACK_IS_ZERO), _first(tags, _SAMPLES, 1)

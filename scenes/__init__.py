@@ -1,21 +1,18 @@
-"""Scenes with identity cards, composed from seeds: images for calibration and verification with exact masks.
+"""The reference model, and scenes with identity cards made from seeds, with exact masks, to calibrate and verify on.
 
-Cards are cut out of the reference model's photographs, where these are given, or drawn by code, and laid on tables
-among other things, under perspective, light, blur and noise. Each card's mask follows from geometry, to the pixel.
+Imports ``pipeline`` and ``base``. Cards are cut out of the reference model's photographs or drawn by code, and laid
+on tables among other things, with perspective, light, blur and noise. 70 in 100 cards are photographed. The reference
+model finds about 9 in 10 of those and not quite 8 in 10 of the drawn ones (score 0.25, mask IoU 0.5; the first 120
+verification scenes). The seven photographed cards are in both splits, each drawn card in one.
 
-Both kinds of card are in both splits, 70 in 100 of them photographed: the reference model has learnt from real cards.
-It finds about 9 in 10 of those, but not quite 8 in 10 of the drawn ones (score 0.25, mask IoU 0.5 or more; the first
-120 verification scenes). The seven photographed cards are the same in both splits; drawn ones never are.
-
-The scenes are a test of one precision against another, not a benchmark: drawn tables are simpler than real ones, and
+The scenes compare one precision with another. They are no benchmark: drawn tables are simpler than real ones, and
 sheets of paper, which the reference model often takes for cards, are rare.
 """
 
-from scenes.card import CardSource
+from scenes.cards import CardSource
 from scenes.dataset import SceneDataset, write_dataset
 from scenes.errors import SceneError
-from scenes.options import CALIBRATION_SEEDS, SPLITS, VERIFICATION_SEEDS, SceneOptions
-from scenes.scene import Scene, generate_scene, generate_scenes
+from scenes.scene import CALIBRATION_SEEDS, SPLITS, VERIFICATION_SEEDS, Scene, generate_scene
 from scenes.showcase import draw_showcase
 
 __all__ = [
@@ -26,9 +23,7 @@ __all__ = [
     "Scene",
     "SceneDataset",
     "SceneError",
-    "SceneOptions",
     "draw_showcase",
     "generate_scene",
-    "generate_scenes",
     "write_dataset",
 ]

@@ -1,18 +1,13 @@
-"""Tables that things lie on: drawn wood, cloth, stone and plain boards, or a photograph."""
+"""Tables that things lie on: drawn wood, cloth, stone, plain boards and tiles."""
 
 from __future__ import annotations
 
-from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Final
 
 import cv2
 import numpy as np
 
-from pipeline.errors import ImageError
-from pipeline.images import decode_image
-from scenes.errors import SceneError
 from scenes.noise import RGB, gradient, smooth_noise, tint
 from scenes.surface import Pixels
 
@@ -24,20 +19,9 @@ _WOODS: Final[tuple[tuple[RGB, RGB], ...]] = (
 )
 
 
-def table(rng: np.random.Generator, height: int, width: int, photographs: tuple[Path, ...] = ()) -> Pixels:
-    """A background: uint8 [height, width, 3] RGB.
-
-    Args:
-        rng: decides on kind and looks.
-        height: in pixels.
-        width: in pixels.
-        photographs: a crop of one of these is taken half of the time; may be empty.
-
-    Raises:
-        SceneError: the photograph chosen cannot be read.
-    """
-    if rng.random() < 0.5 and photographs:
-        return _crop(rng, _photograph(photographs[int(rng.integers(len(photographs)))]), height, width)
+def table(rng: np.random.Generator, height: int, width: int) -> Pixels:
+    """A table of a random kind: uint8 [height, width, 3] RGB; sizes in pixels."""
+    rng.random()  # keeps what each seed gives
     kinds = (wood, _cloth, _stone, _board, _tiles)
     kind = kinds[int(rng.choice(len(kinds), p=(0.28, 0.2, 0.17, 0.25, 0.1)))]
     return kind(rng, height, width)
@@ -61,7 +45,7 @@ def wood(rng: np.random.Generator, height: int, width: int) -> Pixels:
 
 
 def _cloth(rng: np.random.Generator, height: int, width: int) -> Pixels:
-    """A weave with folds, plain or chequered."""
+    """A weave with folds, plain or checkered."""
     pitch = rng.uniform(3.5, 9)
     across = np.sin(np.arange(width, dtype=np.float32) * np.float32(2 * np.pi / pitch))[None, :]
     along = np.sin(np.arange(height, dtype=np.float32) * np.float32(2 * np.pi / pitch))[:, None]
@@ -115,22 +99,3 @@ def _color(rng: np.random.Generator, low: float, high: float, dark: float, brigh
 
 def _scaled(color: RGB, factor: float) -> RGB:
     return color[0] * factor, color[1] * factor, color[2] * factor
-
-
-@lru_cache(maxsize=32)
-def _photograph(path: Path) -> Pixels:
-    try:
-        return decode_image(path.read_bytes())
-    except (ImageError, OSError) as error:
-        raise SceneError(f"background {path}: {error}; remove or replace it") from error
-
-
-def _crop(rng: np.random.Generator, picture: Pixels, height: int, width: int) -> Pixels:
-    """A part of ``picture``, scaled to the size wanted."""
-    rows, columns = picture.shape[:2]
-    scale = min(rows / height, columns / width) * rng.uniform(0.6, 1.0)
-    cut_rows, cut_columns = max(1, int(height * scale)), max(1, int(width * scale))
-    top, left = int(rng.integers(rows - cut_rows + 1)), int(rng.integers(columns - cut_columns + 1))
-    method = cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
-    cut = picture[top : top + cut_rows, left : left + cut_columns]
-    return np.asarray(cv2.resize(cut, (width, height), interpolation=method), np.uint8)

@@ -17,7 +17,7 @@ def expose(rng: np.random.Generator, image: Pixels, strength: float) -> Pixels:
     Args:
         rng: decides on each.
         image: uint8 [height, width, 3] RGB.
-        strength: 0 leaves the image as it is, 1 is usual.
+        strength: 0 leaves the image unchanged, 1 is usual.
 
     Returns:
         uint8 [height, width, 3] RGB.
@@ -44,7 +44,7 @@ def jpeg(rng: np.random.Generator, image: Pixels, strength: float) -> tuple[byte
 
 
 def _light(rng: np.random.Generator, strength: float) -> Field:
-    """Brightness over the picture: exposure, fall-off to one side, dark corners, and at times a shadow's edge."""
+    """Brightness over the picture: exposure, fall-off to one side, dark corners, sometimes a shadow's edge."""
     side = _FIELD_SIDE
     field = np.full((side, side), 1 + strength * float(np.clip(rng.normal(-0.02, 0.12), -0.35, 0.2)), np.float32)
     field *= 1 + np.float32(strength * rng.uniform(0, 0.4)) * (gradient(rng, side, side) - 0.5)
@@ -88,8 +88,8 @@ def _add_noise(rng: np.random.Generator, image: Pixels, strength: float) -> Pixe
     sigma = np.float32(strength * rng.gamma(1.6, 2.0))
     if sigma < 0.3:
         return image
-    # The sum of two even bytes is near enough to a bell curve, and is drawn many times faster than one. Its
-    # standard deviation is 104.5: that of one byte, sqrt((256^2 - 1) / 12), times the square root of 2.
+    # The sum of two random bytes is close enough to a normal distribution, and many times faster. Its standard
+    # deviation is 104.5: that of one byte, sqrt((256^2 - 1) / 12), times the square root of 2.
     first, second = (rng.integers(0, 256, (height, width), np.uint8) for _ in range(2))
     scale = float(sigma) / 104.5
     fine = cv2.addWeighted(first, scale, second, scale, -255 * scale, dtype=cv2.CV_32F)

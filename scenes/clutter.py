@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import cv2
@@ -17,19 +17,18 @@ Maker = Callable[[np.random.Generator], FlatObject]
 
 def thing_on_table(rng: np.random.Generator) -> FlatObject:
     """Something that may lie beside or under cards."""
-    makers: tuple[Maker, ...] = (_paper, _book, _telephone, _pen, _note, _coin, _cup, _receipt, _box)
-    return makers[int(rng.choice(len(makers), p=_TABLE_SHARES))](rng)
+    return _any_of(rng, _ON_TABLE)
 
 
 def thing_on_top(rng: np.random.Generator) -> FlatObject:
     """Something small that may lie on cards and hide part of them."""
-    makers: tuple[Maker, ...] = (_pen, _note, _coin)
-    return makers[int(rng.choice(len(makers), p=(0.6, 0.08, 0.32)))](rng)
+    return _any_of(rng, _ON_TOP)
 
 
-# Papers and notes are rare: the reference model takes about every second one for a card, and a test in which most
-# mistakes are of one kind says little about the rest.
-_TABLE_SHARES: Final = (0.08, 0.14, 0.12, 0.24, 0.04, 0.14, 0.1, 0.04, 0.1)
+def _any_of(rng: np.random.Generator, shares: Mapping[Maker, float]) -> FlatObject:
+    return list(shares)[int(rng.choice(len(shares), p=list(shares.values())))](rng)
+
+
 _TEXELS_PER_MM: Final = 3
 
 
@@ -76,16 +75,8 @@ def _book(rng: np.random.Generator) -> FlatObject:
     width, height = float(rng.uniform(120, 160)), float(rng.uniform(180, 230))
     picture = _blank(width, height, _color(rng, 20, 200))
     rows, columns = picture.shape[:2]
-    cv2.putText(
-        picture,
-        words.word(rng, 2),
-        (columns // 8, rows // 4),
-        cv2.FONT_HERSHEY_TRIPLEX,
-        1.8,
-        (235, 220, 170),
-        3,
-        cv2.LINE_AA,
-    )
+    title, gold = words.word(rng, 2), (235, 220, 170)
+    cv2.putText(picture, title, (columns // 8, rows // 4), cv2.FONT_HERSHEY_TRIPLEX, 1.8, gold, 3, cv2.LINE_AA)
     picture[:, : columns // 14] = (picture[:, : columns // 14] * 0.6).astype(np.uint8)
     return FlatObject(picture, width, height, 2.5, "book")
 
@@ -172,3 +163,19 @@ def _cup(rng: np.random.Generator) -> FlatObject:
     drink = tuple(float(value) for value in np.array([92, 54, 30]) * rng.uniform(0.4, 1.8))
     cv2.circle(picture, (middle, middle), round(radius * 0.84), drink, -1, cv2.LINE_AA)
     return FlatObject(picture, diameter, diameter, diameter / 2, "cup")
+
+
+# Papers and notes are rare: the reference model takes about every second one for a card, and a test in which most
+# mistakes are of one kind says little about the rest.
+_ON_TABLE: Final[dict[Maker, float]] = {
+    _paper: 0.08,
+    _book: 0.14,
+    _telephone: 0.12,
+    _pen: 0.24,
+    _note: 0.04,
+    _coin: 0.14,
+    _cup: 0.1,
+    _receipt: 0.04,
+    _box: 0.1,
+}
+_ON_TOP: Final[dict[Maker, float]] = {_pen: 0.6, _note: 0.08, _coin: 0.32}

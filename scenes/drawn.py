@@ -11,16 +11,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from scenes import words
-from scenes.card import CORNER_RADIUS_MM, LONG_SIDE_MM, SHORT_SIDE_MM, TEXELS_PER_MM
 from scenes.noise import gradient, smooth_noise, tint
-from scenes.surface import FlatObject, Pixels
+from scenes.surface import CORNER_RADIUS_MM, LONG_SIDE_MM, SHORT_SIDE_MM, TEXELS_PER_MM, FlatObject, Pixels
 
 Color = tuple[int, int, int]
 
 _WIDTH: Final = round(LONG_SIDE_MM * TEXELS_PER_MM)
 _HEIGHT: Final = round(SHORT_SIDE_MM * TEXELS_PER_MM)
 _DESIGN_STREAM: Final = 0xCA4D
-"""Sets the random numbers of designs apart from those of scenes."""
+"""Keeps the random numbers of designs apart from those of scenes."""
 _KINDS: Final = ("IDENTITY CARD", "DRIVER LICENSE", "RESIDENCE PERMIT", "CITIZEN CARD", "DRIVING PERMIT")
 _SKINS: Final = ((241, 205, 178), (224, 178, 142), (198, 145, 107), (150, 101, 70), (104, 68, 48))
 _HAIRS: Final = ((28, 22, 20), (62, 40, 26), (112, 74, 40), (176, 138, 84), (120, 118, 116))
@@ -37,9 +36,8 @@ class _Palette:
 def draw_card(design: int) -> FlatObject:
     """Draw the card of design number ``design``, at least 0: the same number, the same card.
 
-    A tinted ground with guilloche lines, a portrait, a headline, fields of text, and by turns a chip, a second
-    small portrait, an emblem, a barcode or a machine-readable zone, a signature and a dark stripe. Every name on it is
-    made of random syllables.
+    It has a tinted ground with guilloche lines, a portrait, a headline and fields of text; some have a chip, a second
+    portrait, an emblem, a barcode, a signature or a machine-readable line. Names are random syllables.
     """
     rng = np.random.default_rng([_DESIGN_STREAM, design])
     palette = _palette(rng)
@@ -77,16 +75,11 @@ def _rgb(hue: float, saturation: float, value: float) -> Color:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, so that no font has to be installed."""
-    return ImageFont.load_default(size)
-
-
 def _text(
     draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, color: Color, *, bold: bool = False
 ) -> float:
     """Write ``text`` and return where it ends."""
-    font = _font(size)
+    font = ImageFont.load_default(size)  # Pillow's font: none has to be installed
     draw.text(at, text, fill=color, font=font, stroke_width=1 if bold else 0)
     return at[0] + float(font.getlength(text))
 
@@ -227,7 +220,7 @@ def _fields(
 
 
 def _extras(picture: Image.Image, rng: np.random.Generator, palette: _Palette, right: int) -> None:
-    """Chip, emblem or second portrait at the far side of the text, and now and then lines for machines below."""
+    """Chip, emblem or second portrait at the far side of the text, and sometimes a machine-readable line below."""
     draw = ImageDraw.Draw(picture)
     kind = int(rng.integers(4))
     x, y = right - 130, int(rng.integers(150, 250))
@@ -263,6 +256,8 @@ def _chip(draw: ImageDraw.ImageDraw, at: tuple[int, int]) -> None:
 def _specimen(picture: Image.Image, rng: np.random.Generator, left: int) -> None:
     """SPECIMEN, large and half transparent, across the text."""
     stamp = Image.new("RGBA", (480, 110), (0, 0, 0, 0))
-    ImageDraw.Draw(stamp).text((4, 4), "SPECIMEN", fill=(170, 30, 40, 120), font=_font(84), stroke_width=2)
+    ImageDraw.Draw(stamp).text(
+        (4, 4), "SPECIMEN", fill=(170, 30, 40, 120), font=ImageFont.load_default(84), stroke_width=2
+    )
     turned = stamp.rotate(float(rng.uniform(4, 22)), expand=True, resample=Image.Resampling.BICUBIC)
     picture.paste(turned, (left, int(rng.integers(190, 300))), turned)

@@ -52,7 +52,7 @@ def gradient(rng: np.random.Generator, height: int, width: int) -> Field:
 
 
 def tint(field: Field, dark: RGB, bright: RGB) -> NDArray[np.uint8]:
-    """Color a field: 0 becomes ``dark``, 1 ``bright`` (RGB, 0 to 255); values from -0.5 to 1.5 are told apart.
+    """Color a field: 0 becomes ``dark``, 1 ``bright`` (RGB, 0 to 255); values are clipped to -0.5 to 1.5.
 
     Returns:
         uint8 [height, width, 3].

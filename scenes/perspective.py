@@ -7,8 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from scenes.card import LONG_SIDE_MM
-from scenes.surface import Matrix
+from scenes.surface import LONG_SIDE_MM, Matrix
 
 _FOCAL_RANGE: Final = (0.75, 1.5)
 """Focal length over the longer image side: 27 to 54 mm on 35 mm film, as telephones have."""
@@ -34,7 +33,7 @@ class Camera:
     ) -> Camera:
         """A camera from which a card in the middle is ``card_px`` wide, at a random angle.
 
-        Small angles are likelier than large ones, and the far side of the table is mostly the upper one.
+        Small angles are more likely than large ones, and the far side of the table is mostly the upper one.
         """
         focal = max(height, width) * rng.uniform(*_FOCAL_RANGE)
         intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
@@ -86,7 +85,7 @@ def turn_x(angle: float) -> Matrix:
 
 
 def random_turn(rng: np.random.Generator) -> float:
-    """An angle as cards lie: mostly upright, sometimes on a side or on the head, now and then any. Radians."""
+    """An angle as cards lie: mostly upright, sometimes on a side or upside down, rarely any. Radians."""
     quarter = float(rng.choice((0.0, 0.5, -0.5, 1.0), p=(0.72, 0.1, 0.1, 0.08)))
     if rng.random() < 0.15:
         return float(rng.uniform(-np.pi, np.pi))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,91 +11,91 @@ from numpy.typing import NDArray
 
 from scenes.backgrounds import table
 from scenes.camera import expose, jpeg
-from scenes.card import CardSource
+from scenes.cards import CardSource
 from scenes.clutter import finger, thing_on_table, thing_on_top
-from scenes.options import SceneOptions, seeds_from, split_of
+from scenes.errors import SceneError
 from scenes.perspective import Camera, random_turn, turn_x, turn_z
 from scenes.stage import Shadow, Stage
 from scenes.surface import FlatObject, Matrix, Pixels
 
-CARD_CLASS: Final = 0
+CALIBRATION_SEEDS: Final = range(0, 1_000_000)
+"""Seeds of scenes that a network is calibrated on."""
+VERIFICATION_SEEDS: Final = range(1_000_000, 2_000_000)
+"""Seeds of scenes that a network is verified on."""
+SPLITS: Final = {"calibration": CALIBRATION_SEEDS, "verification": VERIFICATION_SEEDS}
+
+SIDES_PX: Final = (480, 1280)
+"""Shortest and longest side of an image."""
+MIN_VISIBLE: Final = 0.5
+"""Least share of a card that stays inside the image and uncovered, so that every card in an image counts."""
+
+# How often a scene is asked to hold 0, 1, 2, ... cards. It holds fewer where there is no room.
+_CARD_SHARES: Final = (0.10, 0.28, 0.22, 0.16, 0.11, 0.08, 0.05)
+_MAX_TILT_DEGREES: Final = 40.0
+_OVERLAP_SHARE: Final = 0.35  # of cards that may lie over other cards
+_CUT_OFF_SHARE: Final = 0.15  # of cards that may reach out of the image
+# Width of a card that lies flat in the middle, as a share of the shorter image side.
+_SMALLEST_CARD: Final = 0.24
+_LARGEST_CARD: Final = 0.85
+_MAX_CLUTTER: Final = 6  # half as many, small ones, may lie on top of the cards
 _ASPECTS: Final = (4 / 3, 3 / 4, 3 / 2, 2 / 3, 16 / 9, 9 / 16, 1.0)
 _TRIES: Final = 10
 
 
 @dataclass(frozen=True)
 class Scene:
-    """An image and what is to be found in it; n may be 0.
+    """An image and the cards in it; n may be 0.
 
     Attributes:
         image: uint8 [height, width, 3] RGB, as ``jpeg`` decodes.
         masks: bool [n, height, width]: the pixels whose center is on the card and on nothing that lies over it.
         boxes: float32 [n, 4] of x1, y1, x2, y2 in pixels, tight around the masks; a pixel covers [x, x + 1].
-        class_ids: int32 [n], all 0: there is one class, the identity card.
-        seed: of the scene.
         jpeg: the image as a file.
         card_names: what each card is and where it comes from, such as ``drawn 17`` or ``two_ids.png#1``.
-        homographies: float64 [n, 3, 3] from mm on each card (x right, y down from its middle) to pixels.
     """
 
     image: Pixels
     masks: NDArray[np.bool_]
     boxes: NDArray[np.float32]
-    class_ids: NDArray[np.int32]
-    seed: int
     jpeg: bytes
     card_names: tuple[str, ...]
-    homographies: Matrix
 
 
-def generate_scene(seed: int, *, cards: CardSource, options: SceneOptions | None = None) -> Scene:
+def generate_scene(
+    seed: int, *, cards: CardSource, sides_px: tuple[int, int] = SIDES_PX, strength: float = 1.0
+) -> Scene:
     """Compose the scene of ``seed``.
 
-    The same seed, cards and options give the same scene, to the pixel, with the same NumPy, OpenCV and Pillow on the
-    same kind of machine. No global random state is read or changed.
+    The same arguments give the same scene, to the pixel, with the same NumPy, OpenCV and Pillow on the same kind of
+    machine. No global random state is read or changed.
 
     Args:
-        seed: in :data:`scenes.CALIBRATION_SEEDS` or :data:`scenes.VERIFICATION_SEEDS`.
+        seed: in one of :data:`SPLITS`.
         cards: where the cards come from.
-        options: what the scene may look like.
+        sides_px: shortest and longest side of the image.
+        strength: scales light, shadow, color cast, blur, noise and JPEG loss, in [0, 2]; 0 switches them off.
 
     Raises:
-        SceneError: the seed is in neither range, or a background photograph cannot be read.
+        SceneError: the seed is in no split.
     """
-    options = options or SceneOptions()
-    split = split_of(seed)
+    split = next((name for name, seeds in SPLITS.items() if seed in seeds), None)
+    if split is None:
+        raise SceneError(f"seed {seed} belongs to no split; allowed: 0 to {VERIFICATION_SEEDS.stop - 1}")
     rng = np.random.default_rng([seed])
-    height, width = _image_size(rng, options)
-    weights = np.array(options.card_weights)
-    wanted = int(rng.choice(len(weights), p=weights / weights.sum()))
-    camera = Camera.over_table(
-        rng, height, width, _card_px(rng, options, wanted, height, width), options.max_tilt_degrees
-    )
-    flat = table(rng, height, width, options.backgrounds)
-    stage = Stage(table_in_perspective(flat, camera), _shadow(rng), options.min_visible)
-    for _ in range(int(rng.integers(0, options.max_clutter + 1))):
+    height, width = _image_size(rng, *sides_px)
+    wanted = int(rng.choice(len(_CARD_SHARES), p=np.array(_CARD_SHARES) / sum(_CARD_SHARES)))
+    camera = Camera.over_table(rng, height, width, _card_px(rng, wanted, height, width), _MAX_TILT_DEGREES)
+    stage = Stage(table_in_perspective(table(rng, height, width), camera), _shadow(rng), MIN_VISIBLE)
+    for _ in range(int(rng.integers(0, _MAX_CLUTTER + 1))):
         stage.lay_thing(thing_on_table(rng), _somewhere(rng, camera, height, width))
     for _ in range(wanted):
-        _lay_card(rng, stage, camera, cards.pick(rng, split), options)
+        _lay_card(rng, stage, camera, cards.pick(rng, split))
     if rng.random() < 0.5:
-        for _ in range(int(rng.integers(0, options.max_clutter // 2 + 1))):
+        for _ in range(int(rng.integers(0, _MAX_CLUTTER // 2 + 1))):
             stage.lay_thing(thing_on_top(rng), _somewhere(rng, camera, height, width))
-    if options.max_clutter and rng.random() < 0.25:
+    if rng.random() < 0.25:
         _lay_fingers(rng, stage, camera)
-    return finish(rng, stage, seed, options.strength)
-
-
-def generate_scenes(
-    count: int, first_seed: int, *, cards: CardSource, options: SceneOptions | None = None
-) -> Iterator[Scene]:
-    """The scenes of ``count`` seeds from ``first_seed`` on.
-
-    Raises:
-        SceneError: at once, if the seeds would run past the end of their split; later, as
-            :func:`generate_scene` does.
-    """
-    seeds = seeds_from(first_seed, count)
-    return (generate_scene(seed, cards=cards, options=options) for seed in seeds)
+    return finish(rng, stage, strength)
 
 
 def table_in_perspective(flat: Pixels, camera: Camera) -> Pixels:
@@ -109,21 +108,12 @@ def table_in_perspective(flat: Pixels, camera: Camera) -> Pixels:
     return np.asarray(warped, np.uint8)
 
 
-def finish(rng: np.random.Generator, stage: Stage, seed: int, strength: float) -> Scene:
-    """Photograph a stage: light, lens, sensor and JPEG, and the masks as they are."""
+def finish(rng: np.random.Generator, stage: Stage, strength: float) -> Scene:
+    """Photograph a stage: light, lens, sensor and JPEG; the masks stay."""
     content, image = jpeg(rng, expose(rng, stage.image, strength), strength)
-    placed = stage.cards
-    count, (height, width) = len(placed), image.shape[:2]
-    return Scene(
-        image=image,
-        masks=np.stack([card.mask for card in placed]) if placed else np.zeros((0, height, width), bool),
-        boxes=np.array([_box(card.mask) for card in placed], np.float32).reshape(count, 4),
-        class_ids=np.full(count, CARD_CLASS, np.int32),
-        seed=seed,
-        jpeg=content,
-        card_names=tuple(card.card.name for card in placed),
-        homographies=np.array([card.homography for card in placed], np.float64).reshape(count, 3, 3),
-    )
+    masks = np.array([placed.mask for placed in stage.cards], bool).reshape(-1, *image.shape[:2])
+    boxes = np.array([_box(mask) for mask in masks], np.float32).reshape(-1, 4)
+    return Scene(image, masks, boxes, content, tuple(placed.card.name for placed in stage.cards))
 
 
 def _box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
@@ -131,19 +121,18 @@ def _box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _image_size(rng: np.random.Generator, options: SceneOptions) -> tuple[int, int]:
+def _image_size(rng: np.random.Generator, low: int, high: int) -> tuple[int, int]:
     """Height and width in pixels, of an aspect ratio that cameras have."""
     aspect = float(rng.choice(_ASPECTS))
-    low, high = options.min_side_px, options.max_side_px
     area = float(np.exp(rng.uniform(np.log(low * low * 1.2), np.log(min(high * high * 0.55, low * low * 4)))))
     width, height = np.sqrt(area * aspect), np.sqrt(area / aspect)
     return round(float(np.clip(height, low, high))), round(float(np.clip(width, low, high)))
 
 
-def _card_px(rng: np.random.Generator, options: SceneOptions, wanted: int, height: int, width: int) -> float:
-    """Width of a card in the middle: of any size alone, smaller where several have to find room."""
-    high = max(options.smallest_card, options.largest_card / max(1, wanted) ** 0.5)
-    share = float(np.exp(rng.uniform(np.log(options.smallest_card), np.log(high))))
+def _card_px(rng: np.random.Generator, wanted: int, height: int, width: int) -> float:
+    """Width of a card in the middle: of any size for a single one, smaller where several need room."""
+    high = max(_SMALLEST_CARD, _LARGEST_CARD / max(1, wanted) ** 0.5)
+    share = float(np.exp(rng.uniform(np.log(_SMALLEST_CARD), np.log(high))))
     return share * min(height, width)
 
 
@@ -176,11 +165,11 @@ def _lay_fingers(rng: np.random.Generator, stage: Stage, camera: Camera) -> None
         stage.lay_thing(thing, camera.homography(base + along * reach + beside * 19.0 * index, inwards))
 
 
-def _lay_card(rng: np.random.Generator, stage: Stage, camera: Camera, card: FlatObject, options: SceneOptions) -> None:
+def _lay_card(rng: np.random.Generator, stage: Stage, camera: Camera, card: FlatObject) -> None:
     """Try a few places for a card; without a fit it is left out."""
     height, width = stage.image.shape[:2]
-    may_overlap = rng.random() < options.overlap_share
-    may_be_cut = rng.random() < options.cut_off_share
+    may_overlap = rng.random() < _OVERLAP_SHARE
+    may_be_cut = rng.random() < _CUT_OFF_SHARE
     margin = -0.02 if may_be_cut else 0.1
     turn = random_turn(rng)
     lift = _lift(rng)
@@ -190,7 +179,7 @@ def _lay_card(rng: np.random.Generator, stage: Stage, camera: Camera, card: Flat
         if center is None:
             continue
         homography = camera.homography(center, turn, lift)
-        min_inside = options.min_visible if may_be_cut else 0.99
+        min_inside = MIN_VISIBLE if may_be_cut else 0.99
         if stage.lay_card(card, homography, may_overlap=may_overlap, min_inside=min_inside):
             return
 

@@ -7,17 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from scenes.surface import (
-    FlatObject,
-    Footprint,
-    Matrix,
-    Pixels,
-    footprint,
-    is_in_front,
-    paint,
-    paint_shadow,
-    sample,
-)
+from scenes.surface import FlatObject, Footprint, Matrix, Pixels, footprint, is_in_front, paint, paint_shadow, sample
 
 
 @dataclass
@@ -26,13 +16,11 @@ class PlacedCard:
 
     Attributes:
         card: what it is.
-        homography: float64 [3, 3], from mm on the card to pixels.
         mask: bool [height, width], what is visible of it now; later things take pixels away.
         area_px: of the whole card, with what is hidden or outside the image.
     """
 
     card: FlatObject
-    homography: Matrix
     mask: NDArray[np.bool_]
     area_px: float
 
@@ -70,30 +58,27 @@ class Stage:
             card: what to lay.
             homography: where: float64 [3, 3] from mm on the card to pixels.
             may_overlap: whether it may hide part of another card.
-            min_inside: share of it that has to lie inside the image; ``min_visible`` at least. Pixels are counted, so
-                the whole of a card may be a little less than 1; 0.99 asks for all of it.
+            min_inside: share of it that must lie inside the image; at least ``min_visible``. Pixels are counted, so
+                0.99 asks for all of it.
 
         Returns:
             Whether it was laid. If not, nothing has changed.
         """
         place = self._place(card, homography)
-        if place is None:
+        if place is None or np.count_nonzero(place.mask) < max(min_inside, self.min_visible) * place.area_px:
             return False
-        covered = place.mask
-        if np.count_nonzero(covered) < max(min_inside, self.min_visible) * place.area_px:
-            return False
-        if not self._may_cover(place, covered, may_overlap):
+        if not self._may_cover(place, may_overlap):
             return False
         self._lay(card, place)
         mask = np.zeros(self.image.shape[:2], bool)
-        mask[place.window.slices] = covered
-        self.cards.append(PlacedCard(card, homography, mask, place.area_px))
+        mask[place.window.slices] = place.mask
+        self.cards.append(PlacedCard(card, mask, place.area_px))
         return True
 
     def lay_thing(self, thing: FlatObject, homography: Matrix) -> bool:
         """Lay something that is not a card, unless it would hide too much of one; says whether it was laid."""
         place = self._place(thing, homography)
-        if place is None or not self._may_cover(place, place.mask, True):
+        if place is None or not self._may_cover(place, True):
             return False
         self._lay(thing, place)
         return True
@@ -104,10 +89,10 @@ class Stage:
         place = footprint(thing, homography, *self.image.shape[:2])
         return None if place.window.is_empty else place
 
-    def _may_cover(self, place: Footprint, covered: NDArray[np.bool_], may_overlap: bool) -> bool:
+    def _may_cover(self, place: Footprint, may_overlap: bool) -> bool:
         """Whether every card would stay visible enough under ``place``."""
         for placed in self.cards:
-            lost = np.count_nonzero(placed.mask[place.window.slices] & covered)
+            lost = np.count_nonzero(placed.mask[place.window.slices] & place.mask)
             left = np.count_nonzero(placed.mask) - lost
             if lost and (not may_overlap or left < self.min_visible * placed.area_px):
                 return False

@@ -7,8 +7,9 @@ pixel centers at .5.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,6 +17,13 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 Matrix = NDArray[np.float64]
+
+# A card: ISO/IEC 7810, size ID-1.
+LONG_SIDE_MM: Final = 85.60
+SHORT_SIDE_MM: Final = 53.98
+CORNER_RADIUS_MM: Final = 3.18
+TEXELS_PER_MM: Final = 10
+"""Resolution of every card's texture: 856 x 540 texels."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +75,6 @@ class Window(NamedTuple):
         """Whether it holds no pixel."""
         return self.top >= self.bottom or self.left >= self.right
 
-    def grow(self, pixels: int, height: int, width: int) -> Window:
-        """The window with ``pixels`` more on each side, kept inside an image of ``height`` x ``width``."""
-        return Window(
-            max(0, self.top - pixels),
-            min(height, self.bottom + pixels),
-            max(0, self.left - pixels),
-            min(width, self.right + pixels),
-        )
-
 
 @dataclass(frozen=True)
 class Footprint:
@@ -96,17 +95,11 @@ class Footprint:
     distance_px: NDArray[np.float32]
     area_px: float
 
-    @property
+    @functools.cached_property
     def mask(self) -> NDArray[np.bool_]:
         """bool, shape of the window: the pixels whose center is on the object."""
         inside: NDArray[np.bool_] = self.distance_px <= 0
         return inside
-
-    @property
-    def alpha(self) -> NDArray[np.float32]:
-        """float32 in [0, 1], shape of the window: how much of each pixel the object covers; 0.5 on its outline."""
-        covered: NDArray[np.float32] = np.clip(0.5 - self.distance_px, 0.0, 1.0)
-        return covered
 
 
 def outline(thing: FlatObject, points_per_corner: int = 16) -> Matrix:
@@ -138,7 +131,7 @@ def is_in_front(thing: FlatObject, homography: Matrix) -> bool:
 def footprint(thing: FlatObject, homography: Matrix, height: int, width: int) -> Footprint:
     """Where ``thing`` lies in an image of ``height`` x ``width`` pixels.
 
-    Each pixel center is taken back to the object and held against its outline, so the mask is exact: no polygon is
+    Each pixel center is mapped back to the object and compared with its outline, so the mask is exact: no polygon is
     filled and nothing is resampled.
     """
     polygon = project(outline(thing), homography)
@@ -182,20 +175,17 @@ def sample(thing: FlatObject, place: Footprint) -> Pixels:
     """The object's picture behind each pixel of its window: uint8 [rows, columns, 3] RGB."""
     rows, columns = thing.texture.shape[:2]
     texture = thing.level(float(np.sqrt(rows * columns / max(place.area_px, 1.0))))
-    map_x = (place.x_mm / np.float32(thing.width_mm) + np.float32(0.5)) * np.float32(texture.shape[1]) - np.float32(0.5)
-    map_y = (place.y_mm / np.float32(thing.height_mm) + np.float32(0.5)) * np.float32(texture.shape[0]) - np.float32(
-        0.5
-    )
+    half = np.float32(0.5)
+    map_x = (place.x_mm / np.float32(thing.width_mm) + half) * np.float32(texture.shape[1]) - half
+    map_y = (place.y_mm / np.float32(thing.height_mm) + half) * np.float32(texture.shape[0]) - half
     sampled = cv2.remap(texture, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(sampled, np.uint8)
 
 
 def paint(image: Pixels, pixels: Pixels, place: Footprint) -> None:
     """Lay ``pixels`` over ``image`` (uint8 [height, width, 3], changed in place) where the object covers it."""
-    if place.window.is_empty:
-        return
     under = image[place.window.slices]
-    alpha = place.alpha
+    alpha = np.clip(0.5 - place.distance_px, 0.0, 1.0)  # how much of each pixel the object covers
     edge = (alpha > 0) & (alpha < 1)
     blended = under[edge] + (pixels[edge].astype(np.float32) - under[edge]) * alpha[edge][:, None]
     under[:] = cv2.copyTo(pixels, (alpha >= 1).view(np.uint8), under.copy())
@@ -212,18 +202,17 @@ def paint_shadow(image: Pixels, place: Footprint, offset_px: tuple[float, float]
         blur_px: width of its soft edge.
         depth: how dark it is, in [0, 1].
     """
-    if place.window.is_empty or depth <= 0:
-        return
     height, width = image.shape[:2]
     reach = round(blur_px * 2 + max(map(abs, offset_px))) + 1
-    window = place.window.grow(reach, height, width)
-    shadow = np.zeros((window.bottom - window.top, window.right - window.left), np.uint8)
-    top, left = place.window.top - window.top, place.window.left - window.left
-    covered = place.mask
-    shadow[top : top + covered.shape[0], left : left + covered.shape[1]] = covered * np.uint8(round(255 * depth))
+    top, bottom, left, right = place.window
+    rows = slice(max(0, top - reach), min(height, bottom + reach))
+    columns = slice(max(0, left - reach), min(width, right + reach))
+    under = image[rows, columns]
+    shadow = np.zeros(under.shape[:2], np.uint8)
+    covered = place.mask * np.uint8(round(255 * depth))
+    shadow[top - rows.start : bottom - rows.start, left - columns.start : right - columns.start] = covered
     shift = np.array([[1, 0, offset_px[0]], [0, 1, offset_px[1]]], np.float32)
     shifted = cv2.warpAffine(shadow, shift, (shadow.shape[1], shadow.shape[0]))
     side = max(3, round(blur_px) * 2 + 1)
     light = cv2.bitwise_not(cv2.blur(cv2.blur(shifted, (side, side)), (side, side)))
-    under = image[window.slices]
     under[:] = cv2.multiply(under, cv2.merge([light, light, light]), scale=1 / 255)

@@ -17,7 +17,7 @@ from typing import Any, Final
 from client import AsyncSegmentationClient, RequestError, RetryPolicy, SegmentationClient
 from client.errors import SegmentationError
 from client.request import Request
-from client.transport import async_transport, transport
+from client.transport import AsyncTransport, Transport
 from pipeline import contract
 from tests.chaos.expected import BAD_INPUT, Case, fingerprint
 
@@ -135,7 +135,7 @@ class Traffic:
         chance = random.Random(f"{self._seed} {kind}")  # noqa: S311 - no secret
         url = self._urls[protocol]
         clients = {name: SegmentationClient(url, protocol, name, _TIMEOUT_S, _NO_RETRY) for name in contract.PRECISIONS}
-        raw = transport(protocol, url, _TIMEOUT_S)
+        raw = Transport(protocol, url, _TIMEOUT_S)
         while not self._stop.is_set():
             plan = self._next(chance, size)
             started = time.monotonic()
@@ -165,7 +165,7 @@ class Traffic:
         clients = {
             name: AsyncSegmentationClient(url, protocol, name, _TIMEOUT_S, _NO_RETRY) for name in contract.PRECISIONS
         }
-        raw = async_transport(protocol, url, _TIMEOUT_S)
+        raw = AsyncTransport(protocol, url, _TIMEOUT_S)
         while not self._stop.is_set():
             plan = self._next(chance, 1)
             started = time.monotonic()

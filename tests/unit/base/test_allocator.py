@@ -1,4 +1,4 @@
-"""What becomes of memory that is freed, in processes of their own."""
+"""What glibc does with freed memory, in separate processes."""
 
 import os
 import subprocess

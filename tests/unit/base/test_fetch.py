@@ -108,7 +108,7 @@ def test_what_cannot_be_had_is_named_with_pips_reason_and_the_way_around(index, 
     assert "\n" not in str(caught.value)
 
 
-def test_an_index_that_does_not_answer_is_told_apart(index, tmp_path, monkeypatch):
+def test_an_index_that_does_not_answer_is_recognized(index, tmp_path, monkeypatch):
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
@@ -118,14 +118,14 @@ def test_an_index_that_does_not_answer_is_told_apart(index, tmp_path, monkeypatc
         fetch_archive(REQUIREMENT, "0" * 64, tmp_path / "cache")
 
 
-def test_a_python_without_pip_is_told_how_to_get_it(tmp_path, monkeypatch):
+def test_a_python_without_pip_is_reported_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(FetchError, match=r"has no pip.*-m ensurepip"):
         fetch_archive(REQUIREMENT, "0" * 64, tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
-    ("stderr", "told"),
+    ("stderr", "line"),
     [
         ("", "pip gave no reason"),
         ("WARNING: something else\nERROR: one\nERROR: two\nERROR: three\n", "pip says: two three"),
@@ -142,5 +142,5 @@ def test_a_python_without_pip_is_told_how_to_get_it(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_pips_errors_become_one_line(stderr, told):
-    assert explain_pip(stderr) == told
+def test_pips_errors_become_one_line(stderr, line):
+    assert explain_pip(stderr) == line

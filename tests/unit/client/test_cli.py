@@ -29,7 +29,7 @@ def nowhere():
     [
         ([], "give an image, a folder, a video or --camera"),
         (["x.jpg", "--camera", "0"], "not both"),
-        (["x.mp4", "y.jpg"], "a video goes alone"),
+        (["x.mp4", "y.jpg"], "a video cannot be combined"),
         (["x.mp4", "--json", "r.json"], "are for images"),
         (["x.jpg", "--confidence", "2"], "'confidence' is 2.0; allowed: a number from 0 to 1"),
         (["x.jpg", "--confidence", "high"], "--confidence"),

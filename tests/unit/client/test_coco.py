@@ -110,7 +110,7 @@ def test_names_that_are_no_utf8_are_written_and_come_back_as_they_were(tmp_path)
 
 
 def annotated(tmp_path, names=("img/1.jpg", "img/2.jpg"), size=(90, 120), **extra):
-    """Ground truth as labeling tools write it: ids with gaps, in an order of their own."""
+    """Ground truth as labeling tools write it: ids with gaps, in any order."""
     document = {
         "images": [
             {"id": 7001 + 13 * index, "file_name": name, "height": size[0], "width": size[1]}

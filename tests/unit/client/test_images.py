@@ -1,4 +1,4 @@
-"""What is sent for an image: HEIC and AVIF are converted, everything else goes as it is."""
+"""What is sent for an image: HEIC and AVIF are converted, everything else is sent unchanged."""
 
 import builtins
 import io

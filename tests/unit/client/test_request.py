@@ -1,32 +1,23 @@
 """What is sent, and what is made of the answer."""
 
-import cv2
 import numpy as np
 import pytest
-from tritonclient.grpc._utils import _get_inference_request as grpc_request
 
 from client.errors import RequestError, ServerError
 from client.images import encode_pixels, encoded_image
-from client.request import Request, chunks, parameters_of, parse_response
-from client.transport import _inputs
-from pipeline import contract
+from client.request import Request, parameters_of, parse_response
 from pipeline.decode_work import REQUEST_DECODE_S
-from pipeline.parameters import RequestParameters
 from pipeline.postprocess import ImageSegmentation, pack_response
 
 
 def test_parameters_left_out_are_not_sent():
     assert parameters_of() == {}
-    assert parameters_of(iou=0.5) == {"iou": 0.5}
+    assert parameters_of(iou=0.5, classes=None) == {"iou": 0.5}
 
 
-def test_parameters_are_what_the_server_parses():
-    parameters = parameters_of(
-        confidence=np.float32(0.5), iou=1, max_detections=np.int64(7), mask_format="png", classes=(2, 0)
-    )
-    assert parameters == {"confidence": 0.5, "iou": 1.0, "max_detections": 7, "mask_format": "png", "classes": "2,0"}
-    assert [type(value) for value in parameters.values()] == [float, float, int, str, str]
-    assert RequestParameters.parse(parameters) == RequestParameters(0.5, 1.0, 7, "png", frozenset({0, 2}))
+def test_an_unknown_option_is_refused_by_name():
+    with pytest.raises(TypeError, match="unknown option colour; allowed: confidence, iou"):
+        parameters_of(colour="red")
 
 
 @pytest.mark.parametrize(
@@ -44,49 +35,6 @@ def test_parameters_are_what_the_server_parses():
 def test_parameters_of_another_type_are_refused_by_name(given):
     with pytest.raises(RequestError, match=next(iter(given))):
         parameters_of(**given)
-
-
-def test_tensor_holds_the_bytes_as_they_are(tmp_path):
-    path = tmp_path / "photo.jpg"
-    path.write_bytes(b"\xff\xd8 not decoded here \x00")
-    (request,) = Request.cut([path, b"\x00\x01\x00"], {"confidence": 0.5})
-    assert request.names == (str(path), "image of 3 bytes")
-    tensor = request.tensor()
-    assert tensor.shape == (2, 1)
-    assert tensor.dtype == np.object_
-    assert tensor[:, 0].tolist() == [path.read_bytes(), b"\x00\x01\x00"]
-
-
-def test_grpc_message():
-    import tritonclient.grpc
-
-    (request,) = Request.cut([b"one", b""], parameters_of(confidence=0.5, max_detections=3, classes=[1]))
-    message = grpc_request(
-        "segment_int8", _inputs(tritonclient.grpc, request.tensor()), "", "", None, 0, False, False, 0, None,
-        request.parameters,
-    )  # fmt: skip
-    assert message.inputs[0].name == contract.IMAGE.name
-    assert message.inputs[0].datatype == contract.IMAGE.dtype
-    assert list(message.inputs[0].shape) == [2, 1]
-    assert message.raw_input_contents[0] == b"\x03\x00\x00\x00one\x00\x00\x00\x00"
-    assert message.parameters["confidence"].double_param == 0.5
-    assert message.parameters["max_detections"].int64_param == 3
-    assert message.parameters["classes"].string_param == "1"
-
-
-def test_http_input():
-    import tritonclient.http
-
-    (tensor,) = _inputs(tritonclient.http, Request.cut([b"one"], {})[0].tensor())
-    assert (tensor.name(), tensor.datatype(), tensor.shape()) == ("image", "BYTES", [1, 1])
-    assert tensor._get_binary_data() == b"\x03\x00\x00\x00one"
-
-
-@pytest.mark.parametrize("shape", [(20, 30, 3), (20, 30), (1, 1, 3)])
-def test_pixels_are_sent_without_loss_as_rgb(shape):
-    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    decoded = cv2.imdecode(np.frombuffer(encoded_image(pixels), np.uint8), cv2.IMREAD_UNCHANGED)
-    assert np.array_equal(decoded if len(shape) == 2 else decoded[..., ::-1], pixels)
 
 
 def test_jpeg_of_a_quality():
@@ -107,18 +55,9 @@ def test_other_arrays_are_refused(pixels):
         encoded_image(pixels)
 
 
-def test_what_is_no_image_is_refused(tmp_path):
+def test_what_is_no_image_is_refused():
     with pytest.raises(RequestError, match="NoneType"):
         encoded_image(None)
-    with pytest.raises(RequestError, match=r"gone\.jpg: cannot be read: No such file"):
-        encoded_image(tmp_path / "gone.jpg")
-
-
-def test_a_long_batch_is_cut_into_requests():
-    assert [len(chunk) for chunk in chunks([b"x"] * 19)] == [8, 8, 3]
-    assert list(chunks([])) == []
-    with pytest.raises(RequestError, match="sequence"):
-        list(chunks("photo.jpg"))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import pytest
 from client import RetryPolicy, ServerBusyError, ServerError, ServerUnavailableError
 from pipeline.errors import BUSY
 from tests.unit.client.kserve import Refusal, padded_answer
-from tests.unit.client.test_segmentation import connect, protocol, stub  # noqa: F401 - fixtures
 
 QUICK = RetryPolicy(retries=3, first_s=0.01, most_s=0.02)
 BUSY_TEXT = f"in ensemble 'segment_int8', {BUSY}: with the 40 images under way … Try again later"
@@ -29,24 +28,18 @@ def refusing(times, code=grpc.StatusCode.UNAVAILABLE, status=503, text=BUSY_TEXT
     return answer
 
 
-def test_a_refused_request_is_sent_again_until_it_is_let_in(stub, connect):  # noqa: F811
+def test_a_refused_request_is_sent_again_until_it_is_admitted(stub, connect):
     stub.answer = refusing(3)
     assert len(connect(stub.url, retry=QUICK).segment_batch([b"a", b"b"])) == 2
     assert len(stub.received) == 4
 
 
-def test_it_gives_up_after_the_last_attempt(stub, connect):  # noqa: F811
+@pytest.mark.parametrize(("retry", "attempts"), [(QUICK, 4), (RetryPolicy(retries=0), 1)])
+def test_it_gives_up_after_the_last_attempt(stub, connect, retry, attempts):
     stub.answer = refusing(100)
     with pytest.raises(ServerBusyError, match=BUSY):
-        connect(stub.url, retry=QUICK).segment(b"picture")
-    assert len(stub.received) == 4
-
-
-def test_no_retries_when_none_are_asked_for(stub, connect):  # noqa: F811
-    stub.answer = refusing(1)
-    with pytest.raises(ServerBusyError):
-        connect(stub.url, retry=RetryPolicy(retries=0)).segment(b"picture")
-    assert len(stub.received) == 1
+        connect(stub.url, retry=retry).segment(b"picture")
+    assert len(stub.received) == attempts
 
 
 @pytest.mark.parametrize(
@@ -56,7 +49,7 @@ def test_no_retries_when_none_are_asked_for(stub, connect):  # noqa: F811
         (grpc.StatusCode.INTERNAL, 500, BUSY_TEXT, ServerError),
     ],
 )
-def test_other_errors_are_not_tried_again(stub, connect, code, status, text, expected):  # noqa: F811
+def test_other_errors_are_not_tried_again(stub, connect, code, status, text, expected):
     stub.answer = refusing(1, code, status, text)
     with pytest.raises(expected):
         connect(stub.url, retry=QUICK).segment(b"picture")

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import socket
 import threading
-import time
-from contextlib import contextmanager
 
 import cv2
 import grpc
@@ -22,51 +19,8 @@ from client import (
     ServerError,
     ServerUnavailableError,
 )
-from tests.unit.client.kserve import SERVERS, Refusal, padded_answer
-
-
-class Blocking:
-    """The asynchronous client, called as the other one is."""
-
-    def __init__(self, *values, **names):
-        self._make = lambda: AsyncSegmentationClient(*values, **names)
-
-    def __getattr__(self, method):
-        def call(*values, **names):
-            async def run():
-                async with self._make() as client:
-                    return await getattr(client, method)(*values, **names)
-
-            return asyncio.run(run())
-
-        return call
-
-    def close(self):
-        pass
-
-
-@pytest.fixture(params=["grpc", "http"])
-def protocol(request):
-    return request.param
-
-
-@pytest.fixture(params=[SegmentationClient, Blocking], ids=["sync", "async"])
-def connect(request, protocol):
-    opened = []
-
-    def connect(url, **names):
-        opened.append(request.param(url, protocol, **names))
-        return opened[-1]
-
-    yield connect
-    for client in opened:
-        client.close()
-
-
-@pytest.fixture
-def stub(protocol):
-    with SERVERS[protocol]() as running:
-        yield running
+from pipeline.parameters import RequestParameters
+from tests.unit.client.kserve import Refusal, padded_answer
 
 
 def test_what_is_not_given_is_not_sent(stub, connect):
@@ -84,12 +38,11 @@ def test_parameters_travel_with_their_types(stub, connect):
     parameters = stub.received[0].parameters
     assert parameters == {"confidence": 1.0, "iou": 0.5, "max_detections": 7, "mask_format": "png", "classes": "0,2"}
     assert {name: type(value) for name, value in parameters.items()} == {
-        "confidence": float,
-        "iou": float,
+        **dict.fromkeys(("confidence", "iou"), float),
         "max_detections": int,
-        "mask_format": str,
-        "classes": str,
+        **dict.fromkeys(("mask_format", "classes"), str),
     }
+    assert RequestParameters.parse(parameters) == RequestParameters(1.0, 0.5, 7, "png", frozenset({0, 2}))
 
 
 def test_a_long_batch_is_cut_into_requests_of_eight_and_comes_back_in_order(stub, connect):
@@ -176,18 +129,6 @@ def test_an_answer_of_another_model_is_a_server_error(stub, connect):
         connect(stub.url).segment(b"picture")
 
 
-def test_a_server_that_hangs_up(connect):
-    with listener(answer=False) as url, pytest.raises(ServerUnavailableError, match=url):
-        connect(url, timeout_s=5).segment(b"picture")
-
-
-def test_a_server_that_never_answers(connect):
-    started = time.monotonic()
-    with listener(answer=None) as url, pytest.raises(RequestTimeoutError, match=r"within 0\.4 s"):
-        connect(url, timeout_s=0.4).segment(b"picture")
-    assert 0.3 < time.monotonic() - started < 5
-
-
 def test_readiness(stub, connect):
     client = connect(stub.url, precision="fp32")
     assert client.is_ready() is True
@@ -227,29 +168,3 @@ def test_many_requests_of_one_asynchronous_client(stub, protocol):
 
     results = asyncio.run(run())
     assert [len(result) for result in results] == [index % 4 + 1 for index in range(20)]
-
-
-@contextmanager
-def listener(answer):
-    """A server that takes connections: with ``None`` it says nothing, with ``False`` it hangs up at once."""
-    held = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def accept():
-            while True:
-                try:
-                    connection, _ = server.accept()
-                except OSError:
-                    return
-                if answer is None:
-                    held.append(connection)
-                else:
-                    connection.close()
-
-        threading.Thread(target=accept, daemon=True).start()
-        try:
-            yield f"127.0.0.1:{server.getsockname()[1]}"
-        finally:
-            server.shutdown(socket.SHUT_RDWR)
-            for connection in held:
-                connection.close()

@@ -13,28 +13,6 @@ def candidate(score, box, class_id, coefficient=0.0):
     return [score, *box, class_id, *([coefficient] * 32)]
 
 
-def brute_force_nms(boxes, class_ids, threshold):
-    kept = []
-    for index in range(len(boxes)):
-        suppressed = any(
-            class_ids[index] == class_ids[other] and box_iou(boxes[other], boxes[index : index + 1])[0] > threshold
-            for other in kept
-        )
-        if not suppressed:
-            kept.append(index)
-    return kept
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_nms_equals_brute_force(seed):
-    rng = np.random.default_rng(seed)
-    corner = rng.random((200, 2)) * 100
-    boxes = np.concatenate([corner, corner + 10 + rng.random((200, 2)) * 40], axis=1).astype(np.float32)
-    classes = rng.integers(0, 3, 200).astype(np.int32)
-    assert nms(boxes, classes, 0.45, 1000).tolist() == brute_force_nms(boxes, classes, 0.45)
-    assert nms(boxes, classes, 0.45, 7).tolist() == brute_force_nms(boxes, classes, 0.45)[:7]
-
-
 def test_iou_of_known_boxes():
     boxes = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30], [0, 0, 0, 0]], np.float32)
     np.testing.assert_allclose(box_iou(boxes[0], boxes), [1, 1 / 3, 0, 0])
@@ -72,3 +50,27 @@ def test_a_box_in_the_border_is_dropped():
     rows = np.array([candidate(0.9, (100, 50, 40, 40), 0), candidate(0.8, (100, 200, 40, 40), 0)], np.float32)
     found = decode_candidates(rows, geometry, RequestParameters())
     np.testing.assert_allclose(found.scores, [0.8])
+
+
+def one_at_a_time(boxes, class_ids, threshold, limit):
+    kept = []
+    for index in range(len(boxes)):
+        same = [other for other in kept if class_ids[other] == class_ids[index]]
+        if len(kept) < limit and not any(
+            box_iou(boxes[other], boxes[index : index + 1])[0] > threshold for other in same
+        ):
+            kept.append(index)
+    return kept
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 200])
+@pytest.mark.parametrize("threshold", [0.0, 0.45, 1.0])
+@pytest.mark.parametrize("limit", [1, 7, 300])
+def test_equals_the_definition(count, threshold, limit):
+    rng = np.random.default_rng(count)
+    corners = rng.choice(rng.random((max(1, count // 8), 2)) * 500, count) + rng.normal(0, 8, (count, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(5, 60, (count, 2))], axis=1).astype(np.float32)
+    class_ids = rng.integers(0, 3, count).astype(np.int32)
+    kept = nms(boxes, class_ids, threshold, limit)
+    assert kept.dtype == np.intp
+    assert kept.tolist() == one_at_a_time(boxes, class_ids, threshold, limit)

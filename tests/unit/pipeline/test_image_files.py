@@ -1,7 +1,8 @@
-"""From paths to images with names of their own."""
+"""From paths to images with unique names."""
 
 import os
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -34,11 +35,11 @@ def test_folders_are_searched_by_suffix_and_keep_their_names(tree):
     assert names(find_images([tree / "one", tree / "two"])) == ["one/x.jpg", "one/deep/y.PNG", "two/x.jpg"]
 
 
-def test_folders_of_one_name_are_told_apart(tree):
+def test_folders_of_one_name_get_different_names(tree):
     assert names(find_images([tree / "p" / "same", tree / "q" / "same"])) == ["p/same/x.jpg", "q/same/x.jpg"]
 
 
-def test_files_of_one_name_are_told_apart(tree):
+def test_files_of_one_name_get_different_names(tree):
     assert names(find_images([tree / "one" / "x.jpg"])) == ["x.jpg"]
     assert names(find_images([tree / "one" / "x.jpg", tree / "two" / "x.jpg"])) == ["one/x.jpg", "two/x.jpg"]
 
@@ -48,8 +49,6 @@ def test_a_file_reached_twice_is_taken_once(tree):
 
 
 def test_the_current_folder_has_no_name(tree, monkeypatch):
-    from pathlib import Path
-
     monkeypatch.chdir(tree / "one" / "deep")
     assert names(find_images([Path()])) == ["y.PNG"]
     assert names(find_images([Path("..")])) == ["x.jpg", "deep/y.PNG"]

@@ -80,5 +80,5 @@ def test_nothing_found_leaves_the_image():
 
 
 def test_an_image_of_another_size_is_refused():
-    with pytest.raises(ValueError, match="30x20 pixels; the result speaks of 20x30"):
+    with pytest.raises(ValueError, match="30x20 pixels; the result is for 20x30"):
         draw_overlay(gray(30, 20), empty_segmentation(20, 30))

@@ -20,7 +20,7 @@ def test_numbers_as_text():
     assert RequestParameters.parse({"confidence": "1", "iou": "0"}) == RequestParameters(1.0, 0.0)
 
 
-def test_what_triton_adds_is_passed_over():
+def test_what_triton_adds_is_ignored():
     assert RequestParameters.parse({"triton_enable_empty_final_response": False, "timeout": 3}) == RequestParameters()
 
 

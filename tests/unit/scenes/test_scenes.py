@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 from pathlib import Path
 
 import cv2
@@ -20,21 +18,18 @@ from scenes import (
     VERIFICATION_SEEDS,
     CardSource,
     Scene,
+    SceneDataset,
     SceneError,
-    SceneOptions,
     draw_showcase,
     generate_scene,
-    generate_scenes,
     write_dataset,
 )
-from scenes import photographs as photograph_module
-from scenes.card import CORNER_RADIUS_MM, LONG_SIDE_MM, SHORT_SIDE_MM
+from scenes.cards import CARDS_OF_PHOTOGRAPHS, CardOutline
 from scenes.perspective import Camera, turn_x, turn_z
-from scenes.photographs import CardOutline, Photograph, cut_cards
 from scenes.stage import Shadow, Stage
-from scenes.surface import FlatObject, footprint, outline, project
+from scenes.surface import CORNER_RADIUS_MM, LONG_SIDE_MM, SHORT_SIDE_MM, FlatObject, footprint, outline, project
 
-SMALL = SceneOptions(min_side_px=160, max_side_px=320)
+SMALL = (160, 320)
 
 
 @pytest.fixture(scope="module")
@@ -80,49 +75,28 @@ def pixels_in_polygon(polygon: np.ndarray, height: int, width: int) -> tuple[np.
     return inside, distance
 
 
+def small_scenes(seeds: range, cards: CardSource) -> list[Scene]:
+    return [generate_scene(seed, cards=cards, sides_px=SMALL) for seed in seeds]
+
+
 # Determinism
 
 
-def test_the_same_seed_gives_the_same_scene(cards: CardSource) -> None:
-    np.random.seed(1)
-    first = generate_scene(7, cards=cards, options=SMALL)
+def test_the_same_seed_gives_the_same_scene_and_leaves_the_global_state_alone(cards: CardSource) -> None:
+    first = generate_scene(7, cards=cards, sides_px=SMALL)
     np.random.seed(2)
     cv2.setRNGSeed(5)
-    for _ in generate_scenes(2, 3, cards=cards, options=SMALL):
-        pass
-    second = generate_scene(7, cards=CardSource(designs=4), options=SMALL)
-    assert first.jpeg == second.jpeg
-    for field in ("image", "masks", "boxes", "class_ids", "homographies"):
-        np.testing.assert_array_equal(getattr(first, field), getattr(second, field))
-
-
-def test_other_seeds_give_other_scenes(cards: CardSource) -> None:
-    contents = {scene.jpeg for scene in generate_scenes(12, 0, cards=cards, options=SMALL)}
-    assert len(contents) == 12
-
-
-def test_the_global_random_state_is_left_alone(cards: CardSource) -> None:
-    np.random.seed(3)
     before = np.random.get_state()[1].copy()  # type: ignore[union-attr]
-    generate_scene(1, cards=cards, options=SMALL)
+    generate_scene(3, cards=cards, sides_px=SMALL)
+    second = generate_scene(7, cards=CardSource(designs=4), sides_px=SMALL)
+    assert first.jpeg == second.jpeg
+    for field in ("image", "masks", "boxes"):
+        np.testing.assert_array_equal(getattr(first, field), getattr(second, field))
     np.testing.assert_array_equal(before, np.random.get_state()[1])
+    assert len({scene.jpeg for scene in small_scenes(range(12), cards)}) == 12
 
 
 # Seeds
-
-
-def test_no_seed_is_in_both_splits() -> None:
-    assert max(CALIBRATION_SEEDS) < min(VERIFICATION_SEEDS)
-    assert not set(CALIBRATION_SEEDS) & set(VERIFICATION_SEEDS)
-    assert len(CALIBRATION_SEEDS) > 100_000 < len(VERIFICATION_SEEDS)
-
-
-def test_seeds_past_the_end_of_a_split_are_refused_at_once(cards: CardSource) -> None:
-    with pytest.raises(SceneError, match="calibration seeds end at"):
-        generate_scenes(2, CALIBRATION_SEEDS.stop - 1, cards=cards)
-    with pytest.raises(SceneError, match="verification seeds end at"):
-        generate_scenes(len(VERIFICATION_SEEDS) + 1, VERIFICATION_SEEDS.start, cards=cards)
-    assert len(list(generate_scenes(1, CALIBRATION_SEEDS.stop - 1, cards=cards, options=SMALL))) == 1
 
 
 @pytest.mark.parametrize("seed", [-1, VERIFICATION_SEEDS.stop])
@@ -131,15 +105,12 @@ def test_a_seed_of_no_split_is_refused(seed: int, cards: CardSource) -> None:
         generate_scene(seed, cards=cards)
 
 
-def test_the_splits_share_no_drawn_card(cards: CardSource) -> None:
-    names = {
-        split: {
-            name for scene in generate_scenes(25, seeds.start, cards=cards, options=SMALL) for name in scene.card_names
-        }
-        for split, seeds in SPLITS.items()
-    }
-    assert names["calibration"] and names["verification"]
-    assert not names["calibration"] & names["verification"]
+def test_the_splits_share_no_seed_and_no_drawn_card(cards: CardSource) -> None:
+    assert CALIBRATION_SEEDS.stop <= VERIFICATION_SEEDS.start
+    calibration, verification = (
+        {name for scene in small_scenes(seeds[:12], cards) for name in scene.card_names} for seeds in SPLITS.values()
+    )
+    assert calibration and verification and not calibration & verification
 
 
 # Masks
@@ -151,11 +122,11 @@ def test_a_mask_is_the_projected_outline_to_the_pixel(turn: float, tilt: float) 
     place = footprint(card, homography, 240, 320)
     mask = np.zeros((240, 320), bool)
     mask[place.window.slices] = place.mask
-    polygon = project(outline(card, points_per_corner=128), homography)
+    polygon = project(outline(card, points_per_corner=32), homography)
     expected, distance = pixels_in_polygon(polygon, 240, 320)
     assert expected.sum() > 2000
-    # The polygon's corners are chords of arcs and the mask is single precision: 1e-3 px may fall to either side.
-    np.testing.assert_array_equal(mask[distance > 1e-3], expected[distance > 1e-3])
+    # The polygon's corners are chords of arcs and the mask is single precision: 2e-3 px may fall to either side.
+    np.testing.assert_array_equal(mask[distance > 2e-3], expected[distance > 2e-3])
     assert place.area_px == pytest.approx(expected.sum(), rel=0.01)
 
 
@@ -221,65 +192,32 @@ def test_nothing_hides_more_of_a_card_than_allowed() -> None:
 
 @pytest.fixture(scope="module")
 def many(cards: CardSource) -> list[Scene]:
-    return list(generate_scenes(60, VERIFICATION_SEEDS.start, cards=cards, options=SMALL))
+    return small_scenes(VERIFICATION_SEEDS[:40], cards)
 
 
 def test_scenes_keep_their_promises(many: list[Scene]) -> None:
-    covered = 0
     for scene in many:
         height, width = scene.image.shape[:2]
-        count = len(scene.boxes)
+        count = len(scene.card_names)
         assert scene.masks.shape == (count, height, width) and scene.masks.dtype == bool
         assert scene.boxes.shape == (count, 4) and scene.boxes.dtype == np.float32
-        assert scene.class_ids.tolist() == [0] * count and len(scene.card_names) == count
-        assert SMALL.min_side_px <= min(height, width) and max(height, width) <= SMALL.max_side_px
+        assert SMALL[0] <= min(height, width) and max(height, width) <= SMALL[1]
         assert scene.masks.sum(axis=0).max(initial=0) <= 1, "two cards claim one pixel"
-        for mask, box, homography in zip(scene.masks, scene.boxes, scene.homographies, strict=True):
+        for mask, box in zip(scene.masks, scene.boxes, strict=True):
             rows, columns = np.nonzero(mask)
             assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-            whole = footprint(plain_card(), homography, height, width)
-            inside = np.zeros_like(mask)
-            inside[whole.window.slices] = whole.mask
-            assert not (mask & ~inside).any(), "a mask reaches past its card"
-            assert mask.sum() >= SMALL.min_visible * whole.area_px
-            covered += mask.sum() < inside.sum()
-    assert covered >= 10, "hardly any card is covered by anything"
-
-
-def test_scenes_hold_from_no_card_to_several(many: list[Scene]) -> None:
-    counts = {len(scene.boxes) for scene in many}
-    assert 0 in counts and 1 in counts and max(counts) >= 3
-    empty = next(scene for scene in many if len(scene.boxes) == 0)
-    assert empty.masks.shape[0] == 0 and empty.boxes.shape == (0, 4) and empty.image.std() > 1
-
-
-def test_the_image_is_what_the_jpeg_decodes_to(many: list[Scene]) -> None:
-    for scene in many[:5]:
         decoded = cv2.imdecode(np.frombuffer(scene.jpeg, np.uint8), cv2.IMREAD_COLOR)
         np.testing.assert_array_equal(decoded[..., ::-1], scene.image)
+    counts = {len(scene.boxes) for scene in many}
+    assert 0 in counts and 1 in counts and max(counts) >= 3
 
 
 def test_blur_and_light_do_not_move_masks(cards: CardSource) -> None:
-    plain = generate_scene(11, cards=cards, options=dataclasses.replace(SMALL, strength=0))
-    rough = generate_scene(11, cards=cards, options=dataclasses.replace(SMALL, strength=1.5))
+    plain = generate_scene(11, cards=cards, sides_px=SMALL, strength=0)
+    rough = generate_scene(11, cards=cards, sides_px=SMALL, strength=1.5)
     assert len(plain.masks) > 0
     np.testing.assert_array_equal(plain.masks, rough.masks)
     assert np.abs(plain.image.astype(int) - rough.image).mean() > 1
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("card_weights", (0.0, 0.0)),
-        ("min_visible", 0.0),
-        ("max_tilt_degrees", 80.0),
-        ("max_side_px", 100),
-        ("strength", -1),
-    ],
-)
-def test_a_bad_option_is_refused_by_name(name: str, value: object) -> None:
-    with pytest.raises(SceneError, match=name):
-        SceneOptions(**{name: value})  # type: ignore[arg-type]
 
 
 def test_the_showcase_shows_five_drawn_cards() -> None:
@@ -287,18 +225,6 @@ def test_the_showcase_shows_five_drawn_cards() -> None:
     assert scene.image.shape == (720, 1080, 3)
     assert len(scene.masks) == 5 and all(name.startswith("drawn ") for name in scene.card_names)
     assert draw_showcase(0).jpeg == scene.jpeg != draw_showcase(1).jpeg
-
-
-def test_backgrounds_of_ones_own_are_used(tmp_path: Path, cards: CardSource) -> None:
-    path = tmp_path / "table.png"
-    cv2.imwrite(str(path), np.full((300, 400, 3), (0, 0, 255), np.uint8))  # red, as OpenCV writes BGR
-    options = dataclasses.replace(SMALL, backgrounds=(path,), card_weights=(1.0,), max_clutter=0, strength=0)
-    colors = [scene.image.mean(axis=(0, 1)) for scene in generate_scenes(8, 0, cards=cards, options=options)]
-    red = sum(color[0] > 240 and color[1] < 15 for color in colors)
-    assert 1 <= red < 8
-    broken = dataclasses.replace(options, backgrounds=(tmp_path / "none.png",))
-    with pytest.raises(SceneError, match=r"none\.png"):
-        list(generate_scenes(8, 0, cards=cards, options=broken))
 
 
 # Photographs
@@ -320,55 +246,41 @@ def photograph(path: Path) -> np.ndarray:
 def test_a_card_is_cut_out_of_its_photograph_and_flattened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "made.png"
     corners = photograph(path)
-    known = Photograph(_sha256(path), (CardOutline(tuple(map(tuple, corners.tolist()))),))  # type: ignore[arg-type]
-    monkeypatch.setitem(photograph_module.PHOTOGRAPHS, "made.png", known)
-    (card,) = cut_cards([path])
+    monkeypatch.setitem(CARDS_OF_PHOTOGRAPHS, "made.png", (CardOutline(tuple(map(tuple, corners.tolist()))),))  # type: ignore[arg-type]
+    source = CardSource.from_photographs([path])
+    (card,) = source.photographed
     assert card.name == "made.png#0" and card.texture.shape == (540, 856, 3)
     assert (card.width_mm, card.height_mm) == (LONG_SIDE_MM, SHORT_SIDE_MM)
     assert (card.texture[20:-20, 20:400, 0] > 180).all() and (card.texture[20:-20, 20:400, 2] < 40).all()
     assert (card.texture[20:-20, 456:-20, 2] > 180).all() and (card.texture[20:-20, 456:-20, 0] < 40).all()
-    source = CardSource.from_photographs([path])
     assert source.digest() != CardSource().digest()
-    names = [name for scene in generate_scenes(15, 0, cards=source, options=SMALL) for name in scene.card_names]
+    names = [name for scene in small_scenes(range(15), source) for name in scene.card_names]
     assert "made.png#0" in names and any(name.startswith("drawn") for name in names)
 
 
-def test_a_photograph_with_other_pixels_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "us_card.png"
-    photograph(path)
-    with pytest.raises(SceneError, match=rf"us_card\.png: SHA-256 {_sha256(path)}, expected a9411285"):
-        CardSource.from_photographs([path])
-
-
-def test_an_unknown_or_missing_photograph_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SceneError, match="no card corners are known"):
-        cut_cards([tmp_path / "holiday.png"])
+def test_a_missing_photograph_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SceneError, match="No such file"):
-        cut_cards([tmp_path / "us_card.png"])
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+        CardSource.from_photographs([tmp_path / "us_card.png"])
 
 
 # Sets on disk
 
 
-def quiet() -> Steps:
-    return Steps(Console(quiet=True))
+def written(folder: Path, split: str, count: int, cards: CardSource) -> SceneDataset:
+    return write_dataset(folder, split, count, cards=cards, steps=Steps(Console(quiet=True)), sides_px=SMALL)
 
 
 def test_a_set_loads_in_pycocotools_and_holds_the_scenes(tmp_path: Path, cards: CardSource) -> None:
-    written = write_dataset(tmp_path, "verification", 8, cards=cards, options=SMALL, steps=quiet())
-    assert written.is_new and written.count == 8
-    coco = COCO(str(written.annotations))
+    dataset = written(tmp_path, "verification", 8, cards)
+    assert dataset.count == 8
+    coco = COCO(str(dataset.annotations))
     assert sorted(coco.getImgIds()) == list(VERIFICATION_SEEDS[:8])
     assert [category["name"] for category in coco.loadCats(coco.getCatIds())] == ["identity card"]
-    for scene in generate_scenes(8, VERIFICATION_SEEDS.start, cards=cards, options=SMALL):
-        (entry,) = coco.loadImgs([scene.seed])
-        assert (written.images / entry["file_name"]).read_bytes() == scene.jpeg
+    for seed, scene in zip(VERIFICATION_SEEDS[:8], small_scenes(VERIFICATION_SEEDS[:8], cards), strict=True):
+        (entry,) = coco.loadImgs([seed])
+        assert (dataset.images / entry["file_name"]).read_bytes() == scene.jpeg
         assert (entry["height"], entry["width"]) == scene.image.shape[:2]
-        annotations = coco.loadAnns(coco.getAnnIds(imgIds=[scene.seed]))
+        annotations = coco.loadAnns(coco.getAnnIds(imgIds=[seed]))
         assert len(annotations) == len(scene.masks)
         for annotation, mask in zip(annotations, scene.masks, strict=True):
             np.testing.assert_array_equal(coco.annToMask(annotation).astype(bool), mask)
@@ -377,55 +289,48 @@ def test_a_set_loads_in_pycocotools_and_holds_the_scenes(tmp_path: Path, cards: 
             assert annotation["bbox"] == coco_mask.toBbox(encoded).tolist()
 
 
-def test_the_same_set_is_not_written_twice(tmp_path: Path, cards: CardSource) -> None:
-    first = write_dataset(tmp_path, "calibration", 3, cards=cards, options=SMALL, steps=quiet())
-    again = write_dataset(tmp_path, "calibration", 3, cards=CardSource(designs=4), options=SMALL, steps=quiet())
-    assert first.is_new and not again.is_new
-    assert again.sha256 == first.sha256
-    elsewhere = write_dataset(tmp_path / "other", "calibration", 3, cards=cards, options=SMALL, steps=quiet())
-    assert elsewhere.is_new and elsewhere.sha256 == first.sha256
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_another_or_damaged_set_is_replaced_whole(tmp_path: Path, cards: CardSource) -> None:
-    first = write_dataset(tmp_path, "calibration", 3, cards=cards, options=SMALL, steps=quiet())
-    smaller = write_dataset(tmp_path, "calibration", 2, cards=cards, options=SMALL, steps=quiet())
-    assert smaller.is_new and smaller.sha256 != first.sha256
+def test_the_same_set_is_written_once_and_another_or_damaged_one_is_replaced_whole(
+    tmp_path: Path, cards: CardSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path, "calibration", 3, cards)
+    smaller = written(tmp_path, "calibration", 2, cards)
     assert len(list(smaller.images.iterdir())) == 2
+    whole = contents(tmp_path)
+    written(tmp_path / "other", "calibration", 2, CardSource(designs=4))
+    assert contents(tmp_path / "other") == whole
     next(smaller.images.iterdir()).write_bytes(b"damaged")
-    mended = write_dataset(tmp_path, "calibration", 2, cards=cards, options=SMALL, steps=quiet())
-    assert mended.is_new and mended.sha256 == smaller.sha256
-    assert [path.name for path in tmp_path.iterdir()] == ["calibration"], "something was left behind"
-
-
-def test_a_failed_set_leaves_what_was_there(tmp_path: Path, cards: CardSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = write_dataset(tmp_path, "calibration", 2, cards=cards, options=SMALL, steps=quiet())
+    written(tmp_path, "calibration", 2, cards)
+    assert contents(tmp_path / "calibration") == contents(tmp_path / "other" / "calibration")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["calibration", "other"], "something was left behind"
 
     def fail(*_: object, **__: object) -> Scene:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("scenes.dataset.generate_scene", fail)
+    written(tmp_path, "calibration", 2, cards)  # is there: nothing is drawn
     with pytest.raises(KeyboardInterrupt):
-        write_dataset(tmp_path, "calibration", 3, cards=cards, options=SMALL, steps=quiet())
-    assert [path.name for path in tmp_path.iterdir()] == ["calibration"]
-    kept = write_dataset(tmp_path, "calibration", 2, cards=cards, options=SMALL, steps=quiet())
-    assert not kept.is_new and kept.sha256 == first.sha256
+        written(tmp_path, "calibration", 3, cards)
+    assert contents(tmp_path / "calibration") == contents(tmp_path / "other" / "calibration")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["calibration", "other"]
 
 
 def test_a_folder_of_something_else_is_not_touched(tmp_path: Path, cards: CardSource) -> None:
     (tmp_path / "calibration").mkdir()
     (tmp_path / "calibration" / "notes.txt").write_text("mine")
     with pytest.raises(SceneError, match="no set of scenes"):
-        write_dataset(tmp_path, "calibration", 1, cards=cards, options=SMALL, steps=quiet())
+        written(tmp_path, "calibration", 1, cards)
     assert (tmp_path / "calibration" / "notes.txt").read_text() == "mine"
 
 
 def test_a_bad_order_is_refused(tmp_path: Path, cards: CardSource) -> None:
     with pytest.raises(SceneError, match="split 'training'"):
-        write_dataset(tmp_path, "training", 1, cards=cards)
+        written(tmp_path, "training", 1, cards)
     with pytest.raises(SceneError, match="0 scenes"):
-        write_dataset(tmp_path, "calibration", 0, cards=cards)
-    with pytest.raises(SceneError, match="first is 1000000"):
-        write_dataset(tmp_path, "calibration", 1, cards=cards, first=len(CALIBRATION_SEEDS))
-    with pytest.raises(SceneError, match="calibration seeds end at"):
-        write_dataset(tmp_path, "calibration", 2, cards=cards, first=len(CALIBRATION_SEEDS) - 1)
+        written(tmp_path, "calibration", 0, cards)
+    with pytest.raises(SceneError, match="allowed: 1 to 1000000"):
+        written(tmp_path, "calibration", len(CALIBRATION_SEEDS) + 1, cards)
     assert not list(tmp_path.iterdir())
