@@ -24,7 +24,7 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from load.errors import LoadError
 from load.options import UserOptions, add_url_arguments, add_user_arguments, checked_url_of
-from load.payloads import Payload, check_ready, load_payloads, reference_precision, with_expectations
+from load.payloads import Payload, check_ready, is_ready, load_payloads, with_expectations
 from load.users import GrpcUser, HttpUser, SegmentationUser, Session, check_arrivals
 from pipeline import contract
 
@@ -112,7 +112,7 @@ def _session(environment: Environment) -> Session:
     else:
         payloads = _expecting(options, given.precision, urls)
     arrivals = check_arrivals(float(given.arrivals_per_second))
-    # Workers draw their images and arrivals differently; alone there is no index.
+    # Each worker draws images and arrivals differently; without workers there is no index.
     seed = int(getattr(environment.runner, "worker_index", 0))
     return Session(urls, given.precision, tuple(payloads), options, arrivals, seed)
 
@@ -122,7 +122,7 @@ def _expecting(options: UserOptions, precision: str, urls: dict[str, str]) -> li
     key = f"{options} {precision} {urls}"
     if key not in _asked:
         protocol, url = next(iter(urls.items()))
-        reference = reference_precision(protocol, url, options.timeout_s, precision)
+        reference = "fp32" if is_ready(protocol, url, options.timeout_s, "fp32") else precision
         _asked[key] = with_expectations(_payloads(options), protocol, url, reference, options)
     return _asked[key]
 

@@ -1,4 +1,4 @@
-"""What a measurement ran on, and with what."""
+"""The machine of a measurement, and the versions of what ran there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -16,8 +17,8 @@ import psutil
 _PACKAGES: Final = ("locust", "tritonclient", "grpcio", "gevent", "numpy", "onnxruntime")
 
 
-def describe_machine() -> dict[str, Any]:
-    """Processor, cores, memory, GPU, system and the versions of what generates the load."""
+def describe_machine(packages: Sequence[str] = _PACKAGES) -> dict[str, Any]:
+    """Processor, cores, memory, GPU, system and the versions of packages."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -26,12 +27,12 @@ def describe_machine() -> dict[str, Any]:
         "load_average": round(os.getloadavg()[0], 2),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        **{package: _version(package) for package in _PACKAGES},
+        **{package: _version(package) for package in packages},
     }
 
 
 def gpu_name() -> str | None:
-    """Name and driver version of the GPUs, as ``nvidia-smi`` has them; None where there is no such program or GPU."""
+    """Names and driver versions of the GPUs, by ``nvidia-smi``; None without that program or a GPU."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None

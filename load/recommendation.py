@@ -65,12 +65,12 @@ def _undecided(analysis: Analysis, fastest: Series, noisy: Sequence[Ratio], prot
     """Where a difference is inside the noise, the more precise of the two is the safe choice."""
     equal = [fastest.precision, *(ratio.base for ratio in noisy)]
     safe = next(precision for precision in ("fp32", "fp16", "int8") if precision in equal)
-    untold = [ratio for ratio in noisy if ratio.is_untold]
-    if untold:
-        reason = f"{untold[0].doubt}; run --rounds {MIN_ROUNDS}"
+    few = [ratio for ratio in noisy if ratio.has_too_few_rounds]
+    if few:
+        reason = f"{few[0].doubt}; run --rounds {MIN_ROUNDS}"
         return Recommendation(
             None,
-            f"{fastest.precision} was fastest over {protocol} at {_times(untold[0])} {untold[0].base}, but {reason}.",
+            f"{fastest.precision} was fastest over {protocol} at {_times(few[0])} {few[0].base}, but {reason}.",
         )
     listed = " and ".join(f"{_times(ratio)} {ratio.base}" for ratio in noisy)
     return Recommendation(

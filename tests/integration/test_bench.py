@@ -57,7 +57,7 @@ def slow_at_first(result):
 @pytest.mark.parametrize(
     ("command", "status"),
     [
-        (["bench", "precision", "--rounds", "1"], -signal.SIGTERM),
+        (["bench", "ensemble", "--rounds", "1"], -signal.SIGTERM),
         (["load", "compare", "--precisions", "int8"], 130),
     ],
     ids=["bench", "compare"],

@@ -2,45 +2,49 @@
 
 import pytest
 
-from bench import under_load
-from bench.drive import Answers, Target
-from bench.under_load import put_under_load
+from bench import drive
+from bench.drive import Answers, Drivers, Target
 from load.errors import LoadError
 
 TARGET = Target("127.0.0.1:8001", "segment_int8", ())
 
 
-class Drivers:
-    def __init__(self, *answers):
-        self.answers, self.seconds = iter(answers), []
-
-    def run(self, target, in_flight, seconds, warm_up_s):
-        self.seconds.append(seconds)
-        return next(self.answers)
-
-
 class Meter:
+    network = "network_int8"
+
     def read(self):
         return None
 
 
-@pytest.fixture(autouse=True)
-def usage(monkeypatch):
-    monkeypatch.setattr(under_load.Usage, "between", lambda before, after: None)
+@pytest.fixture
+def measure(monkeypatch):
+    """Measures a load whose windows have the answers that are given."""
+    monkeypatch.setattr(drive.Usage, "between", lambda before, after, network: None)
+
+    def measure(*answers):
+        left, seconds = iter(answers), []
+        monkeypatch.setattr(
+            Drivers, "run", lambda self, target, in_flight, *times: seconds.append(times[0]) or next(left)
+        )
+        return Drivers(0).measure(TARGET, Meter(), 1, 1.0), seconds
+
+    return measure
 
 
-def test_a_window_without_an_answer_is_measured_again():
-    drivers = Drivers(Answers(), Answers([20.0], (0.0, 4.0), answered=1, client_cpu_s=0.5))
-    load = put_under_load(drivers, TARGET, Meter(), 1, 1.0)
-    assert drivers.seconds == [1.0, 4.0]
+NOTHING = Answers((0.0, 1.0))
+
+
+def test_a_window_without_an_answer_is_measured_again(measure):
+    load, seconds = measure(NOTHING, Answers((0.0, 4.0), [20.0], answered=1, cpu_s=0.5))
+    assert seconds == [1.0, 4.0]
     assert (load.images_per_s, load.p50_ms, load.client_ms) == (0.25, 20.0, 500.0)
 
 
-def test_a_server_that_never_answers_is_an_error():
+def test_a_server_that_never_answers_is_an_error(measure):
     with pytest.raises(LoadError, match="segment_int8 answered nothing within 16 s"):
-        put_under_load(Drivers(Answers(), Answers(), Answers()), TARGET, Meter(), 1, 1.0)
+        measure(NOTHING, NOTHING, NOTHING)
 
 
-def test_a_failed_request_is_an_error():
+def test_a_failed_request_is_an_error(measure):
     with pytest.raises(LoadError, match="2 requests to segment_int8 failed, the first with UNAVAILABLE: gone"):
-        put_under_load(Drivers(Answers(failed=2, first_error="UNAVAILABLE: gone")), TARGET, Meter(), 1, 1.0)
+        measure(Answers((0.0, 1.0), failed=2, first_error="UNAVAILABLE: gone"))

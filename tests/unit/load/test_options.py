@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from load.compare import Plan, loads_of
+from load.compare import Schedule, loads_of
 from load.options import UserOptions, add_user_arguments
 from load.results import Load
 
@@ -58,12 +58,12 @@ def test_loads():
 
 
 def test_precisions_are_interleaved_and_none_is_always_first():
-    plan = Plan(("fp32", "fp16", "int8"), ("grpc", "http"), (Load(1), Load(2)), 3, 1.0, 0.0, UserOptions())
-    steps = list(plan.steps())
+    schedule = Schedule(("fp32", "fp16", "int8"), ("grpc", "http"), (Load(1), Load(2)), 3, 1.0, 0.0, UserOptions())
+    steps = list(schedule.steps())
     assert len(steps) == len(set(steps)) == 3 * 2 * 2 * 3
     for start in range(0, len(steps), 3):
         group = steps[start : start + 3]
         assert len({step[:3] for step in group}) == 1
-        assert {step[3] for step in group} == set(plan.precisions)
+        assert {step[3] for step in group} == set(schedule.precisions)
     first = [steps[start][3] for start in (0, 12, 24)]
     assert first == ["fp32", "fp16", "int8"]
