@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from load.results import PERCENTILES, Load, StepResult
@@ -198,11 +198,6 @@ class Ratio:
     throughput: Spread
 
     @property
-    def is_noise(self) -> bool:
-        """Whether the rounds lie on both sides of 1."""
-        return self.throughput.low <= 1.0 <= self.throughput.high
-
-    @property
     def has_too_few_rounds(self) -> bool:
         """Whether there are too few rounds to separate a difference from noise."""
         return self.throughput.rounds < MIN_ROUNDS
@@ -213,7 +208,8 @@ class Ratio:
         rounds = self.throughput.rounds
         if self.has_too_few_rounds:
             return f"{rounds} round{'s' * (rounds != 1)}: too few to judge"
-        return "inside the noise" if self.is_noise else ""
+        on_both_sides_of_1 = self.throughput.low <= 1.0 <= self.throughput.high
+        return "inside the noise" if on_both_sides_of_1 else ""
 
 
 @dataclass(frozen=True)
@@ -234,11 +230,6 @@ class Analysis:
     def protocols(self) -> tuple[str, ...]:
         """In the order in which they were asked for."""
         return tuple(dict.fromkeys(one.protocol for one in self.series))
-
-    @property
-    def precisions(self) -> tuple[str, ...]:
-        """In the order in which they were asked for."""
-        return tuple(dict.fromkeys(one.precision for one in self.series))
 
     @property
     def has_gpu(self) -> bool:
@@ -292,16 +283,10 @@ class Analysis:
             "budget_ms": self.budget_ms,
             "series": [_series_json(one) for one in self.series],
             "ratios": [
-                {
-                    "precision": one.precision,
-                    "base": one.base,
-                    "protocol": one.protocol,
-                    "throughput": one.throughput.to_json(),
-                    "doubt": one.doubt or None,
-                }
+                {**asdict(one), "throughput": one.throughput.to_json(), "doubt": one.doubt or None}
                 for one in self.ratios()
             ],
-            "versions": [version.to_json() for version in self.versions.values()],
+            "versions": [asdict(version) for version in self.versions.values()],
         }
 
 
@@ -346,10 +331,7 @@ def _series_json(series: Series) -> dict[str, Any]:
                 "rate": point.load.rate or None,
                 "throughput": point.throughput.to_json(),
                 **{f"p{percentile}_ms": spread.to_json() for percentile, spread in point.latency_ms.items()},
-                "where_time_goes_ms": [
-                    {"step": share.step, "phase": share.phase, "milliseconds": share.milliseconds}
-                    for share in point.shares()
-                ],
+                "where_time_goes_ms": [asdict(share) for share in point.shares()],
                 "batches": {str(size): count for size, count in point.batches().items()},
             }
             for point in series.points

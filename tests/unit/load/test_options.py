@@ -24,7 +24,7 @@ def test_everything():
     assert options.megapixels == (0.3, 2.0)
     assert options.batch_sizes == (1, 4)
     assert options.think_time_s == (0.5, 2.0)
-    assert (options.timeout_s, options.tolerance, options.mask_format) == (5.0, 0.5, "polygon")
+    assert (options.timeout_s, options.tolerance) == (5.0, 0.5)
     expected = {"confidence": 0.4, "iou": 0.5, "max_detections": 7, "mask_format": "polygon", "classes": "0,2"}
     assert options.parameters == expected
 
