@@ -51,6 +51,12 @@ class StepSpec:
     seed: int = 0
 
 
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment, in which this project's modules can be imported, with changes."""
+    path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, **changes}
+
+
 def run_step(spec: StepSpec) -> dict[str, Any]:
     """Put one step's load on a server.
 
@@ -61,13 +67,11 @@ def run_step(spec: StepSpec) -> dict[str, Any]:
         LoadError: the generator failed, or did not end within its time and was killed.
     """
     limit_s = spec.warm_up_s + spec.duration_s + spec.options.timeout_s + GRACE_S
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # it is given one core
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), environment.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory(prefix="load_") as folder:
         answer = Path(folder) / "result.json"
         with subprocess.Popen(
             [sys.executable, "-m", "load.step", str(answer)],
-            env=environment,
+            env=environment(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"),  # it takes one core
             cwd=_ROOT,  # the working folder comes before PYTHONPATH, and may hold a ``load.py`` of another project
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

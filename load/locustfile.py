@@ -48,13 +48,13 @@ def _add_arguments(parser: Any) -> None:
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
 def _prepare_early(environment: Environment, **_: Any) -> None:
-    """Without a web page the options are final: what is missing is reported at once, and no run time is spent on it."""
+    """Without a web page the options are final: report what is missing at once, not after the run time has begun."""
     options = environment.parsed_options
     if options is None or not (options.headless or isinstance(environment.runner, WorkerRunner)):
         return
     try:
         if isinstance(environment.runner, WorkerRunner):
-            # The master's options are yet to come, and count; started with the same ones, a worker is ready for them.
+            # The master's options replace these; if they are the same, this worker is already prepared.
             with contextlib.suppress(LoadError, ValueError):
                 _session(environment)
         else:
@@ -65,7 +65,7 @@ def _prepare_early(environment: Environment, **_: Any) -> None:
 
 @events.test_start.add_listener  # type: ignore[untyped-decorator]
 def _prepare(environment: Environment, **_: Any) -> None:
-    """Make sure of the model, read the images, and ask what to expect, before any user starts."""
+    """Before any user starts: check the model, read the images, and get the expected detections."""
     session = SegmentationUser.session
     try:
         if session is None or environment.web_ui is not None or isinstance(environment.runner, WorkerRunner):
@@ -74,26 +74,26 @@ def _prepare(environment: Environment, **_: Any) -> None:
         SegmentationUser.session = None
         environment.process_exit_code = 1
         if isinstance(environment.runner, WorkerRunner):
-            # The master reports it; this worker's users, being without a session, do not start.
+            # The master reports it; without a session this worker's users do not start.
             _log.error("error: %s", error)
             environment.runner.send_message("exception", {"msg": str(error), "traceback": str(error)})
             return
         raise StopTest(f"error: {error}") from error
     SegmentationUser.session = session
-    # Users finish the request that they are at, so that both sides count the same.
+    # Users finish their current request, so that both sides count the same.
     environment.stop_timeout = max(environment.stop_timeout, session.stop_timeout_s)
 
 
 @events.test_stop.add_listener  # type: ignore[untyped-decorator]
 def _ended(environment: Environment, **_: Any) -> None:
-    """A worker waits for its stop timeout before it listens again, though its users have ended by now."""
+    """Let a worker listen again at once: its users have ended, but Locust would wait for the stop timeout."""
     if isinstance(environment.runner, WorkerRunner):
         environment.stop_timeout = 0.0
 
 
 @events.quitting.add_listener  # type: ignore[untyped-decorator]
 def _collect(environment: Environment, **_: Any) -> None:
-    """Let workers finish and report before the master leaves; by itself it waits half a second."""
+    """Let workers finish and report before the master ends; Locust waits half a second only."""
     if isinstance(environment.runner, MasterRunner):
         environment.runner.stop()
 
@@ -118,7 +118,7 @@ def _session(environment: Environment) -> Session:
 
 
 def _expecting(options: UserOptions, precision: str, urls: dict[str, str]) -> list[Payload]:
-    """Images and what to expect in them, asked for once."""
+    """Images with their expected detections, requested once."""
     key = f"{options} {precision} {urls}"
     if key not in _asked:
         protocol, url = next(iter(urls.items()))

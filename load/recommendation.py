@@ -1,4 +1,4 @@
-"""Which precision to deploy, in one sentence with its reason."""
+"""The precision to deploy, in one sentence with its reason."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from load.versions import MeasuredVersion
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to deploy.
+    """A recommendation.
 
     Attributes:
         precision: the precision; None where nothing can be recommended.
-        sentence: for people, with the reason.
+        sentence: for the reader, with the reason.
     """
 
     precision: str | None
@@ -25,7 +25,7 @@ class Recommendation:
 def recommend(analysis: Analysis) -> Recommendation:
     """The fastest precision whose accuracy did not fail its gate, if it is faster than noise explains.
 
-    Each protocol is judged alone; where they agree, the one with the higher throughput gives the numbers.
+    Each protocol is judged separately; where they agree, the one with the higher throughput gives the numbers.
     """
     found = [(protocol, _for_protocol(analysis, protocol)) for protocol in analysis.protocols]
     named = [(protocol, one) for protocol, one in found if one.precision is not None]

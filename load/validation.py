@@ -1,4 +1,4 @@
-"""Whether an answer is right: a prompt reply with a wrong result is a failure."""
+"""Checks of answers: a fast reply with a wrong result is a failure."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pipeline.mask_formats import decode_mask
 from pipeline.result import Segmentation
 
 _BORDER_PIXELS: Final = 0.01
-"""By how much a box may leave the image: what rounding in FP32 can do."""
+"""How far a box may leave the image, by rounding in FP32."""
 
 
 def fault_of(result: Segmentation, payload: Payload, tolerance: float) -> str | None:
-    """What is wrong with the answer for one image; None if nothing is.
+    """The fault of the answer for one image; None if it is right.
 
     Args:
         result: the answer.

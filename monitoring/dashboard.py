@@ -1,6 +1,6 @@
 """Generates the Grafana dashboard: ``python -m monitoring.dashboard`` writes it, ``--check`` compares.
 
-Panels are data here, so that a test can ask a real Prometheus each of their queries.
+Panels are data here, so that a test can send each of their queries to a real Prometheus.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Panel:
         unit: Grafana's name of the unit.
         kind: ``timeseries``, ``stat``, ``bargauge`` or ``table``.
         width: columns of 24.
-        needs_gpu: whether its series exist on servers with a GPU alone.
-        needs_onnx: whether its series exist in the profiles that run the network in ONNX Runtime alone.
+        needs_gpu: whether its series exist only on servers with a GPU.
+        needs_onnx: whether its series exist only in the profiles that run the network in ONNX Runtime.
     """
 
     title: str
@@ -87,7 +87,7 @@ def _rate(metric: str, model: str = "", by: str = "model") -> str:
 
 
 def _ratio(over: str, under: str, model: str, by: str = "model", scale: str = "") -> str:
-    """One rate by another; nothing where the other stands still, rather than a division by zero."""
+    """One rate divided by another; no value while the divisor is 0."""
     return f"{_rate(over, model, by)}{scale} / ({_rate(under, model, by)} > 0)"
 
 
@@ -148,9 +148,10 @@ def _traffic() -> Row:
             ),
             Panel(
                 "Failures by reason",
-                "OTHER is what a step refused or failed at, REJECTED a full queue, CANCELED a caller that gave up, "
-                "BACKEND a fault of the runtime; servers of version 2.51 count each of an ensemble twice. Busy is what "
-                "admission refused because its answer would have come too late: callers try again, or add replicas.",
+                "OTHER is a request that a step refused or failed, REJECTED a full queue, CANCELED a caller that gave "
+                "up, BACKEND a fault of the runtime; servers of version 2.51 count each of an ensemble twice. Busy is "
+                "a request that admission refused because its answer would be too late: callers try again, or add "
+                "replicas.",
                 (
                     Query(_rate("nv_inference_request_failure", ENSEMBLES, "model, reason"), "{{model}} {{reason}}"),
                     Query(_rate("segmentation_requests_refused_total", by="instance"), "{{instance}} busy"),
@@ -187,7 +188,7 @@ def _latency() -> Row:
             ),
             Panel(
                 "Queue time by step",
-                "How long a request waits before a step takes it up. For preprocess and postprocess, more instances "
+                "How long a request waits before a step takes it. For preprocess and postprocess, more instances "
                 "help; for a network, another replica or a lower precision.",
                 (Query(_milliseconds("nv_inference_queue_duration_us", STEPS), "{{model}}"),),
                 unit="ms",
@@ -213,7 +214,7 @@ def _latency() -> Row:
             ),
             Panel(
                 "Requests waiting",
-                "Requests that a step has not taken up yet.",
+                "Requests that a step has not taken yet.",
                 (Query(f"sum by (model) ({_of('nv_inference_pending_request_count', STEPS)})", "{{model}}"),),
             ),
         ),
@@ -253,7 +254,7 @@ def _precisions() -> Row:
             ),
             Panel(
                 "Processor time per image",
-                "Of the network alone, over all cores (profiles cpu and cuda).",
+                "Of the network only, over all cores (profiles cpu and cuda).",
                 (
                     Query(
                         _ratio("segmentation_session_cpu_seconds_total", "segmentation_session_images_total", NETWORKS),

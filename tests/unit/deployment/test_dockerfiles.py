@@ -1,4 +1,4 @@
-"""The images' recipes: what a linter says, what they copy and install."""
+"""The Dockerfiles: the linter's verdict, what they copy and install."""
 
 import fnmatch
 import subprocess
