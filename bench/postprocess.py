@@ -13,7 +13,6 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bench import peers, plain
-from bench.measure import interleave, milliseconds
 from bench.report import PartReport
 from bench.synthetic import INPUT_SIZE, Outputs, scene
 from load.errors import LoadError
@@ -52,15 +51,10 @@ def run(options: argparse.Namespace) -> None:
     )
     for case, outputs in (*_scenes(), *_photographs(options.repository)):
         ways = _ways(outputs)
-        accuracy = {way: _worst_iou(work(), outputs) for way, work in ways.items()}
-        *_, times = interleave({way: milliseconds(work) for way, work in ways.items()}, options.rounds)
-        for way, values in times.items():
-            report.add(case, way, "ms", values, worst_mask_iou=accuracy[way])
-            if way != OURS:
-                report.add_ratio(case, f"{way} / {OURS}", values, times[OURS])
-        report.show(case)
-        if accuracy[OURS] < LEAST_IOU:
-            raise LoadError(f"{case}: a mask has an IoU of {accuracy[OURS]:.4f} with float64; least: {LEAST_IOU}")
+        accuracy = {way: {"worst_mask_iou": _worst_iou(work(), outputs)} for way, work in ways.items()}
+        report.compare(case, ways, OURS, options.rounds, accuracy)
+        if (worst := accuracy[OURS]["worst_mask_iou"]) < LEAST_IOU:
+            raise LoadError(f"{case}: a mask has an IoU of {worst:.4f} with float64; least: {LEAST_IOU}")
     report.draw()
 
 

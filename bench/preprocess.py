@@ -12,7 +12,6 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bench import peers
-from bench.measure import interleave, milliseconds
 from bench.report import PartReport
 from bench.synthetic import INPUT_SIZE
 from load.photographs import at_megapixels, encode, network_path
@@ -58,13 +57,8 @@ def run(options: argparse.Namespace) -> None:
         case = f"{'JPEG' if extension == '.jpg' else 'PNG'}, {megapixels:g} megapixels"
         ways = _ways(data)
         segmented = {way: _segmented(session, *work()) for way, work in ways.items()}
-        *_, times = interleave({way: milliseconds(work) for way, work in ways.items()}, options.rounds)
-        for way, values in times.items():
-            shift, worst_iou = _moved(segmented[way], segmented[PLAIN])
-            report.add(case, way, "ms", values, box_shift=shift, worst_mask_iou=worst_iou)
-            if way != OURS:
-                report.add_ratio(case, f"{way} / {OURS}", values, times[OURS])
-        report.show(case)
+        moved = {way: _moved(found, segmented[PLAIN]) for way, found in segmented.items()}
+        report.compare(case, ways, OURS, options.rounds, moved)
     report.draw()
 
 
@@ -101,13 +95,13 @@ def _segmented(session: ort.InferenceSession, pixels: NDArray[np.uint8], geometr
     return postprocess(candidates[0], prototypes[0], geometry, RequestParameters())
 
 
-def _moved(found: ImageSegmentation, whole: ImageSegmentation) -> tuple[float, float]:
-    """Largest shift of a box side in shares of the longer image side, and least mask IoU; (1, 0) if counts differ."""
+def _moved(found: ImageSegmentation, whole: ImageSegmentation) -> dict[str, float]:
+    """Largest shift of a box side in shares of the longer image side, and least mask IoU; 1 and 0 if counts differ."""
     if len(found.boxes) != len(whole.boxes) or not len(whole.boxes):
-        return 1.0, 0.0
+        return {"box_shift": 1.0, "worst_mask_iou": 0.0}
     shift = float(np.abs(found.boxes - whole.boxes).max()) / max(whole.height, whole.width)
     overlaps = []
     for one, other in zip(found.masks, whole.masks, strict=True):
         mask, exact = (rle.decode(counts, whole.height, whole.width) for counts in (one, other))
         overlaps.append(float((mask & exact).sum() / (mask | exact).sum()))
-    return shift, min(overlaps)
+    return {"box_shift": shift, "worst_mask_iou": min(overlaps)}

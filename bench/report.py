@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench.measure import METHOD
+from bench.measure import METHOD, interleave, milliseconds
 from client.files import write_atomically
 from load.machine import describe_machine
 from load.spread import Spread, ratios
@@ -46,6 +46,22 @@ class PartReport:
     def add_ratio(self, case: str, ways: str, above: Sequence[float], below: Sequence[float]) -> None:
         """Add the ratio of two ways, taken round by round."""
         self.ratios.append({"case": case, "ways": ways, **Spread.quartiles(ratios(above, below)).to_json()})
+
+    def compare(
+        self,
+        case: str,
+        ways: Mapping[str, Callable[[], object]],
+        base: str,
+        rounds: int,
+        notes: Mapping[str, Mapping[str, float]],
+    ) -> None:
+        """Measure the wall time of several ways, add and show it, with the ratio of each other way to ``base``."""
+        *_, times = interleave({way: milliseconds(work) for way, work in ways.items()}, rounds)
+        for way, values in times.items():
+            self.add(case, way, "ms", values, **notes[way])
+            if way != base:
+                self.add_ratio(case, f"{way} / {base}", values, times[base])
+        self.show(case)
 
     def forget(self, case: str) -> None:
         """Drop a case, to replace it by one of more rounds."""

@@ -146,24 +146,16 @@ class Series:
 
     @property
     def best(self) -> Point | None:
-        """The point of most throughput, of those that keep p95 within the budget; None if none does."""
-        return max(self.within_budget, key=lambda point: point.throughput.median, default=None)
-
-    @property
-    def within_budget(self) -> tuple[Point, ...]:
-        """Points whose p95 (median over the rounds) is within the budget; all without one."""
-        points = (*self.closed, *self.open)
-        if self.budget_ms is None:
-            return points
-        return tuple(point for point in points if point.latency_ms[95].median <= self.budget_ms)
+        """The point of most throughput whose p95 (median over the rounds) is within the budget; None if none is."""
+        bound_ms = math.inf if self.budget_ms is None else self.budget_ms
+        able = [point for point in (*self.closed, *self.open) if point.latency_ms[95].median <= bound_ms]
+        return max(able, key=lambda point: point.throughput.median, default=None)
 
     @property
     def is_limited_by_loads(self) -> bool:
         """Whether the best load is the highest that was tried, so that more might have been possible."""
         best = self.best
-        if best is None:
-            return False
-        return best.load == (self.open if best.load.is_open else self.closed)[-1].load
+        return best is not None and best is (self.open if best.load.is_open else self.closed)[-1]
 
     @property
     def requests(self) -> int:

@@ -9,7 +9,9 @@ locust -f load/locustfile.py --worker                                   # on eac
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,14 +27,13 @@ from locust.runners import MasterRunner, WorkerRunner
 from load.errors import LoadError
 from load.options import UserOptions, add_url_arguments, add_user_arguments, checked_url_of
 from load.payloads import Payload, check_ready, is_ready, load_payloads, with_expectations
-from load.users import GrpcUser, HttpUser, SegmentationUser, Session, check_arrivals
+from load.users import GrpcUser, HttpUser, SegmentationUser, Session
 from pipeline import contract
 
 __all__ = ["GrpcUser", "HttpUser"]
 
 _log = logging.getLogger(__name__)
 _asked: dict[str, list[Payload]] = {}
-_read: dict[tuple[Path | None, tuple[float, ...]], list[Payload]] = {}
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
@@ -108,13 +109,15 @@ def _session(environment: Environment) -> Session:
     for protocol, url in urls.items():
         check_ready(protocol, url, options.timeout_s, given.precision)
     if isinstance(environment.runner, MasterRunner):
-        payloads = _payloads(options)
+        payloads = _payloads(options.images, options.megapixels)
     else:
         payloads = _expecting(options, given.precision, urls)
-    arrivals = check_arrivals(float(given.arrivals_per_second))
+    arrivals = float(given.arrivals_per_second)
+    if not 0 <= arrivals < math.inf:
+        raise ValueError(f"arrivals per second are {arrivals}; allowed: a number from 0")
     # Each worker draws images and arrivals differently; without workers there is no index.
     seed = int(getattr(environment.runner, "worker_index", 0))
-    return Session(urls, given.precision, tuple(payloads), options, arrivals, seed)
+    return Session(urls, given.precision, tuple(payloads), options, arrivals or None, seed)
 
 
 def _expecting(options: UserOptions, precision: str, urls: dict[str, str]) -> list[Payload]:
@@ -123,13 +126,11 @@ def _expecting(options: UserOptions, precision: str, urls: dict[str, str]) -> li
     if key not in _asked:
         protocol, url = next(iter(urls.items()))
         reference = "fp32" if is_ready(protocol, url, options.timeout_s, "fp32") else precision
-        _asked[key] = with_expectations(_payloads(options), protocol, url, reference, options)
+        payloads = _payloads(options.images, options.megapixels)
+        _asked[key] = with_expectations(payloads, protocol, url, reference, options)
     return _asked[key]
 
 
-def _payloads(options: UserOptions) -> list[Payload]:
-    """Images of the options, read once."""
-    key = (options.images, options.megapixels)
-    if key not in _read:
-        _read[key] = load_payloads(options)
-    return _read[key]
+@functools.cache
+def _payloads(images: Path | None, megapixels: tuple[float, ...]) -> list[Payload]:
+    return load_payloads(UserOptions(images=images, megapixels=megapixels))

@@ -43,13 +43,13 @@ def _for_protocol(analysis: Analysis, protocol: str) -> Recommendation:
         return Recommendation(None, _nothing(series, analysis.budget_ms))
     fastest = max(able, key=_best_throughput)
     others = [one for one in able if one is not fastest]
-    if not others:
+    ratios = [ratio for one in others if (ratio := analysis.ratio(fastest.precision, one.precision, protocol))]
+    if not ratios:
         return Recommendation(
             fastest.precision,
             f"{fastest.precision}: nothing else could be compared; {_speed(fastest)} over {protocol}"
             f"{_within(analysis.budget_ms)}, {_accuracy(fastest.precision, analysis.versions)}.",
         )
-    ratios = [ratio for one in others if (ratio := analysis.ratio(fastest.precision, one.precision, protocol))]
     base = next((ratio for ratio in ratios if ratio.base == "fp32"), ratios[0])
     noisy = [ratio for ratio in ratios if ratio.doubt]
     if noisy:

@@ -11,12 +11,11 @@ from __future__ import annotations
 import locust  # isort: skip  # patches the standard library for gevent: before everything else
 
 import itertools
-import math
 import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import gevent
 import gevent.pool
@@ -214,26 +213,16 @@ class HttpUser(SegmentationUser):
 
 USER_CLASSES: Final[dict[str, type[SegmentationUser]]] = {"grpc": GrpcUser, "http": HttpUser}
 
+_KINDS: Final[dict[type[Exception], str]] = {
+    WrongAnswer: "wrong",
+    RequestTimeoutError: "timeout",
+    ServerUnavailableError: "unavailable",
+    NotSent: "not_sent",
+}
+
 
 def kind_of(failure: Exception | None) -> str:
     """Outcome of a request: ``ok``, ``wrong``, ``timeout``, ``unavailable``, ``not_sent`` or ``refused``."""
     if failure is None:
         return "ok"
-    kinds: tuple[tuple[type[Any], str], ...] = (
-        (WrongAnswer, "wrong"),
-        (RequestTimeoutError, "timeout"),
-        (ServerUnavailableError, "unavailable"),
-        (NotSent, "not_sent"),
-    )
-    return next((kind for error, kind in kinds if isinstance(failure, error)), "refused")
-
-
-def check_arrivals(arrivals_per_second: float) -> float | None:
-    """Arrivals per second and user as Locust's command line gives them: 0 is a closed loop.
-
-    Raises:
-        ValueError: below 0 or not finite.
-    """
-    if not 0 <= arrivals_per_second < math.inf:
-        raise ValueError(f"arrivals per second are {arrivals_per_second}; allowed: a number from 0")
-    return arrivals_per_second or None
+    return next((kind for error, kind in _KINDS.items() if isinstance(failure, error)), "refused")

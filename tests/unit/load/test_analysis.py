@@ -104,6 +104,13 @@ def test_broken_steps_do_not_count_as_slow(steps, versions):
     assert recommend(nothing).precision is None
 
 
+def test_a_precision_that_answered_only_after_its_window_is_not_compared(step, versions):
+    late = [step("fp32", 1, number, 0.0, 9000) for number in range(3)]
+    fast = [step("int8", 1, number, 10.0, 100) for number in range(3)]
+    recommendation = recommend(analyze([*late, *fast], versions, None))
+    assert recommendation.sentence.startswith("int8: nothing else could be compared")
+
+
 def test_json_has_no_nan(steps, versions):
     broken = dataclasses.replace(steps[0], throughput=0.0, latencies_ms=np.zeros(0), error="the server went away")
     text = json.dumps([analyze([broken], versions, None).to_json(), broken.to_json()], allow_nan=False)
