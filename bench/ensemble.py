@@ -149,10 +149,10 @@ def overhead_parts(figures: Sequence[dict[str, Any]]) -> dict[str, dict[str, flo
 
 
 def _draw_parts(parts: dict[str, dict[str, float]], path: Path) -> None:
-    canvas = Figure(figsize=(11, 1.2 + 0.7 * len(parts)), layout="constrained")
+    canvas = Figure(figsize=(11, 1.6 + 0.7 * len(parts)), layout="constrained")
     axes = canvas.add_subplot()
     stack(axes, parts)
-    axes.set_title("Where the time outside of the network goes, per image")
+    canvas.suptitle("Where the time outside of the network goes, per image")
     canvas.savefig(path, dpi=120)
     print(f"written: {path}", flush=True)
 

@@ -137,7 +137,7 @@ def stack(axes: Any, bars: dict[str, dict[str, float]]) -> None:
         left = [begin + width for begin, width in zip(left, widths, strict=True)]
     axes.invert_yaxis()
     axes.set_xlabel("processor milliseconds per image")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
 def _spread(figure: dict[str, Any]) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shutil
-import subprocess
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
+
+from repository.gpu import nvidia_smi
 
 _PACKAGES: Final = ("locust", "tritonclient", "grpcio", "gevent", "numpy", "onnxruntime")
 
@@ -32,15 +32,8 @@ def describe_machine(packages: Sequence[str] = _PACKAGES) -> dict[str, Any]:
 
 
 def gpu_name() -> str | None:
-    """Names and driver versions of the GPUs, by ``nvidia-smi``; None without that program or a GPU."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    query = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    if answer.returncode != 0:  # the program is there, and no driver
-        return None
-    return "; ".join(answer.stdout.strip().splitlines()) or None
+    """Names and driver versions of the GPUs; None without a GPU or driver."""
+    return "; ".join(nvidia_smi("name,driver_version")) or None
 
 
 def _processor() -> str:
