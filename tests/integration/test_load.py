@@ -1,4 +1,4 @@
-"""Load on a real server: counts that agree with Triton's, faults that are told, and runs that always end."""
+"""Load on a real server: counts that agree with Triton's, faults that are reported, and runs that always end."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def server(patient_repository):
 
 @pytest.fixture(scope="module")
 def int8_server(repository):
-    """A server of its own, of int8 alone: it is stopped by a test, and lacks the other precisions."""
+    """A separate server of int8 only: a test stops it, and it lacks the other precisions."""
     options = ServerOptions(repository, precisions=("int8",), http_port=0, grpc_port=0, metrics_port=0)
     with TritonServer(options) as running:
         yield running
@@ -127,7 +127,7 @@ def step_of(server, protocol, payloads, folder, precision="int8", options=None, 
         result.server = difference(before, statistics.read(precision))
         return result.disagreement() is None
 
-    with contextlib.suppress(AssertionError):  # a disagreement that stays is the test's to tell
+    with contextlib.suppress(AssertionError):  # the test asserts on a disagreement that stays
         wait_for(agree, 20)
     statistics.close()
     return result
@@ -163,7 +163,7 @@ def test_sizes_batches_parameters_and_open_loop(server, url, protocol, tmp_path)
     assert result.server["segment_fp32"].counts["images"] > result.requests
 
 
-def test_missing_model_is_told_before_anything_starts(int8_server, tmp_path, capsys):
+def test_missing_model_is_reported_before_anything_starts(int8_server, tmp_path, capsys):
     urls = ["--url-grpc", int8_server.grpc_url, "--url-http", int8_server.http_url]
     assert main(["compare", "--precisions", "fp16", "--duration", "1", "--out", str(tmp_path), *urls]) == 1
     assert "segment_fp16 is not served there; nothing was started" in capsys.readouterr().err
@@ -173,7 +173,7 @@ def test_missing_model_is_told_before_anything_starts(int8_server, tmp_path, cap
         assert "segment_fp16 is not served there; nothing was started" in ended.stderr
 
 
-def test_no_server_is_told(capsys, tmp_path):
+def test_no_server_is_reported(capsys, tmp_path):
     port = free_ports("127.0.0.1", 1)[0]
     out = ["--out", str(tmp_path / "out")]
     assert main(["compare", "--protocols", "grpc", "--url-grpc", f"127.0.0.1:{port}", *out]) == 1

@@ -104,7 +104,7 @@ def test_the_rules_are_loaded_and_nothing_fires_that_should_not(prometheus):
     shipped = yaml.safe_load((MONITORING / "rules.yml").read_text())["groups"]
     assert loaded == {rule.get("alert") or rule["record"] for group in shipped for rule in group["rules"]}
     assert {rule["health"] for group in groups for rule in group["rules"]} == {"ok"}
-    # Half of the requests were bad images, which may be told; nothing else is wrong.
+    # Half of the requests were bad images, which may raise alerts; nothing else is wrong.
     states = {rule["name"]: rule["state"] for group in groups for rule in group["rules"] if "state" in rule}
     assert {name for name, state in states.items() if state != "inactive"} <= {"HighErrorRate", "ManyImagesRefused"}
 

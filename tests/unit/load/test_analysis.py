@@ -74,7 +74,7 @@ def test_a_version_that_failed_its_gate_is_not_recommended(steps, versions):
     assert recommend(analyze(steps, versions, None)).precision == "fp32"
 
 
-def test_a_difference_inside_the_noise_is_told(step, versions):
+def test_a_difference_inside_the_noise_is_reported(step, versions):
     factors = (0.9, 1.1, 1.05)
     noisy = [step("int8", 1, number, 10.0 * factor, 100) for number, factor in enumerate(factors)]
     noisy += [step("fp32", 1, number, 10.0, 100) for number in range(3)]
