@@ -58,7 +58,8 @@ def throughput_against_latency(analysis: Analysis) -> str:
                     _draw_curve(axis, series, percentile)
                 if analysis.budget_ms is not None and percentile == 95:
                     axis.axhline(analysis.budget_ms, color="#444444", linestyle=":", linewidth=1.2)
-                    _note(axis, analysis.budget_ms, f"budget {analysis.budget_ms:g} ms")
+                    text, place = f"budget {analysis.budget_ms:g} ms", (0.01, analysis.budget_ms)
+                    axis.annotate(text, place, xycoords=("axes fraction", "data"), va="bottom", fontsize=8.5)
                 axis.set_title(f"p{percentile} over {protocol}")
                 axis.set_xlabel("images per second")
                 axis.set_ylabel("latency, ms")
@@ -151,18 +152,6 @@ def _draw_curve(axis: Any, series: Series, percentile: int) -> None:
 
 def _whiskers(spreads: Sequence[Any]) -> list[list[float]]:
     return [[one.median - one.low for one in spreads], [one.high - one.median for one in spreads]]
-
-
-def _note(axis: Any, height: float, text: str) -> None:
-    axis.annotate(
-        text,
-        (0, height),
-        xycoords=("axes fraction", "data"),
-        xytext=(4, 3),
-        textcoords="offset points",
-        fontsize=8.5,
-        color="#444444",
-    )
 
 
 def _stacks(analysis: Analysis, protocol: str) -> list[tuple[str, list[Share]]]:
