@@ -3,13 +3,9 @@
 May import every room.
 """
 
-import os
 import sys
 from pathlib import Path
 
-# ONNX Runtime (from 1.32 on) reports to its maker unless this is set before it is imported.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
-if sys.argv[:1] == ["-m"]:
-    # ``python -m`` puts the working folder first, where another project's modules of the same names may lie.
+if sys.argv[:1] == ["-m"]:  # then the working folder comes first, where modules of the same names may lie
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import base  # noqa: F401 - turns ONNX Runtime's telemetry off

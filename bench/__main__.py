@@ -1,4 +1,4 @@
-"""``python -m bench``. The parts lie in :mod:`bench.cli`, which the processes that are spawned for them can import."""
+"""``python -m bench``. The parts are in :mod:`bench.cli`, which the processes that are spawned for them can import."""
 
 import sys
 

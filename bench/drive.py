@@ -1,4 +1,4 @@
-"""Load from processes of their own, so that the generator is not what is measured.
+"""Load from separate processes, so that the generator is not what is measured.
 
 Each process keeps a number of requests in flight over its own gRPC connection, on one asyncio loop: a new one is sent
 when one is answered (a closed loop).
@@ -21,26 +21,25 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from bench.server_meter import ServerMeter, Usage
+from bench.synthetic import INPUT_SIZE
 from load.errors import LoadError
+from load.spread import percentile
 from pipeline import contract
-from pipeline.letterbox import Geometry
 from pipeline.loopback import grpc_channel_args
 from pipeline.parameters import RequestParameters
 from pipeline.postprocess import postprocess
 from pipeline.preprocess import preprocess
 
-LEAD_S: Final = 0.3
+_LEAD_S: Final = 0.3
 """Between the order to begin and the first request: the orders reach all processes within it."""
-
-ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """As in the server: the processes are the parallelism."""
-
 _ANSWER_GRACE_S: Final = 120.0
-_CHANNEL_OPTIONS: Final = [
-    ("grpc.use_local_subchannel_pool", 1),
-]
+_LONGER: Final = (1, 4, 16)
+"""Times the window that was asked for, until something is answered in it."""
 
-Call: TypeAlias = "Callable[[int], Awaitable[None]]"
+Call: TypeAlias = "Callable[[int], Awaitable[object]]"
 
 
 @dataclass(frozen=True)
@@ -53,58 +52,71 @@ class Target:
         images: encoded images, sent in turn.
         client_side: empty for an ensemble. Otherwise decoding and masks are this client's work: ``project`` for a
             model of this project, ``plain`` for the plain one.
-        input_size: height and width of the network's input, for ``client_side``.
     """
 
     url: str
     model: str
     images: tuple[bytes, ...]
     client_side: str = ""
-    input_size: tuple[int, int] = (640, 640)
 
 
 @dataclass
 class Answers:
-    """What one run produced.
+    """The answers to one process, or to all.
 
     Attributes:
-        latencies_ms: of the requests answered within the window.
         window: when it opened and closed, by ``time.monotonic``.
-        answered: requests answered, those before and behind the window too.
-        client_cpu_s: CPU time of the generating processes for all of them.
+        latencies_ms: of the requests answered within the window.
+        answered: requests answered, those before and after the window too.
+        cpu_s: CPU time of the generating processes for all of them.
         failed: requests that failed.
         first_error: text of the first failure.
     """
 
+    window: tuple[float, float]
     latencies_ms: list[float] = field(default_factory=list)
-    window: tuple[float, float] = (0.0, 0.0)
     answered: int = 0
-    client_cpu_s: float = 0.0
+    cpu_s: float = 0.0
     failed: int = 0
     first_error: str = ""
 
     def add(self, part: Answers) -> None:
-        """Add what another process got."""
+        """Add those of another process."""
         self.latencies_ms += part.latencies_ms
         self.answered += part.answered
-        self.client_cpu_s += part.client_cpu_s
+        self.cpu_s += part.cpu_s
         self.failed += part.failed
         self.first_error = self.first_error or part.first_error
 
-    def percentile_ms(self, percent: float) -> float:
-        """Latency that ``percent`` of the requests stayed within.
 
-        Raises:
-            ValueError: nothing was answered within the window.
-        """
-        if not self.latencies_ms:
-            raise ValueError(f"nothing was answered within the window; {self.failed} failed: {self.first_error}")
-        return float(np.percentile(self.latencies_ms, percent))
+@dataclass(frozen=True)
+class LoadFigures:
+    """What a target does under a load.
+
+    Attributes:
+        in_flight: requests in flight.
+        images_per_s: answered within the window.
+        p50_ms: median latency.
+        p99_ms: 99th percentile of the latency.
+        max_ms: the longest latency.
+        client_ms: processor time of the client, per image.
+        usage: of the server.
+        window: when it was measured, by ``time.monotonic``.
+    """
+
+    in_flight: int
+    images_per_s: float
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+    client_ms: float
+    usage: Usage
+    window: tuple[float, float]
 
     @property
-    def per_second(self) -> float:
-        """Requests answered per second."""
-        return len(self.latencies_ms) / (self.window[1] - self.window[0])
+    def host_ms(self) -> float:
+        """Processor time of client, server and session together, per image."""
+        return self.client_ms + self.usage.other_ms + self.usage.session_ms
 
 
 @dataclass(frozen=True)
@@ -119,7 +131,7 @@ class Drivers:
     """The processes that send requests."""
 
     def __init__(self, processes: int) -> None:
-        os.environ.update(ONE_THREAD)  # read by the maths libraries when the new processes load them
+        os.environ.update(_ONE_THREAD)  # read by the maths libraries when the new processes load them
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes = []
@@ -142,31 +154,55 @@ class Drivers:
             if process.is_alive():
                 process.kill()
 
-    def run(
-        self,
-        target: Target,
-        in_flight: int,
-        seconds: float,
-        warm_up_s: float = 0.5,
-    ) -> Answers:
-        """Keep ``in_flight`` requests going, measure for a while, and return when all are answered.
+    def measure(
+        self, target: Target, meter: ServerMeter, in_flight: int, seconds: float, warm_up_s: float = 0.5
+    ) -> LoadFigures:
+        """Put load on a target; for longer where a busy machine answers nothing within the window.
 
         Args:
             target: what to call.
+            meter: of the target's server.
             in_flight: requests in flight, over all processes.
             seconds: length of the window in which answers are timed.
             warm_up_s: load before the window.
 
         Raises:
+            LoadError: a request failed, nothing is answered, or a generating process has ended.
+        """
+        for window_s in (seconds * times for times in _LONGER):
+            before = meter.read()
+            answers = self.run(target, in_flight, window_s, warm_up_s)
+            after = meter.read()
+            if answers.failed:
+                raise LoadError(
+                    f"{answers.failed} requests to {target.model} failed, the first with {answers.first_error}"
+                )
+            if answers.latencies_ms:
+                return LoadFigures(
+                    in_flight=in_flight,
+                    images_per_s=len(answers.latencies_ms) / window_s,
+                    p50_ms=percentile(answers.latencies_ms, 50),
+                    p99_ms=percentile(answers.latencies_ms, 99),
+                    max_ms=max(answers.latencies_ms),
+                    client_ms=answers.cpu_s / answers.answered * 1e3,
+                    usage=Usage.between(before, after, meter.network),
+                    window=answers.window,
+                )
+        raise LoadError(f"{target.model} answered nothing within {window_s:g} s; give it more --seconds")
+
+    def run(self, target: Target, in_flight: int, seconds: float, warm_up_s: float) -> Answers:
+        """Keep ``in_flight`` requests going for a while, and return when all are answered.
+
+        Raises:
             LoadError: a generating process has ended or does not answer.
         """
-        begin = time.monotonic() + LEAD_S
+        begin = time.monotonic() + _LEAD_S
         window = (begin + warm_up_s, begin + warm_up_s + seconds)
         used = self._pipes[: min(in_flight, len(self._pipes))]
         for index, pipe in enumerate(used):
             share = in_flight // len(used) + (index < in_flight % len(used))
             pipe.send(_Order(target, share, begin, window))
-        total = Answers(window=window)
+        total = Answers(window)
         for pipe in used:
             if not pipe.poll(warm_up_s + seconds + _ANSWER_GRACE_S):
                 raise LoadError(f"a load process did not answer within {_ANSWER_GRACE_S:.0f} s; is the server stuck?")
@@ -179,11 +215,14 @@ class Drivers:
 
 def encoded_request(model: str, images: Sequence[bytes]) -> service_pb2.ModelInferRequest:
     """A request of an ensemble: one encoded image per item of its batch."""
-    request = service_pb2.ModelInferRequest(model_name=model)
-    tensor = request.inputs.add(name=contract.IMAGE.name, datatype=contract.IMAGE.dtype)
-    tensor.shape.extend([len(images), 1])
     # BYTES in raw form: each element behind its length in four bytes (KServe v2, binary tensor data).
-    request.raw_input_contents.append(b"".join(len(data).to_bytes(4, "little") + data for data in images))
+    data = b"".join(len(image).to_bytes(4, "little") + image for image in images)
+    return _request(model, contract.IMAGE.name, contract.IMAGE.dtype, (len(images), 1), data)
+
+
+def _request(model: str, name: str, dtype: str, shape: Sequence[int], data: bytes) -> service_pb2.ModelInferRequest:
+    request = service_pb2.ModelInferRequest(model_name=model, raw_input_contents=[data])
+    request.inputs.add(name=name, datatype=dtype, shape=shape)
     return request
 
 
@@ -199,12 +238,11 @@ def _serve(pipe: Connection) -> None:
 
 
 async def _work(order: _Order) -> Answers:
-    answers = Answers(window=order.window)
+    answers = Answers(order.window)
     opened, closed = order.window
-    options = [*grpc_channel_args(order.target.url), *_CHANNEL_OPTIONS]
+    options = [*grpc_channel_args(order.target.url), ("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(order.target.url, options=options) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        call = _CALLS[order.target.client_side](order.target, stub)
+        call = _CALLS[order.target.client_side](order.target, service_pb2_grpc.GRPCInferenceServiceStub(channel))
         await asyncio.sleep(max(0.0, order.begin - time.monotonic()))
 
         async def flight(number: int) -> None:
@@ -225,66 +263,47 @@ async def _work(order: _Order) -> Answers:
 
         cpu = time.process_time()
         await asyncio.gather(*(flight(number) for number in range(order.in_flight)))
-        answers.client_cpu_s = time.process_time() - cpu
+        answers.cpu_s = time.process_time() - cpu
     return answers
 
 
 def _encoded(target: Target, stub: service_pb2_grpc.GRPCInferenceServiceStub) -> Call:
     requests = [encoded_request(target.model, [image]) for image in target.images]
-
-    async def call(index: int) -> None:
-        await stub.ModelInfer(requests[index % len(requests)])
-
-    return call
+    return lambda index: stub.ModelInfer(requests[index % len(requests)])
 
 
 def _client_side(target: Target, stub: service_pb2_grpc.GRPCInferenceServiceStub) -> Call:
     parameters = RequestParameters()
 
     async def call(index: int) -> None:
-        pixels = np.empty((1, *target.input_size, 3), np.uint8)
+        pixels = np.empty((1, INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
         geometry = preprocess(target.images[index % len(target.images)], pixels[0])
-        request = service_pb2.ModelInferRequest(model_name=target.model)
-        tensor = request.inputs.add(name=contract.IMAGES.name, datatype=contract.IMAGES.dtype)
-        tensor.shape.extend(pixels.shape)
-        request.raw_input_contents.append(pixels.tobytes())
-        response = await stub.ModelInfer(request)
-        _finish(response, geometry, parameters)
+        request = _request(target.model, contract.IMAGES.name, contract.IMAGES.dtype, pixels.shape, pixels.tobytes())
+        outputs = _arrays(await stub.ModelInfer(request))
+        postprocess(outputs[contract.CANDIDATES.name], outputs[contract.PROTOTYPES.name], geometry, parameters)
 
     return call
-
-
-def _finish(response: service_pb2.ModelInferResponse, geometry: Geometry, parameters: RequestParameters) -> None:
-    raw = {
-        output.name: (output, data) for output, data in zip(response.outputs, response.raw_output_contents, strict=True)
-    }
-    candidates = _array(*raw[contract.CANDIDATES.name], np.float32)
-    prototypes = _array(*raw[contract.PROTOTYPES.name], np.float16)
-    postprocess(candidates[0], prototypes[0], geometry, parameters)
-
-
-def _array(output: Any, data: bytes, dtype: type[np.generic]) -> NDArray[Any]:
-    return np.frombuffer(data, dtype).reshape(tuple(output.shape))
 
 
 def _plain_client_side(target: Target, stub: service_pb2_grpc.GRPCInferenceServiceStub) -> Call:
-    from bench.baseline import plain
+    from bench import plain
 
     async def call(index: int) -> None:
-        planes, geometry = plain.to_planes(target.images[index % len(target.images)], *target.input_size)
-        request = service_pb2.ModelInferRequest(model_name=target.model)
-        tensor = request.inputs.add(name="planes", datatype="FP32")
-        tensor.shape.extend([1, *planes.shape])
-        request.raw_input_contents.append(planes.tobytes())
-        response = await stub.ModelInfer(request)
-        raw = dict(zip((output.name for output in response.outputs), response.raw_output_contents, strict=True))
-        shapes = {output.name: tuple(output.shape)[1:] for output in response.outputs}
-        detections, prototypes = (
-            np.frombuffer(raw[name], np.float32).reshape(shapes[name]) for name in ("detections", "prototypes")
-        )
-        plain.finish(detections, prototypes, geometry)
+        planes, geometry = plain.to_planes(target.images[index % len(target.images)])
+        request = _request(target.model, "planes", "FP32", (1, *planes.shape), planes.tobytes())
+        outputs = _arrays(await stub.ModelInfer(request))
+        plain.finish(outputs["detections"], outputs["prototypes"], geometry)
 
     return call
+
+
+_DTYPES: Final = {"FP32": np.float32, "FP16": np.float16}
+
+
+def _arrays(response: service_pb2.ModelInferResponse) -> dict[str, NDArray[Any]]:
+    """Outputs for the one image of a request, by name."""
+    pairs = zip(response.outputs, response.raw_output_contents, strict=True)
+    return {one.name: np.frombuffer(raw, _DTYPES[one.datatype]).reshape(tuple(one.shape))[0] for one, raw in pairs}
 
 
 _CALLS: Final[dict[str, Callable[[Target, Any], Call]]] = {

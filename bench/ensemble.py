@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import cv2
 import numpy as np
+import onnx
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from bench.baseline.install import MODEL as PLAIN_MODEL
-from bench.baseline.install import install
-from bench.drive import Drivers, Target
-from bench.measure import Summary, interleave, ratio
-from bench.report import Comparison, Keep
+from bench.drive import Drivers, LoadFigures, Target
+from bench.measure import interleave, rate
+from bench.report import PartReport, stack
 from bench.server_meter import ServerMeter
-from bench.under_load import Load, put_under_load
+from bench.synthetic import INPUT_SIZE
+from builder.export import load_export
+from builder.surgery import make_batch_dynamic
 from load.photographs import as_jpeg, network_path
 from pipeline import contract
 from pipeline.parameters import RequestParameters
@@ -37,35 +40,23 @@ PLAIN_CLIENT: Final = "client-side pre/post, plain model"
 PLAIN: Final = "plain ensemble"
 BARE: Final = "bare session, one image on all cores"
 BARE_NARROW: Final = "bare sessions, one image per core"
-MATHS: Final = "pre- and postprocessing alone, in a loop"
-MATHS_BETWEEN: Final = "the same, the network run in between"
+MATHS: Final = "pre- and postprocessing only, in a loop"
+MATHS_BETWEEN: Final = "the same, the network runs in between"
 _LOAD_PROCESSES: Final = 2
 _MATHS_REPEATS: Final = 5
-_INPUT_SIZE: Final = (640, 640)  # of the reference model
+_BARE_SECONDS: Final = 2.0
+_PLAIN_REPOSITORY: Final = Path(__file__).resolve().parent / "plain_repository"
+_PLAIN_NETWORK: Final = "plain_segmentation"
+_PLAIN_MODELS: Final = ("plain_preprocess", _PLAIN_NETWORK, "plain_postprocess", "plain_segment")
 _Pair: TypeAlias = "tuple[NDArray[np.float32], NDArray[np.float16]]"  # an image's candidates and prototypes
 
 
-@dataclass(frozen=True)
-class EnsembleSettings:
-    """What to measure.
-
-    Attributes:
-        repository: built model repository.
-        precision: of the network; the plain ways run the export as it is.
-        in_flight: numbers of requests in flight.
-        seconds: length of each window.
-        rounds: how often each way is measured.
-    """
-
-    repository: Path
-    precision: str = "fp32"
-    in_flight: tuple[int, ...] = (1, 4, 16)
-    seconds: float = 4.0
-    rounds: int = 5
-
-
-def run(settings: EnsembleSettings, keep: Keep) -> Comparison:
+def run(options: argparse.Namespace) -> None:
     """Measure all ways side by side against one server.
+
+    Args:
+        options: ``repository``, ``out``, ``rounds``, ``seconds`` of a window, ``in_flight`` requests, ``precision`` of
+            the network; the plain ways run the export as it is.
 
     Raises:
         ServingError: the server did not start.
@@ -73,175 +64,171 @@ def run(settings: EnsembleSettings, keep: Keep) -> Comparison:
     """
     reference = fetch_reference()
     images = tuple(as_jpeg(reference.photographs))
-    comparison = Comparison(
+    report = PartReport(
         "ensemble",
-        f"The reference photographs as JPEG (0.2 to 0.8 megapixels), {settings.precision}; clients, server and "
-        "sessions share the machine. CPU times are per image: session (the network alone), non-model (all else "
+        f"The reference photographs as JPEG (0.2 to 0.8 megapixels), {options.precision}; clients, server and "
+        "sessions share the machine. CPU times are per image: session (the network only), non-model (all else "
         "of the server), client.",
+        options.out,
     )
-    warm, cold = maths_alone(settings.repository, settings.precision, images, settings.rounds)
-    comparison.add(MATHS, MATHS, "ms CPU", Summary.of(warm), {"of": "one thread, warm caches, nothing else running"})
-    comparison.add(MATHS, MATHS_BETWEEN, "ms CPU", Summary.of(cold), {"of": "one thread, the network's left out"})
-    keep(comparison, MATHS)
+    path = network_path(options.repository, options.precision)
+    warm, cold = maths_alone(path, images, options.rounds)
+    report.add(MATHS, MATHS, "ms CPU", warm, of="one thread, warm caches, nothing else running")
+    report.add(MATHS, MATHS_BETWEEN, "ms CPU", cold, of="one thread, without the network's time")
+    report.show(MATHS)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, Drivers(_LOAD_PROCESSES) as drivers:
-        arguments = install(reference.onnx, Path(folder) / "plain")
-        options = ServerOptions(
-            settings.repository,
-            precisions=(settings.precision,),
+        settings = ServerOptions(
+            options.repository,
+            precisions=(options.precision,),
             http_port=0,
             grpc_port=0,
             metrics_port=0,
             max_latency_ms=NO_LATENCY_BOUND_MS,
-            extra_arguments=arguments,
+            extra_arguments=install_plain(reference.onnx, Path(folder) / "plain"),
         )
-        with TritonServer(options) as server:
-            targets = _targets(server.grpc_url, settings.precision, images)
-            meters = {name: _meter(server, target, settings.precision) for name, target in targets.items()}
-            bare = bare_ways(settings.repository, settings.precision)
-            for in_flight in settings.in_flight:
-                ways: dict[str, Callable[[], Any]] = {
-                    name: _loaded(drivers, target, meters[name], in_flight, settings.seconds)
-                    for name, target in targets.items()
-                }
+        with TritonServer(settings) as server:
+            network = contract.network_model(options.precision)
+            targets = {
+                OURS: Target(server.grpc_url, contract.ensemble_model(options.precision), images),
+                CLIENT: Target(server.grpc_url, network, images, "project"),
+                PLAIN: Target(server.grpc_url, _PLAIN_MODELS[-1], images),
+                PLAIN_CLIENT: Target(server.grpc_url, _PLAIN_NETWORK, images, "plain"),
+            }
+            endpoints = server.pid or 0, server.grpc_url, server.metrics_url
+            own_meter, plain_meter = (ServerMeter(*endpoints, model) for model in (network, _PLAIN_NETWORK))
+            bare = bare_ways(path)
+
+            def way(target: Target, in_flight: int) -> Callable[[], LoadFigures]:
+                meter = plain_meter if target.model in _PLAIN_MODELS else own_meter
+                return lambda: drivers.measure(target, meter, in_flight, options.seconds)
+
+            for in_flight in options.in_flight:
                 case = f"{in_flight} in flight"
+                ways = {name: way(target, in_flight) for name, target in targets.items()}
+                for results in interleave({**ways, **bare}, options.rounds):
+                    report.forget(case)
+                    _add(report, case, results)
+                    report.write()
+                report.show(case)
+    report.draw()
+    _draw_parts(overhead_parts(report.figures), options.out / "ensemble-parts.png")
 
-                def add(results: dict[str, list[Any]], case: str = case) -> None:
-                    comparison.forget(case)
-                    _add(comparison, case, results)
-                    keep(comparison, "")
 
-                interleave({**ways, **bare}, settings.rounds, after_round=add)
-                keep(comparison, case)
-    return comparison
+def install_plain(export_path: Path, repository: Path) -> tuple[str, ...]:
+    """Write the plain ensemble's models into a new repository.
+
+    Args:
+        export_path: the export; its batch axis is made dynamic and nothing else.
+        repository: a folder that does not exist yet.
+
+    Returns:
+        Arguments for tritonserver that serve them beside other models.
+    """
+    shutil.copytree(_PLAIN_REPOSITORY, repository, ignore=shutil.ignore_patterns("__pycache__"))
+    export, model = load_export(export_path)
+    onnx.save(make_batch_dynamic(model, export), str(repository / _PLAIN_NETWORK / "1" / "model.onnx"))
+    return (f"--model-repository={repository}", *(f"--load-model={model}" for model in _PLAIN_MODELS))
 
 
-def overhead_parts(comparison: Comparison) -> dict[str, dict[str, float]]:
-    """Of each way under its highest load, processor milliseconds per image by what they are spent on, the session's
-    own left out."""
+def overhead_parts(figures: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Processor milliseconds per image outside of the session, by way and purpose, under the highest load."""
     parts: dict[str, dict[str, float]] = {}
-    for figure in comparison.figures:
-        notes = figure.notes
-        if "processes_ms" not in notes or figure.case != comparison.figures[-1].case:
+    for figure in figures:
+        notes = figure["notes"]
+        if "processes_ms" not in notes or figure["case"] != figures[-1]["case"]:
             continue
-        own: dict[str, float] = {"client": notes["client_ms"]}
-        for process, milliseconds in notes["processes_ms"].items():
+        own = {"client": notes["client_ms"], "network's tensors": 0.0}
+        for process, spent_ms in notes["processes_ms"].items():
             step = process.removeprefix("plain_")
-            if step.startswith(("network_", "segmentation")):
-                # The network's process does more than run the session: it takes tensors in and gives them out.
-                own["session and its tensors"] = own.get("session and its tensors", 0.0) + milliseconds
+            if step.startswith(("network_", "segmentation")):  # it takes tensors in and gives them out, too
+                own["network's tensors"] += max(0.0, spent_ms - notes["session_ms"])
             else:
-                own[step] = own.get(step, 0.0) + milliseconds
-        own["network's tensors"] = max(0.0, own.pop("session and its tensors", 0.0) - notes["session_ms"])
-        parts[figure.way] = own
+                own[step] = own.get(step, 0.0) + spent_ms
+        parts[figure["way"]] = own
     return parts
 
 
-def maths_alone(
-    repository: Path, precision: str, images: Sequence[bytes], rounds: int
-) -> tuple[list[float], list[float]]:
-    """What the work outside of the network costs without a server: the least that non-model CPU time can be.
+def _draw_parts(parts: dict[str, dict[str, float]], path: Path) -> None:
+    canvas = Figure(figsize=(11, 1.6 + 0.7 * len(parts)), layout="constrained")
+    axes = canvas.add_subplot()
+    stack(axes, parts)
+    canvas.suptitle("Where the time outside of the network goes, per image")
+    canvas.savefig(path, dpi=120)
+    print(f"written: {path}", flush=True)
+
+
+def maths_alone(path: Path, images: Sequence[bytes], rounds: int) -> tuple[list[float], list[float]]:
+    """The cost of the work outside of the network, without a server: the least that non-model CPU time can be.
 
     Returns:
         Processor milliseconds per image of decoding, letterboxing, postprocessing and packing, one value a round: in a
-        loop of nothing else, and with the network run between the two halves of the work: on a machine that runs the
-        network too, neither half finds anything in the processor's caches.
+        loop of nothing else, and with the network run between the two halves of the work, which empties the
+        processor's caches as it does on a machine that serves.
     """
-    network = CpuNetwork(network_path(repository, precision), len(os.sched_getaffinity(0)), 1)
+    network = CpuNetwork(path, len(os.sched_getaffinity(0)), 1)
     cv2.setNumThreads(1)
-    pixels = np.empty((1, *_INPUT_SIZE, 3), np.uint8)
+    pixels = np.empty((1, INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
     parameters = RequestParameters()
 
-    def run() -> _Pair:
+    def run_network() -> _Pair:
         ((candidates, prototypes),) = network.run([pixels])
         return candidates[0], prototypes[0]
 
-    def work(image: bytes, outputs: Callable[[], _Pair]) -> float:
+    def cpu_ms(image: bytes, kept: _Pair | None) -> float:
         started = time.process_time()
         geometry = preprocess(image, pixels[0])
-        half = time.process_time() - started
-        candidates, prototypes = outputs()
+        first_half_s = time.process_time() - started
+        candidates, prototypes = kept or run_network()
         started = time.process_time()
         pack_response([postprocess(candidates, prototypes, geometry, parameters)])
-        return half + time.process_time() - started
+        return (first_half_s + time.process_time() - started) * 1e3
 
-    kept: list[Callable[[], _Pair]] = []
+    kept: list[_Pair] = []
     for image in images:
         preprocess(image, pixels[0])
-        candidates, prototypes = run()
-        own = candidates.copy(), prototypes.copy()
-        kept.append(lambda own=own: own)  # type: ignore[misc]
+        candidates, prototypes = run_network()
+        kept.append((candidates.copy(), prototypes.copy()))
     warm: list[float] = []
     cold: list[float] = []
     for _ in range(rounds + 1):
-        for times, outputs in ((warm, kept), (cold, [run] * len(images))):
+        for times, outputs in ((warm, kept), (cold, [None] * len(images))):
             pairs = list(zip(images, outputs, strict=True)) * _MATHS_REPEATS
-            times.append(statistics.fmean(work(image, output) for image, output in pairs) * 1e3)
+            times.append(statistics.fmean(cpu_ms(image, output) for image, output in pairs))
     return warm[1:], cold[1:]  # the first warms up
 
 
-def bare_ways(repository: Path, precision: str) -> dict[str, Callable[[], float]]:
-    """The network without a server, on noise already letterboxed: images per second."""
-    path = network_path(repository, precision)
+def bare_ways(path: Path) -> dict[str, Callable[[], float]]:
+    """The network without a server, on letterboxed noise: images per second."""
     cores = len(os.sched_getaffinity(0))
     network = CpuNetwork(path, cores, cores)
-    pixels = np.random.default_rng(0).integers(0, 256, (cores, *_INPUT_SIZE, 3), dtype=np.uint8)
-    together = [pixels[index : index + 1] for index in range(cores)]
+    pixels = np.random.default_rng(0).integers(0, 256, (cores, 1, INPUT_SIZE, INPUT_SIZE, 3), dtype=np.uint8)
     return {
-        BARE: lambda: _rate(lambda: network.run(together[:1]), 1),
-        BARE_NARROW: lambda: _rate(lambda: network.run(together), cores),
+        BARE: lambda: rate(lambda: network.run(list(pixels[:1])), 1, _BARE_SECONDS),
+        BARE_NARROW: lambda: rate(lambda: network.run(list(pixels)), cores, _BARE_SECONDS),
     }
 
 
-def _rate(work: Callable[[], Any], images: int, seconds: float = 2.0) -> float:
-    work()
-    runs, started = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - started) < seconds:
-        work()
-        runs += 1
-    return runs * images / elapsed
-
-
-def _targets(url: str, precision: str, images: tuple[bytes, ...]) -> dict[str, Target]:
-    return {
-        OURS: Target(url, contract.ensemble_model(precision), images),
-        CLIENT: Target(url, contract.network_model(precision), images, "project"),
-        PLAIN: Target(url, PLAIN_MODEL, images),
-        PLAIN_CLIENT: Target(url, "plain_segmentation", images, "plain"),
-    }
-
-
-def _meter(server: TritonServer, target: Target, precision: str) -> ServerMeter:
-    plain = target.model.startswith("plain_")
-    model = "plain_segmentation" if plain else contract.network_model(precision)
-    return ServerMeter(server.pid or 0, server.grpc_url, server.metrics_url, model)
-
-
-def _loaded(drivers: Drivers, target: Target, meter: ServerMeter, in_flight: int, seconds: float) -> Callable[[], Load]:
-    return lambda: put_under_load(drivers, target, meter, in_flight, seconds)
-
-
-def _add(comparison: Comparison, case: str, results: dict[str, list[Any]]) -> None:
-    rates: dict[str, list[float]] = {}
-    for way, values in results.items():
-        loads = [value for value in values if isinstance(value, Load)]
-        rates[way] = [load.images_per_s for load in loads] if loads else list(values)
-        comparison.add(case, way, "images/s", Summary.of(rates[way]), _notes(loads))
-        if loads:
-            comparison.add(case, way, "ms CPU", Summary.of(load.usage.other_ms for load in loads), {"of": "non-model"})
-            comparison.add(case, way, "ms CPU all", Summary.of(load.host_ms for load in loads), {"of": "host"})
+def _add(report: PartReport, case: str, results: dict[str, list[Any]]) -> None:
+    loads: dict[str, list[LoadFigures]] = {way: results[way] for way in (OURS, CLIENT, PLAIN, PLAIN_CLIENT)}
+    rates = {BARE: results[BARE], BARE_NARROW: results[BARE_NARROW]}
+    for way, measured in loads.items():
+        rates[way] = [load.images_per_s for load in measured]
+        report.add(case, way, "images/s", rates[way], **_notes(measured))
+        report.add(case, way, "ms CPU", [load.usage.other_ms for load in measured], of="non-model")
+        report.add(case, way, "ms CPU all", [load.host_ms for load in measured], of="host")
+    for way in (BARE, BARE_NARROW):
+        report.add(case, way, "images/s", rates[way])
     for way in results:
         if way != OURS:
-            comparison.add_ratio(case, f"{OURS} / {way}", ratio(rates[OURS], rates[way]))
-    ours, plain = ([load.usage.other_ms for load in results[way]] for way in (OURS, PLAIN))
-    comparison.add_ratio(case, "non-model CPU, this / plain ensemble", ratio(ours, plain))
+            report.add_ratio(case, f"{OURS} / {way}", rates[OURS], rates[way])
+    ours, plain = ([load.usage.other_ms for load in loads[way]] for way in (OURS, PLAIN))
+    report.add_ratio(case, "non-model CPU, this / plain ensemble", ours, plain)
     for way in (CLIENT, PLAIN_CLIENT, PLAIN):
-        host = ([load.host_ms for load in results[name]] for name in (way, OURS))
-        comparison.add_ratio(case, f"host CPU, {way} / this", ratio(*host))
+        theirs, ours = ([load.host_ms for load in loads[name]] for name in (way, OURS))
+        report.add_ratio(case, f"host CPU, {way} / this", theirs, ours)
 
 
-def _notes(loads: Sequence[Load]) -> dict[str, Any]:
-    if not loads:
-        return {}
+def _notes(loads: Sequence[LoadFigures]) -> dict[str, Any]:
     return {
         "p50_ms": statistics.median(load.p50_ms for load in loads),
         "p99_ms": statistics.median(load.p99_ms for load in loads),

@@ -1,10 +1,11 @@
-"""The ensemble on a GPU machine: how much of the bare session's throughput it reaches, and what a start costs.
+"""The ensemble on a GPU machine: its share of the bare session's throughput, and its first requests.
 
-Needs no network: the server's wheel, the built versions and the photographs are taken from where they are.
+Needs no network: the server's wheel, the built versions and the photographs must be in place.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import multiprocessing
@@ -16,26 +17,26 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
-from tritonclient.grpc import service_pb2_grpc
+from tritonclient.grpc import model_config_pb2, service_pb2_grpc
 
-from bench.drive import Drivers, Target, encoded_request
-from bench.gpu_picture import best_bare, draw
+from bench.drive import Drivers, LoadFigures, Target, encoded_request
+from bench.measure import rate
+from bench.report import stack
 from bench.server_meter import ServerMeter
-from bench.under_load import put_under_load
-from bench.variant import Variant, copy_repository
 from client.files import write_atomically
 from load.errors import LoadError
 from load.machine import gpu_name
 from load.photographs import as_jpeg, network_path
 from pipeline import contract
 from pipeline.loopback import grpc_channel_args
+from repository.store import CONFIG_NAMES, ModelRepository, read_config, write_config
 from scenes.reference import fetch_reference
 from serving.server import NO_LATENCY_BOUND_MS, ServerOptions, TritonServer
 from steps.onnx_cuda import batch_sizes
@@ -45,151 +46,162 @@ _BARE_SECONDS: Final = 1.0
 _READY_TIMEOUT_S: Final = 180.0
 _WARM_UP_S: Final = 1.0
 _POLL_MS: Final = 100
+_SETTINGS: Final = (
+    *("profile", "seconds", "processes", "preprocess_instances", "postprocess_instances"),
+    *("network_instances", "network_kind"),
+)
 
 
-@dataclass(frozen=True)
-class GpuSettings:
-    """What to measure.
+def run(options: argparse.Namespace) -> None:
+    """Measure every precision; print the figures and write them to ``gpu-<precision>.json`` and ``gpu.png``.
 
-    Attributes:
-        repository: built model repository.
-        out: folder for ``gpu-<precision>.json``.
-        profile: ``cuda``, or ``cpu`` to try the benchmark on a machine without a GPU.
-        precisions: one after the other.
-        in_flight: numbers of requests in flight.
-        seconds: length of each window.
-        processes: that generate load.
-        variant: instance counts.
-    """
-
-    repository: Path
-    out: Path
-    profile: str
-    precisions: tuple[str, ...]
-    in_flight: tuple[int, ...]
-    seconds: float
-    processes: int
-    variant: Variant
-
-
-def run(settings: GpuSettings) -> int:
-    """Measure every precision, print and write what was found.
-
-    Returns:
-        0.
+    Args:
+        options: ``repository``, ``out``, ``profile`` (``cpu`` tries this out without a GPU), ``precisions``,
+            ``in_flight`` requests, ``seconds`` of a window, ``processes`` that generate load, instance counts
+            ``preprocess_instances``, ``postprocess_instances``, ``network_instances``, and ``network_kind``.
 
     Raises:
         ServingError: the server did not start.
         LoadError: a request failed, or the session could not be made.
     """
-    settings.out.mkdir(parents=True, exist_ok=True)
     images = tuple(as_jpeg(fetch_reference().photographs))
     results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder, Drivers(settings.processes) as drivers:
-        repository = copy_repository(
-            settings.repository, Path(folder) / "repository", settings.profile, settings.variant
-        )
-        for precision in settings.precisions:
-            result = _machine(settings)
-            result["precision"] = precision
-            result["bare"] = bare = _bare(repository, precision, settings.profile)
-            path = settings.out / f"gpu-{precision}.json"
-            for part in _served(settings, repository, precision, images, drivers, bare):
-                result |= part  # written as it comes: what fails later loses nothing
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, Drivers(options.processes) as drivers:
+        repository = copy_repository(options, Path(folder) / "repository")
+        for precision in options.precisions:
+            result = {name: getattr(options, name) for name in _SETTINGS}
+            result |= {"cores": len(os.sched_getaffinity(0)), "gpu": gpu_name(), "precision": precision}
+            result["bare"] = _bare(repository, precision, options.profile)
+            path = options.out / f"gpu-{precision}.json"
+            for part in _served(options, repository, precision, images, drivers, result["bare"]):
+                result |= part  # written at once: a later failure loses nothing
                 write_atomically(path, (json.dumps(result, indent=2) + "\n").encode())
             _say(f"{precision}: written to {path}")
             results.append(result)
     try:
-        draw(results, settings.out / "gpu.png")
+        draw(results, options.out / "gpu.png")
     except ImportError:
         _say("no picture: matplotlib is not installed here")
     else:
-        _say(f"written: {settings.out / 'gpu.png'}")
-    return 0
+        _say(f"written: {options.out / 'gpu.png'}")
+
+
+def copy_repository(options: argparse.Namespace, target: Path) -> Path:
+    """Copy a repository, and set the network's instances in the copy.
+
+    Under the profile cuda the copy serves the versions that are promoted for cpu: both load ``model.onnx``.
+
+    Args:
+        options: ``repository``, ``profile``, ``network_instances`` and ``network_kind``; None keeps the configuration.
+        target: a folder that does not exist yet; returned.
+
+    Raises:
+        RepositoryError: a configuration is missing or broken.
+    """
+    shutil.copytree(options.repository, target, ignore=shutil.ignore_patterns("__pycache__", ".lock", ".building-*"))
+    for precision in contract.PRECISIONS:
+        path = target / contract.network_model(precision) / CONFIG_NAMES[options.profile]
+        config = read_config(path)
+        for group in config.instance_group:
+            group.count = options.network_instances or group.count
+            if options.network_kind is not None:
+                group.kind = model_config_pb2.ModelInstanceGroup.Kind.Value(f"KIND_{options.network_kind.upper()}")
+        if options.profile == "cuda":
+            config.version_policy.specific.versions[:] = ModelRepository(target).promoted(precision, "cpu")
+        write_config(path, config)
+    return target
 
 
 def _served(
-    settings: GpuSettings,
+    options: argparse.Namespace,
     repository: Path,
     precision: str,
     images: tuple[bytes, ...],
     drivers: Drivers,
     bare: dict[str, float],
 ) -> Iterator[dict[str, Any]]:
-    options = ServerOptions(
-        repository,
-        profile=settings.profile,
-        precisions=(precision,),
-        http_port=0,
-        grpc_port=0,
-        metrics_port=0,
-        max_latency_ms=NO_LATENCY_BOUND_MS,
+    server = TritonServer(
+        ServerOptions(
+            repository,
+            profile=options.profile,
+            precisions=(precision,),
+            http_port=0,
+            grpc_port=0,
+            metrics_port=0,
+            preprocess_instances=options.preprocess_instances,
+            postprocess_instances=options.postprocess_instances,
+            max_latency_ms=NO_LATENCY_BOUND_MS,
+        )
     )
-    server = TritonServer(options)
     started = time.monotonic()
     try:
         server.start()
         server.wait_ready(_READY_TIMEOUT_S)
         ready_s = time.monotonic() - started
         _say(f"{precision}: server ready after {ready_s:.1f} s")
-        first = _first_requests(server.grpc_url, contract.ensemble_model(precision), images)
-        for size, (one, two) in first.items():
-            _say(f"{precision}: {size} images in one request: first {one:.0f} ms, second {two:.0f} ms")
-        requests = {str(size): {"first_ms": one, "second_ms": two} for size, (one, two) in first.items()}
-        yield {"ready_s": ready_s, "requests_after_start": requests}
         target = Target(server.grpc_url, contract.ensemble_model(precision), images)
-        model = contract.network_model(precision)
-        meter = ServerMeter(server.pid or 0, server.grpc_url, server.metrics_url, model)
+        requests = _first_requests(target)
+        for size, times in requests.items():
+            first, second = times.values()
+            _say(f"{precision}: {size} images in one request: first {first:.0f} ms, second {second:.0f} ms")
+        yield {"ready_s": ready_s, "requests_after_start": requests}
+        network = contract.network_model(precision)
+        meter = ServerMeter(server.pid or 0, server.grpc_url, server.metrics_url, network)
         loads: list[dict[str, Any]] = []
-        for in_flight in settings.in_flight:
+        for in_flight in options.in_flight:
             with GpuMeter() as gpu:
-                load = put_under_load(drivers, target, meter, in_flight, settings.seconds, _WARM_UP_S)
+                load = drivers.measure(target, meter, in_flight, options.seconds, _WARM_UP_S)
             busy = gpu.busy_percent(load.window)
-            shares = {way: load.images_per_s / rate for way, (rate, _) in best_bare(bare).items()}
-            loads.append({**load.to_json(), "gpu_busy_percent": busy, "of_bare": shares})
+            shares = {way: load.images_per_s / best for way, (best, _) in best_bare(bare).items()}
+            loads.append({**asdict(load), "gpu_busy_percent": busy, "of_bare": shares})
+            del loads[-1]["window"]
             yield {"loads": loads}
-            _say(
-                f"{precision}: {in_flight:4} in flight  {load.images_per_s:7.1f} images/s "
-                f"({', '.join(f'{share:.2f} of bare {way}' for way, share in shares.items())})  "
-                f"p50 {load.p50_ms:.1f} ms  p99 {load.p99_ms:.1f} ms  "
-                f"non-model CPU {load.usage.other_ms:.2f} ms/image  session CPU {load.usage.session_ms:.2f}  "
-                f"client CPU {load.client_ms:.2f}  GPU {'not measured' if busy is None else f'{busy:.0f} %'}  "
-                f"batches {load.usage.batches}"
-            )
-            _say("    by process, ms/image: " + ", ".join(f"{k} {v:.2f}" for k, v in load.usage.by_process_ms.items()))
-            steps = (f"{k} {v['queue']:.1f} + {v['compute']:.1f}" for k, v in load.usage.steps_ms.items())
-            _say("    by step, ms waiting + ms working: " + ", ".join(steps))
+            _say(_lines(precision, load, shares, busy))
     finally:
         server.stop()
 
 
-def _first_requests(url: str, model: str, images: Sequence[bytes]) -> dict[int, tuple[float, float]]:
+def _lines(precision: str, load: LoadFigures, shares: dict[str, float], busy: float | None) -> str:
+    usage = load.usage
+    processes = (f"{name} {spent:.2f}" for name, spent in usage.by_process_ms.items())
+    steps = (f"{name} {spent['queue']:.1f} + {spent['compute']:.1f}" for name, spent in usage.steps_ms.items())
+    return (
+        f"{precision}: {load.in_flight:4} in flight  {load.images_per_s:7.1f} images/s "
+        f"({', '.join(f'{share:.2f} of bare {way}' for way, share in shares.items())})  "
+        f"p50 {load.p50_ms:.1f} ms  p99 {load.p99_ms:.1f} ms  non-model CPU {usage.other_ms:.2f} ms/image  "
+        f"session CPU {usage.session_ms:.2f}  client CPU {load.client_ms:.2f}  "
+        f"GPU {'not measured' if busy is None else f'{busy:.0f} %'}  batches {usage.batches}\n"
+        f"    by process, ms/image: {', '.join(processes)}\n"
+        f"    by step, ms waiting + ms working: {', '.join(steps)}"
+    )
+
+
+def _first_requests(target: Target) -> dict[str, dict[str, float]]:
     """Latencies of the first two requests of every batch size that a request may have, in milliseconds."""
     latencies = {}
-    with grpc.insecure_channel(url, options=grpc_channel_args(url)) as channel:
+    with grpc.insecure_channel(target.url, options=grpc_channel_args(target.url)) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         for size in range(1, contract.MAX_REQUEST_BATCH + 1):
-            request = encoded_request(model, [images[index % len(images)] for index in range(size)])
-            pair = []
+            batch = [target.images[index % len(target.images)] for index in range(size)]
+            request, pair = encoded_request(target.model, batch), []
             for _ in range(2):
                 started = time.perf_counter()
                 stub.ModelInfer(request, timeout=60)
                 pair.append((time.perf_counter() - started) * 1e3)
-            latencies[size] = (pair[0], pair[1])
+            latencies[str(size)] = {"first_ms": pair[0], "second_ms": pair[1]}
     return latencies
 
 
 def _bare(repository: Path, precision: str, profile: str) -> dict[str, float]:
-    """Images per second of the session alone, by batch size; in a process of its own, which frees the GPU behind it."""
+    """Images per second of the session only, by batch size; in a separate process, whose end frees the GPU."""
     path = network_path(repository, precision)
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
         try:
             rates: dict[str, float] = pool.apply(_bare_rates, (path, profile))
         except RuntimeError as error:  # ONNX Runtime without CUDA; the text says what to install
             raise LoadError(str(error)) from error
-    for name, rate in rates.items():
-        _say(f"{precision}: bare session, {name}: {rate:.1f} images/s")
+    for name, images_per_s in rates.items():
+        _say(f"{precision}: bare session, {name}: {images_per_s:.1f} images/s")
     return rates
 
 
@@ -197,7 +209,7 @@ def _bare_rates(path: Path, profile: str) -> dict[str, float]:
     from steps.onnx_cpu import OUTPUT_NAMES, CpuNetwork
     from steps.onnx_cuda import cuda_session, network_on_gpu
 
-    pixels = np.random.default_rng(0).integers(0, 256, (_BARE_MAX_BATCH, 640, 640, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (_BARE_MAX_BATCH, 640, 640, 3), dtype=np.uint8)
     rates = {}
     if profile == "cuda":
         network: Any
@@ -205,50 +217,34 @@ def _bare_rates(path: Path, profile: str) -> dict[str, float]:
         for problem in problems:
             _say(f"CUDA: {problem}")
         session = cuda_session(path, 0)
-        shape = session.get_inputs()[0].shape[1:]
-        pixels = np.resize(pixels, (_BARE_MAX_BATCH, *shape))
+        noise = np.resize(noise, (_BARE_MAX_BATCH, *session.get_inputs()[0].shape[1:]))
         for size in batch_sizes(_BARE_MAX_BATCH):
-            batch = pixels[:size]
-            rates[f"run, batch {size}"] = _rate(
-                lambda b=batch: session.run(OUTPUT_NAMES, {contract.IMAGES.name: b}), size
-            )
-        _check_same(network, session, pixels[:4])
+            feed = {contract.IMAGES.name: noise[:size]}
+            rates[f"run, batch {size}"] = rate(lambda feed=feed: session.run(OUTPUT_NAMES, feed), size, _BARE_SECONDS)  # type: ignore[misc]
+        _check_same(network, session.run(OUTPUT_NAMES, {contract.IMAGES.name: noise[:4]}), noise[:4])
     else:
         network = CpuNetwork(path, len(os.sched_getaffinity(0)), contract.MAX_REQUEST_BATCH)
-    top = _BARE_MAX_BATCH if profile == "cuda" else contract.MAX_REQUEST_BATCH
-    for size in batch_sizes(top):
-        parts = [pixels[index : index + 1] for index in range(size)]
-        rates[f"as served, batch {size}"] = _rate(lambda p=parts: network.run(p), size)
+    for size in batch_sizes(_BARE_MAX_BATCH if profile == "cuda" else contract.MAX_REQUEST_BATCH):
+        parts = [noise[index : index + 1] for index in range(size)]
+        rates[f"as served, batch {size}"] = rate(lambda parts=parts: network.run(parts), size, _BARE_SECONDS)  # type: ignore[misc]
     return rates
 
 
-def _check_same(network: Any, session: Any, batch: NDArray[np.uint8]) -> None:
-    """Compare the prepared buffers with a plain run of the session.
+def _check_same(network: Any, outputs: Sequence[NDArray[Any]], batch: NDArray[np.uint8]) -> None:
+    """Compare the outputs of the prepared buffers with those of a plain run of the session.
 
     Raises:
         LoadError: they differ.
     """
-    candidates, prototypes = session.run(
-        [contract.CANDIDATES.name, contract.PROTOTYPES.name], {contract.IMAGES.name: batch}
-    )
-    found = network.run([batch[index : index + 1] for index in range(len(batch))])
-    scores = np.stack([one[0, :, contract.SCORE_COLUMN] for one, _ in found])
-    planes = np.concatenate([two for _, two in found]).astype(np.float32)
+    candidates, prototypes = outputs
+    served = network.run([batch[index : index + 1] for index in range(len(batch))])
+    scores = np.stack([one[0, :, contract.SCORE_COLUMN] for one, _ in served])
+    planes = np.concatenate([two for _, two in served]).astype(np.float32)
     if not (
         np.allclose(scores, candidates[..., contract.SCORE_COLUMN], atol=1e-2)
         and np.allclose(planes, prototypes.astype(np.float32), atol=0.1)
     ):
         raise LoadError("the network's prepared buffers give other results than a plain run of its session")
-
-
-def _rate(work: Any, images: int) -> float:
-    for _ in range(3):
-        work()
-    runs, started = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - started) < _BARE_SECONDS:
-        work()
-        runs += 1
-    return runs * images / elapsed
 
 
 class GpuMeter:
@@ -272,7 +268,7 @@ class GpuMeter:
             self._process.wait()
 
     def busy_percent(self, window: tuple[float, float]) -> float | None:
-        """Mean over a window of ``time.monotonic``; None if there was nothing to read."""
+        """Mean over a window of ``time.monotonic``; None without samples."""
         inside = [value for at, value in self._samples if window[0] <= at < window[1]]
         return statistics.fmean(inside) if inside else None
 
@@ -282,15 +278,54 @@ class GpuMeter:
                 self._samples.append((time.monotonic(), float(line)))
 
 
-def _machine(settings: GpuSettings) -> dict[str, Any]:
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "gpu": gpu_name(),
-        "profile": settings.profile,
-        "seconds": settings.seconds,
-        "load_processes": settings.processes,
-        "variant": asdict(settings.variant),
-    }
+def host_limit(result: dict[str, Any]) -> float:
+    """Images per second at which every core of the host is busy, by the processor time under the highest load."""
+    load = result["loads"][-1]
+    each_ms = load["client_ms"] + load["usage"]["other_ms"] + load["usage"]["session_ms"]
+    return float(result["cores"] * 1000 / each_ms)
+
+
+def best_bare(bare: dict[str, float]) -> dict[str, tuple[float, str]]:
+    """For each way in which the session is measured, such as ``run``: its best rate, and at which batch size."""
+    best: dict[str, tuple[float, str]] = {}
+    for name, images_per_s in bare.items():
+        way = name.partition(",")[0]
+        best[way] = max(best.get(way, (0.0, "")), (images_per_s, name))
+    return best
+
+
+def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw, for each precision, images per second against what bounds them, and the host's time by process.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 1.5 + 3.1 * len(results)), layout="constrained")
+    for (rates, times), result in zip(
+        figure.subplots(len(results), 2, squeeze=False, width_ratios=(3, 2)), results, strict=True
+    ):
+        loads = result["loads"]
+        bounds = {f"bare session, {name}": best for best, name in best_bare(result["bare"]).values()}
+        bounds["every core of the host busy"] = host_limit(result)
+        for index, (name, bound) in enumerate(bounds.items(), 1):
+            rates.axhline(
+                bound, linestyle=("-.", "--", ":")[index % 3], color=f"C{index}", label=f"{name}: {bound:.0f}/s"
+            )
+        label = "{in_flight}\n{images_per_s:.0f}/s\np50 {p50_ms:.0f} ms\np99 {p99_ms:.0f} ms"
+        rates.bar([label.format(**load) for load in loads], [load["images_per_s"] for load in loads], 0.6)
+        rates.set_ylim(0, 1.3 * max(*bounds.values(), *(load["images_per_s"] for load in loads)))
+        rates.set(xlabel="requests in flight", ylabel="images/s", title=result["precision"])
+        rates.legend(fontsize=7, loc="upper left", ncols=2)
+        stack(
+            times,
+            {str(load["in_flight"]): {**load["usage"]["by_process_ms"], "client": load["client_ms"]} for load in loads},
+        )
+        times.set_ylabel("requests in flight")
+    machine = f"{results[0]['gpu'] or 'no GPU'}, {results[0]['cores']} cores"
+    figure.suptitle(f"the ensemble on a GPU machine: profile {results[0]['profile']}, {machine}")
+    figure.savefig(path, dpi=110)
 
 
 def _say(text: str) -> None:

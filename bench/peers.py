@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
+from bench.plain import encode
 from bench.synthetic import INPUT_SIZE, Outputs
 from pipeline.letterbox import Geometry
 
@@ -40,7 +40,7 @@ def ultralytics_masks(outputs: Outputs, confidence: float, iou: float) -> MaskMa
         (rows,) = nms.non_max_suppression(detections.clone(), confidence, iou, nc=1, max_det=300)
         boxes = ops.scale_boxes((INPUT_SIZE, INPUT_SIZE), rows[:, :4], shape)
         masks = ops.process_mask_native(prototypes, rows[:, 6:], boxes, shape).numpy()
-        return boxes.numpy(), [_encode(mask) for mask in masks]
+        return boxes.numpy(), [encode(mask) for mask in masks]
 
     return run
 
@@ -104,8 +104,4 @@ def _paste_and_encode(tile: NDArray[np.uint8], box: NDArray[np.float32], geometr
         top = min(max(int(box[1]), 0), geometry.height - tile.shape[0])
         left = min(max(int(box[0]), 0), geometry.width - tile.shape[1])
         whole[top : top + tile.shape[0], left : left + tile.shape[1]] = tile > 127
-    return bytes(coco_mask.encode(whole)["counts"])
-
-
-def _encode(mask: NDArray[np.uint8]) -> bytes:
-    return bytes(coco_mask.encode(np.asfortranarray(mask))["counts"])
+    return encode(whole)

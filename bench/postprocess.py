@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+import argparse
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import cv2
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bench import peers
-from bench.baseline import plain
-from bench.measure import Summary, interleave, ratio, repeats_for
-from bench.report import Comparison, Keep
+from bench import peers, plain
+from bench.report import PartReport
 from bench.synthetic import INPUT_SIZE, Outputs, scene
 from load.errors import LoadError
 from load.photographs import network_path
@@ -34,37 +32,30 @@ LEAST_IOU: Final = 0.99
 _PARAMETERS: Final = RequestParameters()
 
 
-def run(repository: Path, rounds: int, keep: Keep) -> Comparison:
+def run(options: argparse.Namespace) -> None:
     """Measure every scene; masks of each way are checked against a float64 computation in the same run.
 
     Args:
-        repository: built model repository, whose fp32 network looks at the reference photographs.
-        rounds: how often each way is measured.
-        keep: called after every scene.
+        options: ``repository``, whose fp32 network looks at the reference photographs, ``out`` and ``rounds``.
 
     Raises:
-        BuilderError: the reference photographs cannot be had.
-        LoadError: a mask of this project is further from that computation than :data:`LEAST_IOU`.
+        OperatorError: the reference photographs are not available.
+        LoadError: the IoU of a mask of this project with that computation is below :data:`LEAST_IOU`.
     """
     cv2.setNumThreads(1)
-    comparison = Comparison(
+    report = PartReport(
         "postprocess",
         "From one image's network outputs to COCO run lengths; wall time of one thread, in milliseconds. The other "
         "ways start from the plain export's outputs in float32, this project from its own top 1000 and float16.",
+        options.out,
     )
-    for name, outputs in (*_scenes(), *_photographs(repository)):
+    for case, outputs in (*_scenes(), *_photographs(options.repository)):
         ways = _ways(outputs)
-        accuracy = {way: _worst_iou(work(), outputs) for way, work in ways.items()}
-        timed = {way: timer(work) for way, work in ways.items()}
-        times = interleave(timed, rounds)
-        for way, values in times.items():
-            comparison.add(name, way, "ms", Summary.of(values), {"worst_mask_iou": accuracy[way]})
-            if way != OURS:
-                comparison.add_ratio(name, f"{way} / {OURS}", ratio(values, times[OURS]))
-        keep(comparison, name)
-        if accuracy[OURS] < LEAST_IOU:
-            raise LoadError(f"{name}: a mask has an IoU of {accuracy[OURS]:.4f} with float64; least: {LEAST_IOU}")
-    return comparison
+        accuracy = {way: {"worst_mask_iou": _worst_iou(work(), outputs)} for way, work in ways.items()}
+        report.compare(case, ways, OURS, options.rounds, accuracy)
+        if (worst := accuracy[OURS]["worst_mask_iou"]) < LEAST_IOU:
+            raise LoadError(f"{case}: a mask has an IoU of {worst:.4f} with float64; least: {LEAST_IOU}")
+    report.draw()
 
 
 def _scenes() -> Iterator[tuple[str, Outputs]]:
@@ -74,7 +65,7 @@ def _scenes() -> Iterator[tuple[str, Outputs]]:
 
 
 def _photographs(repository: Path) -> Iterator[tuple[str, Outputs]]:
-    """What the fp32 network, and the plain export, give for the reference photographs."""
+    """Outputs of the fp32 network and of the plain export for the reference photographs."""
     reference = fetch_reference()
     own, whole = (ort.InferenceSession(str(path)) for path in (network_path(repository, "fp32"), reference.onnx))
     for path in reference.photographs:
@@ -106,19 +97,6 @@ def _ways(outputs: Outputs) -> dict[str, peers.MaskMaker]:
         "edgefirst-decoder": peers.edgefirst_masks(outputs, _PARAMETERS.confidence, _PARAMETERS.iou),
     }
     return {OURS: ours, WHOLE: whole} | {name: work for name, work in others.items() if work is not None}
-
-
-def timer(work: Callable[[], Any]) -> Callable[[], float]:
-    """A call that measures the mean wall time of some calls of ``work``, in milliseconds."""
-    repeats = repeats_for(work)
-
-    def once() -> float:
-        started = time.perf_counter()
-        for _ in range(repeats):
-            work()
-        return (time.perf_counter() - started) * 1e3 / repeats
-
-    return once
 
 
 def _worst_iou(found: tuple[NDArray[np.float32], list[bytes]], outputs: Outputs) -> float:

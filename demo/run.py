@@ -1,4 +1,4 @@
-"""The whole path from nothing: build, serve, segment five photographs in every precision over both protocols, stop."""
+"""The whole path: build, serve, segment five photographs in every precision over both protocols, stop."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Row:
 
 
 def run_demo(repository: Path, out: Path, ports: tuple[int, int, int] = (0, 0, 0)) -> int:
-    """Build what is missing, serve it, segment the reference photographs, write what was found.
+    """Build what is missing, serve it, segment the reference photographs, write the results.
 
     Args:
         repository: the model repository.
@@ -63,7 +63,7 @@ def run_demo(repository: Path, out: Path, ports: tuple[int, int, int] = (0, 0, 0
     for built in build(BuildSettings(repository=repository), steps):
         if not built.promoted:
             steps.warn(
-                f"{built.manifest.model}/{built.manifest.version} is {built.state}; what was served before is shown"
+                f"{built.manifest.model}/{built.manifest.version} is {built.state}; the version served before is shown"
             )
     server = TritonServer(ServerOptions(repository, http_port=ports[0], grpc_port=ports[1], metrics_port=ports[2]))
     try:

@@ -1,58 +1,30 @@
-"""From the steps of a comparison to its answer: curves, the knee, ratios with their spread, a recommendation."""
+"""From the steps of a comparison to its answer: curves, the knee, and ratios with their spread."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from load.results import PERCENTILES, Load, StepResult
-from load.triton_statistics import PHASES, steps_of
+from load.spread import Spread, ratios
+from load.triton_statistics import ModelCounters, steps_of
 from load.versions import MeasuredVersion
 from pipeline import contract
 
 MIN_ROUNDS: Final = 3
-"""Below this many rounds the spread of a ratio is not known, and no difference is claimed."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A value per round: median, least and most.
-
-    Attributes:
-        median: the middle one.
-        low: the least.
-        high: the most.
-        rounds: how many.
-    """
-
-    median: float
-    low: float
-    high: float
-    rounds: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Sum up values; NaN throughout where there are none."""
-        if not values:
-            return cls(math.nan, math.nan, math.nan, 0)
-        return cls(statistics.median(values), min(values), max(values), len(values))
-
-    def to_json(self) -> dict[str, float | int | None]:
-        """Plain values."""
-        median, low, high = (None if math.isnan(value) else value for value in (self.median, self.low, self.high))
-        return {"median": median, "low": low, "high": high, "rounds": self.rounds}
+"""With fewer rounds the spread of a ratio is unknown, and no difference is claimed."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """Where a part of the mean request's time goes.
+    """A part of the mean request's time.
 
     Attributes:
-        step: ``preprocess``, ``network``, ``postprocess`` or ``rest`` (transport, scheduling of the ensemble).
+        step: ``admission``, ``preprocess``, ``network``, ``postprocess`` or ``rest`` (transport, scheduling).
         phase: ``queue``, ``compute``, or empty for the rest.
         milliseconds: per request.
     """
@@ -67,7 +39,7 @@ class Point:
     """One load on one precision over one protocol, over all rounds.
 
     Attributes:
-        load: what was asked.
+        load: on the server.
         steps: the rounds' steps.
         throughput: images per second.
         latency_ms: percentile to milliseconds.
@@ -86,14 +58,13 @@ class Point:
             load,
             tuple(steps),
             Spread.of([step.throughput for step in steps if step.error is None]),
-            {percentile: Spread.of([step.percentile_ms(percentile) for step in whole]) for percentile in PERCENTILES},
+            {percent: Spread.of([step.percentile_ms(percent) for step in whole]) for percent in PERCENTILES},
         )
 
     @property
     def mean_ms(self) -> float:
         """Median over the rounds of the mean latency."""
-        means = [step.mean_ms for step in self.steps if not step.is_broken]
-        return statistics.median(means) if means else math.nan
+        return Spread.of([step.mean_ms for step in self.steps if not step.is_broken]).median
 
     @property
     def is_usable(self) -> bool:
@@ -101,27 +72,24 @@ class Point:
         return self.throughput.rounds > 0 and not math.isnan(self.mean_ms)
 
     def shares(self) -> list[Share]:
-        """Where the mean request's time goes, over all rounds: out of the server's counters."""
+        """The parts of the mean request's time over all rounds, by the server's counters."""
         known = [step for step in self.steps if step.server and not step.is_broken]
         if not known:
             return []
         shares = []
         for model in steps_of(known[0].precision):
             step = "network" if model == contract.network_model(known[0].precision) else model
-            for phase, parts in (("queue", PHASES[:1]), ("compute", PHASES[1:])):
-                counted = [one.server[model] for one in known if model in one.server]
-                values = [sum(counters.phase_ms(part) for part in parts) for counters in counted]
-                shares.append(Share(step, phase, statistics.fmean(values) if values else 0.0))
-        whole = statistics.fmean(one.mean_ms for one in known)
-        return [*shares, Share("rest", "", max(0.0, whole - sum(share.milliseconds for share in shares)))]
+            for phase in ("queue", "compute"):
+                spent_ms = statistics.fmean(one.server[model].step_ms[phase] for one in known)
+                shares.append(Share(step, phase, spent_ms))
+        whole_ms = statistics.fmean(one.mean_ms for one in known)
+        return [*shares, Share("rest", "", max(0.0, whole_ms - sum(share.milliseconds for share in shares)))]
 
     def batches(self) -> dict[int, int]:
         """Batch sizes that the server formed for the network, to how often."""
-        total: dict[int, int] = defaultdict(int)
+        total: Counter[int] = Counter()
         for step in self.steps:
-            counters = step.server.get(contract.network_model(step.precision))
-            for size, count in (counters.batches if counters else {}).items():
-                total[size] += count
+            total.update(step.server.get(contract.network_model(step.precision), ModelCounters()).batches)
         return dict(sorted(total.items()))
 
     @property
@@ -178,24 +146,16 @@ class Series:
 
     @property
     def best(self) -> Point | None:
-        """The point of most throughput, of those that keep p95 within the budget; None if none does."""
-        return max(self.within_budget, key=lambda point: point.throughput.median, default=None)
-
-    @property
-    def within_budget(self) -> tuple[Point, ...]:
-        """Points whose p95 (median over the rounds) is within the budget; all without one."""
-        points = (*self.closed, *self.open)
-        if self.budget_ms is None:
-            return points
-        return tuple(point for point in points if point.latency_ms[95].median <= self.budget_ms)
+        """The point of most throughput whose p95 (median over the rounds) is within the budget; None if none is."""
+        bound_ms = math.inf if self.budget_ms is None else self.budget_ms
+        able = [point for point in (*self.closed, *self.open) if point.latency_ms[95].median <= bound_ms]
+        return max(able, key=lambda point: point.throughput.median, default=None)
 
     @property
     def is_limited_by_loads(self) -> bool:
         """Whether the best load is the highest that was tried, so that more might have been possible."""
         best = self.best
-        if best is None:
-            return False
-        return best.load == (self.open if best.load.is_open else self.closed)[-1].load
+        return best is not None and best is (self.open if best.load.is_open else self.closed)[-1]
 
     @property
     def requests(self) -> int:
@@ -230,22 +190,18 @@ class Ratio:
     throughput: Spread
 
     @property
-    def is_noise(self) -> bool:
-        """Whether the rounds lie on both sides of 1."""
-        return self.throughput.low <= 1.0 <= self.throughput.high
-
-    @property
-    def is_untold(self) -> bool:
-        """Whether the rounds are too few to tell a difference from noise."""
+    def has_too_few_rounds(self) -> bool:
+        """Whether there are too few rounds to separate a difference from noise."""
         return self.throughput.rounds < MIN_ROUNDS
 
     @property
     def doubt(self) -> str:
         """Why no difference is claimed, in words; empty if one is."""
         rounds = self.throughput.rounds
-        if self.is_untold:
+        if self.has_too_few_rounds:
             return f"{rounds} round{'s' * (rounds != 1)}: too few to judge"
-        return "inside the noise" if self.is_noise else ""
+        on_both_sides_of_1 = self.throughput.low <= 1.0 <= self.throughput.high
+        return "inside the noise" if on_both_sides_of_1 else ""
 
 
 @dataclass(frozen=True)
@@ -268,11 +224,6 @@ class Analysis:
         return tuple(dict.fromkeys(one.protocol for one in self.series))
 
     @property
-    def precisions(self) -> tuple[str, ...]:
-        """In the order in which they were asked for."""
-        return tuple(dict.fromkeys(one.precision for one in self.series))
-
-    @property
     def has_gpu(self) -> bool:
         """Whether a GPU was seen."""
         return any(point.gauge("gpu_utilization") is not None for one in self.series for point in one.points)
@@ -288,12 +239,9 @@ class Analysis:
         above, below = (one.best if one is not None else None for one in (upper, lower))
         if above is None or below is None:
             return None
-        bases = {step.round: step.throughput for step in below.steps if step.error is None}
-        values = [
-            step.throughput / bases[step.round]
-            for step in above.steps
-            if step.error is None and bases.get(step.round, 0.0) > 0
-        ]
+        rounds = {step.round: step.throughput for step in below.steps if step.error is None}
+        shared = [step for step in above.steps if step.error is None and step.round in rounds]
+        values = ratios([step.throughput for step in shared], [rounds[step.round] for step in shared])
         return Ratio(precision, base, protocol, Spread.of(values)) if values else None
 
     def ratios(self) -> list[Ratio]:
@@ -327,16 +275,10 @@ class Analysis:
             "budget_ms": self.budget_ms,
             "series": [_series_json(one) for one in self.series],
             "ratios": [
-                {
-                    "precision": one.precision,
-                    "base": one.base,
-                    "protocol": one.protocol,
-                    "throughput": one.throughput.to_json(),
-                    "doubt": one.doubt or None,
-                }
+                {**asdict(one), "throughput": one.throughput.to_json(), "doubt": one.doubt or None}
                 for one in self.ratios()
             ],
-            "versions": [version.to_json() for version in self.versions.values()],
+            "versions": [asdict(version) for version in self.versions.values()],
         }
 
 
@@ -351,7 +293,10 @@ def analyze(
         Series(
             precision,
             protocol,
-            tuple(Point.of(load, steps) for load, steps in sorted(loads.items(), key=lambda item: item[0].order)),
+            tuple(
+                Point.of(load, loads[load])
+                for load in sorted(loads, key=lambda load: (load.is_open, load.rate, load.users))
+            ),
             budget_ms,
         )
         for (precision, protocol), loads in sorted(
@@ -378,10 +323,7 @@ def _series_json(series: Series) -> dict[str, Any]:
                 "rate": point.load.rate or None,
                 "throughput": point.throughput.to_json(),
                 **{f"p{percentile}_ms": spread.to_json() for percentile, spread in point.latency_ms.items()},
-                "where_time_goes_ms": [
-                    {"step": share.step, "phase": share.phase, "milliseconds": share.milliseconds}
-                    for share in point.shares()
-                ],
+                "where_time_goes_ms": [asdict(share) for share in point.shares()],
                 "batches": {str(size): count for size, count in point.batches().items()},
             }
             for point in series.points

@@ -1,4 +1,4 @@
-"""The report's charts, as SVG text: told apart by marker, dash and hatch as well as by color, for print."""
+"""The report's charts, as SVG text: distinct by marker, dash and hatch as well as by color, for print."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, Final
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from load.analysis import Analysis, Point, Ratio, Series, Share
+from load.analysis import Analysis, Ratio, Series, Share
 from load.results import PERCENTILES
 
-# Okabe and Ito's colors, which people with color blindness can tell apart (Color Universal Design, 2008).
+# Okabe and Ito's colors, which are distinct under color blindness (Color Universal Design, 2008).
 _COLORS: Final = {"fp32": "#0072B2", "fp16": "#E69F00", "int8": "#009E73"}
 _MARKERS: Final = {"fp32": "o", "fp16": "s", "int8": "^"}
 _DASHES: Final = {"fp32": "-", "fp16": "--", "int8": "-."}
@@ -58,19 +58,15 @@ def throughput_against_latency(analysis: Analysis) -> str:
                     _draw_curve(axis, series, percentile)
                 if analysis.budget_ms is not None and percentile == 95:
                     axis.axhline(analysis.budget_ms, color="#444444", linestyle=":", linewidth=1.2)
-                    _note(axis, analysis.budget_ms, f"budget {analysis.budget_ms:g} ms")
+                    text, place = f"budget {analysis.budget_ms:g} ms", (0.01, analysis.budget_ms)
+                    axis.annotate(text, place, xycoords=("axes fraction", "data"), va="bottom", fontsize=8.5)
                 axis.set_title(f"p{percentile} over {protocol}")
                 axis.set_xlabel("images per second")
                 axis.set_ylabel("latency, ms")
                 axis.margins(0.12)
                 axis.set_ylim(bottom=0)
                 axis.set_xlim(left=0)
-        handles, labels = axes[0][0].get_legend_handles_labels()
-        unique = dict(zip(labels, handles, strict=True))
-        figure.legend(
-            unique.values(), unique.keys(), loc="outside upper center", ncols=max(1, len(unique)), frameon=False
-        )
-        return _svg(figure)
+        return _svg(figure, axes[0][0])
 
 
 def where_time_goes(analysis: Analysis) -> str:
@@ -85,10 +81,7 @@ def where_time_goes(analysis: Analysis) -> str:
             _draw_stacks(axis, stacks)
             axis.set_title(f"mean request over {protocol}")
             axis.set_xlabel("milliseconds")
-        handles, labels = axes[0][0].get_legend_handles_labels()
-        unique = dict(zip(labels, handles, strict=True))
-        figure.legend(unique.values(), unique.keys(), loc="outside upper center", ncols=4, frameon=False)
-        return _svg(figure)
+        return _svg(figure, axes[0][0])
 
 
 def ratios(found: Sequence[Ratio]) -> str:
@@ -161,27 +154,16 @@ def _whiskers(spreads: Sequence[Any]) -> list[list[float]]:
     return [[one.median - one.low for one in spreads], [one.high - one.median for one in spreads]]
 
 
-def _note(axis: Any, height: float, text: str) -> None:
-    axis.annotate(
-        text,
-        (0, height),
-        xycoords=("axes fraction", "data"),
-        xytext=(4, 3),
-        textcoords="offset points",
-        fontsize=8.5,
-        color="#444444",
-    )
-
-
 def _stacks(analysis: Analysis, protocol: str) -> list[tuple[str, list[Share]]]:
     """Label and shares of each bar: every precision at its knee, and at the highest load that was tried."""
     bars = []
     for series in _of_protocol(analysis, protocol):
-        points = series.closed or series.open
-        chosen: list[Point] = [point for point in (series.knee, points[-1] if points else None) if point is not None]
-        for index, point in enumerate(dict.fromkeys(map(id, chosen))):
-            one = next(candidate for candidate in chosen if id(candidate) == point)
-            bars.append((f"{series.precision}, {one.load.label}{' (knee)' if index == 0 else ''}", one.shares()))
+        knee, points = series.knee, series.closed or series.open
+        if knee is None:
+            continue
+        bars.append((f"{series.precision}, {knee.load.label} (knee)", knee.shares()))
+        if points[-1] is not knee:
+            bars.append((f"{series.precision}, {points[-1].load.label}", points[-1].shares()))
     return bars
 
 
@@ -216,8 +198,14 @@ def _of_protocol(analysis: Analysis, protocol: str) -> list[Series]:
     return [series for series in analysis.series if series.protocol == protocol]
 
 
-def _svg(figure: Any) -> str:
-    """The figure as an ``<svg>`` element, without the XML prologue, which HTML does not allow."""
+def _svg(figure: Any, legend_of: Any = None) -> str:
+    """The figure as an ``<svg>`` element, with a legend above for one of its axes.
+
+    Without the XML prologue, which HTML does not allow.
+    """
+    if legend_of is not None:
+        unique = dict(zip(*reversed(legend_of.get_legend_handles_labels()), strict=True))
+        figure.legend(unique.values(), unique.keys(), loc="outside upper center", ncols=4, frameon=False)
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return re.sub(r"^.*?(?=<svg)", "", text.getvalue(), count=1, flags=re.DOTALL)

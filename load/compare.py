@@ -1,7 +1,7 @@
 """Runs a comparison: the same loads on every precision, interleaved round by round.
 
-A machine that warms up, or is used by others for a while, then slows all precisions alike. Every round goes through all
-loads and protocols, and at each of them through all precisions, in an order that turns by one from round to round.
+A machine that warms up, or runs other programs for a while, then slows all precisions alike. Every round goes through
+all loads and protocols, and at each of them through all precisions, in an order that turns by one from round to round.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from load.errors import LoadError
-from load.generator import run_step
+from load.generator import StepSpec, run_step
 from load.metrics import MetricsSampler
 from load.options import UserOptions
-from load.payloads import check_ready, load_payloads, reference_precision, save, with_expectations
+from load.payloads import check_ready, is_ready, load_payloads, save, with_expectations
 from load.results import Load, StepResult
-from load.step_spec import StepSpec
-from load.triton_statistics import ModelCounters, TritonStatistics, difference
+from load.triton_statistics import TritonStatistics, difference
 from load.versions import MeasuredVersion, describe_version
 from pipeline import contract
 
 SETTLE_S: Final = 2.0
-"""How long to wait for the server's counters to come up to the users' after a step."""
+"""How long to wait after a step until the server's counters agree with the users'."""
 
 _POLL_S: Final = 0.1
 WARM_UP_PASSES: Final = 2
@@ -34,8 +33,8 @@ WARM_UP_PASSES: Final = 2
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to compare.
+class Schedule:
+    """The steps of a comparison.
 
     Attributes:
         precisions: which ensembles.
@@ -92,14 +91,14 @@ class Endpoints:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a comparison produced.
+    """The results of a comparison.
 
     Attributes:
         results: the steps, in the order in which they ran.
         versions: per precision.
-        expected: image name to the detections that are expected in it.
-        reference: precision that said so.
-        stopped: why the comparison ended before its end; None if it did not.
+        expected: image name to the number of detections that are expected in it.
+        reference: precision that found them.
+        stopped: why the comparison ended early; None if it is complete.
     """
 
     results: tuple[StepResult, ...]
@@ -109,44 +108,49 @@ class Outcome:
     stopped: str | None
 
 
-def run_comparison(plan: Plan, endpoints: Endpoints, say: Callable[[str], None]) -> Outcome:
-    """Run all steps; a server that goes away ends the comparison with what there is.
+def run_comparison(schedule: Schedule, endpoints: Endpoints, say: Callable[[str], None]) -> Outcome:
+    """Run all steps; a server that goes away ends the comparison early, with the results until then.
 
     Args:
-        plan: what to compare.
+        schedule: the steps.
         endpoints: where the server listens.
-        say: gets a line per step.
+        say: called with a line per step.
 
     Raises:
         LoadError: it cannot start: no server, a precision that is not served, images that cannot be read.
     """
-    timeout_s = plan.options.timeout_s
-    for protocol, precision in itertools.product(plan.protocols, plan.precisions):
+    timeout_s = schedule.options.timeout_s
+    for protocol, precision in itertools.product(schedule.protocols, schedule.precisions):
         check_ready(protocol, endpoints.urls[protocol], timeout_s, precision)
-    first = plan.protocols[0]
-    reference = reference_precision(first, endpoints.urls[first], timeout_s, plan.precisions[0])
-    payloads = load_payloads(plan.options)
-    for precision in (*plan.precisions * WARM_UP_PASSES, reference):
-        payloads = with_expectations(payloads, first, endpoints.urls[first], precision, plan.options)
+    first = schedule.protocols[0]
+    fp32_is_served = is_ready(first, endpoints.urls[first], timeout_s, "fp32")
+    reference = "fp32" if fp32_is_served else schedule.precisions[0]
+    payloads = load_payloads(schedule.options)
+    for precision in (*schedule.precisions * WARM_UP_PASSES, reference):
+        payloads = with_expectations(payloads, first, endpoints.urls[first], precision, schedule.options)
     statistics = TritonStatistics(first, endpoints.urls[first], timeout_s)
     results: list[StepResult] = []
     stopped: str | None = None
     try:
-        statistics.calibrate(plan.precisions[0])
+        statistics.calibrate(schedule.precisions[0])
         versions = {
-            precision: describe_version(precision, _served_version(statistics, precision), endpoints.repository)
-            for precision in plan.precisions
+            precision: describe_version(
+                precision,
+                statistics.read(precision)[contract.network_model(precision)].version,
+                endpoints.repository,
+            )
+            for precision in schedule.precisions
         }
         with tempfile.TemporaryDirectory(prefix="load_") as name:
-            save(payloads, Path(name))
-            runner = _Runner(plan, endpoints, Path(name), statistics)
-            total = sum(1 for _ in plan.steps())
-            for count, step in enumerate(plan.steps(), 1):
-                result = runner.run(*step)
+            path = Path(name) / "payloads"
+            save(payloads, path)
+            steps = list(schedule.steps())
+            for count, step in enumerate(steps, 1):
+                result = _run(schedule, endpoints, path, statistics, step)
                 results.append(result)
-                say(f"[{count}/{total}] {_line(result)}")
+                say(f"[{count}/{len(steps)}] {_line(result)}")
                 if result.error is not None:
-                    stopped = f"step {count} of {total} ({_name(result)}): {result.error}"
+                    stopped = f"step {count} of {len(steps)} ({_name(result)}): {result.error}"
                     break
     finally:
         statistics.close()
@@ -155,49 +159,43 @@ def run_comparison(plan: Plan, endpoints: Endpoints, say: Callable[[str], None])
     )
 
 
-class _Runner:
-    """Runs single steps, and asks the server before and after."""
-
-    def __init__(self, plan: Plan, endpoints: Endpoints, payloads: Path, statistics: TritonStatistics) -> None:
-        self._plan, self._endpoints, self._payloads, self._statistics = plan, endpoints, payloads, statistics
-
-    def run(self, number: int, load: Load, protocol: str, precision: str) -> StepResult:
-        """Run one step; what goes wrong is in its ``error``."""
-        spec = StepSpec(
-            precision,
-            protocol,
-            self._endpoints.urls[protocol],
-            load.users,
-            load.rate or None,
-            self._plan.warm_up_s,
-            self._plan.duration_s,
-            self._payloads,
-            self._plan.options,
-            seed=number,
-        )
-        result = StepResult(precision, protocol, load, number)
-        try:
-            before = self._statistics.read(precision)
-            with MetricsSampler(self._endpoints.metrics) as sampler:
-                result = StepResult.of(precision, protocol, load, number, run_step(spec))
-            result.metrics = sampler.summary()
-            self._count(result, before)
-        except LoadError as error:
-            result.error = "; ".join(filter(None, (result.error, str(error))))
-        return result
-
-    def _count(self, result: StepResult, before: dict[str, ModelCounters]) -> None:
-        """Note what the server counted. It does so after it has answered, so the last counts may still be coming."""
+def _run(
+    schedule: Schedule,
+    endpoints: Endpoints,
+    payloads: Path,
+    statistics: TritonStatistics,
+    step: tuple[int, Load, str, str],
+) -> StepResult:
+    """Run one step, and read the server's counters before and after; a fault is in the result's ``error``."""
+    number, load, protocol, precision = step
+    spec = StepSpec(
+        precision,
+        protocol,
+        endpoints.urls[protocol],
+        load.users,
+        load.rate or None,
+        schedule.warm_up_s,
+        schedule.duration_s,
+        payloads,
+        schedule.options,
+        seed=number,
+    )
+    result = StepResult(precision, protocol, load, number)
+    try:
+        before = statistics.read(precision)
+        with MetricsSampler(endpoints.metrics) as sampler:
+            result = StepResult.of(precision, protocol, load, number, run_step(spec))
+        result.metrics = sampler.summary()
+        # The server counts a request after its answer, so the last counts may be late.
         deadline = time.monotonic() + SETTLE_S
         while True:
-            result.server = difference(before, self._statistics.read(result.precision))
+            result.server = difference(before, statistics.read(precision))
             if result.disagreement() is None or time.monotonic() > deadline:
-                return
+                break
             time.sleep(_POLL_S)
-
-
-def _served_version(statistics: TritonStatistics, precision: str) -> str:
-    return statistics.read(precision)[contract.network_model(precision)].version
+    except LoadError as error:
+        result.error = "; ".join(filter(None, (result.error, str(error))))
+    return result
 
 
 def _name(result: StepResult) -> str:

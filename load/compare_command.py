@@ -1,4 +1,4 @@
-"""``python -m load compare``: which precision, on this machine, at this load, and at what cost in accuracy."""
+"""``python -m load compare``: the fastest precision on this machine, at this load, and its cost in accuracy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from client.transport import DEFAULT_URLS
 from load.analysis import Analysis, analyze
-from load.compare import Outcome, Plan, loads_of, run_comparison
+from load.compare import Outcome, Schedule, loads_of, run_comparison
 from load.conditions import Condition, Verdict
 from load.machine import describe_machine
 from load.options import UserOptions, add_user_arguments, numbers
@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--rate", default="", help="open loop: arrivals per second, load by load, such as 5,10,20")
     parser.add_argument("--duration", type=float, default=20.0, help="seconds that are measured per step (default: 20)")
     parser.add_argument("--warm-up", type=float, default=1.0, help="seconds of load before them (default: 1)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often to go through all of it (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions of all loads (default: 3)")
     parser.add_argument("--out", type=Path, default=Path("out/load"), help="folder of the report (default: out/load)")
     parser.add_argument("--budget-ms", type=float, help="find the highest load that keeps p95 within it")
     parser.add_argument(
@@ -57,7 +57,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compare, write the report, and say what came of it.
+    """Compare, write the report, and print the recommendation.
 
     Returns:
         0; 1 if a condition held, too many requests failed, or the server went away.
@@ -66,17 +66,17 @@ def run(options: argparse.Namespace) -> int:
         ValueError: an option is out of range.
         LoadError: it cannot start.
     """
-    plan = plan_of(options)
+    schedule = schedule_of(options)
     conditions = [Condition.parse(text) for text in options.fail_if]
     _check_bounds(options)
-    machine = describe_machine()  # before the load, which it would otherwise tell of
-    precisions = tuple(dict.fromkeys(("fp32", *plan.precisions))) if _can_add_fp32(options) else plan.precisions
-    with interruptible(), server_under_test(options, plan.protocols, precisions) as (endpoints, server):
-        outcome = run_comparison(plan, endpoints, lambda line: print(line, file=sys.stderr, flush=True))
+    machine = describe_machine()  # before the load, which raises the load average
+    precisions = tuple(dict.fromkeys(("fp32", *schedule.precisions))) if _can_add_fp32(options) else schedule.precisions
+    with interruptible(), server_under_test(options, schedule.protocols, precisions) as (endpoints, server):
+        outcome = run_comparison(schedule, endpoints, lambda line: print(line, file=sys.stderr, flush=True))
     analysis = analyze(outcome.results, outcome.versions, options.budget_ms)
-    verdicts = tuple(condition.decide(analysis.lookup, plan.protocols) for condition in conditions)
+    verdicts = tuple(condition.decide(analysis.lookup, schedule.protocols) for condition in conditions)
     report = Report(
-        plan,
+        schedule,
         outcome,
         analysis,
         recommend(analysis),
@@ -112,8 +112,8 @@ def failed_gates(
     return faults
 
 
-def plan_of(options: argparse.Namespace) -> Plan:
-    """Read the plan off the command line.
+def schedule_of(options: argparse.Namespace) -> Schedule:
+    """Read the schedule from the command line.
 
     Raises:
         ValueError: an option is out of range.
@@ -123,7 +123,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         raise ValueError(f"--rounds is {options.rounds}; allowed: 1 or more")
     if not 0 < options.duration <= 3600 or not 0 <= options.warm_up <= 600:
         raise ValueError("--duration is above 0, up to 3600 s; --warm-up from 0 to 600 s")
-    return Plan(
+    return Schedule(
         _names("--precisions", options.precisions, contract.PRECISIONS),
         _names("--protocols", options.protocols, tuple(DEFAULT_URLS)),
         loads_of(numbers(users, int), numbers(options.rate, float)),
@@ -142,7 +142,7 @@ def _check_bounds(options: argparse.Namespace) -> None:
 
 
 def _can_add_fp32(options: argparse.Namespace) -> bool:
-    """Whether a server that is started can serve fp32 too, which says what to expect."""
+    """Whether a server that is started can serve fp32 too, whose detections are the reference."""
     from repository.servable import servable_precisions
     from repository.store import SHIPPED_REPOSITORY
 

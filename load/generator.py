@@ -1,17 +1,19 @@
-"""Runs one step in a process of its own, and ends that process if it outlasts its time."""
+"""Runs one step in a separate process, and ends that process if it outlasts its time."""
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from load.errors import LoadError
-from load.step_spec import StepSpec
+from load.options import UserOptions
 
 GRACE_S: Final = 30.0
 """For starting, and for writing the results, beyond the step's own times."""
@@ -20,43 +22,70 @@ _ROOT: Final = Path(__file__).resolve().parents[1]
 _KEPT_LINES: Final = 12
 
 
+@dataclass(frozen=True)
+class StepSpec:
+    """One load on one precision over one protocol.
+
+    Attributes:
+        precision: which ensemble.
+        protocol: ``grpc`` or ``http``.
+        url: ``host:port``.
+        users: closed loop: requests in flight; open loop: sources of arrivals.
+        rate: open loop: arrivals per second over all users; None is a closed loop.
+        warm_up_s: load before the window that is measured, in seconds.
+        duration_s: the window, in seconds.
+        payloads: file that :func:`load.payloads.save` wrote.
+        options: how users behave.
+        seed: of the order of images and of arrivals.
+    """
+
+    precision: str
+    protocol: str
+    url: str
+    users: int
+    rate: float | None
+    warm_up_s: float
+    duration_s: float
+    payloads: Path
+    options: UserOptions
+    seed: int = 0
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment, in which this project's modules can be imported, with changes."""
+    path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, **changes}
+
+
 def run_step(spec: StepSpec) -> dict[str, Any]:
     """Put one step's load on a server.
 
     Returns:
-        What :func:`load.step.run` returns.
+        The result of :func:`load.step.run`.
 
     Raises:
         LoadError: the generator failed, or did not end within its time and was killed.
     """
     limit_s = spec.warm_up_s + spec.duration_s + spec.options.timeout_s + GRACE_S
     with tempfile.TemporaryDirectory(prefix="load_") as folder:
-        request, answer = Path(folder) / "spec.json", Path(folder) / "result.json"
-        request.write_text(spec.to_json(), encoding="utf-8")
-        environment = dict(os.environ)
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), environment.get("PYTHONPATH")]))
-        # One core, whatever NumPy and OpenCV would like.
-        environment.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "load.step", str(request), str(answer)],
-            env=environment,
+        answer = Path(folder) / "result.json"
+        with subprocess.Popen(
+            [sys.executable, "-m", "load.step", str(answer)],
+            env=environment(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"),  # it takes one core
             cwd=_ROOT,  # the working folder comes before PYTHONPATH, and may hold a ``load.py`` of another project
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        try:
-            output, _ = process.communicate(timeout=limit_s)
-        except subprocess.TimeoutExpired:
-            raise LoadError(f"the load generator did not end within {limit_s:.0f} s and was killed") from None
-        finally:
-            if process.poll() is None:
+        ) as process:
+            try:
+                output, _ = process.communicate(pickle.dumps(spec), timeout=limit_s)
+            except subprocess.TimeoutExpired:
+                raise LoadError(f"the load generator did not end within {limit_s:.0f} s and was killed") from None
+            finally:
                 process.kill()
-                process.communicate()
         if process.returncode != 0 or not answer.is_file():
-            tail = "\n".join(f"  {line}" for line in output.splitlines()[-_KEPT_LINES:])
+            lines = output.decode(errors="replace").splitlines()[-_KEPT_LINES:]
+            tail = "\n".join(f"  {line}" for line in lines)
             raise LoadError(f"the load generator ended with status {process.returncode}:\n{tail}")
-        result: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+        result: dict[str, Any] = json.loads(answer.read_bytes())
         return result

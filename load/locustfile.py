@@ -9,7 +9,9 @@ locust -f load/locustfile.py --worker                                   # on eac
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,15 +26,14 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from load.errors import LoadError
 from load.options import UserOptions, add_url_arguments, add_user_arguments, checked_url_of
-from load.payloads import Payload, check_ready, load_payloads, reference_precision, with_expectations
-from load.users import GrpcUser, HttpUser, SegmentationUser, Session, check_arrivals
+from load.payloads import Payload, check_ready, is_ready, load_payloads, with_expectations
+from load.users import GrpcUser, HttpUser, SegmentationUser, Session
 from pipeline import contract
 
 __all__ = ["GrpcUser", "HttpUser"]
 
 _log = logging.getLogger(__name__)
 _asked: dict[str, list[Payload]] = {}
-_read: dict[tuple[Path | None, tuple[float, ...]], list[Payload]] = {}
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
@@ -48,13 +49,13 @@ def _add_arguments(parser: Any) -> None:
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
 def _prepare_early(environment: Environment, **_: Any) -> None:
-    """Without a web page the options are final: what is missing is reported at once, and no run time is spent on it."""
+    """Without a web page the options are final: report what is missing at once, not after the run time has begun."""
     options = environment.parsed_options
     if options is None or not (options.headless or isinstance(environment.runner, WorkerRunner)):
         return
     try:
         if isinstance(environment.runner, WorkerRunner):
-            # The master's options are yet to come, and count; started with the same ones, a worker is ready for them.
+            # The master's options replace these; if they are the same, this worker is already prepared.
             with contextlib.suppress(LoadError, ValueError):
                 _session(environment)
         else:
@@ -65,7 +66,7 @@ def _prepare_early(environment: Environment, **_: Any) -> None:
 
 @events.test_start.add_listener  # type: ignore[untyped-decorator]
 def _prepare(environment: Environment, **_: Any) -> None:
-    """Make sure of the model, read the images, and ask what to expect, before any user starts."""
+    """Before any user starts: check the model, read the images, and get the expected detections."""
     session = SegmentationUser.session
     try:
         if session is None or environment.web_ui is not None or isinstance(environment.runner, WorkerRunner):
@@ -74,26 +75,26 @@ def _prepare(environment: Environment, **_: Any) -> None:
         SegmentationUser.session = None
         environment.process_exit_code = 1
         if isinstance(environment.runner, WorkerRunner):
-            # The master reports it; this worker's users, being without a session, do not start.
+            # The master reports it; without a session this worker's users do not start.
             _log.error("error: %s", error)
             environment.runner.send_message("exception", {"msg": str(error), "traceback": str(error)})
             return
         raise StopTest(f"error: {error}") from error
     SegmentationUser.session = session
-    # Users finish the request that they are at, so that both sides count the same.
+    # Users finish their current request, so that both sides count the same.
     environment.stop_timeout = max(environment.stop_timeout, session.stop_timeout_s)
 
 
 @events.test_stop.add_listener  # type: ignore[untyped-decorator]
 def _ended(environment: Environment, **_: Any) -> None:
-    """A worker waits for its stop timeout before it listens again, though its users have ended by now."""
+    """Let a worker listen again at once: its users have ended, but Locust would wait for the stop timeout."""
     if isinstance(environment.runner, WorkerRunner):
         environment.stop_timeout = 0.0
 
 
 @events.quitting.add_listener  # type: ignore[untyped-decorator]
 def _collect(environment: Environment, **_: Any) -> None:
-    """Let workers finish and report before the master leaves; by itself it waits half a second."""
+    """Let workers finish and report before the master ends; Locust waits half a second only."""
     if isinstance(environment.runner, MasterRunner):
         environment.runner.stop()
 
@@ -108,28 +109,28 @@ def _session(environment: Environment) -> Session:
     for protocol, url in urls.items():
         check_ready(protocol, url, options.timeout_s, given.precision)
     if isinstance(environment.runner, MasterRunner):
-        payloads = _payloads(options)
+        payloads = _payloads(options.images, options.megapixels)
     else:
         payloads = _expecting(options, given.precision, urls)
-    arrivals = check_arrivals(float(given.arrivals_per_second))
-    # Workers draw their images and arrivals differently; alone there is no index.
+    arrivals = float(given.arrivals_per_second)
+    if not 0 <= arrivals < math.inf:
+        raise ValueError(f"arrivals per second are {arrivals}; allowed: a number from 0")
+    # Each worker draws images and arrivals differently; without workers there is no index.
     seed = int(getattr(environment.runner, "worker_index", 0))
-    return Session(urls, given.precision, tuple(payloads), options, arrivals, seed)
+    return Session(urls, given.precision, tuple(payloads), options, arrivals or None, seed)
 
 
 def _expecting(options: UserOptions, precision: str, urls: dict[str, str]) -> list[Payload]:
-    """Images and what to expect in them, asked for once."""
+    """Images with their expected detections, requested once."""
     key = f"{options} {precision} {urls}"
     if key not in _asked:
         protocol, url = next(iter(urls.items()))
-        reference = reference_precision(protocol, url, options.timeout_s, precision)
-        _asked[key] = with_expectations(_payloads(options), protocol, url, reference, options)
+        reference = "fp32" if is_ready(protocol, url, options.timeout_s, "fp32") else precision
+        payloads = _payloads(options.images, options.megapixels)
+        _asked[key] = with_expectations(payloads, protocol, url, reference, options)
     return _asked[key]
 
 
-def _payloads(options: UserOptions) -> list[Payload]:
-    """Images of the options, read once."""
-    key = (options.images, options.megapixels)
-    if key not in _read:
-        _read[key] = load_payloads(options)
-    return _read[key]
+@functools.cache
+def _payloads(images: Path | None, megapixels: tuple[float, ...]) -> list[Payload]:
+    return load_payloads(UserOptions(images=images, megapixels=megapixels))

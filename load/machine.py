@@ -1,23 +1,24 @@
-"""What a measurement ran on, and with what."""
+"""The machine of a measurement, and the versions of what ran there."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
-import shutil
-import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 
+from repository.gpu import nvidia_smi
+
 _PACKAGES: Final = ("locust", "tritonclient", "grpcio", "gevent", "numpy", "onnxruntime")
 
 
-def describe_machine() -> dict[str, Any]:
-    """Processor, cores, memory, GPU, system and the versions of what generates the load."""
+def describe_machine(packages: Sequence[str] = _PACKAGES) -> dict[str, Any]:
+    """Processor, cores, memory, GPU, system and the versions of packages."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -26,20 +27,13 @@ def describe_machine() -> dict[str, Any]:
         "load_average": round(os.getloadavg()[0], 2),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        **{package: _version(package) for package in _PACKAGES},
+        **{package: _version(package) for package in packages},
     }
 
 
 def gpu_name() -> str | None:
-    """Name and driver version of the GPUs, as ``nvidia-smi`` has them; None where there is no such program or GPU."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    query = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    if answer.returncode != 0:  # the program is there, and no driver
-        return None
-    return "; ".join(answer.stdout.strip().splitlines()) or None
+    """Names and driver versions of the GPUs; None without a GPU or driver."""
+    return "; ".join(nvidia_smi("name,driver_version")) or None
 
 
 def _processor() -> str:

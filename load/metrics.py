@@ -1,16 +1,16 @@
-"""CPU, memory and GPU of the server's machine while a step runs, as Triton's metrics endpoint tells them.
+"""Triton's metrics endpoint, and the server machine's CPU, memory and GPU while a step runs.
 
 Names: triton-inference-server/server, ``docs/user_guide/metrics.md``. Utilizations are in [0, 1].
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import re
 import statistics
 import threading
-from types import TracebackType
-from typing import Final
+from typing import Final, TypeAlias
 
 GAUGES: Final = {
     "nv_cpu_utilization": "cpu_utilization",
@@ -21,12 +21,15 @@ GAUGES: Final = {
 }
 """Triton's gauge to the name in the report."""
 
-_LINE: Final = re.compile(r"^(nv_\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+Sample: TypeAlias = "tuple[str, str, float]"
+"""Name, labels as text, and value."""
+
+_SAMPLE: Final = re.compile(r"^(\w+)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
 _TIMEOUT_S: Final = 2.0
 
 
 class MetricsSampler:
-    """Samples the gauges once a second in the background; where the endpoint does not answer, it has no samples.
+    """Samples the gauges once a second in the background; collects nothing while the endpoint does not answer.
 
     Args:
         url: ``host:port`` of the metrics endpoint; None samples nothing.
@@ -37,54 +40,49 @@ class MetricsSampler:
         self._url, self._interval_s = url, interval_s
         self._samples: dict[str, list[float]] = {}
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> MetricsSampler:
-        if self._url is not None:
-            self._thread = threading.Thread(target=self._sample, daemon=True)
-            self._thread.start()
+        self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join(_TIMEOUT_S + 1)
+        self._thread.join(_TIMEOUT_S + 1)
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """Mean and peak of each gauge; several GPUs are added up for memory and power, averaged for utilization."""
-        return {
-            name: {"mean": statistics.fmean(values), "peak": max(values)}
-            for name, values in self._samples.items()
-            if values
-        }
+        """Mean and peak of each gauge."""
+        return {name: {"mean": statistics.fmean(values), "peak": max(values)} for name, values in self._samples.items()}
 
     def _sample(self) -> None:
-        while not self._stop.wait(self._interval_s):
-            for name, value in read_gauges(self._url or "").items():
-                self._samples.setdefault(name, []).append(value)
+        while self._url is not None and not self._stop.wait(self._interval_s):
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                for name, value in gauges(scrape(self._url)).items():
+                    self._samples.setdefault(name, []).append(value)
 
 
-def read_gauges(url: str) -> dict[str, float]:
-    """The gauges now; empty where nothing answers."""
-    host, _, port = url.rpartition(":")
-    connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=_TIMEOUT_S)
-    try:
+def scrape(url: str, timeout_s: float = _TIMEOUT_S) -> str:
+    """The metrics in Prometheus' text format.
+
+    Raises:
+        OSError, http.client.HTTPException: the endpoint does not answer.
+    """
+    with contextlib.closing(http.client.HTTPConnection(url, timeout=timeout_s)) as connection:
         connection.request("GET", "/metrics")
-        return parse_gauges(connection.getresponse().read().decode("utf-8", "replace"))
-    except (OSError, http.client.HTTPException):
-        return {}
-    finally:
-        connection.close()
+        return connection.getresponse().read().decode("utf-8", "replace")
 
 
-def parse_gauges(text: str) -> dict[str, float]:
-    """Read the gauges out of Prometheus' text format."""
+def samples(text: str) -> list[Sample]:
+    """Read Prometheus' text format."""
+    return [(name, labels, float(value)) for name, labels, value in _SAMPLE.findall(text)]
+
+
+def gauges(text: str) -> dict[str, float]:
+    """The machine's gauges; of several GPUs, memory and power are added up, utilization is averaged."""
     found: dict[str, list[float]] = {}
-    for metric, value in _LINE.findall(text):
-        if metric in GAUGES:
-            found.setdefault(GAUGES[metric], []).append(float(value))
+    for name, _, value in samples(text):
+        if name in GAUGES:
+            found.setdefault(GAUGES[name], []).append(value)
     return {
         name: statistics.fmean(values) if name.endswith("utilization") else sum(values)
         for name, values in found.items()

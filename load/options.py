@@ -1,4 +1,4 @@
-"""What a user of the load test does: shared by Locust's own command line and by ``python -m load``."""
+"""Options of the simulated users, shared by Locust's own command line and ``python -m load``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class UserOptions:
     """How every simulated user behaves.
 
     Attributes:
-        images: a folder or file of one's own; None sends the reference photographs as JPEG.
+        images: a folder or file to send; None sends the reference photographs as JPEG.
         megapixels: sizes to which the images are scaled, each image in each size; empty keeps their own.
         batch_sizes: images per request, drawn in turn.
         think_time_s: least and most seconds between an answer and a closed-loop user's next request.
@@ -58,7 +58,7 @@ class UserOptions:
 
     @classmethod
     def of(cls, namespace: argparse.Namespace) -> UserOptions:
-        """Read them off parsed arguments that :func:`add_user_arguments` declared.
+        """Read them from arguments that :func:`add_user_arguments` declared.
 
         Raises:
             ValueError: a value out of range.
@@ -74,16 +74,11 @@ class UserOptions:
             images=Path(namespace.images) if namespace.images else None,
             megapixels=numbers(namespace.megapixels, float),
             batch_sizes=numbers(namespace.batch_sizes, int),
-            think_time_s=think_time(namespace.think_time_s),
+            think_time_s=_think_time(namespace.think_time_s),
             timeout_s=float(namespace.request_timeout_s),
             parameters=parameters,
             tolerance=float(namespace.tolerance),
         )
-
-    @property
-    def mask_format(self) -> str:
-        """Encoding of the masks that come back."""
-        return RequestParameters.parse(self.parameters or {}).mask_format
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for the report."""
@@ -123,7 +118,7 @@ def add_url_arguments(parser: Any, defaults: bool) -> None:
 
     Args:
         parser: of argparse or of Locust.
-        defaults: fall back to the ports of ``python -m serving run``; else to none.
+        defaults: whether the ports of ``python -m serving run`` are the defaults, or nothing.
     """
     for protocol, url in DEFAULT_URLS.items():
         parser.add_argument(
@@ -137,7 +132,7 @@ def numbers(text: str, kind: type[Any]) -> tuple[Any, ...]:
     """Comma-separated numbers.
 
     Raises:
-        ValueError: one is none.
+        ValueError: a part is no number.
     """
     try:
         return tuple(kind(part) for part in str(text).split(",") if part.strip())
@@ -145,11 +140,11 @@ def numbers(text: str, kind: type[Any]) -> tuple[Any, ...]:
         raise ValueError(f"{text!r}; allowed: numbers with commas between them, such as 1,2,4") from None
 
 
-def think_time(text: str) -> tuple[float, float]:
+def _think_time(text: str) -> tuple[float, float]:
     """``0.5`` or ``0.5,2`` as least and most seconds.
 
     Raises:
-        ValueError: neither.
+        ValueError: it has another form.
     """
     values = numbers(text, float)
     if len(values) not in (1, 2):
@@ -170,7 +165,7 @@ def checked_url_of(protocol: str, url: str) -> str:
 
 
 def _optional(text: str, kind: type[Any]) -> Any:
-    """A number, or None for no text: Locust's web page gives back text, whatever the type was."""
+    """A number, or None for no text: Locust's web page returns text for every type."""
     values = numbers(text, kind)
     if len(values) > 1:
         raise ValueError(f"{text!r}; allowed: one number")

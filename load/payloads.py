@@ -1,9 +1,9 @@
-"""What is sent, and what must come back: encoded images, each with its size and expected detections."""
+"""What is sent: encoded images, each with its size and the detections that are expected in it."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,7 @@ from pipeline.image_files import SourceError, find_images
 from pipeline.images import ImageLimits, decode_image
 from scenes.reference import fetch_reference
 
-_INDEX_NAME: Final = "payloads.json"
-# What the server accepts is its own to say; here the size is only read.
+# The server decides what it accepts; here only the size is read.
 _NO_LIMITS: Final = ImageLimits(max_pixels=2**30, max_bytes=2**31)
 
 
@@ -31,10 +30,10 @@ class Payload:
     """One encoded image and what is known of it.
 
     Attributes:
-        name: what messages call it.
+        name: for messages.
         data: the bytes that are sent.
         image_size: height and width in pixels, upright.
-        expected: detections that the reference precision finds in it; None: not asked.
+        expected: number of detections by the reference precision; None: not asked.
     """
 
     name: str
@@ -69,7 +68,7 @@ def load_payloads(options: UserOptions) -> list[Payload]:
 def with_expectations(
     payloads: Sequence[Payload], protocol: str, url: str, precision: str, options: UserOptions
 ) -> list[Payload]:
-    """Ask one precision about every payload once, and note how many detections it finds.
+    """Send every payload once to one precision, and note the number of its detections.
 
     Raises:
         LoadError: it does not answer.
@@ -83,19 +82,10 @@ def with_expectations(
             answer = sender.infer(contract.ensemble_model(precision), request.tensor(), parameters)
             counted.append(dataclasses.replace(payload, expected=len(request.parse(answer)[0])))
     except SegmentationError as error:
-        raise LoadError(f"{contract.ensemble_model(precision)} does not say what to expect: {error}") from error
+        raise LoadError(f"{contract.ensemble_model(precision)} gives no reference result: {error}") from error
     finally:
         sender.close()
     return counted
-
-
-def reference_precision(protocol: str, url: str, timeout_s: float, otherwise: str) -> str:
-    """The precision that says what to expect: fp32 where it is served, else the one given.
-
-    Raises:
-        LoadError: nothing answers at the url.
-    """
-    return "fp32" if is_ready(protocol, url, timeout_s, "fp32") else otherwise
 
 
 def is_ready(protocol: str, url: str, timeout_s: float, precision: str) -> bool:
@@ -117,7 +107,7 @@ def check_ready(protocol: str, url: str, timeout_s: float, precision: str) -> No
     """Make sure of a model before load is put on it.
 
     Raises:
-        LoadError: nothing answers at the url, or the precision is not served there; says so.
+        LoadError: nothing answers at the url, or the precision is not served there.
     """
     if not is_ready(protocol, url, timeout_s, precision):
         raise LoadError(
@@ -127,23 +117,15 @@ def check_ready(protocol: str, url: str, timeout_s: float, precision: str) -> No
         )
 
 
-def save(payloads: Sequence[Payload], folder: Path) -> None:
-    """Write payloads for another process to read."""
-    folder.mkdir(parents=True, exist_ok=True)
-    index = []
-    for number, payload in enumerate(payloads):
-        (folder / str(number)).write_bytes(payload.data)
-        index.append({"name": payload.name, "image_size": payload.image_size, "expected": payload.expected})
-    (folder / _INDEX_NAME).write_text(json.dumps(index), encoding="utf-8")
+def save(payloads: Sequence[Payload], path: Path) -> None:
+    """Write payloads to a file, for another process of this project."""
+    path.write_bytes(pickle.dumps(list(payloads)))
 
 
-def read(folder: Path) -> list[Payload]:
+def read(path: Path) -> list[Payload]:
     """Read what :func:`save` wrote."""
-    index = json.loads((folder / _INDEX_NAME).read_text(encoding="utf-8"))
-    return [
-        Payload(entry["name"], (folder / str(number)).read_bytes(), tuple(entry["image_size"]), entry["expected"])
-        for number, entry in enumerate(index)
-    ]
+    payloads: list[Payload] = pickle.loads(path.read_bytes())  # noqa: S301 - this project wrote it
+    return payloads
 
 
 def _payload(name: str, data: bytes) -> Payload:

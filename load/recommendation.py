@@ -1,4 +1,4 @@
-"""Which precision to deploy, in one sentence with its reason."""
+"""The precision to deploy, in one sentence with its reason."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from load.versions import MeasuredVersion
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to deploy.
+    """A recommendation.
 
     Attributes:
         precision: the precision; None where nothing can be recommended.
-        sentence: for people, with the reason.
+        sentence: for the reader, with the reason.
     """
 
     precision: str | None
@@ -25,7 +25,7 @@ class Recommendation:
 def recommend(analysis: Analysis) -> Recommendation:
     """The fastest precision whose accuracy did not fail its gate, if it is faster than noise explains.
 
-    Each protocol is judged alone; where they agree, the one with the higher throughput gives the numbers.
+    Each protocol is judged separately; where they agree, the one with the higher throughput gives the numbers.
     """
     found = [(protocol, _for_protocol(analysis, protocol)) for protocol in analysis.protocols]
     named = [(protocol, one) for protocol, one in found if one.precision is not None]
@@ -43,13 +43,13 @@ def _for_protocol(analysis: Analysis, protocol: str) -> Recommendation:
         return Recommendation(None, _nothing(series, analysis.budget_ms))
     fastest = max(able, key=_best_throughput)
     others = [one for one in able if one is not fastest]
-    if not others:
+    ratios = [ratio for one in others if (ratio := analysis.ratio(fastest.precision, one.precision, protocol))]
+    if not ratios:
         return Recommendation(
             fastest.precision,
             f"{fastest.precision}: nothing else could be compared; {_speed(fastest)} over {protocol}"
             f"{_within(analysis.budget_ms)}, {_accuracy(fastest.precision, analysis.versions)}.",
         )
-    ratios = [ratio for one in others if (ratio := analysis.ratio(fastest.precision, one.precision, protocol))]
     base = next((ratio for ratio in ratios if ratio.base == "fp32"), ratios[0])
     noisy = [ratio for ratio in ratios if ratio.doubt]
     if noisy:
@@ -65,12 +65,12 @@ def _undecided(analysis: Analysis, fastest: Series, noisy: Sequence[Ratio], prot
     """Where a difference is inside the noise, the more precise of the two is the safe choice."""
     equal = [fastest.precision, *(ratio.base for ratio in noisy)]
     safe = next(precision for precision in ("fp32", "fp16", "int8") if precision in equal)
-    untold = [ratio for ratio in noisy if ratio.is_untold]
-    if untold:
-        reason = f"{untold[0].doubt}; run --rounds {MIN_ROUNDS}"
+    few = [ratio for ratio in noisy if ratio.has_too_few_rounds]
+    if few:
+        reason = f"{few[0].doubt}; run --rounds {MIN_ROUNDS}"
         return Recommendation(
             None,
-            f"{fastest.precision} was fastest over {protocol} at {_times(untold[0])} {untold[0].base}, but {reason}.",
+            f"{fastest.precision} was fastest over {protocol} at {_times(few[0])} {few[0].base}, but {reason}.",
         )
     listed = " and ".join(f"{_times(ratio)} {ratio.base}" for ratio in noisy)
     return Recommendation(

@@ -10,11 +10,13 @@ from typing import Any, Final
 
 import jinja2
 
-from load.analysis import Analysis, Spread
+from client.files import write_atomically
+from load.analysis import Analysis
 from load.charts import ratios, throughput_against_latency, where_time_goes
-from load.compare import Outcome, Plan
+from load.compare import Outcome, Schedule
 from load.conditions import Verdict
 from load.recommendation import Recommendation
+from load.spread import Spread
 
 HTML_NAME: Final = "report.html"
 JSON_NAME: Final = "report.json"
@@ -30,10 +32,10 @@ class Report:
     """Everything that is reported.
 
     Attributes:
-        plan: what was asked.
-        outcome: what was measured.
-        analysis: what follows.
-        recommendation: what to deploy.
+        schedule: the steps.
+        outcome: their results.
+        analysis: of the results.
+        recommendation: the precision to deploy.
         verdicts: of the conditions.
         machine: see :func:`load.machine.describe_machine`.
         server: where it was, and who started it.
@@ -41,7 +43,7 @@ class Report:
         created_utc: ISO 8601.
     """
 
-    plan: Plan
+    schedule: Schedule
     outcome: Outcome
     analysis: Analysis
     recommendation: Recommendation
@@ -53,7 +55,7 @@ class Report:
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader should know before trusting the numbers."""
+        """What limits trust in the numbers."""
         found = []
         results = self.outcome.results
         if self.outcome.stopped:
@@ -72,7 +74,7 @@ class Report:
                 "distributed (load/locustfile.py --master and --worker), or on another machine"
             )
         if self.outcome.reference != "fp32":
-            found.append(f"fp32 is not served; {self.outcome.reference} said how many detections to expect")
+            found.append(f"fp32 is not served; {self.outcome.reference} is the reference for the expected detections")
         return found
 
     @property
@@ -88,7 +90,7 @@ class Report:
             "command": self.command,
             "machine": self.machine,
             "server": self.server,
-            "plan": self.plan.to_json(),
+            "plan": self.schedule.to_json(),
             "expected_detections": {"by": self.outcome.reference, "images": self.outcome.expected},
             "recommendation": asdict(self.recommendation),
             "warnings": self.warnings,
@@ -106,13 +108,13 @@ def write_report(report: Report, out: Path) -> Path:
     Raises:
         OSError: the folder cannot be written to.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    _write(out / JSON_NAME, json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters.update(spread=_spread, count=_count, percent=_percent, fraction=_fraction)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     page = template.render(report=report, analysis=report.analysis, charts=_charts(report.analysis))
-    _write(out / HTML_NAME, page)
+    for name, content in ((JSON_NAME, text), (HTML_NAME, page)):
+        write_atomically(out / name, content.encode(errors="backslashreplace"))  # names of images need not be UTF-8
     return out / HTML_NAME
 
 
@@ -124,13 +126,6 @@ def _charts(analysis: Analysis) -> dict[str, str]:
     if found := analysis.ratios():
         drawn["ratios"] = ratios(found)
     return {name: f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}" for name, svg in drawn.items()}
-
-
-def _write(path: Path, text: str) -> None:
-    """Beside, then renamed: a reader never sees half a report."""
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of images need not be UTF-8
-    beside.replace(path)
 
 
 def _spread(spread: Spread, digits: int = 1) -> str:

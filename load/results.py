@@ -1,7 +1,8 @@
-"""What one step of a comparison produced, as measured by its users and as counted by the server."""
+"""Results of one step of a comparison: measured by its users, and counted by the server."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -9,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from load.spread import number, percentile
 from load.triton_statistics import ModelCounters
 from pipeline import contract
 
@@ -19,7 +21,7 @@ _UNKNOWN_TO_SERVER: Final = ("unavailable", "not_sent")
 
 @dataclass(frozen=True)
 class Load:
-    """What was asked of the server.
+    """A load on the server.
 
     Attributes:
         users: closed loop: requests kept in flight.
@@ -30,18 +32,13 @@ class Load:
     rate: float = 0.0
 
     @property
-    def order(self) -> tuple[bool, float, int]:
-        """For sorting: closed loops by users, then open loops by rate."""
-        return self.is_open, self.rate, self.users
-
-    @property
     def is_open(self) -> bool:
         """Whether requests are sent at given times, answered or not."""
         return self.rate > 0
 
     @property
     def label(self) -> str:
-        """For people."""
+        """For the report."""
         return f"{self.rate:g}/s arriving" if self.is_open else f"{self.users} user{'s' * (self.users != 1)}"
 
 
@@ -52,18 +49,18 @@ class StepResult:
     Attributes:
         precision: which ensemble.
         protocol: ``grpc`` or ``http``.
-        load: what was asked.
+        load: on the server.
         round: number of the round, from 0.
         window_s: length of the window that was measured, in seconds.
         throughput: right answers within the window, in images per second.
         latencies_ms: of the right answers to requests sent (open loop: due) within the window.
-        kinds: what became of all requests, those outside of the window too: ``ok``, ``wrong``, ``refused``,
-            ``timeout``, ``unavailable``, ``not_sent`` to their number.
+        kinds: outcome of all requests, those outside of the window too: ``ok``, ``wrong``, ``refused``, ``timeout``,
+            ``unavailable``, ``not_sent`` to their number.
         first_errors: text of the first failure of each kind.
-        client_cores: processor cores that the generator used; near 1 it is what limits the load.
-        server: model to what Triton counted meanwhile; empty where the server did not say.
+        client_cores: processor cores that the generator used; near 1, the generator limits the load.
+        server: Triton's counters of the step by model; empty where the server did not answer.
         metrics: gauge to mean and peak.
-        error: why the step ended early or gave nothing; None if it did not.
+        error: why the step ended early or has no results; None if it is complete.
     """
 
     precision: str
@@ -82,15 +79,7 @@ class StepResult:
 
     @classmethod
     def of(cls, precision: str, protocol: str, load: Load, number: int, values: dict[str, Any]) -> StepResult:
-        """Sum up what ``python -m load.step`` wrote.
-
-        Args:
-            precision: which ensemble.
-            protocol: ``grpc`` or ``http``.
-            load: what was asked.
-            number: of the round.
-            values: see :func:`load.step.run`.
-        """
+        """Sum up a run of :func:`load.step.run`, whose values these are."""
         window_s = float(values["window_s"])
         begun, ended = np.array(values["begun_s"], float), np.array(values["ended_s"], float)
         right = np.array([kind == "ok" for kind in values["kinds"]], bool)
@@ -123,22 +112,22 @@ class StepResult:
 
     @property
     def is_broken(self) -> bool:
-        """Whether nothing can be learnt from it."""
+        """Whether it has no usable result."""
         return self.error is not None or not len(self.latencies_ms)
 
-    def percentile_ms(self, percentile: float) -> float:
-        """Of the latencies; NaN if there is none."""
-        return float(np.percentile(self.latencies_ms, percentile)) if len(self.latencies_ms) else float("nan")
+    def percentile_ms(self, percent: float) -> float:
+        """Percentile of the latencies; NaN if there is none."""
+        return percentile(self.latencies_ms, percent)
 
     @property
     def mean_ms(self) -> float:
         """Mean latency; NaN if there is none."""
-        return float(self.latencies_ms.mean()) if len(self.latencies_ms) else float("nan")
+        return float(self.latencies_ms.mean()) if len(self.latencies_ms) else math.nan
 
     def disagreement(self) -> str | None:
-        """Where the users' count differs from the server's; None if it does not.
+        """The difference between the users' count and the server's; None if they agree.
 
-        A request that timed out may have been answered by the server all the same, so timeouts widen what agrees.
+        The server may have answered a request that timed out, so timeouts widen the range that agrees.
         """
         ensemble = self.server.get(contract.ensemble_model(self.precision))
         if ensemble is None:
@@ -146,13 +135,13 @@ class StepResult:
         succeeded = sum(self.kinds[kind] for kind in _SUCCEEDED_ON_SERVER)
         unknown = sum(self.kinds[kind] for kind in _UNKNOWN_TO_SERVER)
         failed = self.requests - succeeded - unknown - self.kinds["timeout"]
-        open_ended = self.kinds["timeout"]
-        extra = ensemble.success - succeeded, ensemble.failed - failed
-        if min(extra) >= 0 and sum(extra) <= open_ended:
+        counted = ensemble.counts["success"], ensemble.counts["fail"]
+        extra = counted[0] - succeeded, counted[1] - failed
+        if min(extra) >= 0 and sum(extra) <= self.kinds["timeout"]:
             return None
         return (
-            f"the users count {succeeded} successes and {failed} failures, the server {ensemble.success} and "
-            f"{ensemble.failed}; others may be using it"
+            f"the users count {succeeded} successes and {failed} failures, the server {counted[0]} and {counted[1]}; "
+            "others may be using it"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -166,7 +155,7 @@ class StepResult:
             "window_s": round(self.window_s, 3),
             "throughput": self.throughput,
             "mean_ms": number(self.mean_ms),
-            **{f"p{percentile}_ms": number(self.percentile_ms(percentile)) for percentile in PERCENTILES},
+            **{f"p{percent}_ms": number(self.percentile_ms(percent)) for percent in PERCENTILES},
             "requests": self.requests,
             "failures": self.failures,
             "kinds": dict(self.kinds),
@@ -177,8 +166,3 @@ class StepResult:
             "metrics": self.metrics,
             "error": self.error,
         }
-
-
-def number(value: float) -> float | None:
-    """A number as JSON knows it: NaN becomes null."""
-    return None if np.isnan(value) else float(value)

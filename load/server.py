@@ -1,4 +1,4 @@
-"""The server under test: one that runs, or one that is started for the test."""
+"""The server under test: a running one, or one that is started for the test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from serving.server import ServerOptions, TritonServer, add_port_arguments
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare where the server is, or what to start."""
+    """Declare where the server is, or which to start."""
     group = parser.add_argument_group("server", "without a url, one is started for as long as this takes")
     group.add_argument("--repository", type=local_path, help=f"model repository (default: {SHIPPED_REPOSITORY.name})")
     group.add_argument("--profile", choices=contract.PROFILES, default="cpu", help="of the server to start (cpu)")
@@ -31,7 +31,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
 def server_under_test(
     options: argparse.Namespace, protocols: Sequence[str], precisions: Sequence[str] | None
 ) -> Iterator[tuple[Endpoints, dict[str, Any]]]:
-    """Where the server listens, and what the report says of it.
+    """Where the server listens, and its description for the report.
 
     Raises:
         ValueError: a url is missing or has another form than ``host:port``.
@@ -45,7 +45,7 @@ def server_under_test(
         urls = {protocol: checked_url_of(protocol, url) for protocol, url in given.items()}
         metrics, repository = options.url_metrics or None, options.repository
         for server in running_servers():
-            # One of this machine's own: what it serves and where its metrics are need not be told.
+            # A server of this machine: its repository and its metrics endpoint are recorded.
             if urls.get("grpc") == server.grpc or urls.get("http") == server.http:
                 metrics, repository = metrics or server.metrics, repository or Path(server.repository)
         yield Endpoints(urls, metrics, repository), {"started by": "someone else", **urls}

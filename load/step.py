@@ -1,4 +1,4 @@
-"""One step of a comparison, in a process of its own: ``python -m load.step SPEC.json RESULT.json``.
+"""One step of a comparison, in a separate process: ``python -m load.step RESULT.json``, the step on standard input.
 
 Locust patches the standard library of the process that it runs in; this one ends with the step.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from load.users import USER_CLASSES, SegmentationUser, Session  # isort: skip  # patches the standard library: first
 
-import dataclasses
 import json
 import os
+import pickle
 import sys
 import time
 from pathlib import Path
@@ -19,13 +19,12 @@ import cv2
 import gevent
 from locust.env import Environment
 
-from load.options import UserOptions
+from load.generator import StepSpec
 from load.payloads import read
-from load.step_spec import StepSpec
 
 _POLL_S: Final = 0.2
 _GONE_S: Final = 5.0
-"""A server that has answered nothing for so long, while connections are refused, has gone: the step ends."""
+"""The step ends when connections are refused and nothing was answered for this long."""
 
 
 class _Recorder:
@@ -56,13 +55,12 @@ class _Recorder:
 def run(spec: StepSpec) -> dict[str, Any]:
     """Put the load of one step on the server; returns plain values for :class:`load.results.StepResult`."""
     cv2.setNumThreads(1)
-    user_class = USER_CLASSES[spec.protocol]
-    payloads = tuple(read(spec.payloads))
     rate = spec.rate / spec.users if spec.rate is not None else None
+    payloads = tuple(read(spec.payloads))
     session = Session({spec.protocol: spec.url}, spec.precision, payloads, spec.options, rate, spec.seed)
     SegmentationUser.session = session
     recorder = _Recorder()
-    environment = Environment(user_classes=[user_class], stop_timeout=session.stop_timeout_s)
+    environment = Environment(user_classes=[USER_CLASSES[spec.protocol]], stop_timeout=session.stop_timeout_s)
     environment.events.request.add_listener(recorder)  # type: ignore[no-untyped-call]
     runner = environment.create_local_runner()
     runner.start(spec.users, spawn_rate=min(spec.users, 100))
@@ -92,24 +90,10 @@ def run(spec: StepSpec) -> dict[str, Any]:
     }
 
 
-def main(arguments: list[str]) -> int:
-    """Read a specification, run it, write what happened."""
-    spec_path, result_path = map(Path, arguments)
-    values = json.loads(spec_path.read_text(encoding="utf-8"))
-    options = values.pop("options")
-    options["images"] = None  # the payloads are read from their own folder
-    for name in ("megapixels", "batch_sizes", "think_time_s"):
-        options[name] = tuple(options[name])
-    values["payloads"] = Path(values["payloads"])
-    fields = {field.name for field in dataclasses.fields(StepSpec)} - {"options"}
-    spec = StepSpec(options=UserOptions(**options), **{name: values[name] for name in fields})
-    result_path.write_text(json.dumps(run(spec)), encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
+    result = run(pickle.load(sys.stdin.buffer))  # noqa: S301 - load.generator's own process wrote it
+    Path(sys.argv[1]).write_text(json.dumps(result), encoding="utf-8")
     sys.stdout.flush()
     sys.stderr.flush()
-    # The result is written; gRPC's own threads can outlive an orderly end.
-    os._exit(status)
+    # gRPC's own threads can outlive an orderly end.
+    os._exit(0)

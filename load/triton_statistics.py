@@ -1,4 +1,4 @@
-"""Triton's own counters, before and after: what each step of the ensemble did, and how long it took.
+"""Triton's own counters: what each step of the ensemble did, and how long it took.
 
 Field meanings: triton-inference-server/server, ``docs/protocol/extension_statistics.md``. Times of ``success`` are
 whole requests; ``queue`` is waiting for an instance, ``compute_input`` and ``compute_output`` are copying tensors, and
@@ -8,7 +8,8 @@ whole requests; ``queue`` is waiting for an instance, ``compute_input`` and ``co
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tritonclient.utils import InferenceServerException
@@ -28,64 +29,59 @@ _SETTLE_S: Final = 0.5
 
 @dataclass(frozen=True)
 class ModelCounters:
-    """Counters of one model since the server's start.
+    """Counters of one model, all versions together.
 
     Attributes:
-        version: the version that is served.
-        success: requests answered.
-        failed: requests that ended in an error.
-        images: inferences, which is images.
-        executions: batches run.
-        success_ns: nanoseconds of all answered requests, from arrival to answer.
-        phase_ns: phase to nanoseconds, over all requests.
-        phase_count: phase to how many requests it was measured for.
+        version: the versions that are served, separated by commas.
+        counts: ``images`` and ``executions`` (batches run), and for ``success``, ``fail`` and each of :data:`PHASES`
+            the number of requests, and under ``<name>_ns`` their nanoseconds.
         batches: batch size to how often it was run.
     """
 
     version: str = ""
-    success: int = 0
-    failed: int = 0
-    images: int = 0
-    executions: int = 0
-    success_ns: int = 0
-    phase_ns: dict[str, int] = field(default_factory=dict)
-    phase_count: dict[str, int] = field(default_factory=dict)
-    batches: dict[int, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    batches: Counter[int] = field(default_factory=Counter)
 
-    def since(self, before: ModelCounters) -> ModelCounters:
-        """What was added after ``before``."""
-        return ModelCounters(
-            self.version,
-            self.success - before.success,
-            self.failed - before.failed,
-            self.images - before.images,
-            self.executions - before.executions,
-            self.success_ns - before.success_ns,
-            {phase: self.phase_ns[phase] - before.phase_ns.get(phase, 0) for phase in self.phase_ns},
-            {phase: self.phase_count[phase] - before.phase_count.get(phase, 0) for phase in self.phase_count},
-            {
-                size: added
-                for size, count in sorted(self.batches.items())
-                if (added := count - before.batches.get(size, 0))
-            },
-        )
+    @classmethod
+    def of(cls, versions: list[dict[str, Any]]) -> ModelCounters:
+        """Add up the versions of a model; over gRPC, 64-bit numbers are text and zeros are missing."""
+        counters = cls(",".join(str(entry.get("version", "")) for entry in versions))
+        for entry in versions:
+            counters.counts["images"] += int(entry.get("inference_count", 0))
+            counters.counts["executions"] += int(entry.get("execution_count", 0))
+            for name in ("success", "fail", *PHASES):
+                counted = entry.get("inference_stats", {}).get(name, {})
+                counters.counts[name] += int(counted.get("count", 0))
+                counters.counts[f"{name}_ns"] += int(counted.get("ns", 0))
+            for batch in entry.get("batch_stats", []):
+                count = int(batch.get("compute_infer", {}).get("count", 0))
+                counters.batches[int(batch.get("batch_size", 0))] += count
+        return counters
 
-    def phase_ms(self, phase: str) -> float:
-        """Mean milliseconds of a phase per request; 0 where none was measured."""
-        count = self.phase_count.get(phase, 0)
-        return self.phase_ns.get(phase, 0) / count / _NANOSECONDS_PER_MS if count else 0.0
+    def __sub__(self, before: ModelCounters) -> ModelCounters:
+        return ModelCounters(self.version, self.counts - before.counts, self.batches - before.batches)
+
+    def mean_ms(self, name: str) -> float:
+        """Mean milliseconds per request of ``success`` or of a phase; 0 where none was counted."""
+        count = self.counts[name]
+        return self.counts[f"{name}_ns"] / count / _NANOSECONDS_PER_MS if count else 0.0
+
+    @property
+    def step_ms(self) -> dict[str, float]:
+        """Mean milliseconds per request: ``queue``, waiting for an instance, and ``compute``, spent in one."""
+        return {"queue": self.mean_ms("queue"), "compute": sum(map(self.mean_ms, PHASES[1:]))}
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, times as milliseconds per request."""
         return {
             "version": self.version,
-            "success": self.success,
-            "failed": self.failed,
-            "images": self.images,
-            "executions": self.executions,
-            "request_ms": self.success_ns / self.success / _NANOSECONDS_PER_MS if self.success else 0.0,
-            **{f"{phase}_ms": self.phase_ms(phase) for phase in PHASES},
-            "batches": {str(size): count for size, count in self.batches.items()},
+            "success": self.counts["success"],
+            "failed": self.counts["fail"],
+            "images": self.counts["images"],
+            "executions": self.counts["executions"],
+            "request_ms": self.mean_ms("success"),
+            **{f"{phase}_ms": self.mean_ms(phase) for phase in PHASES},
+            "batches": {str(size): count for size, count in sorted(self.batches.items())},
         }
 
 
@@ -126,32 +122,51 @@ class TritonStatistics:
         """Close the connection."""
         self._client.close()
 
-    def read(self, precision: str) -> dict[str, ModelCounters]:
-        """Counters of the ensemble and of its steps, by model.
+    def read_all(self) -> dict[str, ModelCounters]:
+        """Counters of every model of the server, by name.
 
         Raises:
             LoadError: no answer.
         """
-        models = (contract.ensemble_model(precision), *steps_of(precision))
-        found = {model: _counters(self._ask(model)) for model in models}
-        ensemble = found[models[0]]
-        found[models[0]] = replace(ensemble, failed=ensemble.failed // self.fails_per_request)
+        options = {"as_json": True, "client_timeout": self._timeout_s} if self._protocol == "grpc" else {}
+        try:
+            answer = self._client.get_inference_statistics(**options)
+        except (InferenceServerException, OSError) as error:
+            raise LoadError(f"the server at {self._url} does not give its statistics: {error}") from error
+        models: dict[str, list[dict[str, Any]]] = {}
+        for entry in answer.get("model_stats", []):
+            models.setdefault(entry["name"], []).append(entry)
+        return {name: ModelCounters.of(versions) for name, versions in models.items()}
+
+    def read(self, precision: str) -> dict[str, ModelCounters]:
+        """Counters of the ensemble of a precision and of its steps, by name.
+
+        Raises:
+            LoadError: no answer, or a model is not served.
+        """
+        models = self.read_all()
+        ensemble = contract.ensemble_model(precision)
+        try:
+            found = {model: models[model] for model in (ensemble, *steps_of(precision))}
+        except KeyError as missing:
+            raise LoadError(f"the server at {self._url} does not give the statistics of {missing}") from None
+        found[ensemble].counts["fail"] //= self.fails_per_request
         return found
 
     def calibrate(self, precision: str) -> None:
-        """Find out how often the server counts a failed request of an ensemble, by sending one that must be refused.
+        """Measure how often the server counts one failed request of an ensemble, with a request that is rejected.
 
-        tritonserver 2.51 counts it twice (seen), so that its counter alone would not say how many failed.
+        tritonserver 2.51 counts it twice (measured), so that its counter does not say how many failed.
 
         Raises:
             LoadError: no answer.
         """
         model = contract.ensemble_model(precision)
-        refused = Request((b"not an image",), ("probe",), {})
-        before = self.read(precision)[model].failed
+        rejected = Request((b"not an image",), ("probe",), {})
+        before = self.read(precision)[model]
         sender = Transport(self._protocol, self._url, self._timeout_s)
         try:
-            sender.infer(model, refused.tensor(), {})
+            sender.infer(model, rejected.tensor(), {})
         except RequestError:
             pass
         except SegmentationError as error:
@@ -159,49 +174,9 @@ class TritonStatistics:
         finally:
             sender.close()
         time.sleep(_SETTLE_S)
-        self.fails_per_request = max(1, self.read(precision)[model].failed - before)
-
-    def _ask(self, model: str) -> list[dict[str, Any]]:
-        try:
-            if self._protocol == "grpc":
-                answer = self._client.get_inference_statistics(model, as_json=True, client_timeout=self._timeout_s)
-            else:
-                answer = self._client.get_inference_statistics(model)
-        except (InferenceServerException, OSError) as error:
-            raise LoadError(f"the server at {self._url} does not give the statistics of {model}: {error}") from error
-        return list(answer.get("model_stats", []))
+        self.fails_per_request = max(1, (self.read(precision)[model] - before).counts["fail"])
 
 
 def difference(before: dict[str, ModelCounters], after: dict[str, ModelCounters]) -> dict[str, ModelCounters]:
     """Per model, what was added."""
-    return {model: counters.since(before.get(model, ModelCounters())) for model, counters in after.items()}
-
-
-def _counters(versions: list[dict[str, Any]]) -> ModelCounters:
-    """Add up the versions of a model; over gRPC 64-bit numbers come as text, and zeros not at all."""
-    phase_ns = dict.fromkeys(PHASES, 0)
-    phase_count = dict.fromkeys(PHASES, 0)
-    batches: dict[int, int] = {}
-    success = failed = images = executions = success_ns = 0
-    for entry in versions:
-        statistics = entry.get("inference_stats", {})
-        success += _whole(statistics, "success", "count")
-        success_ns += _whole(statistics, "success", "ns")
-        failed += _whole(statistics, "fail", "count")
-        images += _whole(entry, "inference_count")
-        executions += _whole(entry, "execution_count")
-        for phase in PHASES:
-            phase_ns[phase] += _whole(statistics, phase, "ns")
-            phase_count[phase] += _whole(statistics, phase, "count")
-        for batch in entry.get("batch_stats", []):
-            size = _whole(batch, "batch_size")
-            batches[size] = batches.get(size, 0) + _whole(batch, "compute_infer", "count")
-    version = ",".join(str(entry.get("version", "")) for entry in versions)
-    return ModelCounters(version, success, failed, images, executions, success_ns, phase_ns, phase_count, batches)
-
-
-def _whole(values: dict[str, Any], *keys: str) -> int:
-    found: Any = values
-    for key in keys:
-        found = found.get(key, {}) if isinstance(found, dict) else {}
-    return int(found) if found else 0
+    return {model: counters - before.get(model, ModelCounters()) for model, counters in after.items()}

@@ -1,4 +1,4 @@
-"""``python -m load ui``: Locust's web page, with a server to press on."""
+"""``python -m load ui``: Locust's web page, with a server to load."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from load.errors import LoadError
+from load.generator import environment
 from load.server import add_server_arguments, server_under_test
 from serving.lifetime import end_with, interruptible
 
@@ -37,14 +38,11 @@ def run(options: argparse.Namespace) -> int:
     more = options.locust[1:] if options.locust[:1] == ["--"] else options.locust
     with interruptible(), server_under_test(options, (), None) as (endpoints, _):
         urls = [f"--url-{protocol}={url}" for protocol, url in endpoints.urls.items()]
-        environment = dict(os.environ)
-        root = str(_LOCUSTFILE.parents[1])
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
         print(f"Locust's page: http://{options.web_host}:{options.web_port}   Ctrl-C stops", flush=True)
         web = [f"--web-host={options.web_host}", f"--web-port={options.web_port}", "--class-picker"]
         command = [sys.executable, "-m", "locust", "-f", str(_LOCUSTFILE), *web, *urls, *more]
         parent = os.getpid()
-        process = subprocess.Popen(command, env=environment, preexec_fn=lambda: _follow(parent))  # noqa: PLW1509
+        process = subprocess.Popen(command, env=environment(), preexec_fn=lambda: _follow(parent))  # noqa: PLW1509
         try:
             return process.wait()
         except KeyboardInterrupt:
@@ -61,6 +59,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _follow(parent: int) -> None:
-    """End with the parent, and by its signal alone: a terminal's Ctrl-C goes to both, and a second one cuts the end."""
+    """End with the parent, by its signal only: a terminal sends Ctrl-C to both, and two would cut the end short."""
     end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -11,12 +11,11 @@ from __future__ import annotations
 import locust  # isort: skip  # patches the standard library for gevent: before everything else
 
 import itertools
-import math
 import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import gevent
 import gevent.pool
@@ -35,14 +34,14 @@ from pipeline import contract
 grpc_gevent.init_gevent()
 
 UNAVAILABLE_PAUSE_S: Final = 0.25
-"""After a refused connection: a server that is gone is not asked thousands of times a second."""
+"""After a refused connection, so that a server that is gone is not called thousands of times a second."""
 
 MAX_IN_FLIGHT: Final = 512
-"""Open-loop requests in flight per user; arrivals beyond count as failures, so that memory stays bounded."""
+"""Open-loop requests in flight per user; arrivals above it count as failures, so that memory stays bounded."""
 
 
 class WrongAnswer(SegmentationError):
-    """The server called it a success, but the result is wrong."""
+    """The server reported success, but the result is wrong."""
 
 
 class NotSent(SegmentationError):
@@ -51,7 +50,7 @@ class NotSent(SegmentationError):
 
 @dataclass(frozen=True)
 class Session:
-    """What all users of this process share.
+    """Settings that all users of this process share.
 
     Attributes:
         urls: protocol to ``host:port``.
@@ -60,7 +59,7 @@ class Session:
         options: how to behave.
         arrivals_per_second: open loop: mean requests per second of each user, at random times (Poisson), sent whether
             or not earlier ones are answered. None: closed loop, a user waits for its answer.
-        seed: of images' order and arrivals.
+        seed: of the order of images, and of arrivals.
     """
 
     urls: dict[str, str]
@@ -77,10 +76,10 @@ class Session:
 
 
 class SegmentationUser(locust.User):
-    """One simulated user. Its subclasses say over which protocol.
+    """One simulated user; its subclasses name the protocol.
 
-    Every request, answered, refused or wrong, is reported by one event with its time from being sent (open loop: from
-    when it was due) to the whole answer's arrival; checking the answer is not part of the time.
+    Every request, answered, refused or wrong, is reported by one event with the time from sending it (open loop: from
+    when it was due) until the whole answer has arrived; checking the answer is not part of the time.
     """
 
     abstract = True
@@ -111,7 +110,7 @@ class SegmentationUser(locust.User):
 
     @locust.task
     def segment(self) -> None:
-        """Send one request; in an open loop, let it fly and go on."""
+        """Send one request; in an open loop, without waiting for its answer."""
         rate = self._session.arrivals_per_second
         if rate is None:
             self._request(self._draw(), None)
@@ -150,7 +149,7 @@ class SegmentationUser(locust.User):
         try:
             tensors = sender.infer(contract.ensemble_model(session.precision), tensor, parameters)
         except Exception as error:
-            # Whatever it is, the request has failed and has to be counted.
+            # A request that fails, for any reason, is counted.
             failure = error
         ended = time.perf_counter()
         self._idle.append(sender)
@@ -183,11 +182,11 @@ class SegmentationUser(locust.User):
         size: int,
         ended: float | None = None,
     ) -> None:
-        """The one place that tells Locust of a request."""
+        """Report a request to Locust."""
         ended = time.perf_counter() if ended is None else ended
         if failure is not None:
-            # Locust keeps the exception. Its frames would keep the connection, and gRPC's channels, when they are
-            # closed by the interpreter's end instead of by on_stop, can wait there for a loop that has gone.
+            # Locust keeps the exception, whose frames would keep the connection open until the interpreter ends.
+            # gRPC's channels can hang then, because gevent's loop has ended.
             failure.__traceback__ = failure.__cause__ = failure.__context__ = None
         self.environment.events.request.fire(
             request_type=self.protocol,
@@ -214,26 +213,16 @@ class HttpUser(SegmentationUser):
 
 USER_CLASSES: Final[dict[str, type[SegmentationUser]]] = {"grpc": GrpcUser, "http": HttpUser}
 
+_KINDS: Final[dict[type[Exception], str]] = {
+    WrongAnswer: "wrong",
+    RequestTimeoutError: "timeout",
+    ServerUnavailableError: "unavailable",
+    NotSent: "not_sent",
+}
+
 
 def kind_of(failure: Exception | None) -> str:
-    """What became of a request: ``ok``, ``wrong``, ``timeout``, ``unavailable``, ``not_sent`` or ``refused``."""
+    """Outcome of a request: ``ok``, ``wrong``, ``timeout``, ``unavailable``, ``not_sent`` or ``refused``."""
     if failure is None:
         return "ok"
-    kinds: tuple[tuple[type[Any], str], ...] = (
-        (WrongAnswer, "wrong"),
-        (RequestTimeoutError, "timeout"),
-        (ServerUnavailableError, "unavailable"),
-        (NotSent, "not_sent"),
-    )
-    return next((kind for error, kind in kinds if isinstance(failure, error)), "refused")
-
-
-def check_arrivals(arrivals_per_second: float) -> float | None:
-    """Arrivals per second and user as Locust's command line gives them: 0 is a closed loop.
-
-    Raises:
-        ValueError: below 0 or not finite.
-    """
-    if not 0 <= arrivals_per_second < math.inf:
-        raise ValueError(f"arrivals per second are {arrivals_per_second}; allowed: a number from 0")
-    return arrivals_per_second or None
+    return next((kind for error, kind in _KINDS.items() if isinstance(failure, error)), "refused")

@@ -1,10 +1,9 @@
-"""The versions that were measured: tag and verified accuracy, out of their manifests."""
+"""The versions that were measured: tag and verified accuracy, from their manifests."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline import contract
 from repository.errors import RepositoryError
@@ -20,11 +19,11 @@ class MeasuredVersion:
         version: number of its folder, as the server names it.
         tag: its tag; None if its manifest is not known.
         size_bytes: of the network's file; None if not known.
-        passed: whether its gate was passed; None: it was not verified, or that is not known.
+        passed: whether it passed its gate; None if it was not verified, or that is not known.
         mask_iou: mean mask IoU of its detections with fp32's, in [0, 1].
         f1: agreement of its detections with fp32's, in [0, 1].
         map50_95: mask mAP against annotations, in [0, 1].
-        note: what of the accuracy is known, in words.
+        note: what is known of the accuracy, in words.
     """
 
     precision: str
@@ -37,13 +36,9 @@ class MeasuredVersion:
     map50_95: float | None = None
     note: str = "not known: no manifest; name the server's model repository with --repository"
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
 
 def describe_version(precision: str, version: str, repository: Path | None) -> MeasuredVersion:
-    """Read what a version's manifest says.
+    """Read a version's manifest.
 
     Args:
         precision: fp32, fp16 or int8.

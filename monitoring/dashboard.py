@@ -1,6 +1,6 @@
 """Generates the Grafana dashboard: ``python -m monitoring.dashboard`` writes it, ``--check`` compares.
 
-Panels are data here, so that a test can ask a real Prometheus each of their queries.
+Panels are data here, so that a test can send each of their queries to a real Prometheus.
 """
 
 from __future__ import annotations
@@ -29,36 +29,24 @@ _HEIGHT: Final = 8
 
 
 @dataclass(frozen=True)
-class Query:
-    """One query of a panel.
-
-    Attributes:
-        expr: PromQL, with Grafana's variables ``$instance`` and ``$__rate_interval``.
-        legend: how Grafana names its series.
-    """
-
-    expr: str
-    legend: str
-
-
-@dataclass(frozen=True)
 class Panel:
     """One panel.
 
     Attributes:
         title: what it shows.
         description: how to read it.
-        queries: what it asks.
+        queries: legend, by which Grafana names the series, to PromQL with Grafana's variables ``$instance`` and
+            ``$__rate_interval``.
         unit: Grafana's name of the unit.
         kind: ``timeseries``, ``stat``, ``bargauge`` or ``table``.
         width: columns of 24.
-        needs_gpu: whether its series exist on servers with a GPU alone.
-        needs_onnx: whether its series exist in the profiles that run the network in ONNX Runtime alone.
+        needs_gpu: whether its series exist only on servers with a GPU.
+        needs_onnx: whether its series exist only in the profiles that run the network in ONNX Runtime.
     """
 
     title: str
     description: str
-    queries: tuple[Query, ...]
+    queries: dict[str, str]
     unit: str = "short"
     kind: str = "timeseries"
     width: int = 8
@@ -87,7 +75,7 @@ def _rate(metric: str, model: str = "", by: str = "model") -> str:
 
 
 def _ratio(over: str, under: str, model: str, by: str = "model", scale: str = "") -> str:
-    """One rate by another; nothing where the other stands still, rather than a division by zero."""
+    """One rate divided by another; no value while the divisor is 0."""
     return f"{_rate(over, model, by)}{scale} / ({_rate(under, model, by)} > 0)"
 
 
@@ -108,14 +96,14 @@ def _state() -> Row:
             Panel(
                 "Servers up",
                 "Servers whose metrics were scraped.",
-                (Query('sum(up{job=~".*triton.*", instance=~"$instance"})', "up"),),
+                {"up": 'sum(up{job=~".*triton.*", instance=~"$instance"})'},
                 kind="stat",
                 width=4,
             ),
             Panel(
                 "Alerts firing",
                 "Of the rules in monitoring/rules.yml.",
-                (Query('count(ALERTS{alertstate="firing"}) or vector(0)', "firing"),),
+                {"firing": 'count(ALERTS{alertstate="firing"}) or vector(0)'},
                 kind="stat",
                 width=4,
             ),
@@ -123,13 +111,13 @@ def _state() -> Row:
                 "Versions served",
                 "Loaded versions of each network, with the number of servers that hold them. Two versions of one model "
                 "on one server, for longer than a promotion takes, are worth a question.",
-                (Query(f"count by (model, version) ({_of('nv_inference_request_success', NETWORKS)})", "servers"),),
+                {"servers": f"count by (model, version) ({_of('nv_inference_request_success', NETWORKS)})"},
                 kind="table",
             ),
             Panel(
                 "Requests by version",
                 "Which version of each network answers: a promotion shows as one line falling while another rises.",
-                (Query(_rate("nv_inference_request_success", NETWORKS, "model, version"), "{{model}} v{{version}}"),),
+                {"{{model}} v{{version}}": _rate("nv_inference_request_success", NETWORKS, "model, version")},
                 unit="reqps",
             ),
         ),
@@ -143,24 +131,25 @@ def _traffic() -> Row:
             Panel(
                 "Requests",
                 "Answered requests of each ensemble.",
-                (Query(_rate("nv_inference_request_success", ENSEMBLES), "{{model}}"),),
+                {"{{model}}": _rate("nv_inference_request_success", ENSEMBLES)},
                 unit="reqps",
             ),
             Panel(
                 "Failures by reason",
-                "OTHER is what a step refused or failed at, REJECTED a full queue, CANCELED a caller that gave up, "
-                "BACKEND a fault of the runtime; servers of version 2.51 count each of an ensemble twice. Busy is what "
-                "admission refused because its answer would have come too late: callers try again, or add replicas.",
-                (
-                    Query(_rate("nv_inference_request_failure", ENSEMBLES, "model, reason"), "{{model}} {{reason}}"),
-                    Query(_rate("segmentation_requests_refused_total", by="instance"), "{{instance}} busy"),
-                ),
+                "OTHER is a request that a step refused or failed, REJECTED a full queue, CANCELED a caller that gave "
+                "up, BACKEND a fault of the runtime; servers of version 2.51 count each of an ensemble twice. Busy is "
+                "a request that admission refused because its answer would be too late: callers try again, or add "
+                "replicas.",
+                {
+                    "{{model}} {{reason}}": _rate("nv_inference_request_failure", ENSEMBLES, "model, reason"),
+                    "{{instance}} busy": _rate("segmentation_requests_refused_total", by="instance"),
+                },
                 unit="reqps",
             ),
             Panel(
                 "Images",
                 "Images segmented; a request carries one to eight.",
-                (Query(_rate("nv_inference_count", ENSEMBLES), "{{model}}"),),
+                {"{{model}}": _rate("nv_inference_count", ENSEMBLES)},
                 unit="cps",
             ),
         ),
@@ -175,46 +164,45 @@ def _latency() -> Row:
             Panel(
                 "Mean latency of a request",
                 "From the request's arrival to its answer, inside the server.",
-                (Query(_milliseconds("nv_inference_request_duration_us", ENSEMBLES), "{{model}}"),),
+                {"{{model}}": _milliseconds("nv_inference_request_duration_us", ENSEMBLES)},
                 unit="ms",
             ),
             Panel(
                 "Mean latency by step",
                 "What each step of the ensembles takes, its queue included. The step that grows under load is the one "
                 "that saturates first.",
-                (Query(_milliseconds("nv_inference_request_duration_us", STEPS), "{{model}}"),),
+                {"{{model}}": _milliseconds("nv_inference_request_duration_us", STEPS)},
                 unit="ms",
             ),
             Panel(
                 "Queue time by step",
-                "How long a request waits before a step takes it up. For preprocess and postprocess, more instances "
+                "How long a request waits before a step takes it. For preprocess and postprocess, more instances "
                 "help; for a network, another replica or a lower precision.",
-                (Query(_milliseconds("nv_inference_queue_duration_us", STEPS), "{{model}}"),),
+                {"{{model}}": _milliseconds("nv_inference_queue_duration_us", STEPS)},
                 unit="ms",
             ),
             Panel(
                 "Where the time goes",
                 "All steps together: waiting, handing tensors in, computing, handing tensors out.",
-                tuple(
-                    Query(
-                        f"sum(rate({_of(f'nv_inference_{part}_duration_us', STEPS)}[{RATE}])) / 1e3 / "
-                        f"(sum(rate({_of('nv_inference_request_success', ENSEMBLES)}[{RATE}])) > 0)",
-                        part.replace("_", " "),
-                    )
+                {
+                    part.replace(
+                        "_", " "
+                    ): f"sum(rate({_of(f'nv_inference_{part}_duration_us', STEPS)}[{RATE}])) / 1e3 / "
+                    f"(sum(rate({_of('nv_inference_request_success', ENSEMBLES)}[{RATE}])) > 0)"
                     for part in inside
-                ),
+                },
                 unit="ms",
             ),
             Panel(
                 "Batch size",
                 "Images per execution. A network's batch grows with load; one that stays at 1 under load leaves speed "
                 "unused (max_queue_delay_microseconds, the plan's opt_batch).",
-                (Query(_ratio("nv_inference_count", "nv_inference_exec_count", STEPS), "{{model}}"),),
+                {"{{model}}": _ratio("nv_inference_count", "nv_inference_exec_count", STEPS)},
             ),
             Panel(
                 "Requests waiting",
-                "Requests that a step has not taken up yet.",
-                (Query(f"sum by (model) ({_of('nv_inference_pending_request_count', STEPS)})", "{{model}}"),),
+                "Requests that a step has not taken yet.",
+                {"{{model}}": f"sum by (model) ({_of('nv_inference_pending_request_count', STEPS)})"},
             ),
         ),
     )
@@ -227,39 +215,32 @@ def _precisions() -> Row:
             Panel(
                 "Network time per image",
                 "Time of the network's executions by the images in them, in each precision.",
-                (
-                    Query(
-                        _ratio(
-                            "nv_inference_compute_infer_duration_us", "nv_inference_count", NETWORKS, scale=" / 1e3"
-                        ),
-                        "{{model}}",
-                    ),
-                ),
+                {
+                    "{{model}}": _ratio(
+                        "nv_inference_compute_infer_duration_us", "nv_inference_count", NETWORKS, scale=" / 1e3"
+                    )
+                },
                 unit="ms",
                 kind="bargauge",
             ),
             Panel(
                 "Share of the requests",
                 "Which precision callers use.",
-                (
-                    Query(
-                        f"{_rate('nv_inference_request_success', ENSEMBLES)} / scalar("
-                        f"sum(rate({_of('nv_inference_request_success', ENSEMBLES)}[{RATE}])) > 0)",
-                        "{{model}}",
-                    ),
-                ),
+                {
+                    "{{model}}": f"{_rate('nv_inference_request_success', ENSEMBLES)} / scalar("
+                    f"sum(rate({_of('nv_inference_request_success', ENSEMBLES)}[{RATE}])) > 0)"
+                },
                 unit="percentunit",
                 kind="bargauge",
             ),
             Panel(
                 "Processor time per image",
-                "Of the network alone, over all cores (profiles cpu and cuda).",
-                (
-                    Query(
-                        _ratio("segmentation_session_cpu_seconds_total", "segmentation_session_images_total", NETWORKS),
-                        "{{model}}",
-                    ),
-                ),
+                "Of the network only, over all cores (profiles cpu and cuda).",
+                {
+                    "{{model}}": _ratio(
+                        "segmentation_session_cpu_seconds_total", "segmentation_session_images_total", NETWORKS
+                    )
+                },
                 unit="s",
                 kind="bargauge",
                 needs_onnx=True,
@@ -276,30 +257,25 @@ def _images() -> Row:
             Panel(
                 "Images decoded",
                 "By preprocess, over all precisions.",
-                (Query(_rate("segmentation_images_decoded_total", by="instance"), "{{instance}}"),),
+                {"{{instance}}": _rate("segmentation_images_decoded_total", by="instance")},
                 unit="cps",
             ),
             Panel(
                 "Images refused by reason",
                 "empty: no bytes. format: not an accepted image format. truncated: cut off on the way. too_large: "
                 "above the limits in preprocess/config.pbtxt. damaged: could not be decoded.",
-                (Query(_rate("segmentation_decode_errors_total", by="reason"), "{{reason}}"),),
+                {"{{reason}}": _rate("segmentation_decode_errors_total", by="reason")},
                 unit="cps",
             ),
             Panel(
                 "Instances found per image",
                 "A sudden change here, with no change in latency, is a change of the images or of the model's quality.",
-                (
-                    Query(
-                        f"sum(rate({_of(detections + '_sum')}[{RATE}])) / "
-                        f"(sum(rate({_of(detections + '_count')}[{RATE}])) > 0)",
-                        "mean",
-                    ),
-                    Query(
-                        f"histogram_quantile(0.9, sum by (le) (rate({_of(detections + '_bucket')}[{RATE}])))",
-                        "90th percentile",
-                    ),
-                ),
+                {
+                    "mean": f"sum(rate({_of(detections + '_sum')}[{RATE}])) / "
+                    f"(sum(rate({_of(detections + '_count')}[{RATE}])) > 0)",
+                    "90th percentile": "histogram_quantile(0.9, "
+                    f"sum by (le) (rate({_of(detections + '_bucket')}[{RATE}])))",
+                },
             ),
         ),
     )
@@ -312,51 +288,48 @@ def _machine() -> Row:
             Panel(
                 "CPU",
                 "All cores of the machine together.",
-                (Query(_of("nv_cpu_utilization"), "{{instance}}"),),
+                {"{{instance}}": _of("nv_cpu_utilization")},
                 unit="percentunit",
             ),
             Panel(
                 "Memory",
                 "Of the machine.",
-                (
-                    Query(_of("nv_cpu_memory_used_bytes"), "{{instance}} used"),
-                    Query(_of("nv_cpu_memory_total_bytes"), "{{instance}} all"),
-                ),
+                {
+                    "{{instance}} used": _of("nv_cpu_memory_used_bytes"),
+                    "{{instance}} all": _of("nv_cpu_memory_total_bytes"),
+                },
                 unit="bytes",
             ),
             Panel(
                 "Pinned memory",
                 "Of Triton's pool for copies to and from the GPU; when it is used up, copies get slower.",
-                (
-                    Query(_of("nv_pinned_memory_pool_used_bytes"), "{{instance}} used"),
-                    Query(_of("nv_pinned_memory_pool_total_bytes"), "{{instance}} all"),
-                ),
+                {
+                    "{{instance}} used": _of("nv_pinned_memory_pool_used_bytes"),
+                    "{{instance}} all": _of("nv_pinned_memory_pool_total_bytes"),
+                },
                 unit="bytes",
             ),
             Panel(
                 "GPU",
                 "Share of the time in which a kernel ran; a full GPU with short queues is a good one.",
-                (Query(_of("nv_gpu_utilization"), "{{instance}} {{gpu_uuid}}"),),
+                {"{{instance}} {{gpu_uuid}}": _of("nv_gpu_utilization")},
                 unit="percentunit",
                 needs_gpu=True,
             ),
             Panel(
                 "GPU memory",
                 "Plans, their activations and Triton's pools.",
-                (
-                    Query(_of("nv_gpu_memory_used_bytes"), "{{gpu_uuid}} used"),
-                    Query(_of("nv_gpu_memory_total_bytes"), "{{gpu_uuid}} all"),
-                ),
+                {
+                    "{{gpu_uuid}} used": _of("nv_gpu_memory_used_bytes"),
+                    "{{gpu_uuid}} all": _of("nv_gpu_memory_total_bytes"),
+                },
                 unit="bytes",
                 needs_gpu=True,
             ),
             Panel(
                 "GPU power",
                 "At the limit, clocks fall, and latency rises without a change in load.",
-                (
-                    Query(_of("nv_gpu_power_usage"), "{{gpu_uuid}} drawn"),
-                    Query(_of("nv_gpu_power_limit"), "{{gpu_uuid}} limit"),
-                ),
+                {"{{gpu_uuid}} drawn": _of("nv_gpu_power_usage"), "{{gpu_uuid}} limit": _of("nv_gpu_power_limit")},
                 unit="watt",
                 needs_gpu=True,
             ),
@@ -412,13 +385,13 @@ def _panel(panel: Panel, place: dict[str, int]) -> dict[str, Any]:
             {
                 "refId": chr(ord("A") + index),
                 "datasource": _datasource(),
-                "expr": query.expr,
-                "legendFormat": query.legend,
+                "expr": expression,
+                "legendFormat": legend,
                 "instant": instant,
                 "range": not instant,
                 "format": "table" if instant else "time_series",
             }
-            for index, query in enumerate(panel.queries)
+            for index, (legend, expression) in enumerate(panel.queries.items())
         ],
     }
     if instant:

@@ -27,13 +27,20 @@ class Gpu:
 
 def gpu_at_hand() -> Gpu | None:
     """The first GPU that the driver names; None without a GPU or driver."""
+    for line in nvidia_smi("name,compute_cap")[:1]:
+        name, _, capability = line.rpartition(",")
+        return Gpu(name.strip(), capability.strip()) if name else None
+    return None
+
+
+def nvidia_smi(fields: str) -> list[str]:
+    """Values of ``nvidia-smi --query-gpu``, a line per GPU; empty without that program, a driver or a GPU."""
     program = shutil.which("nvidia-smi")
     if program is None:
-        return None
-    query = [program, "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+        return []
+    query = [program, f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
-        name, capability = answer.splitlines()[0].rsplit(",", maxsplit=1)
-    except (subprocess.SubprocessError, OSError, ValueError, IndexError):
-        return None
-    return Gpu(name.strip(), capability.strip())
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+    except (subprocess.SubprocessError, OSError):
+        return []
+    return answer.stdout.strip().splitlines()

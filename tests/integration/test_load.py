@@ -1,4 +1,4 @@
-"""Load on a real server: counts that agree with Triton's, faults that are told, and runs that always end."""
+"""Load on a real server: counts that agree with Triton's, faults that are reported, and runs that always end."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ import numpy as np
 import pytest
 
 from load.__main__ import main
-from load.generator import run_step
+from load.generator import StepSpec, run_step
 from load.options import UserOptions
 from load.payloads import Payload, load_payloads, save, with_expectations
 from load.results import Load, StepResult
-from load.step_spec import StepSpec
 from load.triton_statistics import TritonStatistics, difference
 from serving.environment import free_ports
 from serving.server import ServerOptions, TritonServer
@@ -45,7 +44,7 @@ def server(patient_repository):
 
 @pytest.fixture(scope="module")
 def int8_server(repository):
-    """A server of its own, of int8 alone: it is stopped by a test, and lacks the other precisions."""
+    """A separate server of int8 only: a test stops it, and it lacks the other precisions."""
     options = ServerOptions(repository, precisions=("int8",), http_port=0, grpc_port=0, metrics_port=0)
     with TritonServer(options) as running:
         yield running
@@ -115,10 +114,10 @@ def test_charts_are_seen_in_a_browser(comparison, tmp_path):
 
 def step_of(server, protocol, payloads, folder, precision="int8", options=None, **changes):
     """One step, and what the server counted meanwhile."""
-    save(payloads, folder)
+    save(payloads, folder / "payloads")
     url = server.grpc_url if protocol == "grpc" else server.http_url
     values = {"users": 2, "rate": None, "warm_up_s": 0.0, "duration_s": 1.5, **changes}
-    spec = StepSpec(precision, protocol, url, payloads=folder, options=options or UserOptions(), **values)
+    spec = StepSpec(precision, protocol, url, payloads=folder / "payloads", options=options or UserOptions(), **values)
     statistics = TritonStatistics(protocol, url)
     statistics.calibrate(precision)
     before = statistics.read(precision)
@@ -128,7 +127,7 @@ def step_of(server, protocol, payloads, folder, precision="int8", options=None, 
         result.server = difference(before, statistics.read(precision))
         return result.disagreement() is None
 
-    with contextlib.suppress(AssertionError):  # a disagreement that stays is the test's to tell
+    with contextlib.suppress(AssertionError):  # the test asserts on a disagreement that stays
         wait_for(agree, 20)
     statistics.close()
     return result
@@ -140,7 +139,7 @@ def test_refused_requests_are_failures_on_both_sides(server, protocol, tmp_path)
     assert result.kinds["ok"] > 0
     assert result.kinds["refused"] > 0
     assert result.disagreement() is None
-    assert result.server["segment_int8"].failed == result.kinds["refused"]
+    assert result.server["segment_int8"].counts["fail"] == result.kinds["refused"]
     assert result.first_errors["refused"]
 
 
@@ -161,10 +160,10 @@ def test_sizes_batches_parameters_and_open_loop(server, url, protocol, tmp_path)
     result = step_of(server, protocol, payloads, tmp_path, "fp32", options, users=1, rate=4.0, duration_s=3.0)
     assert set(result.kinds) == {"ok"}, result.first_errors
     assert result.disagreement() is None
-    assert result.server["segment_fp32"].images > result.requests
+    assert result.server["segment_fp32"].counts["images"] > result.requests
 
 
-def test_missing_model_is_told_before_anything_starts(int8_server, tmp_path, capsys):
+def test_missing_model_is_reported_before_anything_starts(int8_server, tmp_path, capsys):
     urls = ["--url-grpc", int8_server.grpc_url, "--url-http", int8_server.http_url]
     assert main(["compare", "--precisions", "fp16", "--duration", "1", "--out", str(tmp_path), *urls]) == 1
     assert "segment_fp16 is not served there; nothing was started" in capsys.readouterr().err
@@ -174,7 +173,7 @@ def test_missing_model_is_told_before_anything_starts(int8_server, tmp_path, cap
         assert "segment_fp16 is not served there; nothing was started" in ended.stderr
 
 
-def test_no_server_is_told(capsys, tmp_path):
+def test_no_server_is_reported(capsys, tmp_path):
     port = free_ports("127.0.0.1", 1)[0]
     out = ["--out", str(tmp_path / "out")]
     assert main(["compare", "--protocols", "grpc", "--url-grpc", f"127.0.0.1:{port}", *out]) == 1
@@ -192,7 +191,7 @@ def test_two_workers_together_count_what_the_server_counts(server, tmp_path):
     statistics = TritonStatistics("grpc", server.grpc_url)
 
     def served():
-        return statistics.read("int8")["segment_int8"].success
+        return statistics.read("int8")["segment_int8"].counts["success"]
 
     before = served()
     workers = [

@@ -1,4 +1,4 @@
-"""The images' recipes: what a linter says, what they copy and install."""
+"""The Dockerfiles: the linter's verdict, what they copy and install."""
 
 import fnmatch
 import subprocess
@@ -17,14 +17,6 @@ IDS = [f"{path.parent.name}-{stage.name or 'only'}" for path, stage in STAGES]
 def test_the_linter_has_no_complaint(path):
     result = subprocess.run([hadolint(), path], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, "")
-
-
-def test_the_linter_would_complain(tmp_path):
-    careless = tmp_path / "Dockerfile"
-    careless.write_text("FROM python\nRUN cd /tmp && pip install numpy\n")
-    result = subprocess.run([hadolint(), careless], capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert "DL3006" in result.stdout  # no tag
 
 
 @pytest.mark.parametrize(("path", "stage"), STAGES, ids=IDS)

@@ -1,4 +1,4 @@
-"""Steps as a comparison would bring them, with numbers that are known."""
+"""Steps of a comparison with known numbers."""
 
 from collections import Counter
 
@@ -6,23 +6,18 @@ import numpy as np
 import pytest
 
 from load.results import Load, StepResult
-from load.triton_statistics import PHASES, ModelCounters, steps_of
+from load.triton_statistics import ModelCounters, steps_of
 from load.versions import MeasuredVersion
 from pipeline import contract
 
 
 def counters(requests, queue_ms, infer_ms):
     total = {"queue": queue_ms, "compute_input": 1, "compute_infer": infer_ms, "compute_output": 2}
-    return ModelCounters(
-        version="1",
-        success=requests,
-        images=requests,
-        executions=requests,
-        success_ns=int(sum(total.values()) * requests * 1e6),
-        phase_ns={phase: int(total[phase] * requests * 1e6) for phase in PHASES},
-        phase_count=dict.fromkeys(PHASES, requests),
-        batches={1: requests},
-    )
+    counts = Counter(success=requests, images=requests, executions=requests)
+    for phase, spent_ms in total.items():
+        counts.update({phase: requests, f"{phase}_ns": int(spent_ms * requests * 1e6)})
+    counts["success_ns"] = int(sum(total.values()) * requests * 1e6)
+    return ModelCounters("1", counts, Counter({1: requests}))
 
 
 @pytest.fixture

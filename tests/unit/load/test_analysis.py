@@ -74,7 +74,7 @@ def test_a_version_that_failed_its_gate_is_not_recommended(steps, versions):
     assert recommend(analyze(steps, versions, None)).precision == "fp32"
 
 
-def test_a_difference_inside_the_noise_is_told(step, versions):
+def test_a_difference_inside_the_noise_is_reported(step, versions):
     factors = (0.9, 1.1, 1.05)
     noisy = [step("int8", 1, number, 10.0 * factor, 100) for number, factor in enumerate(factors)]
     noisy += [step("fp32", 1, number, 10.0, 100) for number in range(3)]
@@ -102,6 +102,13 @@ def test_broken_steps_do_not_count_as_slow(steps, versions):
     nothing = analyze([broken], versions, None)
     assert nothing.of("fp32", "grpc").best is None
     assert recommend(nothing).precision is None
+
+
+def test_a_precision_that_answered_only_after_its_window_is_not_compared(step, versions):
+    late = [step("fp32", 1, number, 0.0, 9000) for number in range(3)]
+    fast = [step("int8", 1, number, 10.0, 100) for number in range(3)]
+    recommendation = recommend(analyze([*late, *fast], versions, None))
+    assert recommendation.sentence.startswith("int8: nothing else could be compared")
 
 
 def test_json_has_no_nan(steps, versions):

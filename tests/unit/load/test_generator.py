@@ -5,9 +5,9 @@ import pytest
 
 from load import generator
 from load.errors import LoadError
+from load.generator import StepSpec, run_step
 from load.options import UserOptions
 from load.payloads import Payload, read, save
-from load.step_spec import StepSpec
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_no_server_is_reported_as_failures_and_ends(payloads, protocol):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"127.0.0.1:{unused.getsockname()[1]}"
-        values = generator.run_step(spec(url, payloads, protocol=protocol))
+        values = run_step(spec(url, payloads, protocol=protocol))
     assert set(values["kinds"]) == {"unavailable"}
     assert values["locust_requests"] == values["locust_failures"] == len(values["kinds"]) < 30
 
@@ -49,7 +49,7 @@ def test_no_server_is_reported_as_failures_and_ends(payloads, protocol):
 def test_a_server_that_never_answers_times_out(payloads, protocol):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"127.0.0.1:{silent.getsockname()[1]}"
-        values = generator.run_step(spec(url, payloads, protocol=protocol, duration_s=0.5))
+        values = run_step(spec(url, payloads, protocol=protocol, duration_s=0.5))
     assert values["kinds"]
     assert set(values["kinds"]) <= {"timeout", "unavailable"}
 
@@ -60,10 +60,10 @@ def test_a_generator_that_outlasts_its_time_is_killed(payloads, monkeypatch):
         url = f"127.0.0.1:{silent.getsockname()[1]}"
         started = time.monotonic()
         with pytest.raises(LoadError, match="did not end within"):
-            generator.run_step(spec(url, payloads, duration_s=0.1, options=UserOptions(timeout_s=0.1)))
+            run_step(spec(url, payloads, duration_s=0.1, options=UserOptions(timeout_s=0.1)))
     assert time.monotonic() - started < 10
 
 
 def test_a_generator_that_fails_says_why(tmp_path):
     with pytest.raises(LoadError, match="No such file"):
-        generator.run_step(spec("127.0.0.1:1", tmp_path / "nowhere"))
+        run_step(spec("127.0.0.1:1", tmp_path / "nowhere"))

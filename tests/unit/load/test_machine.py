@@ -1,4 +1,4 @@
-"""What a measurement says of the machine that it ran on."""
+"""The description of the machine in a report."""
 
 import pytest
 

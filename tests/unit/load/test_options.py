@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from load.compare import Plan, loads_of
+from load.compare import Schedule, loads_of
 from load.options import UserOptions, add_user_arguments
 from load.results import Load
 
@@ -24,7 +24,7 @@ def test_everything():
     assert options.megapixels == (0.3, 2.0)
     assert options.batch_sizes == (1, 4)
     assert options.think_time_s == (0.5, 2.0)
-    assert (options.timeout_s, options.tolerance, options.mask_format) == (5.0, 0.5, "polygon")
+    assert (options.timeout_s, options.tolerance) == (5.0, 0.5)
     expected = {"confidence": 0.4, "iou": 0.5, "max_detections": 7, "mask_format": "polygon", "classes": "0,2"}
     assert options.parameters == expected
 
@@ -58,12 +58,12 @@ def test_loads():
 
 
 def test_precisions_are_interleaved_and_none_is_always_first():
-    plan = Plan(("fp32", "fp16", "int8"), ("grpc", "http"), (Load(1), Load(2)), 3, 1.0, 0.0, UserOptions())
-    steps = list(plan.steps())
+    schedule = Schedule(("fp32", "fp16", "int8"), ("grpc", "http"), (Load(1), Load(2)), 3, 1.0, 0.0, UserOptions())
+    steps = list(schedule.steps())
     assert len(steps) == len(set(steps)) == 3 * 2 * 2 * 3
     for start in range(0, len(steps), 3):
         group = steps[start : start + 3]
         assert len({step[:3] for step in group}) == 1
-        assert {step[3] for step in group} == set(plan.precisions)
+        assert {step[3] for step in group} == set(schedule.precisions)
     first = [steps[start][3] for start in (0, 12, 24)]
     assert first == ["fp32", "fp16", "int8"]

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from load.analysis import analyze
-from load.compare import Outcome, Plan
+from load.compare import Outcome, Schedule
 from load.conditions import Verdict
 from load.options import UserOptions
 from load.recommendation import recommend
@@ -19,9 +19,9 @@ SVG_IMAGE = re.compile(r'src="data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)"')
 def make_report(versions):
     def make(steps, stopped=None, budget_ms=300.0):
         analysis = analyze(steps, versions, budget_ms)
-        plan = Plan(("fp32", "int8"), ("grpc",), (Load(1), Load(2), Load(8)), 3, 10.0, 1.0, UserOptions())
+        schedule = Schedule(("fp32", "int8"), ("grpc",), (Load(1), Load(2), Load(8)), 3, 10.0, 1.0, UserOptions())
         return Report(
-            plan,
+            schedule,
             Outcome(tuple(steps), versions, {"card": 1}, "fp32", stopped),
             analysis,
             recommend(analysis),

@@ -3,9 +3,9 @@ from collections import Counter
 
 import pytest
 
-from load.metrics import parse_gauges
+from load.metrics import gauges
 from load.results import Load, StepResult
-from load.triton_statistics import ModelCounters, _counters
+from load.triton_statistics import ModelCounters
 
 VALUES = {
     "window_s": 2.0,
@@ -44,7 +44,9 @@ def test_window_throughput_counts_answers_and_latency_counts_requests_of_the_win
 def test_counts_are_compared_with_the_servers(kinds, success, failed, agrees):
     result = StepResult("int8", "grpc", Load(1), 0, kinds=Counter(kinds))
     assert result.disagreement() == "the server's counters are not known"
-    result = dataclasses.replace(result, server={"segment_int8": ModelCounters(success=success, failed=failed)})
+    result = dataclasses.replace(
+        result, server={"segment_int8": ModelCounters("1", Counter(success=success, fail=failed))}
+    )
     assert (result.disagreement() is None) is agrees
 
 
@@ -63,14 +65,14 @@ def test_counters_are_read_alike_over_both_protocols_and_subtracted():
         "inference_stats": {"success": {"count": "5", "ns": "50000000"}, "queue": {"count": "5", "ns": "10000000"}},
         "batch_stats": [{"batch_size": "2", "compute_infer": {"count": "3", "ns": "9"}}],
     }
-    assert _counters([entry]) == _counters([as_grpc])
-    after = _counters([entry])
-    assert after.phase_ms("queue") == pytest.approx(2.0)
-    assert after.phase_ms("compute_infer") == 0.0
-    added = after.since(ModelCounters(success=2, images=3, phase_ns={"queue": 4_000_000}, phase_count={"queue": 2}))
-    assert (added.success, added.images, added.batches) == (3, 4, {2: 3})
-    assert added.phase_ms("queue") == pytest.approx(2.0)
-    assert after.since(after).batches == {}
+    assert ModelCounters.of([entry]) == ModelCounters.of([as_grpc])
+    after = ModelCounters.of([entry])
+    assert after.mean_ms("queue") == pytest.approx(2.0)
+    assert after.mean_ms("compute_infer") == 0.0
+    added = after - ModelCounters("2", Counter(success=2, images=3, queue=2, queue_ns=4_000_000))
+    assert (added.counts["success"], added.counts["images"], added.batches) == (3, 4, {2: 3})
+    assert added.mean_ms("queue") == pytest.approx(2.0)
+    assert (after - after).batches == {}
 
 
 def test_gauges_of_several_gpus():
@@ -83,4 +85,4 @@ nv_cpu_utilization 0.25
 nv_inference_count{model="x",version="1"} 5
 """
     expected = {"gpu_utilization": 0.75, "gpu_memory_used_bytes": 150.0, "cpu_utilization": 0.25}
-    assert parse_gauges(text) == expected
+    assert gauges(text) == expected

@@ -50,7 +50,7 @@ EMPTY = np.zeros((HEIGHT, WIDTH), np.uint8)
         ({"encoded_masks": (b"no", b"png"), "mask_format": "png"}, "does not decode"),
     ],
 )
-def test_a_wrong_answer_is_told(changes, fault):
+def test_a_wrong_answer_is_reported(changes, fault):
     found = fault_of(segmentation(**changes), PAYLOAD, 0.0)
     assert found is not None
     assert found.startswith("card: ")

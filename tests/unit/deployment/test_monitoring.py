@@ -9,14 +9,9 @@ import pytest
 import yaml
 
 from repository.store import read_config
-from tests.unit.deploy.rendered import DEPLOY, OVERLAYS, ROOT, pod, render, the
+from tests.unit.deployment.rendered import DEPLOY, ROOT, pod, the
 
 RULES = yaml.safe_load((ROOT / "monitoring/rules.yml").read_text())["groups"]
-
-
-@pytest.fixture(params=OVERLAYS)
-def resources(request):
-    return render(request.param)
 
 
 def test_the_cluster_has_the_same_rules():
@@ -57,7 +52,7 @@ def test_replicas_are_scraped_under_the_job_that_rules_and_autoscaler_know(resou
     assert re.fullmatch(pattern, name)
 
 
-def test_prometheus_is_let_in_from_where_the_autoscaler_asks_it(resources):
+def test_prometheus_is_admitted_from_where_the_autoscaler_queries_it(resources):
     host = trigger(resources)["metadata"]["serverAddress"].split("/")[2].split(":")[0]
     _, namespace, _ = host.split(".")
     metrics = the(resources, "NetworkPolicy")["spec"]["ingress"][1]
@@ -94,7 +89,7 @@ def test_the_autoscaler_scales_the_servers_by_a_recorded_series(resources):
     assert set(re.findall(r"\w+:\w+:\w+", query(resources))) <= recorded
 
 
-def test_replicas_are_added_before_anybody_is_alarmed_and_long_before_anybody_is_refused(resources):
+def test_replicas_are_added_before_an_alert_and_long_before_requests_are_rejected(resources):
     threshold_s = float(trigger(resources)["metadata"]["threshold"])
     [alert] = [rule for group in RULES for rule in group["rules"] if rule.get("alert") == "QueueTimeHigh"]
     alarm_s = float(alert["expr"].rpartition(">")[2])
@@ -124,7 +119,7 @@ tests:
       - {{series: 'up{{{job}, instance="a"}}', values: 1x8}}
     promql_expr_test:
       - {{expr: {query}, eval_time: 1m, exp_samples: [{{labels: '{{}}', value: 0}}]}}
-  - name: Prometheus does not see the servers, so that nothing is said about them
+  - name: Prometheus does not see the servers, so there is no value
     interval: 15s
     input_series:
       - {{series: 'up{{{job}, instance="a"}}', values: 0x8}}

@@ -2,34 +2,21 @@ import json
 import os
 import subprocess
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from bench.measure import ProcessTree, Summary, interleave, ratio
-from bench.report import Comparison
-from bench.server_meter import Reading, StepTimes, Usage, parse_metrics
-
-
-def test_summary_is_median_and_quartiles():
-    summary = Summary.of([5, 1, 2, 4, 3])
-    assert (summary.low, summary.median, summary.high, summary.count) == (2, 3, 4, 5)
-    assert Summary.of([7]) == Summary(7, 7, 7, 1)
-    with pytest.raises(ValueError, match="nothing was measured"):
-        Summary.of([])
-
-
-def test_ratios_are_taken_round_by_round():
-    # A machine that was twice as slow in the second round must not show in the ratio.
-    assert ratio([10, 20], [5, 10]) == Summary(2, 2, 2, 2)
-    with pytest.raises(ValueError, match="zip"):
-        ratio([1, 2], [1])
+from bench.measure import ProcessTree, interleave
+from bench.report import PartReport
+from bench.server_meter import Reading, Usage, sums_of
+from load.triton_statistics import ModelCounters
 
 
 def test_every_way_runs_once_in_every_round_in_changing_order():
     calls = []
     ways = {name: (lambda name=name: calls.append(name) or len(calls)) for name in "abc"}
-    results = interleave(ways, rounds=6, warm_up=1)
+    *_, results = interleave(ways, rounds=6)
     assert {name: len(values) for name, values in results.items()} == {"a": 6, "b": 6, "c": 6}
     rounds = [tuple(calls[start : start + 3]) for start in range(0, len(calls), 3)]
     assert len(rounds) == 7
@@ -63,25 +50,39 @@ def test_metrics_of_one_model():
         'cpu_total{model="network_int8_other",version="1"} 100\n'
         'other{model="network_int8"} 7e-1\n'
     )
-    assert parse_metrics(text, "network_int8") == {"cpu_total": 3.5, "other": 0.7}
+    assert sums_of(text, "network_int8") == {"cpu_total": 3.5, "other": 0.7}
+
+
+def counters(requests, queue_ms, compute_ms, **batches):
+    counts = {
+        "queue": requests,
+        "queue_ns": queue_ms * 1e6,
+        "compute_infer": requests,
+        "compute_infer_ns": compute_ms * 1e6,
+    }
+    return ModelCounters("1", Counter(counts), Counter({int(size[1:]): count for size, count in batches.items()}))
 
 
 def test_usage_is_per_image_and_leaves_the_session_out():
-    steps = {"preprocess": StepTimes(100, 1.0, 2.0), "idle": StepTimes(7, 1.0, 1.0)}
-    later = {**steps, "preprocess": StepTimes(120, 1.1, 2.5), "postprocess": StepTimes(20, 0.0, 0.02)}
-    before = Reading({"tritonserver": 1.0, "network_fp32": 10.0}, 9.0, 100, {1: 3}, steps)
-    after = Reading({"tritonserver": 1.2, "network_fp32": 11.1}, 10.0, 120, {1: 3, 4: 5}, later)
-    usage = Usage.between(before, after)
+    models = {
+        "preprocess": counters(100, 1000, 2000),
+        "network_fp32": counters(9, 9, 9, n1=3),
+        "idle": counters(7, 1, 1),
+    }
+    later = {**models, "preprocess": counters(120, 1100, 2500), "network_fp32": counters(12, 9, 18, n1=3, n4=5)}
+    before = Reading({"tritonserver": 1.0, "network_fp32": 10.0}, 9.0, 100, models)
+    after = Reading({"tritonserver": 1.2, "network_fp32": 11.1}, 10.0, 120, later)
+    usage = Usage.between(before, after, "network_fp32")
     assert usage.images == 20
     assert usage.session_ms == pytest.approx(50)
     assert usage.other_ms == pytest.approx((0.2 + 1.1 - 1.0) / 20 * 1e3)
     assert usage.by_process_ms == pytest.approx({"tritonserver": 10, "network_fp32": 55})
     assert usage.batches == {4: 5}
-    assert usage.steps_ms.keys() == {"preprocess", "postprocess"}
+    assert usage.steps_ms.keys() == {"preprocess", "network_fp32"}
     assert usage.steps_ms["preprocess"] == pytest.approx({"queue": 5, "compute": 25})
-    assert usage.steps_ms["postprocess"] == pytest.approx({"queue": 0, "compute": 1})
+    assert usage.steps_ms["network_fp32"] == pytest.approx({"queue": 0, "compute": 3})
     with pytest.raises(ValueError, match="no image"):
-        Usage.between(before, before)
+        Usage.between(before, before, "network_fp32")
 
 
 def test_a_failure_loses_no_round_that_was_measured():
@@ -95,17 +96,22 @@ def test_a_failure_loses_no_round_that_was_measured():
 
     kept = []
     with pytest.raises(OSError, match="the server is gone"):
-        interleave({"a": way}, rounds=6, after_round=lambda results: kept.append(list(results["a"])))
+        kept.extend(list(results["a"]) for results in interleave({"a": way}, rounds=6))
     assert kept == [[2], [2, 3], [2, 3, 4]]
 
 
-def test_a_case_is_kept_anew_with_more_rounds(tmp_path):
-    comparison = Comparison("part", "what")
-    for rounds in ([1.0], [1.0, 3.0]):
-        comparison.forget("case")
-        comparison.add("case", "way", "ms", Summary.of(rounds))
-        comparison.add_ratio("case", "a / b", Summary.of(rounds))
-        comparison.write_data(tmp_path / "out")
+def test_a_report_holds_the_latest_figures_and_ratios(tmp_path, capsys):
+    report = PartReport("part", "what", tmp_path / "out")
+    for rounds in ([1.0], [1.0, 2.0, 3.0]):
+        report.forget("case, one")
+        report.add("case, one", "ours", "ms", rounds, worst_mask_iou=0.99)
+        report.add("case, one", "theirs", "ms", [2 * value for value in rounds])
+        report.add_ratio("case, one", "theirs / ours", [2 * value for value in rounds], rounds)
+        report.show("case, one")
     written = json.loads((tmp_path / "out" / "part.json").read_text())
-    assert [figure["rounds"] for figure in written["figures"]] == [2]
+    assert [(figure["rounds"], figure["median"]) for figure in written["figures"]] == [(3, 2), (3, 4)]
     assert [ratio["median"] for ratio in written["ratios"]] == [2.0]
+    assert written["machine"]["cores"] >= 1
+    assert "theirs / ours" in capsys.readouterr().out
+    report.draw()
+    assert (tmp_path / "out" / "part.png").read_bytes()[:4] == b"\x89PNG"

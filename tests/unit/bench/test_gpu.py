@@ -1,6 +1,9 @@
+from argparse import Namespace
+
 import pytest
 
-from bench.gpu_picture import draw, host_limit
+from bench.gpu import copy_repository, draw, host_limit
+from repository.store import SHIPPED_REPOSITORY, read_config
 
 
 def result(gpu):
@@ -23,6 +26,14 @@ def test_the_host_is_full_when_every_core_is_busy():
 @pytest.mark.parametrize("gpu", ["a GPU", None])
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_picture_is_drawn(tmp_path, gpu, count):
-    pytest.importorskip("matplotlib", reason="matplotlib is missing; make test-unit installs it")
     draw([result(gpu)] * count, tmp_path / "gpu.png")
     assert (tmp_path / "gpu.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_networks_instances_are_set_in_a_copy(tmp_path):
+    before = (SHIPPED_REPOSITORY / "network_fp16" / "configs" / "cuda.pbtxt").read_text()
+    options = Namespace(repository=SHIPPED_REPOSITORY, profile="cuda", network_instances=3, network_kind="cpu")
+    copy = copy_repository(options, tmp_path / "copy")
+    (group,) = read_config(copy / "network_fp16" / "configs" / "cuda.pbtxt").instance_group
+    assert (group.count, group.kind) == (3, group.KIND_CPU)
+    assert (SHIPPED_REPOSITORY / "network_fp16" / "configs" / "cuda.pbtxt").read_text() == before

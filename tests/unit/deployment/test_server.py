@@ -9,7 +9,7 @@ import yaml
 from builder.__main__ import _parser as builder_parser
 from serving.__main__ import _parser
 from tests.dockerfiles import stages
-from tests.unit.deploy.rendered import (
+from tests.unit.deployment.rendered import (
     OVERLAYS,
     ROOT,
     arguments,
@@ -25,11 +25,6 @@ SERVING = {stage.name: stage for stage in stages(ROOT / "serving/Dockerfile")}
 KUBERNETES = [overlay for overlay in OVERLAYS if overlay.startswith("kubernetes/")]
 STUBS_S = 10  # what serving/server.py gives the models' processes behind the exit timeout
 ANSWER_READY = "/v2/models/segment_int8/ready"
-
-
-@pytest.fixture(params=OVERLAYS)
-def resources(request):
-    return render(request.param)
 
 
 @pytest.fixture
@@ -217,11 +212,3 @@ def test_kserve_puts_the_repository_where_the_server_looks():
         assert {key: formats[0][key] for key in ("name", "version")} == predictor["model"]["modelFormat"]
         options = _parser().parse_args(arguments(resources, server(resources)))
         assert str(options.repository) == "/mnt/models"
-
-
-def test_a_wrong_argument_would_be_found():
-    resources = render("kubernetes/overlays/gpu")
-    container = server(resources)
-    container["args"].append("--model-repository=/models")
-    with pytest.raises(SystemExit):
-        _parser().parse_args(arguments(resources, container))

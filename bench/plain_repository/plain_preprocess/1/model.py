@@ -9,9 +9,7 @@ import cv2
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from bench.baseline.plain import to_planes
-
-INPUT_SIZE = 640
+from bench.plain import to_planes
 
 
 class TritonPythonModel:
@@ -28,7 +26,7 @@ class TritonPythonModel:
 
 def _answer(request: Any) -> Any:
     encoded = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
-    made = [to_planes(data, INPUT_SIZE, INPUT_SIZE) for data in encoded]
+    made = [to_planes(data) for data in encoded]
     return pb_utils.InferenceResponse(
         output_tensors=[
             pb_utils.Tensor("planes", np.stack([planes for planes, _ in made])),
