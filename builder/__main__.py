@@ -17,7 +17,8 @@ from base.paths import local_path
 from base.progress import Steps
 from builder import versions_cli
 from builder.add_plan import add_plan
-from builder.build import Built, build
+from builder.build import build
+from builder.publication import Built
 from builder.sensitivity_command import run_sensitivity
 from builder.settings import BuildSettings, load_settings, unbuilt_profile
 from pipeline import command_line, contract

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from base.progress import Steps
-from builder.build import open_build
-from builder.sensitivity import GroupCost, groups_of, rank_groups, trade_off
+from builder.build import open_inputs
+from builder.sensitivity import groups_of, rank_groups, trade_off
 from builder.settings import BuildSettings
-from builder.trade import plot_trades, trade_table
+from builder.trade import plot_trades, ranking_table, trade_table
 
 
 def run_sensitivity(settings: BuildSettings, steps: Steps, out: Path) -> int:
@@ -30,7 +28,7 @@ def run_sensitivity(settings: BuildSettings, steps: Steps, out: Path) -> int:
     Raises:
         BuilderError: the network cannot be quantized.
     """
-    subject = open_build(settings, steps).int8_subject()
+    subject = open_inputs(settings, steps).int8_subject()
     count = len(subject.paths)
     total = len(groups_of(subject.quantized))
     with steps.step("rank groups of layers", f"{count} images, each group quantized alone", total) as advance:
@@ -39,7 +37,7 @@ def run_sensitivity(settings: BuildSettings, steps: Steps, out: Path) -> int:
     with steps.step("restore the costliest groups", "point by point", len(counts)) as advance:
         trades = trade_off(subject, ranking, counts, advance)
     console = Console()
-    console.print(_ranking_table(ranking))
+    console.print(ranking_table(ranking))
     console.print(trade_table(trades))
     out.mkdir(parents=True, exist_ok=True)
     facts = {
@@ -51,13 +49,3 @@ def run_sensitivity(settings: BuildSettings, steps: Steps, out: Path) -> int:
     plot_trades(trades, out / "sensitivity.png")
     console.print(f"{out / 'sensitivity.json'}\n{out / 'sensitivity.png'}", soft_wrap=True)
     return 0
-
-
-def _ranking_table(ranking: Sequence[GroupCost]) -> Table:
-    table = Table(
-        "group", "convolutions", "F1", "mask IoU", "cost", title="each group quantized alone, the costliest first"
-    )
-    for cost in ranking:
-        values = (f"{cost.comparison.f1:.4f}", f"{cost.comparison.mask_iou:.4f}", f"{cost.cost:.4f}")
-        table.add_row(cost.group, str(cost.convolutions), *values)
-    return table

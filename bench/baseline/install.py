@@ -29,8 +29,7 @@ def install(export_path: Path, repository: Path) -> tuple[str, ...]:
         Arguments for tritonserver that serve them beside other models.
     """
     shutil.copytree(_SOURCE, repository, ignore=shutil.ignore_patterns("__pycache__"))
-    export, model = load_export(export_path)
-    network = make_batch_dynamic(model, export)
+    network = make_batch_dynamic(load_export(export_path))
     onnx.save(network, str(repository / "plain_segmentation" / "1" / "model.onnx"))
     models = (*_STEPS, MODEL)
     return (f"--model-repository={repository}", *(f"--load-model={model}" for model in models))

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from builder.onnx_tools import QUANTIZERS
 from builder.tensorrt.errors import LogLine
-from builder.tensorrt.graph_names import QUANTIZERS, GraphNames
+from builder.tensorrt.graph_names import GraphNames
 
 _NO_IMPLEMENTATION: Final = re.compile(
     r"Could not find any implementation for node (?P<layer>.+?)"

@@ -11,9 +11,8 @@ from rich.console import Console
 
 from base.progress import Steps
 from builder import __main__ as command
-from builder import build as build_module
 from builder.build import build
-from builder.calibration import calibration_set
+from builder.datasets import CalibrationSet
 from builder.errors import BuilderError, CalibrationError, ExportError, GateError
 from builder.settings import load_settings
 from builder.surgery import graft_ends
@@ -126,7 +125,7 @@ def test_every_precision_is_compared_with_the_file_as_it_came(tmp_path, make, op
     entries = {"input_size": (64, 96)} if options.get("batch", 1) is None else {}
     for entry in make(onnx=path, **entries):
         verification = entry.manifest.verification
-        assert "other.onnx as it came" in verification["reference"]
+        assert "other.onnx, unchanged" in verification["reference"]
         assert verification["fp32_graph"]["box_max_px"] < 0.1
         assert verification["fp32_graph"]["score_max"] < 1e-4
         differences = verification["differences"]
@@ -184,7 +183,7 @@ def test_a_failed_build_leaves_nothing(tmp_path, make, monkeypatch):
     def fail(path):
         raise BuilderError("the disk is on fire")
 
-    monkeypatch.setattr(build_module, "_check_runs", fail)
+    monkeypatch.setattr("builder.publication._check_runs", fail)
     with pytest.raises(BuilderError, match="on fire"):
         make(precisions=("fp32",))
     folder = tmp_path / "repository" / "network_fp32"
@@ -236,11 +235,11 @@ def test_a_build_without_images_is_refused(make):
 
 def test_calibration_images_are_checked(tmp_path, photographs, make):
     with pytest.raises(CalibrationError, match="no such file"):
-        calibration_set([tmp_path / "nowhere"])
+        CalibrationSet.of([tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(CalibrationError, match="no image in"):
-        calibration_set([tmp_path / "empty"])
-    assert "500" in (calibration_set([photographs]).warning or "")
+        CalibrationSet.of([tmp_path / "empty"])
+    assert "500" in (CalibrationSet.of([photographs]).warning or "")
     (photographs / "bad.png").write_bytes(b"not a picture")
     with pytest.raises(CalibrationError, match=r"bad\.png"):
         make(precisions=("int8",))

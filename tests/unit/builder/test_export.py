@@ -17,7 +17,7 @@ from tests.exports import segmentation_export
 @pytest.mark.parametrize(("classes", "height", "width"), [(1, 64, 64), (80, 96, 160), (3, 160, 96)])
 def test_any_class_count_and_rectangular_inputs(tmp_path, classes, height, width):
     path = segmentation_export(tmp_path / "m.onnx", classes=classes, height=height, width=width)
-    export, _ = load_export(path)
+    export = load_export(path)
     assert (export.num_classes, export.input_height, export.input_width) == (classes, height, width)
     assert export.num_coefficients == 32
     assert export.num_anchors == sum((height // s) * (width // s) for s in (8, 16, 32))
@@ -31,15 +31,15 @@ def test_names_come_from_the_metadata(tmp_path):
         "description": "Ultralytics YOLOv8n-seg model trained on coco.yaml",
         "task": "segment",
     }
-    export, _ = load_export(segmentation_export(tmp_path / "m.onnx", metadata=metadata))
+    export = load_export(segmentation_export(tmp_path / "m.onnx", metadata=metadata))
     assert export.class_names == ("cat", "dog", "its")
     assert export.name == "yolov8n-seg"
-    assert load_export(tmp_path / "m.onnx", name="My Model")[0].name == "my-model"
+    assert load_export(tmp_path / "m.onnx", name="My Model").name == "my-model"
 
 
 @pytest.mark.parametrize("names", ["not python", "{0: 'a'}x", "[1, 2", "['only one']", "__import__('os')"])
 def test_broken_names_are_passed_over(tmp_path, names):
-    export, _ = load_export(segmentation_export(tmp_path / "m.onnx", metadata={"names": names}))
+    export = load_export(segmentation_export(tmp_path / "m.onnx", metadata={"names": names}))
     assert export.class_names == ("class_0", "class_1", "class_2")
 
 
@@ -131,7 +131,8 @@ def test_older_and_newer_opsets_are_converted(tmp_path, target):
     else:
         model = version_converter.convert_version(model, target)
     onnx.save(model, path)
-    export, graph = load_export(path)
+    export = load_export(path)
+    graph = export.model
     assert export.opset == target
     assert graph.opset_import[0].version in WORKING_OPSETS
     assert export.class_names == ("a", "b", "c")
@@ -182,7 +183,7 @@ def test_nodes_in_any_order_are_sorted(tmp_path):
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     onnx.save(model, path)
-    _, graph = load_export(path)
+    graph = load_export(path).model
     onnx.checker.check_model(graph)
     assert len(graph.graph.node) == len(nodes)
 
@@ -235,18 +236,18 @@ def test_advice_for_suppression_inside_fits_the_version(tmp_path, version, say):
 
 
 def test_every_file_of_a_model_counts(tmp_path):
-    alone = load_export(segmentation_export(tmp_path / "alone.onnx"))[0]
+    alone = load_export(segmentation_export(tmp_path / "alone.onnx"))
     assert alone.sha256 == hashlib.sha256((tmp_path / "alone.onnx").read_bytes()).hexdigest()
     path = tmp_path / "m.onnx"
     onnx.save(
         onnx.load(tmp_path / "alone.onnx"), path, save_as_external_data=True, location="m.onnx.data", size_threshold=0
     )
-    before = load_export(path)[0]
+    before = load_export(path)
     assert set(before.files) == {"m.onnx", "m.onnx.data"}
     data = bytearray((tmp_path / "m.onnx.data").read_bytes())
     data[100:104] = np.float32(0.25).tobytes()
     (tmp_path / "m.onnx.data").write_bytes(data)
-    after = load_export(path)[0]
+    after = load_export(path)
     assert after.files["m.onnx"] == before.files["m.onnx"]
     assert after.sha256 != before.sha256
 
@@ -275,7 +276,7 @@ def test_dynamic_input_size_asks_for_one(tmp_path):
         model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"size{axis}"
     onnx.save(model, path)
     assert "--input-size" in refused(path)
-    export, _ = load_export(path, input_size=(64, 64))
+    export = load_export(path, input_size=(64, 64))
     assert (export.input_height, export.input_width) == (64, 64)
 
 

@@ -4,9 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
+from builder.datasets import VerificationSet
 from builder.errors import CalibrationError
 from builder.settings import Gate
-from builder.verification import VerificationSet, compare, mask_map, sample_warnings
+from builder.verification import compare, mask_map, sample_warnings
 from pipeline import rle
 from pipeline.postprocess import ImageSegmentation
 
