@@ -51,8 +51,7 @@ def _ways_on_int8(verified: Verified, settings: BuildSettings) -> list[str]:
     if groups:
         found.append(f"exclude the costliest layers from int8: --exclude {' '.join(groups)}")
     limit = settings.fallback.max_restorations
-    groups_left = sum(bool(cost.convolutions) for cost in verified.ranking) > limit
-    if verified.trades and groups_left:
+    if len(verified.ranking) > limit:
         found.append(f"let more layers be restored: raise fallback.max_restorations (now {limit}) in the settings file")
     found.append("see what each group of layers costs: `python -m builder sensitivity` with the same options")
     return found
@@ -60,8 +59,8 @@ def _ways_on_int8(verified: Verified, settings: BuildSettings) -> list[str]:
 
 def costliest(verified: Verified) -> list[str]:
     """Groups to exclude: those of the best step, and the costliest others; half of the convolutions stay in int8."""
-    convolutions = {cost.group: cost.convolutions for cost in verified.ranking if cost.convolutions}
-    ranked = [cost.group for cost in verified.ranking if cost.group in convolutions and cost.cost > 0]
+    convolutions = {cost.group: cost.convolutions for cost in verified.ranking}
+    ranked = [cost.group for cost in verified.ranking if cost.cost > 0]
     found = list(verified.restored)
     for group in ranked:
         if len(found) >= _SHOWN_GROUPS:

@@ -171,7 +171,7 @@ def _read(path: Path) -> tuple[onnx.ModelProto, int, dict[str, str]]:
                 if entry.key == "location" and entry.value not in files and beside.is_file():
                     files[entry.value] = sha256_of(beside)
         onnx.load_external_data_for_model(model, str(path.parent))
-    except Exception as error:  # protobuf, onnx and I/O each raise types of their own
+    except Exception as error:  # protobuf, onnx and I/O each have their exception types
         raise _unreadable(path, error) from error
     if not model.graph.node or not model.graph.output:
         raise ExportError(f"{path}: the ONNX model has no graph; export it again")
@@ -193,7 +193,7 @@ def _converted(model: onnx.ModelProto, path: Path, opset: int) -> onnx.ModelProt
     target = _ADVISED_OPSET if opset < WORKING_OPSETS.start else WORKING_OPSETS.stop - 1
     try:
         converted = version_converter.convert_version(model, target)
-    except Exception as error:  # the converter raises types of its own
+    except Exception as error:  # the converter has its exception types
         raise ExportError(
             f"{path}: its opset {opset} cannot be converted to {target} ({first_line(error)}). {_EXPORT_AGAIN}"
         ) from error
@@ -310,11 +310,11 @@ def _check_input(model: onnx.ModelProto, input_size: tuple[int, int] | None) -> 
 
 
 def _run_once(model: onnx.ModelProto, input_name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the outputs, by running the export on empty images of its own batch."""
+    """Shapes of the outputs, by running the export on empty images, in its batch."""
     try:
         session = quiet_session(model.SerializeToString())
         arrays = session.run(None, {input_name: np.zeros(shape, np.float32)})
-    except Exception as error:  # ONNX Runtime raises types of its own, one per status
+    except Exception as error:  # ONNX Runtime has one exception type per status
         raise ExportError(f"the export does not run in ONNX Runtime: {first_line(error)}") from error
     outputs = list(zip((output.name for output in session.get_outputs()), arrays, strict=True))
     for name, array in outputs:

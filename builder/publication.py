@@ -18,7 +18,7 @@ from builder.artifact import Profile
 from builder.errors import BuilderError, GateError
 from builder.export import Export
 from builder.onnx_tools import first_line, quiet_session
-from builder.report import REPORT_NAME, Example, Report, choose_examples, write_report
+from builder.report import REPORT_NAME, Example, choose_examples, write_report
 from builder.settings import BuildSettings
 from builder.source_check import Differences
 from builder.surgery import tensor_sizes
@@ -196,11 +196,11 @@ class Publisher:
         reference = self._verifier.reference.found
         confidence = self._settings.verification.confidence
         paths = self._verifier.images.paths
-        examples = tuple(
+        examples = [
             Example(paths[index], reference[index], verified.found[index])
             for index in choose_examples(reference, verified.found, confidence)
-        )
-        write_report(path, Report(manifest, tuple(self.finished), examples, verified.trades, confidence, tuple(ways)))
+        ]
+        write_report(path, manifest, self.finished, examples, verified.trades, confidence, ways)
 
     def _manifest(
         self, precision: str, verified: Verified, durations_s: dict[str, float], version: int, suffix: str
@@ -283,7 +283,7 @@ class Publisher:
 def _check_runs(path: Path) -> None:
     try:
         quiet_session(str(path))
-    except Exception as error:  # ONNX Runtime raises types of its own, one per status
+    except Exception as error:  # ONNX Runtime has one exception type per status
         raise BuilderError(f"the built network does not load in ONNX Runtime: {first_line(error)}") from error
 
 

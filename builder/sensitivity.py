@@ -1,4 +1,4 @@
-"""Which groups of layers cost accuracy in int8: each group quantized alone, compared with the reference."""
+"""Which groups of layers cost accuracy in int8: one group quantized at a time, compared with the reference."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def groups_with_convolutions(model: onnx.ModelProto) -> dict[str, list[str]]:
 def rank_groups(
     subject: Subject, on_group: Callable[[], None], groups: Mapping[str, Sequence[str]] | None = None
 ) -> list[GroupCost]:
-    """Quantize each group alone, and rank them by what that costs, the costliest first.
+    """Quantize one group at a time, and rank the groups by what that costs, the costliest first.
 
     Args:
         subject: what is examined.

@@ -1,4 +1,4 @@
-"""``python -m builder sensitivity``: which layers int8 hurts, and what taking them out of int8 buys."""
+"""``python -m builder sensitivity``: which layers int8 hurts, and what taking them out of int8 gains."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run_sensitivity(settings: BuildSettings, steps: Steps, out: Path) -> int:
     subject = open_inputs(settings, steps).int8_subject()
     count = len(subject.paths)
     total = len(groups_of(subject.quantized))
-    with steps.step("rank groups of layers", f"{count} images, each group quantized alone", total) as advance:
+    with steps.step("rank groups of layers", f"{count} images, one group quantized at a time", total) as advance:
         ranking = rank_groups(subject, advance)
     counts = sorted({0, 1, 2, 3, 4, 6, 8, len(ranking) // 2, len(ranking)} & set(range(len(ranking) + 1)))
     with steps.step("restore the costliest groups", "point by point", len(counts)) as advance:

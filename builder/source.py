@@ -65,7 +65,7 @@ class Decoded:
 
 
 class SourceNetwork:
-    """The export's file, run as it is."""
+    """The export's file, run unchanged."""
 
     def __init__(self, export: Export) -> None:
         """Load the file.
@@ -79,7 +79,7 @@ class SourceNetwork:
                 self._session = quiet_session(str(export.path))
             except Exception:  # ONNX Runtime does not read shapes that lie in a file beside the graph
                 self._session = quiet_session(onnx.load(export.path).SerializeToString())
-        except Exception as error:  # ONNX Runtime and onnx raise types of their own
+        except Exception as error:  # ONNX Runtime and onnx have their exception types
             raise ExportError(f"{export.path} does not load in ONNX Runtime: {first_line(error)}") from error
 
     def run(self, images: NDArray[np.uint8]) -> tuple[Floats, Floats]:
@@ -133,7 +133,7 @@ def decode(
     input_size: tuple[int, int],
     thresholds: tuple[float, float, int, int],
 ) -> Decoded:
-    """Decode one image's raw outputs, by the book.
+    """Decode one image's raw outputs.
 
     The best class of every anchor, a threshold, greedy suppression per class, boxes mapped back; masks as in YOLACT
     (Bolya et al., 2019): coefficients times prototypes, bilinear, above 0, inside the box.

@@ -119,7 +119,7 @@ def check_source(
     feed, *wanted = (value.name for value in (grafted.graph.input[0], *grafted.graph.output))
     try:
         session = quiet_session(grafted.SerializeToString())
-    except Exception as error:  # ONNX Runtime raises types of its own, one per status
+    except Exception as error:  # ONNX Runtime has one exception type per status
         raise refusal(1, f"does not load ({first_line(error)})") from error
     first = 0
     while first < len(images):
@@ -128,7 +128,7 @@ def check_source(
             candidates, planes = session.run(wanted, {feed: images[first : first + size]})
             if candidates.shape[0] != size or planes.shape[0] != size:
                 raise ValueError(f"a batch of {size} images gives {candidates.shape[0]} answers")
-        except Exception as error:  # ONNX Runtime raises types of its own, one per status
+        except Exception as error:  # ONNX Runtime has one exception type per status
             raise refusal(size, f"does not run ({first_line(error)})") from error
         for index, (rows, plane) in enumerate(zip(candidates, planes, strict=True), first):
             box, score = _row_differences(rows, detections[index], export.num_classes)
@@ -267,12 +267,12 @@ def first_difference(export: Export, network: onnx.ModelProto, images: NDArray[n
 def _first_that(
     group: Sequence[onnx.NodeProto], differing: Callable[[Sequence[onnx.NodeProto]], onnx.NodeProto | None]
 ) -> onnx.NodeProto | None:
-    """The first node that differs, or does not run, looked at one by one."""
+    """The first node that differs or does not run; each node runs by itself."""
     for node in group:
         try:
             if differing([node]) is not None:
                 return node
-        except Exception:  # ONNX Runtime raises types of its own, one per status
+        except Exception:  # ONNX Runtime has one exception type per status
             return node
     return None
 

@@ -87,7 +87,7 @@ def _value(name: str, element: int, shape: Sequence[int]) -> onnx.ValueInfoProto
 def _free_batch(graph: onnx.GraphProto, batch: int, shapes: Mapping[str, Sequence[int]]) -> None:
     """Take the batch out of constant shapes that image data is reshaped to.
 
-    What is made of shapes alone, such as the grid of the anchors, has no batch: a leading 1 there means something else.
+    What is made of shapes only, such as the grid of the anchors, has no batch: a leading 1 there means something else.
 
     Args:
         graph: the network.
@@ -111,7 +111,7 @@ def _free_batch(graph: onnx.GraphProto, batch: int, shapes: Mapping[str, Sequenc
             graph.initializer.append(numpy_helper.from_array(np.array(free, np.int64), name))
             present.add(name)
         node.input[1] = name
-        # Exports by torch's newer exporter say that a 0 means no element; here it means the input's own size.
+        # torch's newer exporter sets it, and a 0 then means no element; here a 0 keeps the input's size.
         for attribute in [entry for entry in node.attribute if entry.name == "allowzero"]:
             node.attribute.remove(attribute)
     drop_unread(graph, ["Constant"])
@@ -139,7 +139,7 @@ def _shapes_of(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
 
 def _made_of_images(graph: onnx.GraphProto) -> set[str]:
-    """Tensors whose values depend on the pixels, and not on the input's shape alone."""
+    """Tensors whose values depend on the pixels, not only on the input's shape."""
     found = {graph.input[0].name}
     for node in graph.node:
         if node.op_type not in _SHAPES and found.intersection(node.input):

@@ -67,7 +67,7 @@ def trade_table(trades: Sequence[Trade]) -> Table:
 def ranking_table(ranking: Sequence[GroupCost]) -> Table:
     """One row per group."""
     table = Table(
-        "group", "convolutions", "F1", "mask IoU", "cost", title="each group quantized alone, the costliest first"
+        "group", "convolutions", "F1", "mask IoU", "cost", title="one group quantized at a time, the costliest first"
     )
     for cost in ranking:
         values = (f"{cost.agreement.f1:.4f}", f"{cost.agreement.mask_iou:.4f}", f"{cost.cost:.4f}")

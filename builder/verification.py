@@ -31,7 +31,7 @@ from pipeline.preprocess import preprocess
 from repository.network import Network
 
 MATCH_IOU: Final = 0.5
-"""Box IoU at which a detection is taken for the reference's."""
+"""Box IoU from which a detection matches one of the reference."""
 
 ADVISED_IMAGES: Final = 20
 ADVISED_INSTANCES: Final = 50
@@ -39,7 +39,7 @@ ADVISED_INSTANCES: Final = 50
 
 LOST_INSTANCES: Final = 3
 LOST_SHARE: Final = 0.05
-"""A class with too few instances for a gate of its own must not lose all of them if they are so many."""
+"""A class that is too small for a class gate must not lose all its instances if it has this many."""
 
 _SHOWN_FAILURES: Final = 4
 
@@ -110,7 +110,7 @@ class Agreement:
         score_difference: mean absolute difference of the pairs' scores.
         map50_95: mask mAP at IoU 0.50 to 0.95 against the annotations; None without.
         map50: likewise at IoU 0.50.
-        classes: the same per class, for the classes that either of the two finds, by rising index.
+        classes: the same per class, for the classes that either side detects, by rising index.
     """
 
     images: int
@@ -224,14 +224,14 @@ def segment_source(
     on_image: Callable[[], None],
     low_scores: bool = False,
 ) -> tuple[list[ImageSegmentation], int]:
-    """Run the export's own file over images, decoded by code that does not serve; else as :func:`segment_set`.
+    """Run the export's own file over images, decoded by independent code; otherwise like :func:`segment_set`.
 
     Args:
         source: the file.
         paths: the images.
         input_size: height and width of the network's input.
         settings: thresholds.
-        top_k: anchors that are looked at per image, the best first, as many as the network that is served gives.
+        top_k: anchors that are decoded per image, the best first: as many as the served network gives.
         on_image: called once per image, for progress.
         low_scores: keep detections down to the score that mAP needs.
 

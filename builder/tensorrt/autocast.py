@@ -1,4 +1,4 @@
-"""fp16 by ModelOpt AutoCast: the precision stands in the ONNX, as strongly typed networks need it."""
+"""fp16 by ModelOpt AutoCast: the precision is written into the ONNX, as strongly typed networks need it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def convert_to_fp16(
                     calibration_data=str(data),
                     providers=["cpu"],
                 )
-        except Exception as error:  # ModelOpt, polygraphy and ONNX Runtime each raise types of their own
+        except Exception as error:  # ModelOpt, polygraphy and ONNX Runtime each have their exception types
             raise ConversionError(
                 f"ModelOpt AutoCast fails on {onnx_path.name}: {error or type(error).__name__}. Keep fp32, or exclude "
                 "the node that the message names"

@@ -86,7 +86,7 @@ def build_with_fallback(
     """Build a plan; after a failed build, leave the failed nodes in higher precision and build again.
 
     Args:
-        make_onnx: makes the quantized ONNX without the quantizers of the given nodes (on top of its own defaults).
+        make_onnx: makes the quantized ONNX without the quantizers of the given nodes (in addition to its defaults).
         compile_fn: builds the plan; raises ``PlanBuildError`` with the log when TensorRT builds none, and
             ``OnnxParseError`` when its parser refuses the network.
         max_attempts: bound on the number of builds, 1 or more.

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from builder.tensorrt.lazy import trt
@@ -54,13 +54,11 @@ class LayerCounts:
         layers: layers per type of their first output; shape arithmetic shows up as int64.
         convolutions: convolutions per precision. One counts as int8 when its input and its weights are dequantized
             int8 (in the network) or when it reads int8 (in the engine).
-        quantized_convolutions: names of the int8 ones, in the network's order.
     """
 
     source: str
     layers: Mapping[str, int]
     convolutions: Mapping[str, int]
-    quantized_convolutions: tuple[str, ...] = field(repr=False)
 
 
 def count_network(network: trt.INetworkDefinition) -> LayerCounts:
@@ -86,7 +84,6 @@ def count_network(network: trt.INetworkDefinition) -> LayerCounts:
 
     layers: Counter[str] = Counter()
     convolutions: Counter[str] = Counter()
-    quantized: list[str] = []
     for layer in all_layers:
         dtype = layer.get_output(0).dtype.name
         precision = _PRECISION.get(dtype, dtype.lower())
@@ -94,9 +91,8 @@ def count_network(network: trt.INetworkDefinition) -> LayerCounts:
         if layer.type == trt.LayerType.CONVOLUTION:
             if reads_int8(layer, 0) and reads_int8(layer, 1):
                 precision = "int8"
-                quantized.append(layer.name)
             convolutions[precision] += 1
-    return LayerCounts(NETWORK, dict(layers), dict(convolutions), tuple(quantized))
+    return LayerCounts(NETWORK, dict(layers), dict(convolutions))
 
 
 def convolution_names(network: trt.INetworkDefinition) -> frozenset[str]:
@@ -136,8 +132,7 @@ def count_engine(information: str, convolutions: frozenset[str]) -> LayerCounts 
             found[name] = inputs[0] if inputs else "unknown"
     if set(found) != convolutions:
         return None
-    quantized = tuple(sorted(name for name, precision in found.items() if precision == "int8"))
-    return LayerCounts(ENGINE_INSPECTOR, dict(layers), dict(Counter(found.values())), quantized)
+    return LayerCounts(ENGINE_INSPECTOR, dict(layers), dict(Counter(found.values())))
 
 
 def _onnx_names(entry: Mapping[str, Any]) -> Iterator[str]:

@@ -56,7 +56,7 @@ class TensorRTProfile:
             settings: the build's.
             export: what the export holds.
             network: float32 network of dynamic batch, its ends not grafted yet.
-            calibration: images for int8; AutoCast looks at the first one for fp16.
+            calibration: images for int8; AutoCast uses the first one for fp16.
             flavor: TensorRT to build with.
             gpu: the GPU of this machine.
             steps: where progress is shown.

@@ -58,7 +58,7 @@ def quantize(
     Args:
         onnx_path: fp32 network with input ``images``, uint8 [batch, height, width, 3], every node named.
         images: uint8 [n, height, width, 3], letterboxed RGB images like those the network will see, 1 or more.
-            ModelOpt would make up random ones when given none; here none is an error.
+            ModelOpt would invent random ones without any; here that is an error.
         exclude: further nodes to leave out, by name.
         method: ``max`` (largest absolute value) or ``entropy`` (clips outliers).
 
@@ -97,7 +97,7 @@ def quantize(
                     output_path=str(output),
                     log_level=log_level(),
                 )
-        except Exception as error:  # ModelOpt, its helpers and ONNX Runtime each raise types of their own
+        except Exception as error:  # ModelOpt, its helpers and ONNX Runtime each have their exception types
             raise ConversionError(
                 f"ModelOpt does not quantize {onnx_path.name}: {error or type(error).__name__}. Keep fp16, or exclude "
                 "the node that the message names"

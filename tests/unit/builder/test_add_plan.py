@@ -53,7 +53,7 @@ def compiled(monkeypatch):
 
     def compile_plan(path, settings, flavor):
         asked.append((path.name, *settings.batches))
-        counts = LayerCounts("strongly typed network", {}, {}, ())
+        counts = LayerCounts("strongly typed network", {}, {})
         return CompiledPlan(b"plan for sm89", counts, flavor.name, "10.13.0", settings.batches, False, ())
 
     monkeypatch.setattr(module, "compile_plan", compile_plan)

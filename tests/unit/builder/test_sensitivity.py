@@ -1,4 +1,4 @@
-"""Which layers int8 hurts: found where they are, and restored from the costliest on."""
+"""Which layers int8 hurts, and what restoring the costliest ones gains."""
 
 import copy
 import json

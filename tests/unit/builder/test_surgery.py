@@ -36,7 +36,7 @@ def test_grafted_equals_plain(tmp_path, classes, height, width, opset, top_k):
         scores = detections[4 : 4 + classes]
         best = np.argsort(-scores.max(0), kind="stable")[:k]
         np.testing.assert_allclose(rows[:, contract.SCORE_COLUMN], scores.max(0)[best], rtol=1e-5, atol=1e-6)
-        # Equal scores may come in any order: compare the rows that are told apart by their score.
+        # Equal scores may come in any order: compare only rows whose score is unique.
         distinct = np.concatenate([[True], np.diff(scores.max(0)[best]) < -1e-5])
         distinct &= np.concatenate([distinct[1:], [False]])
         picked = best[distinct]
