@@ -15,7 +15,6 @@ from base.progress import Steps
 from builder.add_plan import architecture, plan_facts, plan_name
 from builder.artifact import Artifact
 from builder.datasets import CalibrationSet
-from builder.errors import CalibrationError
 from builder.export import Export
 from builder.quantizers import nodes_to_exclude, quantized_nodes, remove_quantizers
 from builder.settings import BuildSettings
@@ -88,16 +87,17 @@ class TensorRTProfile:
 
     def make(self, precision: str, exclude: frozenset[str]) -> Artifact:
         """Make one precision; see :class:`builder.artifact.Profile`."""
-        with tempfile.TemporaryDirectory(prefix="build-") as folder:
-            return {"fp32": self._fp32, "fp16": self._fp16, "int8": self._int8}[precision](Path(folder), exclude)
+        with tempfile.TemporaryDirectory(prefix="build-") as name:
+            folder = Path(name)
+            if precision == "int8":
+                return self._int8(folder, exclude)
+            return self._fp16(folder) if precision == "fp16" else self._fp32(folder)
 
-    def _fp32(self, folder: Path, exclude: frozenset[str]) -> Artifact:
-        del exclude
+    def _fp32(self, folder: Path) -> Artifact:
         path = _save(self._reference, folder / "fp32.onnx")
         return self._artifact(self._reference, self._built("fp32", path))
 
-    def _fp16(self, folder: Path, exclude: frozenset[str]) -> Artifact:
-        del exclude
+    def _fp16(self, folder: Path) -> Artifact:
         source = _save(self._reference, folder / "fp32.onnx")
         with self._steps.step("fp16: AutoCast", "ModelOpt"):
             model, excluded = convert_to_fp16(source, self._images[:1])
@@ -137,6 +137,7 @@ class TensorRTProfile:
             tensorrt=str(self._flavor),
             workspace_mib=self._plan.workspace_mib,
         )
+        method = f"ModelOpt {self._settings.calibration.method}, int8 per channel weights, Q/DQ"
         return self._artifact(
             onnx.load(result.onnx_path),
             result.plan,
@@ -144,7 +145,9 @@ class TensorRTProfile:
             attempts=tuple(attempt.as_dict() for attempt in result.attempts),
             quantized=latest["quantized"],
             calibration={
-                **self._calibration.facts(f"ModelOpt {quantized.method}, int8 per channel weights, Q/DQ"),
+                **self._calibration.facts(
+                    f"ModelOpt {self._settings.calibration.method}, int8 per channel weights, Q/DQ"
+                ),
                 "default_exclusions": [
                     {"nodes": list(group.nodes), "reason": group.reason, "source": group.source}
                     for group in quantized.exclusions
@@ -159,8 +162,6 @@ class TensorRTProfile:
 
     @functools.cached_property
     def _quantized(self) -> QuantizedModel:
-        if not len(self._calibration):
-            raise CalibrationError("int8 needs images of what the model will see; give a folder with --images")
         if self._calibration.warning:
             self._steps.warn(self._calibration.warning)
         method = self._settings.calibration.method
@@ -186,7 +187,6 @@ class TensorRTProfile:
     def _artifact(self, model: onnx.ModelProto, plan: CompiledPlan, **facts: Any) -> Artifact:
         name = plan_name(self._flavor, self._gpu)
         kind = "trtrtx" if self._flavor.is_rtx else "trt"
-        versions = toolchain("nvidia-modelopt", "torch")
         return Artifact(
             model=model,
             runtime=f"{kind}{self._flavor.version_text}-{architecture(self._flavor, self._gpu)}",
@@ -200,8 +200,7 @@ class TensorRTProfile:
             toolchain={
                 "tensorrt": plan.tensorrt_version,
                 "tensorrt_flavor": plan.flavor,
-                "nvidia-modelopt": versions["nvidia-modelopt"],
-                "torch": versions["torch"],
+                **toolchain("nvidia-modelopt", "torch"),
             },
             network=self._network(plan),
             **facts,

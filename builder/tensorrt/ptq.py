@@ -33,15 +33,11 @@ class QuantizedModel:
         model: the ONNX model, fp32 but for its Q/DQ nodes; inputs and outputs keep their types.
         exclusions: the groups of nodes that were left out by default.
         excluded: every node that was left out.
-        images: number of calibration images.
-        method: calibration method.
     """
 
     model: onnx.ModelProto
     exclusions: tuple[Exclusion, ...]
     excluded: tuple[str, ...]
-    images: int
-    method: str
 
 
 def quantize(
@@ -107,7 +103,7 @@ def quantize(
     if not quantized:
         raise ConversionError(f"ModelOpt quantized none of the {convolutions} convolutions; exclude fewer nodes")
     _LOGGER.info("int8: %d of %d convolutions, %d images", quantized, convolutions, len(images))
-    return QuantizedModel(model, exclusions, excluded, len(images), method)
+    return QuantizedModel(model, exclusions, excluded)
 
 
 def _check_names(model: onnx.ModelProto, names: Iterable[str]) -> None:

@@ -245,10 +245,11 @@ def test_calibration_images_are_checked(tmp_path, photographs, make):
         make(precisions=("int8",))
 
 
-def test_a_part_of_the_images_is_held_back(make):
-    (built,) = make(precisions=("int8",))
-    assert built.manifest.calibration["images"] == 4
-    assert built.manifest.verification["images"] == 1
+@pytest.mark.parametrize(("precision", "verified"), [("int8", 1), ("fp32", 5)])
+def test_a_part_of_the_images_is_held_back_if_int8_is_calibrated(make, precision, verified):
+    (built,) = make(precisions=(precision,))
+    assert built.manifest.verification["images"] == verified
+    assert (built.manifest.calibration or {"images": 0})["images"] == (4 if precision == "int8" else 0)
 
 
 def test_images_of_the_calibration_are_never_verified_on(tmp_path, photographs, make):
@@ -258,25 +259,17 @@ def test_images_of_the_calibration_are_never_verified_on(tmp_path, photographs, 
 
 
 def test_a_failed_gate_writes_nothing_and_says_what_to_do(tmp_path, make):
-    with pytest.raises(GateError) as caught:
-        make(gates={"int8": {"f1": 1, "mask_iou": 1}}, precisions=("int8",), **{"fallback.max_restorations": 1})
-    for words in ("int8 does not pass its gate", "after restoring", "mask IoU", "--images", "keep fp16", "sensitivity"):
-        assert words in str(caught.value)
-    assert "TensorRT" not in str(caught.value)
-    assert not ModelRepository(tmp_path / "repository").versions("int8")
-
-
-def recommended(message):
-    """The layers that a failed build names for ``--exclude``."""
-    (line,) = [line for line in message.splitlines() if "--exclude" in line]
-    return line.split("--exclude ")[1].split()
-
-
-def test_what_is_recommended_for_exclusion_is_accepted(make):
     impossible = {"int8": {"f1": 1, "mask_iou": 1}}
     with pytest.raises(GateError) as caught:
         make(gates=impossible, precisions=("int8",), **{"fallback.max_restorations": 1})
-    names = recommended(str(caught.value))
+    message = str(caught.value)
+    for words in ("int8 does not pass its gate", "after restoring", "mask IoU", "--images", "keep fp16", "sensitivity"):
+        assert words in message
+    assert "TensorRT" not in message
+    assert not ModelRepository(tmp_path / "repository").versions("int8")
+    # The layers that it names are accepted.
+    (line,) = [line for line in message.splitlines() if "--exclude" in line]
+    names = line.split("--exclude ")[1].split()
     (built,) = make(precisions=("int8",), exclude=tuple(names))
     assert set(names) <= set(built.manifest.excluded_nodes)
 
@@ -354,11 +347,6 @@ def test_fp32_is_compared_with_the_export_in_its_report(make):
     page = (built.folder / "report.html").read_text()
     assert "fp32 against the export" in page
     assert page.count("data:image/jpeg") == 2 * page.count("<figure>") > 0
-
-
-def test_fp32_alone_is_verified_on_all_images(make):
-    (built,) = make(precisions=("fp32",))
-    assert built.manifest.verification["images"] == 5
 
 
 def test_fp32_is_built_where_the_images_show_nothing(make):

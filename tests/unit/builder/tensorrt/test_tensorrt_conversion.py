@@ -79,7 +79,6 @@ def test_fp16(modelopt, network, network_path, images):
 def test_int8(modelopt, network, network_path, images, capsys):
     result = quantize_with_modelopt(network_path, images, exclude=["/m1/Conv"])
     assert set(quantized_convolutions(result.model)) == {"/m0/Conv", "/m2/Conv", "/proto/cv3/Conv"}
-    assert (result.images, result.method) == (4, "max")
     assert {"/m1/Conv", *HEAD} <= set(result.excluded)
     graph = GraphNames.from_model(result.model)
     assert not any(graph.is_quantized(name) for name in result.excluded)
