@@ -145,9 +145,7 @@ class TensorRTProfile:
             attempts=tuple(attempt.as_dict() for attempt in result.attempts),
             quantized=latest["quantized"],
             calibration={
-                **self._calibration.facts(
-                    f"ModelOpt {self._settings.calibration.method}, int8 per channel weights, Q/DQ"
-                ),
+                **self._calibration.facts(method),
                 "default_exclusions": [
                     {"nodes": list(group.nodes), "reason": group.reason, "source": group.source}
                     for group in quantized.exclusions

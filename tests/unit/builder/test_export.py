@@ -58,15 +58,14 @@ def changed(tmp_path, change, **options):
     return path
 
 
-@pytest.mark.parametrize("content", [None, b"hello, I am a text file", b"", "truncated"])
-def test_what_is_no_onnx_file_is_refused(tmp_path, content):
+def test_what_is_no_onnx_file_is_refused(tmp_path):
+    assert "no such file" in refused(tmp_path / "none.onnx")
     path = segmentation_export(tmp_path / "m.onnx")
-    if content is None:
-        assert "no such file" in refused(tmp_path / "none.onnx")
-        return
-    path.write_bytes(path.read_bytes()[:-500] if content == "truncated" else content)
-    message = refused(path)
-    assert "not a readable ONNX model" in message or "has no graph" in message
+    for content in (path.read_bytes()[:-500], b"hello, I am a text file"):
+        path.write_bytes(content)
+        assert "not a readable ONNX model" in refused(path)
+    path.write_bytes(b"")
+    assert "ONNX model has no graph" in refused(path)
 
 
 @pytest.mark.parametrize(
