@@ -62,18 +62,13 @@ class Differences:
             boxes: distances in network pixels, any shapes.
             scores: differences of scores, any shapes.
         """
-        distances = np.concatenate([np.zeros(0), *(np.ravel(array) for array in boxes)])
-        offsets = np.concatenate([np.zeros(0), *(np.ravel(array) for array in scores)])
+        distances, offsets = (
+            np.concatenate([np.zeros(0), *(np.ravel(array) for array in arrays)]) for arrays in (boxes, scores)
+        )
         if not len(offsets):
             return cls(images, 0, 0.0, 0.0, 0.0, 0.0)
-        return cls(
-            images,
-            len(offsets),
-            float(distances.max()),
-            float(distances.mean()),
-            float(offsets.max()),
-            float(offsets.mean()),
-        )
+        numbers = (distances.max(), distances.mean(), offsets.max(), offsets.mean())
+        return cls(images, len(offsets), *map(float, numbers))
 
     def as_dict(self) -> dict[str, Any]:
         """For the manifest."""

@@ -23,27 +23,26 @@ from repository.store import ModelRepository, read_config
 from tests.exports import segmentation_export
 
 
-@pytest.fixture
-def photographs(tmp_path):
-    folder = tmp_path / "photographs"
+def noise(folder, count, cells, size):
+    """Images of ``size``, rows x columns, that show random ``cells``."""
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for index in range(5):
-        cv2.imwrite(str(folder / f"{index}.png"), rng.integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    for index in range(count):
+        image = rng.integers(0, 256, (*cells, 3), dtype=np.uint8)
+        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / f"{index}.png"), image)
     return folder
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    return noise(tmp_path / "photographs", 5, (50, 70), (50, 70))
 
 
 @pytest.fixture
 def smooth(tmp_path):
     """Images on which fp16 gives masks that are not exactly those of fp32."""
-    folder = tmp_path / "smooth"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for index in range(12):
-        noise = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        image = cv2.resize(noise, (320, 240), interpolation=cv2.INTER_CUBIC)
-        cv2.imwrite(str(folder / f"{index}.png"), image)
-    return folder
+    return noise(tmp_path / "smooth", 12, (12, 16), (240, 320))
 
 
 def quiet():
