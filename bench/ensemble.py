@@ -125,8 +125,7 @@ def install_plain(export_path: Path, repository: Path) -> tuple[str, ...]:
         Arguments for tritonserver that serve them beside other models.
     """
     shutil.copytree(_PLAIN_REPOSITORY, repository, ignore=shutil.ignore_patterns("__pycache__"))
-    export, model = load_export(export_path)
-    onnx.save(make_batch_dynamic(model, export), str(repository / _PLAIN_NETWORK / "1" / "model.onnx"))
+    onnx.save(make_batch_dynamic(load_export(export_path)), str(repository / _PLAIN_NETWORK / "1" / "model.onnx"))
     return (f"--model-repository={repository}", *(f"--load-model={model}" for model in _PLAIN_MODELS))
 
 

@@ -17,7 +17,9 @@ from base.paths import local_path
 from base.progress import Steps
 from builder import versions_cli
 from builder.add_plan import add_plan
-from builder.build import Built, build
+from builder.build import build
+from builder.families import yolo
+from builder.publication import Built
 from builder.sensitivity_command import run_sensitivity
 from builder.settings import BuildSettings, load_settings, unbuilt_profile
 from pipeline import command_line, contract
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0; 1 if it failed (the fault and its remedy are on standard error); 2 for a wrong command line.
+        0; 1 if it failed (fault and remedy are on standard error); 2 for a wrong command line.
     """
     command_line.prepare()
     options = _parser().parse_args(arguments)
@@ -168,9 +170,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=local_path, help="settings file; builder/builder.yaml documents every entry")
     parser.add_argument("--profile", type=_built_profile, help="where the versions will run: cpu (default), tensorrt")
     parser.add_argument("--repository", type=local_path, help="model repository (default: model_repository)")
-    parser.add_argument(
-        "--onnx", type=local_path, help="your YOLOv8-seg or YOLO11-seg export (default: the reference model)"
-    )
+    parser.add_argument("--onnx", type=local_path, help=f"your export of {yolo.NAMES} (default: the reference model)")
     parser.add_argument("--name", help="model name for tags (default: from the export)")
     parser.add_argument("--input-size", type=_size, metavar="HxW", help="for an export of dynamic input size")
     parser.add_argument("--top-k", type=int, help="anchors that leave the network per image (default: 1000)")

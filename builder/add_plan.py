@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from base.progress import Steps
-from builder.tensorrt.compile import CompiledPlan, PlanSettings, compile_plan
+from builder.settings import PlanSettings
+from builder.tensorrt.compile import CompiledPlan, compile_plan
 from repository.errors import RepositoryError
 from repository.flavor import Flavor
 from repository.gpu import Gpu
@@ -52,8 +53,8 @@ def add_plan(
 ) -> Manifest:
     """Build a plan for the GPU of this machine out of a version's ``model.onnx``, and add it to the version.
 
-    The files that are there stay as they are. The plan is put in its place first and the manifest after it, so that a
-    run that is killed in between is finished by the next one.
+    Existing files do not change. The plan is written first and the manifest after it, so the next run completes one
+    that was killed in between.
 
     Args:
         repository: the model repository.
@@ -84,7 +85,7 @@ def add_plan(
         min_batch=batches[0],
         opt_batch=batches[1],
         max_batch=batches[2],
-        workspace_mib=manifest.settings.get("plan", {}).get("workspace_mib", PlanSettings.workspace_mib),
+        workspace_mib=manifest.settings.get("plan", {}).get("workspace_mib", PlanSettings().workspace_mib),
     )
     with steps.step(f"{precision}: build plan", f"{flavor}, {gpu.name if gpu else 'no GPU available'}"):
         plan = compile_plan(folder / "model.onnx", settings, flavor)

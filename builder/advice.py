@@ -1,13 +1,13 @@
-"""What is said, and advised, when a precision does not pass its gate."""
+"""The error and the advice when a precision does not pass its gate."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from builder.calibration import ADVISED_IMAGES
-from builder.restoration import Verified
+from builder.datasets import ADVISED_IMAGES
 from builder.settings import BuildSettings
+from builder.verifier import Verified
 
 _SHOWN_GROUPS = 5
 
@@ -21,7 +21,7 @@ def ways_on(precision: str, verified: Verified, settings: BuildSettings, passed:
         settings: the build's.
         passed: precisions that this run has finished.
     """
-    if not verified.comparison.reference_detections:
+    if not verified.agreement.reference_detections:
         return [
             "verify on images that show what the model was trained on: --verify-images, or more --images",
             f"lower verification.confidence (now {settings.verification.confidence}) in the settings file, if the "
@@ -29,7 +29,7 @@ def ways_on(precision: str, verified: Verified, settings: BuildSettings, passed:
             "keep fp32: --precisions fp32",
         ]
     if precision == "fp32":
-        return ["report it: this plan computes something else than the network does in ONNX Runtime"]
+        return ["report it: this plan gives other results than the network in ONNX Runtime"]
     lower = _lower(precision, passed)
     if precision == "fp16":
         return [
@@ -41,19 +41,17 @@ def ways_on(precision: str, verified: Verified, settings: BuildSettings, passed:
 
 
 def _ways_on_int8(verified: Verified, settings: BuildSettings) -> list[str]:
-    found = []
     calibration = verified.artifact.calibration or {}
     images = calibration.get("images", 0)
-    found.append(
+    found = [
         f"calibrate on more images of what the model will see: --images ({images} were used"
         + (f"; {ADVISED_IMAGES} or more are advised)" if images < ADVISED_IMAGES else ")")
-    )
+    ]
     groups = costliest(verified)
     if groups:
         found.append(f"exclude the costliest layers from int8: --exclude {' '.join(groups)}")
     limit = settings.fallback.max_restorations
-    groups_left = sum(bool(cost.convolutions) for cost in verified.ranking) > limit
-    if verified.trades and groups_left:
+    if len(verified.ranking) > limit:
         found.append(f"let more layers be restored: raise fallback.max_restorations (now {limit}) in the settings file")
     found.append("see what each group of layers costs: `python -m builder sensitivity` with the same options")
     return found
@@ -61,8 +59,8 @@ def _ways_on_int8(verified: Verified, settings: BuildSettings) -> list[str]:
 
 def costliest(verified: Verified) -> list[str]:
     """Groups to exclude: those of the best step, and the costliest others; half of the convolutions stay in int8."""
-    convolutions = {cost.group: cost.convolutions for cost in verified.ranking if cost.convolutions}
-    ranked = [cost.group for cost in verified.ranking if cost.group in convolutions and cost.cost > 0]
+    convolutions = {cost.group: cost.convolutions for cost in verified.ranking}
+    ranked = [cost.group for cost in verified.ranking if cost.cost > 0]
     found = list(verified.restored)
     for group in ranked:
         if len(found) >= _SHOWN_GROUPS:

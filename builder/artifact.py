@@ -1,4 +1,4 @@
-"""What a profile makes of an export, before it is verified and written."""
+"""What a profile makes from an export, before it is verified and written."""
 
 from __future__ import annotations
 

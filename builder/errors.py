@@ -4,11 +4,11 @@ from base.errors import OperatorError
 
 
 class BuilderError(OperatorError):
-    """The build cannot go on; the repository is as it was before."""
+    """The build cannot continue; the repository is unchanged."""
 
 
 class ExportError(BuilderError):
-    """The ONNX file is not a segmentation export that this builder can serve."""
+    """The ONNX file is not a segmentation export that can be served."""
 
 
 class CalibrationError(BuilderError):

@@ -1,24 +1,23 @@
-"""Takes the quantizers off chosen nodes of a Q/DQ network, and groups its layers."""
+"""Takes quantizers off chosen nodes of a Q/DQ network, counts what is quantized, and resolves names of layers."""
 
 from __future__ import annotations
 
 import copy
 import difflib
-import re
 from collections.abc import Collection
 
 import onnx
 
 from builder.errors import BuilderError
-
-_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+from builder.families.yolo import group_of
+from builder.onnx_tools import QUANTIZERS, drop_unread, producers
 
 
 def remove_quantizers(quantized: onnx.ModelProto, original: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
     """Give nodes back the inputs that they had before quantization: activations, weights and biases.
 
-    All other nodes keep their scales, so that no calibration is needed. A quantizer may have left a tensor its name
-    (ONNX Runtime's dequantized biases are called as the biases were): then the original goes by another one.
+    All other nodes keep their scales, so no calibration is needed. Where the quantized graph uses a tensor's name for
+    something else (ONNX Runtime names dequantized biases like the originals), the original gets another name.
 
     Args:
         quantized: Q/DQ network; not changed.
@@ -30,52 +29,41 @@ def remove_quantizers(quantized: onnx.ModelProto, original: onnx.ModelProto, nod
     """
     result = copy.deepcopy(quantized)
     graph = result.graph
-    producers = {output: node for node in graph.node for output in node.output}
+    made_by = producers(graph)
     before = {node.name: node for node in original.graph.node}
     weights = {tensor.name: tensor for tensor in original.graph.initializer}
-    restored = _Restored(graph)
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    names: dict[str, str] = {}
+
+    def put_back(tensor: onnx.TensorProto) -> str:
+        """The name of an original tensor in the graph; the tensor is added if it is not there."""
+        if tensor.name in names:
+            return names[tensor.name]
+        there = initializers.get(tensor.name)
+        name = tensor.name
+        if there is None or there.data_type != tensor.data_type or there.dims != tensor.dims:
+            while name in made_by or name in initializers:
+                name += "_restored"
+            copied = graph.initializer.add()
+            copied.CopyFrom(tensor)
+            copied.name = name
+        names[tensor.name] = name
+        return name
+
     for node in graph.node:
-        if node.name not in nodes or node.name not in before or node.op_type in _QUANTIZERS:
+        if node.name not in nodes or node.name not in before or node.op_type in QUANTIZERS:
             continue
         for index, (name, old) in enumerate(zip(node.input, before[node.name].input, strict=False)):
-            producer = producers.get(name)
+            producer = made_by.get(name)
             if producer is None or producer.op_type != "DequantizeLinear":
                 continue
-            quantizer = producers.get(producer.input[0])
+            quantizer = made_by.get(producer.input[0])
             if quantizer is not None and quantizer.op_type == "QuantizeLinear":
                 node.input[index] = quantizer.input[0]
             elif old in weights:
-                node.input[index] = restored.name_of(weights[old])
-    _sweep(graph)
+                node.input[index] = put_back(weights[old])
+    drop_unread(graph, QUANTIZERS)
     return result
-
-
-class _Restored:
-    """Original weights and biases that are put back into a graph, each once, under names that are free in it."""
-
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self._graph = graph
-        self._initializers = {tensor.name: tensor for tensor in graph.initializer}
-        self._produced = {name for node in graph.node for name in node.output}
-        self._names: dict[str, str] = {}
-
-    def name_of(self, tensor: onnx.TensorProto) -> str:
-        """The name of an original tensor in the graph; the tensor is added if it is not there."""
-        if tensor.name not in self._names:
-            self._names[tensor.name] = self._put(tensor)
-        return self._names[tensor.name]
-
-    def _put(self, tensor: onnx.TensorProto) -> str:
-        there = self._initializers.get(tensor.name)
-        if there is not None and there.data_type == tensor.data_type and there.dims == tensor.dims:
-            return tensor.name
-        name = tensor.name
-        while name in self._produced or name in self._initializers:
-            name += "_restored"
-        copied = self._graph.initializer.add()
-        copied.CopyFrom(tensor)
-        copied.name = name
-        return name
 
 
 def quantized_nodes(model: onnx.ModelProto) -> list[str]:
@@ -84,30 +72,27 @@ def quantized_nodes(model: onnx.ModelProto) -> list[str]:
     return [
         node.name
         for node in model.graph.node
-        if node.op_type not in _QUANTIZERS and any(name in dequantized for name in node.input)
+        if node.op_type not in QUANTIZERS and any(name in dequantized for name in node.input)
     ]
 
 
-def group_of(node: str) -> str:
-    """The group that a layer belongs to: its module, or its branch where the module is the head.
-
-    ``/model.4/m.0/cv1/conv/Conv`` belongs to ``model.4``, ``/model.22/cv3.1/cv3.1.0/conv/Conv`` to
-    ``model.22.cv3``, ``/model.22/proto/cv1/conv/Conv`` to ``model.22.proto``. Names of another form are groups of
-    their own.
-    """
-    match = re.match(r"/(?:.*/)?(model\.\d+)/(?:(cv[234]\b|proto\b|one2one\w*))?", node)
-    if match is None:
-        return node
-    return f"{match.group(1)}.{match.group(2)}" if match.group(2) and _is_head(node) else match.group(1)
+def quantized_convolutions(model: onnx.ModelProto) -> list[str]:
+    """Names of the convolutions that run in int8: input and weights both come out of DequantizeLinear."""
+    made_by = {output: node.op_type for node in model.graph.node for output in node.output}
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Conv" and all(made_by.get(name) == "DequantizeLinear" for name in list(node.input)[:2])
+    ]
 
 
-def _is_head(node: str) -> bool:
-    # Only the head numbers the layers of its branches: cv2.0, cv3.1, cv4.2; and only it has prototypes.
-    return re.search(r"/(cv[234]\.\d|proto/)", node) is not None
+def count_convolutions(model: onnx.ModelProto) -> tuple[int, int]:
+    """How many convolutions run in int8, and how many there are."""
+    return len(quantized_convolutions(model)), sum(node.op_type == "Conv" for node in model.graph.node)
 
 
 def nodes_to_exclude(names: Collection[str], model: onnx.ModelProto) -> tuple[str, ...]:
-    """The nodes that a user means by ONNX names and names of groups; see :func:`group_of`.
+    """The nodes that a user means by ONNX names and names of groups; see :func:`builder.families.yolo.group_of`.
 
     Args:
         names: such as ``/model.0/conv/Conv`` or ``model.22.proto``.
@@ -137,18 +122,3 @@ def _unknown(name: str, nodes: Collection[str], groups: Collection[str]) -> str:
         f"the network has neither a node nor a group of layers called {name!r} to exclude; "
         f"{'close to it' if close else 'groups are'}: {examples}"
     )
-
-
-def _sweep(graph: onnx.GraphProto) -> None:
-    """Remove Q/DQ nodes, and initializers, that nothing reads."""
-    outputs = {value.name for value in graph.output}
-    while True:
-        read = {name for node in graph.node for name in node.input} | outputs
-        idle = [node for node in graph.node if node.op_type in _QUANTIZERS and node.output[0] not in read]
-        if not idle:
-            break
-        for node in idle:
-            graph.node.remove(node)
-    read = {name for node in graph.node for name in node.input} | outputs
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
-        graph.initializer.remove(tensor)

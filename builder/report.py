@@ -45,27 +45,6 @@ class Example:
     found: ImageSegmentation
 
 
-@dataclass(frozen=True)
-class Report:
-    """What the page shows.
-
-    Attributes:
-        manifest: of the version.
-        earlier: of the precisions that were built before it in the same run.
-        examples: images to show.
-        trades: what taking layers out of int8 bought; empty if the gate held at once.
-        confidence: least score of a detection that is drawn.
-        ways_on: what can be done, where the gate is not passed.
-    """
-
-    manifest: Manifest
-    earlier: Sequence[Manifest]
-    examples: Sequence[Example]
-    trades: Sequence[Trade]
-    confidence: float
-    ways_on: Sequence[str] = ()
-
-
 def choose_examples(
     reference: Sequence[ImageSegmentation], found: Sequence[ImageSegmentation], confidence: float
 ) -> list[int]:
@@ -91,27 +70,45 @@ def choose_examples(
     return [index for _, index in sorted(agreement)[:_EXAMPLES]]
 
 
-def write_report(path: Path, report: Report) -> None:
-    """Write the page: one file, nothing loaded from elsewhere."""
+def write_report(
+    path: Path,
+    manifest: Manifest,
+    earlier: Sequence[Manifest],
+    examples: Sequence[Example],
+    trades: Sequence[Trade],
+    confidence: float,
+    ways_on: Sequence[str] = (),
+) -> None:
+    """Write the page: one file, nothing loaded from elsewhere.
+
+    Args:
+        path: the file.
+        manifest: of the version.
+        earlier: of the precisions that were built before it in the same run.
+        examples: images to show.
+        trades: what taking layers out of int8 gained; empty if the gate held at once.
+        confidence: least score of a detection that is drawn.
+        ways_on: what can be done, if the gate is not passed.
+    """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    names = dict(enumerate(report.manifest.source["class_names"]))
+    names = dict(enumerate(manifest.source["class_names"]))
     pictures = [
         {
             "name": example.path.name,
-            "reference": _picture(example.path, example.reference, report.confidence, names),
-            "found": _picture(example.path, example.found, report.confidence, names),
-            "reference_count": int((example.reference.scores >= report.confidence).sum()),
-            "found_count": int((example.found.scores >= report.confidence).sum()),
+            "reference": _picture(example.path, example.reference, confidence, names),
+            "found": _picture(example.path, example.found, confidence, names),
+            "reference_count": int((example.reference.scores >= confidence).sum()),
+            "found_count": int((example.found.scores >= confidence).sum()),
         }
-        for example in report.examples
+        for example in examples
     ]
     page = template.render(
-        manifest=report.manifest,
-        stages=[*report.earlier, report.manifest],
+        manifest=manifest,
+        stages=[*earlier, manifest],
         pictures=pictures,
-        trade_plot=_trade_plot(report.trades),
-        ways_on=report.ways_on,
+        trade_plot=_trade_plot(trades),
+        ways_on=ways_on,
     )
     path.write_text(page, encoding="utf-8", errors="backslashreplace")  # names of images need not be UTF-8
 
@@ -129,7 +126,7 @@ def _trade_plot(trades: Sequence[Trade]) -> str | None:
 
 
 def _picture(path: Path, image: ImageSegmentation, confidence: float, names: Mapping[int, str]) -> str:
-    """The image with what was found in it, as a data URI."""
+    """The image with its detections drawn, as a data URI."""
     shown = image.scores >= confidence
     result = Segmentation(
         image.boxes[shown],

@@ -3,52 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 from base.progress import Steps
-from builder.artifact import Artifact
+from builder.artifact import Profile
 from builder.errors import BuilderError
-from builder.sensitivity import GroupCost, Trade, int8_size_bytes
-from builder.settings import Gate
-from builder.verification import Comparison
-from pipeline.postprocess import ImageSegmentation
+from builder.sensitivity import GroupCost, groups_with_convolutions, rank_groups
+from builder.trade import trade_table
+from builder.verifier import Verified, Verifier
 
 
-@dataclass(frozen=True)
-class Verified:
-    """An artifact and how it compares.
+def make_verified(
+    precision: str, profile: Profile, verifier: Verifier, max_restorations: int, steps: Steps
+) -> Verified:
+    """Make and verify a precision; while int8 fails its gate, take the costliest groups of layers out of int8.
 
-    Attributes:
-        artifact: the network.
-        comparison: with the fp32 reference.
-        measured: what was run to compare it, in words.
-        found: its detections, one entry per verification image.
-        gate: what it must reach.
-        is_gated: False where the fp32 reference finds nothing and fp32 itself is judged: nothing speaks against it.
-        ranking: groups of layers by what they cost; empty if the gate held at once.
-        trades: the steps of the restoration, the first with nothing restored; empty likewise.
-        restored: groups that this artifact has out of int8.
+    Args:
+        precision: fp32, fp16 or int8.
+        profile: makes the network.
+        verifier: compares it.
+        max_restorations: how many groups are tried.
+        steps: where progress is shown.
+
+    Returns:
+        The first network that passes, else the one that comes closest.
     """
 
-    artifact: Artifact
-    comparison: Comparison
-    measured: str
-    found: list[ImageSegmentation] = field(repr=False)
-    gate: Gate
-    is_gated: bool = True
-    ranking: tuple[GroupCost, ...] = ()
-    trades: tuple[Trade, ...] = ()
-    restored: tuple[str, ...] = ()
+    def make(nodes: frozenset[str]) -> Verified:
+        return verifier.verify(precision, profile.make(precision, nodes))
 
-    @property
-    def failures(self) -> list[str]:
-        """What of the gate is not reached, in words; empty if it is passed."""
-        return self.comparison.failures(self.gate) if self.is_gated else []
-
-    @property
-    def missing(self) -> float:
-        """How far the gate is missed."""
-        return self.comparison.missing(self.gate) if self.is_gated else 0.0
+    first = make(frozenset())
+    quantized = first.artifact.quantized
+    if not first.failures or quantized is None or not max_restorations or not first.agreement.reference_detections:
+        return first
+    steps.warn(f"{precision}: gate not passed ({'; '.join(first.failures)}); ranking layers by what int8 costs")
+    subject = verifier.subject(quantized, profile.reference)
+    groups = groups_with_convolutions(quantized)
+    with steps.step("int8: rank groups of layers", f"{len(subject.paths)} images", len(groups)) as advance:
+        ranking = rank_groups(subject, advance, groups)
+    best = restore(first, ranking, make, max_restorations, steps)
+    steps.console.print(trade_table(best.trades))
+    return best
 
 
 def restore(
@@ -60,12 +55,11 @@ def restore(
 ) -> Verified:
     """Take the costliest groups out of int8 until the gate is passed.
 
-    A group whose restoration brings the network further from its gate goes back to int8 before the next one is tried.
-    Groups without convolutions are not tried: nearly all of the work and of the weights is in those.
+    A group whose restoration takes the network further from its gate goes back to int8 before the next one is tried.
 
     Args:
         first: the network with all its layers in int8.
-        ranking: groups, the costliest first.
+        ranking: groups with convolutions, the costliest first.
         make: makes and verifies the network without the quantizers of some nodes.
         max_restorations: how many groups are tried.
         steps: where progress is shown.
@@ -75,43 +69,28 @@ def restore(
     """
     best, kept_missing = first, first.missing
     kept: tuple[GroupCost, ...] = ()
-    trades = [_trade(first, ())]
-    candidates = [cost for cost in ranking if cost.convolutions]
-    in_int8 = sum(cost.convolutions for cost in candidates)
-    for number, cost in enumerate(candidates[:max_restorations], 1):
+    trades = [first.trade(())]
+    in_int8 = sum(cost.convolutions for cost in ranking)
+    for number, cost in enumerate(ranking[:max_restorations], 1):
         chosen = (*kept, cost)
         if sum(group.convolutions for group in chosen) >= in_int8:
             steps.note("int8: no further group can be restored, or nothing would be left in int8")
             break
-        label = f"int8: restoration {number} of {min(max_restorations, len(candidates))}"
-        steps.note(f"{label}: {', '.join(group.group for group in chosen)} out of int8")
+        names = tuple(group.group for group in chosen)
+        label = f"int8: restoration {number} of {min(max_restorations, len(ranking))}"
+        steps.note(f"{label}: {', '.join(names)} out of int8")
         try:
             current = make(frozenset(name for group in chosen for name in group.nodes))
         except BuilderError as error:
             steps.warn(f"{label} cannot be built: {str(error).splitlines()[0]}")
             continue
-        trades.append(_trade(current, chosen))
+        trades.append(current.trade(names))
         if current.missing < best.missing:
-            best = _with(current, chosen)
+            best = replace(current, restored=names)
         if not current.failures:
             break
         if current.missing <= kept_missing:
             kept, kept_missing = chosen, current.missing
         else:
             steps.note(f"int8: {cost.group} goes back to int8, as that was closer to the gate")
-    return Verified(**{**best.__dict__, "ranking": tuple(ranking), "trades": tuple(trades)})
-
-
-def _with(verified: Verified, restored: Sequence[GroupCost]) -> Verified:
-    return Verified(**{**verified.__dict__, "restored": tuple(cost.group for cost in restored)})
-
-
-def _trade(verified: Verified, restored: Sequence[GroupCost]) -> Trade:
-    artifact = verified.artifact
-    return Trade(
-        restored=tuple(cost.group for cost in restored),
-        int8_convolutions=int(artifact.layers.get("convolutions", {}).get("int8", 0)),
-        size_bytes=int8_size_bytes(artifact.quantized) if artifact.quantized is not None else 0,
-        comparison=verified.comparison,
-        failures=tuple(verified.failures),
-    )
+    return replace(best, ranking=tuple(ranking), trades=tuple(trades))

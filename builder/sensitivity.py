@@ -1,4 +1,4 @@
-"""Which groups of layers cost accuracy in int8: each group quantized alone, compared with the fp32 reference."""
+"""Which groups of layers cost accuracy in int8: one group quantized at a time, compared with the reference."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 import onnx
 
-from builder.quantize_cpu import count_quantized_convolutions, quantized_convolutions
-from builder.quantizers import group_of, quantized_nodes, remove_quantizers
+from builder.families.yolo import group_of
+from builder.quantizers import count_convolutions, quantized_convolutions, quantized_nodes, remove_quantizers
 from builder.settings import Verification
-from builder.verification import Comparison, compare, segment_set
+from builder.verification import Agreement, compare, segment_set
 from pipeline.postprocess import ImageSegmentation
 from repository.network import onnx_network
 
@@ -26,18 +26,18 @@ class GroupCost:
         group: its name, such as ``model.22.proto``.
         nodes: the quantized nodes in it.
         convolutions: how many of them are convolutions that run in int8.
-        comparison: of the network in which this group alone is quantized, with the fp32 reference.
+        agreement: of the network in which only this group is quantized, with the reference.
     """
 
     group: str
     nodes: tuple[str, ...]
     convolutions: int
-    comparison: Comparison
+    agreement: Agreement
 
     @property
     def cost(self) -> float:
         """What is lost of F1 times mask IoU, in [0, 1]."""
-        return 1.0 - self.comparison.f1 * self.comparison.mask_iou
+        return 1.0 - self.agreement.f1 * self.agreement.mask_iou
 
     def as_dict(self) -> dict[str, Any]:
         """For the manifest."""
@@ -46,8 +46,8 @@ class GroupCost:
             "nodes": len(self.nodes),
             "convolutions": self.convolutions,
             "cost": round(self.cost, 6),
-            "f1": round(self.comparison.f1, 6),
-            "mask_iou": round(self.comparison.mask_iou, 6),
+            "f1": round(self.agreement.f1, 6),
+            "mask_iou": round(self.agreement.mask_iou, 6),
         }
 
 
@@ -59,14 +59,14 @@ class Trade:
         restored: groups taken out of int8, the costliest first.
         int8_convolutions: convolutions that remain in int8.
         size_bytes: of the ONNX model; weights of int8 layers count one byte each, others as they are stored.
-        comparison: with the fp32 reference.
+        agreement: with the reference.
         failures: what of the gate is not reached, in words; empty if it is passed, or if there is none.
     """
 
     restored: tuple[str, ...]
     int8_convolutions: int
     size_bytes: int
-    comparison: Comparison
+    agreement: Agreement
     failures: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class Trade:
             "int8_convolutions": self.int8_convolutions,
             "size_bytes": self.size_bytes,
             "failures": list(self.failures),
-            **self.comparison.as_dict(),
+            **self.agreement.as_dict(),
         }
 
 
@@ -88,7 +88,7 @@ class Subject:
         quantized: Q/DQ network, grafted, fp32 around its int8 layers.
         original: the fp32 network it was made of, grafted.
         paths: images to compare on.
-        reference: the fp32 network's detections on them.
+        reference: what the export's file finds on them.
         input_size: height and width of the network's input.
         settings: thresholds.
     """
@@ -100,10 +100,10 @@ class Subject:
     input_size: tuple[int, int]
     settings: Verification
 
-    def compare(self, model: onnx.ModelProto, on_image: Callable[[], None]) -> Comparison:
+    def compare(self, model: onnx.ModelProto) -> Agreement:
         """Compare a network with the reference."""
         network = onnx_network(model.SerializeToString())
-        found = segment_set(network, self.paths, self.input_size, self.settings, on_image)
+        found = segment_set(network, self.paths, self.input_size, self.settings, lambda: None)
         return compare(self.reference, found, self.settings.confidence)
 
 
@@ -116,7 +116,7 @@ def groups_of(model: onnx.ModelProto) -> dict[str, list[str]]:
 
 
 def groups_with_convolutions(model: onnx.ModelProto) -> dict[str, list[str]]:
-    """Those of :func:`groups_of` that hold int8 convolutions, where nearly all of the work and of the weights is."""
+    """Those of :func:`groups_of` with int8 convolutions, which are nearly all of the work and of the weights."""
     convolutions = set(quantized_convolutions(model))
     return {group: names for group, names in groups_of(model).items() if convolutions & set(names)}
 
@@ -124,7 +124,7 @@ def groups_with_convolutions(model: onnx.ModelProto) -> dict[str, list[str]]:
 def rank_groups(
     subject: Subject, on_group: Callable[[], None], groups: Mapping[str, Sequence[str]] | None = None
 ) -> list[GroupCost]:
-    """Quantize each group alone, and rank them by what that costs, the costliest first.
+    """Quantize one group at a time, and rank the groups by what that costs, the costliest first.
 
     Args:
         subject: what is examined.
@@ -138,9 +138,8 @@ def rank_groups(
     for group, names in (every if groups is None else groups).items():
         others = set(everything) - set(names)
         alone = remove_quantizers(subject.quantized, subject.original, others)
-        comparison = subject.compare(alone, lambda: None)
         convolutions = len(in_int8.intersection(names))
-        ranked.append(GroupCost(group, tuple(names), convolutions, comparison))
+        ranked.append(GroupCost(group, tuple(names), convolutions, subject.compare(alone)))
         on_group()
     return sorted(ranked, key=lambda cost: -cost.cost)
 
@@ -161,10 +160,9 @@ def trade_off(
         restored = ranking[:count]
         nodes = {name for cost in restored for name in cost.nodes}
         model = remove_quantizers(subject.quantized, subject.original, nodes)
-        in_int8, _ = count_quantized_convolutions(model)
-        comparison = subject.compare(model, lambda: None)
+        in_int8, _ = count_convolutions(model)
         names = tuple(cost.group for cost in restored)
-        points.append(Trade(names, in_int8, int8_size_bytes(model), comparison))
+        points.append(Trade(names, in_int8, int8_size_bytes(model), subject.compare(model)))
         on_point()
     return points
 

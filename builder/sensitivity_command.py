@@ -1,19 +1,17 @@
-"""``python -m builder sensitivity``: which layers int8 hurts, and what taking them out of int8 buys."""
+"""``python -m builder sensitivity``: which layers int8 hurts, and what taking them out of int8 gains."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from base.progress import Steps
-from builder.build import open_build
-from builder.sensitivity import GroupCost, groups_of, rank_groups, trade_off
+from builder.build import open_inputs
+from builder.sensitivity import groups_of, rank_groups, trade_off
 from builder.settings import BuildSettings
-from builder.trade import plot_trades, trade_table
+from builder.trade import plot_trades, ranking_table, trade_table
 
 
 def run_sensitivity(settings: BuildSettings, steps: Steps, out: Path) -> int:
@@ -30,16 +28,16 @@ def run_sensitivity(settings: BuildSettings, steps: Steps, out: Path) -> int:
     Raises:
         BuilderError: the network cannot be quantized.
     """
-    subject = open_build(settings, steps).int8_subject()
+    subject = open_inputs(settings, steps).int8_subject()
     count = len(subject.paths)
     total = len(groups_of(subject.quantized))
-    with steps.step("rank groups of layers", f"{count} images, each group quantized alone", total) as advance:
+    with steps.step("rank groups of layers", f"{count} images, one group quantized at a time", total) as advance:
         ranking = rank_groups(subject, advance)
     counts = sorted({0, 1, 2, 3, 4, 6, 8, len(ranking) // 2, len(ranking)} & set(range(len(ranking) + 1)))
     with steps.step("restore the costliest groups", "point by point", len(counts)) as advance:
         trades = trade_off(subject, ranking, counts, advance)
     console = Console()
-    console.print(_ranking_table(ranking))
+    console.print(ranking_table(ranking))
     console.print(trade_table(trades))
     out.mkdir(parents=True, exist_ok=True)
     facts = {
@@ -51,13 +49,3 @@ def run_sensitivity(settings: BuildSettings, steps: Steps, out: Path) -> int:
     plot_trades(trades, out / "sensitivity.png")
     console.print(f"{out / 'sensitivity.json'}\n{out / 'sensitivity.png'}", soft_wrap=True)
     return 0
-
-
-def _ranking_table(ranking: Sequence[GroupCost]) -> Table:
-    table = Table(
-        "group", "convolutions", "F1", "mask IoU", "cost", title="each group quantized alone, the costliest first"
-    )
-    for cost in ranking:
-        values = (f"{cost.comparison.f1:.4f}", f"{cost.comparison.mask_iou:.4f}", f"{cost.cost:.4f}")
-        table.add_row(cost.group, str(cost.convolutions), *values)
-    return table

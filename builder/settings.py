@@ -1,4 +1,4 @@
-"""Everything that a build can be told, with its defaults: one YAML file, overridable on the command line."""
+"""All settings of a build with their defaults: one YAML file, overridable on the command line."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class SettingsError(BuilderError):
 
 
 def unbuilt_profile(name: str) -> str | None:
-    """Why the builder makes nothing for a profile, and what to do; None if it does."""
+    """Why the builder does not build for a profile, and what to do; None if it does."""
     if name in BUILT_PROFILES:
         return None
     allowed = ", ".join(BUILT_PROFILES)
     if name not in PROFILES:
-        return f"{name!r} is no profile that is built for; allowed: {allowed}"
+        return f"{name!r} is not a profile that is built for; allowed: {allowed}"
     build, serve = PROFILES[name].build_profile, f"python -m builder promote MODEL/VERSION --profile {name}"
     return f"the profile {name} serves versions of another one: build with --profile {build}, then `{serve}`"
 
@@ -71,7 +71,7 @@ class Verification(_Section):
             reference model.
         annotations: COCO instances file of these images, for mask mAP.
         scenes: how many scenes are generated for the reference model.
-        hold_back: share of the calibration images that is held back where no others are given.
+        hold_back: share of the calibration images that is held back if no others are given.
         confidence: least score of a detection that counts.
         iou: suppression threshold.
     """
@@ -127,8 +127,23 @@ class Gates(_Section):
         return found if found is not None else Gate(f1=0.999, mask_iou=0.995)
 
 
-class Plan(_Section):
-    """The TensorRT plan; see :class:`builder.tensorrt.compile.PlanSettings`."""
+class PlanSettings(_Section):
+    """How a TensorRT plan is built.
+
+    Attributes:
+        min_batch: smallest batch of the optimization profile.
+        opt_batch: batch that the kernels are chosen for.
+        max_batch: largest batch.
+        workspace_mib: upper bound of the scratch memory that a layer may use while it runs, in MiB.
+        version_compatible: the plan also runs on newer releases of the same TensorRT major. Slower; Triton then needs
+            ``--backend-config=tensorrt,version-compatible=true``. Not for TensorRT-RTX.
+        hardware_compatible: ``none``; ``ampere_plus`` for every GPU from compute capability 8.0; or
+            ``same_compute_capability``. Not for TensorRT-RTX, whose plans are portable.
+        optimization_level: 0 (fast build) to 5 (fast plan); None leaves TensorRT's default of 3.
+        timing_cache: file that keeps kernel timings between builds; read if it exists, written after a build. Ignored
+            by TensorRT-RTX.
+        flavor: TensorRT to build with; None takes what is installed.
+    """
 
     min_batch: int = Field(default=1, ge=1, le=256)
     opt_batch: int = Field(default=8, ge=1, le=256)
@@ -141,12 +156,21 @@ class Plan(_Section):
     flavor: Literal["tensorrt-10", "tensorrt-11", "tensorrt-rtx"] | None = None
 
     @model_validator(mode="after")
-    def _batches_rise(self) -> Plan:
+    def _batches_rise(self) -> PlanSettings:
         if not self.min_batch <= self.opt_batch <= self.max_batch:
             raise ValueError(
                 f"min_batch {self.min_batch}, opt_batch {self.opt_batch}, max_batch {self.max_batch} must not fall"
             )
         return self
+
+    @property
+    def batches(self) -> tuple[int, int, int]:
+        """Smallest, preferred and largest batch."""
+        return self.min_batch, self.opt_batch, self.max_batch
+
+    def facts(self) -> dict[str, Any]:
+        """What of it determines the plan."""
+        return self.model_dump(exclude={"timing_cache", "flavor"})
 
 
 class Fallback(_Section):
@@ -191,7 +215,7 @@ class BuildSettings(_Section):
     calibration: Calibration = Calibration()
     verification: Verification = Verification()
     gates: Gates = Gates()
-    plan: Plan = Plan()
+    plan: PlanSettings = PlanSettings()
     fallback: Fallback = Fallback()
 
     @field_validator("profile")
@@ -211,9 +235,8 @@ class BuildSettings(_Section):
         return tuple(name for name in contract.PRECISIONS if name in precisions)
 
     def plain(self) -> dict[str, Any]:
-        """The settings as JSON knows them; of paths only the names, for they say something on one machine alone."""
-        values: dict[str, Any] = self.model_dump(mode="json")
-        plain: dict[str, Any] = _names_of_paths(values, self.model_dump())
+        """The settings for JSON; of paths only the names, because folders mean nothing on another machine."""
+        plain: dict[str, Any] = _names_of_paths(self.model_dump(mode="json"), self.model_dump())
         return plain
 
 

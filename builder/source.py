@@ -1,41 +1,24 @@
-"""The export's own file, as it came: run by ONNX Runtime and decoded in plain float64.
+"""The export's file, unchanged: run by ONNX Runtime and decoded in plain float64.
 
-Nothing here uses ``pipeline``, the code that serves, nor a graph that the builder has changed: a reference that shares
+Nothing here uses ``pipeline``, the code that serves, or a graph that the builder has changed: a reference that shares
 code with what it judges shares its faults.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from builder.errors import ExportError
+from builder.export import Export
+from builder.onnx_tools import first_line, quiet_session
 
 Floats = NDArray[np.float64]
-
-
-class Layout(Protocol):
-    """What the decoding needs to know of an export; see :class:`builder.export.Export`."""
-
-    @property
-    def path(self) -> Path: ...  # noqa: D102
-    @property
-    def input_name(self) -> str: ...  # noqa: D102
-    @property
-    def detections_name(self) -> str: ...  # noqa: D102
-    @property
-    def prototypes_name(self) -> str: ...  # noqa: D102
-    @property
-    def num_classes(self) -> int: ...  # noqa: D102
-    @property
-    def batch(self) -> int | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -71,7 +54,7 @@ class Decoded:
         scores: float64 [n] in [0, 1], falling.
         class_ids: int64 [n].
         masks: n masks, COCO compressed, of the whole image.
-        left_out: the best score of an anchor that was not looked at, for there were too many; 0 if there was none.
+        left_out: the best score of the anchors beyond the limit, which are ignored; 0 if there were none.
     """
 
     boxes: Floats
@@ -82,9 +65,9 @@ class Decoded:
 
 
 class SourceNetwork:
-    """The export's file, run as it is."""
+    """The export's file, run unchanged."""
 
-    def __init__(self, export: Layout) -> None:
+    def __init__(self, export: Export) -> None:
         """Load the file.
 
         Raises:
@@ -93,14 +76,14 @@ class SourceNetwork:
         self._export = export
         try:
             try:
-                self._session = _session(str(export.path))
+                self._session = quiet_session(str(export.path))
             except Exception:  # ONNX Runtime does not read shapes that lie in a file beside the graph
-                self._session = _session(onnx.load(export.path).SerializeToString())
-        except Exception as error:  # ONNX Runtime and onnx raise types of their own
+                self._session = quiet_session(onnx.load(export.path).SerializeToString())
+        except Exception as error:  # ONNX Runtime and onnx have their exception types
             raise ExportError(f"{export.path} does not load in ONNX Runtime: {first_line(error)}") from error
 
     def run(self, images: NDArray[np.uint8]) -> tuple[Floats, Floats]:
-        """Run images in the batch that the file is made for; one at a time where it takes any.
+        """Run images in the batch that the file is made for; one at a time if it takes any.
 
         Args:
             images: uint8 [n, H, W, 3] RGB, letterboxed.
@@ -110,15 +93,9 @@ class SourceNetwork:
             prototypes [n, C, H/4, W/4].
         """
         names = [self._export.detections_name, self._export.prototypes_name]
-        batch = self._export.batch or 1
-        parts: list[list[NDArray[Any]]] = []
-        for first in range(0, len(images), batch):
-            chunk = images[first : first + batch]
-            filled = np.concatenate([chunk, np.repeat(chunk[-1:], batch - len(chunk), axis=0)])
-            outputs = self._session.run(names, {self._export.input_name: as_blob(filled)})
-            parts.append([output[: len(chunk)] for output in outputs])
-        detections, prototypes = (np.concatenate(arrays).astype(np.float64) for arrays in zip(*parts, strict=True))
-        return detections, prototypes
+        parts = [self._session.run(names, {self._export.input_name: blob}) for blob in blobs(self._export, images)]
+        detections, prototypes = (np.concatenate(arrays)[: len(images)] for arrays in zip(*parts, strict=True))
+        return detections.astype(np.float64), prototypes.astype(np.float64)
 
     def segment(
         self, image: NDArray[np.uint8], placement: Placement, thresholds: tuple[float, float, int, int]
@@ -135,15 +112,17 @@ class SourceNetwork:
         )
 
 
-def _session(model: str | bytes) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
 def as_blob(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """What an export takes: float32 [n, 3, H, W] in [0, 1] of uint8 [n, H, W, 3]."""
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255))
+
+
+def blobs(export: Export, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
+    """Images in batches that the export takes (see :func:`as_blob`), the last one filled up with its last image."""
+    batch = export.batch or 1
+    for first in range(0, len(images), batch):
+        chunk = images[first : first + batch]
+        yield as_blob(np.concatenate([chunk, np.repeat(chunk[-1:], batch - len(chunk), axis=0)]))
 
 
 def decode(
@@ -154,7 +133,7 @@ def decode(
     input_size: tuple[int, int],
     thresholds: tuple[float, float, int, int],
 ) -> Decoded:
-    """Decode one image's raw outputs, by the book.
+    """Decode one image's raw outputs.
 
     The best class of every anchor, a threshold, greedy suppression per class, boxes mapped back; masks as in YOLACT
     (Bolya et al., 2019): coefficients times prototypes, bilinear, above 0, inside the box.
@@ -240,8 +219,3 @@ def _between(values: Floats, at: Floats) -> Floats:
     share = (at - low)[:, None]
     result: Floats = values[low] * (1 - share) + values[np.minimum(low + 1, len(values) - 1)] * share
     return result
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text; ONNX Runtime writes many."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

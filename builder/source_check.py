@@ -1,26 +1,28 @@
-"""Compares what is made of an export with the export's own file, before anything is written and after.
+"""Proves that the fp32 network made of an export gives what the export's file gives, before anything is written.
 
 Like :mod:`builder.source`, it shares no code with what serves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from builder.errors import ExportError
-from builder.source import Floats, Layout, SourceNetwork, as_blob, box_ious, first_line
+from builder.export import Export
+from builder.families.yolo import EXPORT_COMMAND
+from builder.onnx_tools import first_line, label, quiet_session, set_nodes
+from builder.source import Floats, SourceNetwork, as_blob, blobs
 
 BOX_TOLERANCE_PX: Final = 0.1
-"""Most that a box of the fp32 network may lie off the export's own, in network pixels."""
+"""Most that a box of the fp32 network may differ from the export's, in network pixels."""
 SCORE_TOLERANCE: Final = 1e-4
-"""Most that a score of the fp32 network may differ from the export's own."""
+"""Most that a score of the fp32 network may differ from the export's."""
 CHECK_IMAGES: Final = 8
 """Images that the fp32 network is compared on, candidate by candidate, before anything is written."""
 
@@ -28,13 +30,12 @@ _COMPARED_ROWS: Final = 300
 _RANGE_TOLERANCE: Final = 1e-3  # a sigmoid in half precision may end a little above 1
 _MASK_TOLERANCE: Final = 2e-3  # prototypes leave in half precision: 11 significant bits
 _NODE_TOLERANCE: Final = 1e-3
-_MATCH_IOU: Final = 0.5
 _TENSORS_PER_RUN: Final = 64
 
 
 @dataclass(frozen=True)
 class Differences:
-    """How far boxes and scores lie from those of the export's own file.
+    """How far boxes and scores are from those of the export's file.
 
     Attributes:
         images: compared.
@@ -61,18 +62,13 @@ class Differences:
             boxes: distances in network pixels, any shapes.
             scores: differences of scores, any shapes.
         """
-        distances = np.concatenate([np.zeros(0), *(np.ravel(array) for array in boxes)])
-        offsets = np.concatenate([np.zeros(0), *(np.ravel(array) for array in scores)])
+        distances, offsets = (
+            np.concatenate([np.zeros(0), *(np.ravel(array) for array in arrays)]) for arrays in (boxes, scores)
+        )
         if not len(offsets):
             return cls(images, 0, 0.0, 0.0, 0.0, 0.0)
-        return cls(
-            images,
-            len(offsets),
-            float(distances.max()),
-            float(distances.mean()),
-            float(offsets.max()),
-            float(offsets.mean()),
-        )
+        numbers = (distances.max(), distances.mean(), offsets.max(), offsets.mean())
+        return cls(images, len(offsets), *map(float, numbers))
 
     def as_dict(self) -> dict[str, Any]:
         """For the manifest."""
@@ -81,143 +77,72 @@ class Differences:
     def summary(self) -> str:
         """One line for people."""
         return (
-            f"boxes within {self.box_max_px:.4f} network pixels of the export's own (mean {self.box_mean_px:.4f}), "
+            f"boxes within {self.box_max_px:.4f} network pixels of the export's (mean {self.box_mean_px:.4f}), "
             f"scores within {self.score_max:.6f} ({self.matched} compared on {self.images} image(s))"
         )
 
 
-class Instances(Protocol):
-    """Detections of one image, best first; boxes in pixels of the image."""
-
-    @property
-    def boxes(self) -> NDArray[Any]: ...  # noqa: D102
-    @property
-    def scores(self) -> NDArray[Any]: ...  # noqa: D102
-    @property
-    def class_ids(self) -> NDArray[Any]: ...  # noqa: D102
-    @property
-    def height(self) -> int: ...  # noqa: D102
-    @property
-    def width(self) -> int: ...  # noqa: D102
-
-
-def detection_differences(
-    source: Sequence[Instances], found: Sequence[Instances], input_size: tuple[int, int], confidence: float
+def check_source(
+    export: Export, network: onnx.ModelProto, grafted: onnx.ModelProto, images: NDArray[np.uint8]
 ) -> Differences:
-    """Compare detections of a network with those of the export's own file.
+    """Prove that the fp32 network gives what the export's file gives, also for several images at a time.
 
     Args:
-        source: of the export's file, image by image.
-        found: of the network, on the same images.
-        input_size: height and width of the network's input.
-        confidence: least score of a detection that counts.
-
-    Returns:
-        Differences over the pairs of one class with a box IoU of 0.5 or more.
-    """
-    boxes, scores = [], []
-    for one, other in zip(source, found, strict=True):
-        scale = min(input_size[0] / one.height, input_size[1] / one.width)
-        pairs = list(_pairs(one, other, confidence))
-        if pairs:
-            left, right = np.array(pairs).T
-            boxes.append(np.abs(one.boxes[left].astype(np.float64) - other.boxes[right]).max(axis=1) * scale)
-            scores.append(np.abs(one.scores[left].astype(np.float64) - other.scores[right]))
-    return Differences.of(len(source), boxes, scores)
-
-
-def _pairs(one: Instances, other: Instances, confidence: float) -> Iterator[tuple[int, int]]:
-    free = one.scores >= confidence
-    for index in np.flatnonzero(other.scores >= confidence):
-        overlap = box_ious(other.boxes[index].astype(np.float64), one.boxes.astype(np.float64))
-        overlap[~free | (one.class_ids != other.class_ids[index])] = 0.0
-        best = int(overlap.argmax()) if len(overlap) else 0
-        if len(overlap) and overlap[best] >= _MATCH_IOU:
-            free[best] = False
-            yield best, int(index)
-
-
-@dataclass(frozen=True)
-class Transformed:
-    """What the builder made of an export.
-
-    Attributes:
-        model: the export's graph as it was read, from which the others were made.
+        export: the file and its graph as it was read.
         network: float32 network of dynamic batch, tensors still named as in the export; its input is the first.
         grafted: the fp32 network that is served: uint8 [n, H, W, 3] to candidates [n, K, 6 + C] (score, cx, cy, w, h,
             class, C coefficients) and prototypes [n, C, H/4, W/4].
-    """
-
-    model: onnx.ModelProto
-    network: onnx.ModelProto
-    grafted: onnx.ModelProto
-
-
-def check_source(export: Layout, transformed: Transformed, images: NDArray[np.uint8]) -> Differences:
-    """Prove that the fp32 network gives what the export's own file gives, also several images at a time.
-
-    Args:
-        export: what the export holds.
-        transformed: what was made of it.
         images: uint8 [n, H, W, 3] RGB, letterboxed; at least one.
 
     Returns:
-        How far the two lie apart, within :data:`BOX_TOLERANCE_PX` and :data:`SCORE_TOLERANCE`.
+        How far the two differ, within :data:`BOX_TOLERANCE_PX` and :data:`SCORE_TOLERANCE`.
 
     Raises:
-        ExportError: they lie further apart, or the export's own outputs are none that can be served; says what, and the
-            first node that differs where it can be found.
+        ExportError: they differ by more, or the export's outputs cannot be served; says what, and the first node that
+            differs if it can be identified.
     """
-    images = _at_least_three(images)
+    if len(images) < 3:  # a batch must hold different images
+        images = np.concatenate([images, images[:, :, ::-1], images[:, ::-1]])
     detections, prototypes = SourceNetwork(export).run(images)
-    _check_outputs(export, transformed.model, images, detections, prototypes)
+    _check_outputs(export, images, detections, prototypes)
     boxes: list[Floats] = []
     scores: list[Floats] = []
-    feed, *wanted = (value.name for value in (transformed.grafted.graph.input[0], *transformed.grafted.graph.output))
+
+    def refusal(size: int, fault: str) -> ExportError:
+        return _refusal(export, first_difference(export, network, images[:size]), size, fault)
+
+    feed, *wanted = (value.name for value in (grafted.graph.input[0], *grafted.graph.output))
     try:
-        session = _session(transformed.grafted)
-    except Exception as error:  # ONNX Runtime raises types of its own, one per status
-        raise _refusal(export, transformed, images, 1, f"does not load ({first_line(error)})") from error
+        session = quiet_session(grafted.SerializeToString())
+    except Exception as error:  # ONNX Runtime has one exception type per status
+        raise refusal(1, f"does not load ({first_line(error)})") from error
     first = 0
     while first < len(images):
-        size = min(_batch_sizes(first), len(images) - first)
-        chunk = slice(first, first + size)
+        size = min(first + 1, 3, len(images) - first)  # batches of 1, 2, and then 3
         try:
-            candidates, planes = session.run(wanted, {feed: images[chunk]})
+            candidates, planes = session.run(wanted, {feed: images[first : first + size]})
             if candidates.shape[0] != size or planes.shape[0] != size:
                 raise ValueError(f"a batch of {size} images gives {candidates.shape[0]} answers")
-        except Exception as error:  # ONNX Runtime raises types of its own, one per status
-            raise _refusal(export, transformed, images, size, f"does not run ({first_line(error)})") from error
+        except Exception as error:  # ONNX Runtime has one exception type per status
+            raise refusal(size, f"does not run ({first_line(error)})") from error
         for index, (rows, plane) in enumerate(zip(candidates, planes, strict=True), first):
             box, score = _row_differences(rows, detections[index], export.num_classes)
             boxes.append(box)
             scores.append(score)
             fault = _fault(box, score, plane, prototypes[index])
             if fault is not None:
-                raise _refusal(export, transformed, images, size, fault)
+                raise refusal(size, fault)
         first += size
     return Differences.of(len(images), boxes, scores)
 
 
-def _at_least_three(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The images, with mirrored ones where there are fewer than three: a batch must hold different images."""
-    mirrored = [images, images[:, :, ::-1], images[:, ::-1]]
-    return np.concatenate(mirrored) if len(images) < 3 else images
-
-
-def _batch_sizes(first: int) -> int:
-    return 1 if first == 0 else 2 if first == 1 else 3
-
-
-def _check_outputs(
-    export: Layout, model: onnx.ModelProto, images: NDArray[np.uint8], detections: Floats, prototypes: Floats
-) -> None:
+def _check_outputs(export: Export, images: NDArray[np.uint8], detections: Floats, prototypes: Floats) -> None:
     for name, array in ((export.detections_name, detections), (export.prototypes_name, prototypes)):
         if not np.isfinite(array).all():
-            node = _first_not_finite(model, export, images)
+            node = _first_not_finite(export, images)
             raise ExportError(
                 f"{export.path}: the output {name!r} holds NaN or infinite values on real images{node}; the weights "
-                "are damaged, or training diverged. Export a checkpoint that works again"
+                "are damaged, or training diverged. Export a working checkpoint"
             )
     scores = detections[:, 4 : 4 + export.num_classes]
     low, high = float(scores.min()), float(scores.max())
@@ -225,14 +150,13 @@ def _check_outputs(
         raise ExportError(
             f"{export.path}: its scores lie outside [0, 1] (from {low:.4g} to {high:.4g} on real images): the output "
             f"{export.detections_name!r} holds logits, without the sigmoid behind them. Export again as ultralytics "
-            "does it (`yolo export model=best.pt format=onnx`), or add a Sigmoid behind the class scores"
+            f"does it (`{EXPORT_COMMAND}`), or add a Sigmoid behind the class scores"
         )
     reach = float(np.abs(detections[:, :4]).max())
     if reach <= 2:
         raise ExportError(
             f"{export.path}: its boxes reach {reach:.3g} at most: they are normalized to the input's size; expected: "
-            "pixels of the network's input. Export again as ultralytics does it (`yolo export model=best.pt "
-            "format=onnx`)"
+            f"pixels of the network's input. Export again as ultralytics does it (`{EXPORT_COMMAND}`)"
         )
 
 
@@ -284,47 +208,42 @@ def _fault(boxes: Floats, scores: Floats, plane: NDArray[Any], prototypes: Float
     return None
 
 
-def _refusal(export: Layout, transformed: Transformed, images: NDArray[np.uint8], size: int, fault: str) -> ExportError:
-    node = first_difference(export, transformed, images[:size])
+def _refusal(export: Export, node: str | None, size: int, fault: str) -> ExportError:
     where = f"; the first node that differs is {node}" if node else ""
     if size == 1:
-        remedy = (
-            "This is a fault of the builder, not of the file: report it with the file. An export with the batch and "
-            "size fixed (`yolo export model=best.pt format=onnx dynamic=False`) may work meanwhile"
-        )
-        if export.batch is not None:
-            remedy = remedy.replace("with the batch and size fixed", "of dynamic batch").replace("=False", "=True")
         what = "the network made of it"
+        other = "of dynamic batch" if export.batch is not None else "with the batch and size fixed"
+        remedy = (
+            "This is a fault of the builder, not of the file: report it with the file. Until then, an export "
+            f"{other} (`{EXPORT_COMMAND} dynamic={export.batch is not None}`) may work"
+        )
     else:
-        remedy = "Export again with dynamic=True (`yolo export model=best.pt format=onnx dynamic=True`)"
-        if export.batch is None:
-            remedy = "Export again with a fixed batch (`yolo export model=best.pt format=onnx dynamic=False batch=1`)"
         what = f"the batch size is baked into the export: with {size} images at a time the network made of it"
+        remedy = f"Export again with dynamic=True (`{EXPORT_COMMAND} dynamic=True`)"
+        if export.batch is None:
+            remedy = f"Export again with a fixed batch (`{EXPORT_COMMAND} dynamic=False batch=1`)"
     return ExportError(f"{export.path}: {what} {fault}{where}. Nothing was written. {remedy}")
 
 
-def first_difference(export: Layout, transformed: Transformed, images: NDArray[np.uint8]) -> str | None:
-    """The first node, in the export's order, whose value in the transformed network is another one.
+def first_difference(export: Export, network: onnx.ModelProto, images: NDArray[np.uint8]) -> str | None:
+    """The first node, in the export's order, whose value differs in the transformed network.
 
     Args:
-        export: what the export holds.
-        transformed: what was made of it.
-        images: uint8 [n, H, W, 3]; the transformed network gets them together, the export in its own batch.
+        export: the export; its graph gets the images in its batch.
+        network: what was made of it, tensors still named as in the export; it gets the images together.
+        images: uint8 [n, H, W, 3].
 
     Returns:
-        The node's name and operator; None if none is found.
+        The node's name and operator; None if no node differs.
     """
-    model, network = transformed.model, transformed.network
     there = {name for node in network.graph.node for name in node.output}
-    nodes = [node for node in model.graph.node if node.output[0] in there]
-    batch = export.batch or 1
-    chunks = [images[index : index + batch] for index in range(0, len(images), batch)]
-    blobs = [as_blob(np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])) for part in chunks]
+    nodes = [node for node in export.model.graph.node if node.output[0] in there]
+    batches = list(blobs(export, images))
     together = {network.graph.input[0].name: as_blob(images)}
 
     def differing(group: Sequence[onnx.NodeProto]) -> onnx.NodeProto | None:
         names = [node.output[0] for node in group]
-        parts = [_values(model, names, {export.input_name: blob}) for blob in blobs]
+        parts = [_values(export.model, names, {export.input_name: blob}) for blob in batches]
         values = _values(network, names, together)
         columns = zip(group, zip(*parts, strict=True), values, strict=True)
         return next((node for node, mine, other in columns if _differs(mine, other, len(images))), None)
@@ -333,22 +252,22 @@ def first_difference(export: Layout, transformed: Transformed, images: NDArray[n
         group = nodes[first : first + _TENSORS_PER_RUN]
         try:
             found = differing(group)
-        except Exception:  # one of them does not run in the one graph or the other
+        except Exception:  # one of them does not run in one of the graphs
             found = _first_that(group, differing)
         if found is not None:
-            return f"{found.name or found.output[0]!r} ({found.op_type})"
+            return f"{label(found)} ({found.op_type})"
     return None
 
 
 def _first_that(
     group: Sequence[onnx.NodeProto], differing: Callable[[Sequence[onnx.NodeProto]], onnx.NodeProto | None]
 ) -> onnx.NodeProto | None:
-    """The first node that differs, or does not run, looked at one by one."""
+    """The first node that differs or does not run; each node runs by itself."""
     for node in group:
         try:
             if differing([node]) is not None:
                 return node
-        except Exception:  # ONNX Runtime raises types of its own, one per status
+        except Exception:  # ONNX Runtime has one exception type per status
             return node
     return None
 
@@ -369,23 +288,23 @@ def _differs(parts: Sequence[NDArray[Any]], value: NDArray[Any], count: int) -> 
     return not np.allclose(expected, value, rtol=0, atol=_NODE_TOLERANCE * scale, equal_nan=True)
 
 
-def _first_not_finite(model: onnx.ModelProto, export: Layout, images: NDArray[np.uint8]) -> str:
-    nodes = list(model.graph.node)
-    blob = as_blob(np.repeat(images[:1], export.batch or 1, axis=0))
+def _first_not_finite(export: Export, images: NDArray[np.uint8]) -> str:
+    nodes = list(export.model.graph.node)
+    feeds = {export.input_name: next(blobs(export, images[:1]))}
     for first in range(0, len(nodes), _TENSORS_PER_RUN):
         group = nodes[first : first + _TENSORS_PER_RUN]
         try:
-            values = _values(model, [node.output[0] for node in group], {export.input_name: blob})
-        except Exception:  # the graph cannot be looked into; the refusal stands without a node
+            values = _values(export.model, [node.output[0] for node in group], feeds)
+        except Exception:  # without its inner values, the refusal names no node
             return ""
         for node, value in zip(group, values, strict=True):
             if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
-                return f", first behind the node {node.name or node.output[0]!r} ({node.op_type})"
+                return f", first behind the node {label(node)} ({node.op_type})"
     return ""
 
 
 def _values(model: onnx.ModelProto, names: Sequence[str], feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-    """Values of tensors inside a graph, of which only what leads to them is run."""
+    """Values of tensors inside a graph; only what leads to them is run."""
     part = onnx.ModelProto()
     part.CopyFrom(model)
     graph = part.graph
@@ -395,16 +314,8 @@ def _values(model: onnx.ModelProto, names: Sequence[str], feeds: dict[str, NDArr
         if needed.intersection(node.output):
             needed.update(node.input)
             nodes.append(node)
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(nodes)]
-    del graph.node[:]
-    graph.node.extend(kept)
+    set_nodes(graph, reversed(nodes))
     del graph.output[:]
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    values: list[NDArray[Any]] = _session(part).run(list(names), feeds)
+    values: list[NDArray[Any]] = quiet_session(part.SerializeToString()).run(list(names), feeds)
     return values
-
-
-def _session(model: onnx.ModelProto) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

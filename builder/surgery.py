@@ -8,9 +8,7 @@ leave as float16.
 from __future__ import annotations
 
 import copy
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from builder.export import Export
+from builder.families.yolo import BOX_CHANNELS
+from builder.onnx_tools import constant_tensors, drop_unread
 from pipeline import contract
 
 BATCH = contract.BATCH_DIMENSION
@@ -30,46 +30,28 @@ _REDUCE_AXES_ARE_INPUTS_SINCE_OPSET = 18
 _SHAPES = ("Shape", "Size")
 
 
-@dataclass(frozen=True)
-class Head:
-    """The part of the network that turns features into boxes, scores and coefficients.
-
-    Attributes:
-        decode_nodes: names of the nodes behind the last convolutions (DFL, anchors, sigmoid, concatenations).
-        output_convolutions: names of the last convolutions themselves.
-    """
-
-    decode_nodes: tuple[str, ...]
-    output_convolutions: tuple[str, ...]
+def tensor_sizes(export: Export, top_k: int) -> dict[str, list[int]]:
+    """Tensor name to dimensions, without batch, of the tensors that depend on the network."""
+    columns = contract.FIRST_COEFFICIENT_COLUMN + export.num_coefficients
+    return {
+        contract.IMAGES.name: [*export.input_size, 3],
+        contract.CANDIDATES.name: [min(top_k, export.num_anchors, contract.MAX_TOP_K), columns],
+        contract.PROTOTYPES.name: list(export.prototypes_shape),
+    }
 
 
-def name_nodes(model: onnx.ModelProto) -> None:
-    """Give every node without a name one, so that exclusions can refer to it."""
-    taken = {node.name for node in model.graph.node}
-    for index, node in enumerate(model.graph.node):
-        if not node.name:
-            node.name = f"{node.op_type}_{index}"
-            while node.name in taken:
-                node.name += "_"
-            taken.add(node.name)
+def make_batch_dynamic(export: Export) -> onnx.ModelProto:
+    """Make the batch axis dynamic and name every node; exports often have a batch baked into constant shapes.
 
-
-def make_batch_dynamic(model: onnx.ModelProto, export: Export) -> onnx.ModelProto:
-    """Make the batch axis dynamic; exports are often of one batch, baked into constant shapes.
-
-    A graph whose batch is dynamic already keeps its nodes as they are. What comes out is proven elsewhere, against the
-    export's own file (:func:`builder.source_check.check_source`).
-
-    Args:
-        model: the export's graph (not changed).
-        export: what the export holds.
+    A graph whose batch is dynamic already keeps its nodes as they are. The result is proven later, against the export's
+    file (:func:`builder.source_check.check_source`).
 
     Returns:
         A new graph with float32 input ``network_input`` [batch, 3, H, W] and the export's two outputs.
     """
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(export.model)
     known = _shapes_of(model) if export.batch is not None else {}
-    name_nodes(model)
+    _name_nodes(model.graph)
     graph = model.graph
     for node in graph.node:
         for index, name in enumerate(node.input):
@@ -78,35 +60,41 @@ def make_batch_dynamic(model: onnx.ModelProto, export: Export) -> onnx.ModelProt
     value = next(value for value in graph.input if value.name == export.input_name)
     value.name = _NETWORK_INPUT
     value.type.tensor_type.shape.dim[0].dim_param = BATCH
-    shapes: dict[str, list[str | int | None]] = {
-        export.detections_name: [BATCH, 4 + export.num_classes + export.num_coefficients, export.num_anchors],
-        export.prototypes_name: [
-            BATCH,
-            export.num_coefficients,
-            export.input_height // 4,
-            export.input_width // 4,
-        ],
-    }
-    kept = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    shapes = {export.detections_name: export.detections_shape, export.prototypes_name: export.prototypes_shape}
     del graph.output[:]
-    graph.output.extend(kept)
+    graph.output.extend(_value(name, TensorProto.FLOAT, shape) for name, shape in shapes.items())
     del graph.value_info[:]
     if export.batch is not None:
         _free_batch(graph, export.batch, known)
     return model
 
 
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Give every node without a name one, so that exclusions can refer to it."""
+    taken = {node.name for node in graph.node}
+    for index, node in enumerate(graph.node):
+        if not node.name:
+            node.name = f"{node.op_type}_{index}"
+            while node.name in taken:
+                node.name += "_"
+            taken.add(node.name)
+
+
+def _value(name: str, element: int, shape: Sequence[int]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, element, [BATCH, *shape])
+
+
 def _free_batch(graph: onnx.GraphProto, batch: int, shapes: Mapping[str, Sequence[int]]) -> None:
     """Take the batch out of constant shapes that image data is reshaped to.
 
-    What is made of shapes alone, such as the grid of the anchors, has no batch: a leading 1 there means something else.
+    What is made of shapes only, such as the grid of the anchors, has no batch: a leading 1 there means something else.
 
     Args:
         graph: the network.
         batch: the batch that is baked in.
         shapes: of the tensors, for that batch.
     """
-    constants = _constant_tensors(graph)
+    constants = constant_tensors(graph)
     from_image = _made_of_images(graph)
     present = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
@@ -123,14 +111,10 @@ def _free_batch(graph: onnx.GraphProto, batch: int, shapes: Mapping[str, Sequenc
             graph.initializer.append(numpy_helper.from_array(np.array(free, np.int64), name))
             present.add(name)
         node.input[1] = name
-        # Exports by torch's newer exporter say that a 0 means no element; here it means the input's own size.
+        # torch's newer exporter sets it, and a 0 then means no element; here a 0 keeps the input's size.
         for attribute in [entry for entry in node.attribute if entry.name == "allowzero"]:
             node.attribute.remove(attribute)
-    used = {name for node in graph.node for name in node.input}
-    for node in [node for node in graph.node if node.op_type == "Constant" and node.output[0] not in used]:
-        graph.node.remove(node)
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
-        graph.initializer.remove(tensor)
+    drop_unread(graph, ["Constant"])
 
 
 def _without_batch(node: onnx.NodeProto, wanted: NDArray[Any], shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
@@ -155,60 +139,12 @@ def _shapes_of(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
 
 def _made_of_images(graph: onnx.GraphProto) -> set[str]:
-    """Tensors whose values depend on the pixels, and not on the input's shape alone."""
+    """Tensors whose values depend on the pixels, not only on the input's shape."""
     found = {graph.input[0].name}
     for node in graph.node:
         if node.op_type not in _SHAPES and found.intersection(node.input):
             found.update(node.output)
     return found
-
-
-def _constant_tensors(graph: onnx.GraphProto) -> dict[str, TensorProto]:
-    """Tensors whose value is fixed: the initializers, and what Constant nodes put out."""
-    constants = {
-        node.output[0]: attribute.t
-        for node in graph.node
-        if node.op_type == "Constant"
-        for attribute in node.attribute
-        if attribute.name == "value"
-    }
-    constants.update({tensor.name: tensor for tensor in graph.initializer})
-    return constants
-
-
-def find_head(model: onnx.ModelProto, export: Export) -> Head:
-    """Find the decoding tail and the last convolutions, walking back from the detections.
-
-    The DFL's own convolution, whose weights are the fixed numbers 0, 1, 2, … behind a softmax (Li et al., 2020),
-    belongs to the tail: quantizing it costs accuracy and saves nothing. Shapes are not followed: what the anchors' grid
-    measures is no part of the head.
-    """
-    producers = {output: node for node in model.graph.node for output in node.output}
-    constants = _constant_tensors(model.graph)
-    decode: list[str] = []
-    convolutions: list[str] = []
-    queue = deque([producers[export.detections_name]])
-    seen: set[str] = set()
-    while queue:
-        node = queue.popleft()
-        if node.name in seen:
-            continue
-        seen.add(node.name)
-        if node.op_type == "Conv" and not _counts_up(constants.get(node.input[1])):
-            convolutions.append(node.name)
-            continue
-        decode.append(node.name)
-        if node.op_type in _SHAPES:
-            continue
-        queue.extend(producers[name] for name in node.input if name in producers)
-    return Head(tuple(sorted(decode)), tuple(sorted(convolutions)))
-
-
-def _counts_up(weights: TensorProto | None) -> bool:
-    if weights is None:
-        return False
-    values = numpy_helper.to_array(weights).ravel()
-    return bool(np.array_equal(values, np.arange(len(values))))
 
 
 def graft_ends(model: onnx.ModelProto, export: Export, top_k: int = contract.DEFAULT_TOP_K) -> onnx.ModelProto:
@@ -226,34 +162,23 @@ def graft_ends(model: onnx.ModelProto, export: Export, top_k: int = contract.DEF
     """
     model = copy.deepcopy(model)
     graph = model.graph
-    top_k = min(top_k, export.num_anchors, contract.MAX_TOP_K)
+    sizes = tensor_sizes(export, top_k)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     front = _front(graph)
-    behind = _behind(export, opset)
     body = list(graph.node)
     del graph.node[:]
-    graph.node.extend([*front, *body, *behind])
+    graph.node.extend([*front, *body, *_behind(export, opset)])
+    kinds = {
+        contract.IMAGES.name: TensorProto.UINT8,
+        contract.CANDIDATES.name: TensorProto.FLOAT,
+        contract.PROTOTYPES.name: TensorProto.FLOAT16,
+    }
+    values = [_value(name, kind, sizes[name]) for name, kind in kinds.items()]
     del graph.input[:]
-    graph.input.append(
-        helper.make_tensor_value_info(
-            contract.IMAGES.name, TensorProto.UINT8, [BATCH, export.input_height, export.input_width, 3]
-        )
-    )
+    graph.input.append(values[0])
     del graph.output[:]
-    columns = contract.FIRST_COEFFICIENT_COLUMN + export.num_coefficients
-    prototypes: list[str | int | None] = [
-        BATCH,
-        export.num_coefficients,
-        export.input_height // 4,
-        export.input_width // 4,
-    ]
-    graph.output.extend(
-        [
-            helper.make_tensor_value_info(contract.CANDIDATES.name, TensorProto.FLOAT, [BATCH, top_k, columns]),
-            helper.make_tensor_value_info(contract.PROTOTYPES.name, TensorProto.FLOAT16, prototypes),
-        ]
-    )
-    graph.initializer.extend(_constants(export, top_k))
+    graph.output.extend(values[1:])
+    graph.initializer.extend(_constants(export, sizes[contract.CANDIDATES.name][0]))
     onnx.checker.check_model(model)
     return model
 
@@ -315,10 +240,10 @@ def _behind(export: Export, opset: int) -> list[onnx.NodeProto]:
 def _constants(export: Export, top_k: int) -> list[onnx.TensorProto]:
     values: dict[str, NDArray[Any]] = {
         "255": np.array(255, np.float32),
-        "split_sizes": np.array([4, export.num_classes, export.num_coefficients], np.int64),
+        "split_sizes": np.array([BOX_CHANNELS, export.num_classes, export.num_coefficients], np.int64),
         "top_k": np.array([top_k], np.int64),
         "axis_1": np.array([1], np.int64),
         "axis_2": np.array([2], np.int64),
-        "index_shape": np.array([1, 5 + export.num_coefficients, top_k], np.int64),
+        "index_shape": np.array([1, BOX_CHANNELS + 1 + export.num_coefficients, top_k], np.int64),
     }
     return [numpy_helper.from_array(value, f"{_PREFIX}/{name}") for name, value in values.items()]

@@ -1,4 +1,4 @@
-"""What taking layers out of int8 buys, as a table and a picture."""
+"""What int8 costs in groups of layers, and what taking them out of int8 gains: tables and a plot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import BinaryIO
 from rich.table import Table
 
 from builder.errors import BuilderError
-from builder.sensitivity import Trade
+from builder.sensitivity import GroupCost, Trade
 
 
 def plot_trades(trades: Sequence[Trade], target: Path | BinaryIO) -> None:
@@ -32,8 +32,8 @@ def plot_trades(trades: Sequence[Trade], target: Path | BinaryIO) -> None:
         raise BuilderError("the plot needs matplotlib; install it with `pip install matplotlib`") from error
     layers = [trade.int8_convolutions for trade in trades]
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
-    axes.plot(layers, [trade.comparison.mask_iou for trade in trades], "o-", label="mask IoU against fp32")
-    axes.plot(layers, [trade.comparison.f1 for trade in trades], "s--", label="F1 against fp32")
+    axes.plot(layers, [trade.agreement.mask_iou for trade in trades], "o-", label="mask IoU against fp32")
+    axes.plot(layers, [trade.agreement.f1 for trade in trades], "s--", label="F1 against fp32")
     axes.set_xlabel("convolutions in int8")
     axes.set_ylabel("agreement with fp32")
     axes.grid(alpha=0.3)
@@ -58,7 +58,18 @@ def trade_table(trades: Sequence[Trade]) -> Table:
             names,
             str(trade.int8_convolutions),
             f"{trade.size_bytes / 1e6:.2f}",
-            f"{trade.comparison.f1:.4f}",
-            f"{trade.comparison.mask_iou:.4f}",
+            f"{trade.agreement.f1:.4f}",
+            f"{trade.agreement.mask_iou:.4f}",
         )
+    return table
+
+
+def ranking_table(ranking: Sequence[GroupCost]) -> Table:
+    """One row per group."""
+    table = Table(
+        "group", "convolutions", "F1", "mask IoU", "cost", title="one group quantized at a time, the costliest first"
+    )
+    for cost in ranking:
+        values = (f"{cost.agreement.f1:.4f}", f"{cost.agreement.mask_iou:.4f}", f"{cost.cost:.4f}")
+        table.add_row(cost.group, str(cost.convolutions), *values)
     return table

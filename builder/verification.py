@@ -1,13 +1,12 @@
-"""Compares a network with the export's own file, on images that were not used for calibration.
+"""Compares a network with the export's file, on images that were not used for calibration.
 
-Every network is looked at through ``pipeline``, the code that serves: what is compared is what callers get. What it is
-compared with is the file as it came, decoded by other code (:mod:`builder.source`).
+Every network runs through ``pipeline``, the code that serves: what is compared is what callers get. The reference is
+the unchanged file, decoded by independent code (:mod:`builder.source`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 from collections import Counter, defaultdict
@@ -23,6 +22,7 @@ from pycocotools import mask as coco_mask
 from builder.errors import CalibrationError
 from builder.settings import Gate, Verification
 from builder.source import Placement, SourceNetwork
+from builder.source_check import Differences
 from pipeline.errors import ImageError
 from pipeline.letterbox import Geometry
 from pipeline.parameters import RequestParameters
@@ -31,7 +31,7 @@ from pipeline.preprocess import preprocess
 from repository.network import Network
 
 MATCH_IOU: Final = 0.5
-"""Box IoU at which a detection is taken for the reference's."""
+"""Box IoU from which a detection matches one of the reference."""
 
 ADVISED_IMAGES: Final = 20
 ADVISED_INSTANCES: Final = 50
@@ -39,7 +39,7 @@ ADVISED_INSTANCES: Final = 50
 
 LOST_INSTANCES: Final = 3
 LOST_SHARE: Final = 0.05
-"""A class with too few instances for a gate of its own must not lose all of them if they are so many."""
+"""A class that is too small for a class gate must not lose all its instances if it has this many."""
 
 _SHOWN_FAILURES: Final = 4
 
@@ -49,41 +49,7 @@ _MAP_DETECTIONS: Final = 100
 
 
 @dataclass(frozen=True)
-class VerificationSet:
-    """Images to verify on.
-
-    Attributes:
-        paths: the image files, sorted.
-        sha256: over the files' contents in that order, hexadecimal.
-        annotations: COCO instances file of these images; None if there is none.
-    """
-
-    paths: tuple[Path, ...]
-    sha256: str
-    annotations: Path | None = None
-
-    @classmethod
-    def of(
-        cls, paths: Sequence[Path], annotations: Path | None = None, calibration: Sequence[Path] = ()
-    ) -> VerificationSet:
-        """Take images, but none whose content is also used for calibration.
-
-        Raises:
-            CalibrationError: none is left.
-        """
-        used = {hashlib.sha256(path.read_bytes()).digest() for path in calibration}
-        digests = {path: hashlib.sha256(path.read_bytes()).digest() for path in sorted(paths)}
-        kept = [path for path, digest in digests.items() if digest not in used]
-        if not kept:
-            raise CalibrationError(
-                "no image is left to verify on: all are used for calibration; give others with --verify-images"
-            )
-        total = hashlib.sha256(b"".join(digests[path] for path in kept))
-        return cls(tuple(kept), total.hexdigest(), annotations)
-
-
-@dataclass(frozen=True)
-class ClassComparison:
+class ClassAgreement:
     """How the detections of one class differ from the reference's.
 
     Attributes:
@@ -131,7 +97,7 @@ class Shortfall:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Agreement:
     """How one network's detections differ from the reference's.
 
     Attributes:
@@ -144,7 +110,7 @@ class Comparison:
         score_difference: mean absolute difference of the pairs' scores.
         map50_95: mask mAP at IoU 0.50 to 0.95 against the annotations; None without.
         map50: likewise at IoU 0.50.
-        classes: the same per class, for the classes that either of the two finds, by rising index.
+        classes: the same per class, for the classes that either side detects, by rising index.
     """
 
     images: int
@@ -156,7 +122,7 @@ class Comparison:
     score_difference: float
     map50_95: float | None = None
     map50: float | None = None
-    classes: tuple[ClassComparison, ...] = ()
+    classes: tuple[ClassAgreement, ...] = ()
 
     def shortfalls(self, gate: Gate) -> list[Shortfall]:
         """What of the gate is not reached; empty if it is passed.
@@ -176,7 +142,7 @@ class Comparison:
         by_class = [shortfall for one in self.classes for shortfall in self._of_class(one, gate)]
         return found + sorted(by_class, key=lambda shortfall: -shortfall.missing)
 
-    def _of_class(self, one: ClassComparison, gate: Gate) -> Iterator[Shortfall]:
+    def _of_class(self, one: ClassAgreement, gate: Gate) -> Iterator[Shortfall]:
         matched = f"{one.matched} of {one.reference_detections} found, {one.detections - one.matched} surplus"
         if one.instances < gate.class_instances:
             if not one.matched and gate.class_f1 and self._is_considerable(one):
@@ -189,7 +155,7 @@ class Comparison:
             text = f"class {one.name!r}: mask IoU {one.mask_iou:.4f} < {gate.class_mask_iou}"
             yield Shortfall(text, gate.class_mask_iou - one.mask_iou)
 
-    def _is_considerable(self, one: ClassComparison) -> bool:
+    def _is_considerable(self, one: ClassAgreement) -> bool:
         """Whether a class of few instances is more than chance: 3 of them, or 5 % of all."""
         count = one.reference_detections
         return count >= LOST_INSTANCES or count >= max(1.0, LOST_SHARE * self.reference_detections)
@@ -239,7 +205,7 @@ def segment_set(
     Raises:
         CalibrationError: an image cannot be read; names it.
     """
-    confidence = min(_MAP_CONFIDENCE, settings.confidence) if low_scores else settings.confidence
+    confidence = _least_score(settings, low_scores)
     parameters = RequestParameters(confidence=confidence, iou=settings.iou, max_detections=_MAP_DETECTIONS)
     found = []
     for image, geometry in letterboxed(paths, input_size):
@@ -258,32 +224,26 @@ def segment_source(
     on_image: Callable[[], None],
     low_scores: bool = False,
 ) -> tuple[list[ImageSegmentation], int]:
-    """Run the export's own file over images, decoded by code that does not serve; else as :func:`segment_set`.
+    """Run the export's own file over images, decoded by independent code; otherwise like :func:`segment_set`.
 
     Args:
         source: the file.
         paths: the images.
         input_size: height and width of the network's input.
         settings: thresholds.
-        top_k: anchors that are looked at per image, the best first, as many as the network that is served gives.
+        top_k: anchors that are decoded per image, the best first: as many as the served network gives.
         on_image: called once per image, for progress.
         low_scores: keep detections down to the score that mAP needs.
 
     Returns:
         The detections; and how many images have more anchors above the threshold than ``top_k``.
     """
-    confidence = min(_MAP_CONFIDENCE, settings.confidence) if low_scores else settings.confidence
+    confidence = _least_score(settings, low_scores)
     found = []
     cut = 0
     for image, geometry in letterboxed(paths, input_size):
-        placement = Placement(
-            geometry.height,
-            geometry.width,
-            geometry.scale_x,
-            geometry.scale_y,
-            geometry.pad_left,
-            geometry.pad_top,
-        )
+        size, scale = (geometry.height, geometry.width), (geometry.scale_x, geometry.scale_y)
+        placement = Placement(*size, *scale, geometry.pad_left, geometry.pad_top)
         result = source.segment(image, placement, (confidence, settings.iou, _MAP_DETECTIONS, top_k))
         cut += 0 < settings.confidence <= result.left_out
         boxes, scores = result.boxes.astype(np.float32), result.scores.astype(np.float32)
@@ -291,6 +251,10 @@ def segment_source(
         found.append(ImageSegmentation(boxes, scores, class_ids, result.masks, geometry.height, geometry.width))
         on_image()
     return found, cut
+
+
+def _least_score(settings: Verification, low_scores: bool) -> float:
+    return min(_MAP_CONFIDENCE, settings.confidence) if low_scores else settings.confidence
 
 
 def letterboxed(paths: Sequence[Path], input_size: tuple[int, int]) -> Iterator[tuple[NDArray[np.uint8], Geometry]]:
@@ -313,7 +277,7 @@ def compare(
     found: Sequence[ImageSegmentation],
     confidence: float,
     class_names: Sequence[str] = (),
-) -> Comparison:
+) -> Agreement:
     """Match detections image by image, best first, and count, over all classes and per class.
 
     Args:
@@ -327,16 +291,14 @@ def compare(
     ious: dict[int, list[float]] = defaultdict(list)
     differences: list[float] = []
     for expected, actual in zip(reference, found, strict=True):
-        left = int(np.count_nonzero(expected.scores >= confidence))
-        right = int(np.count_nonzero(actual.scores >= confidence))
-        left_counts.update(expected.class_ids[:left].tolist())
-        right_counts.update(actual.class_ids[:right].tolist())
-        for one, other in _matches(expected, actual, left, right):
+        left_counts.update(expected.class_ids[expected.scores >= confidence].tolist())
+        right_counts.update(actual.class_ids[actual.scores >= confidence].tolist())
+        for one, other in _matches(expected, actual, confidence):
             iou = _mask_iou(expected.masks[one], actual.masks[other], [actual.height, actual.width])
             ious[int(expected.class_ids[one])].append(iou)
             differences.append(abs(float(expected.scores[one]) - float(actual.scores[other])))
     classes = tuple(
-        ClassComparison(
+        ClassAgreement(
             class_id=index,
             name=class_names[index] if index < len(class_names) else f"class_{index}",
             reference_detections=left_counts[index],
@@ -347,7 +309,7 @@ def compare(
         for index in sorted(left_counts | right_counts)
     )
     every = [iou for of_class in ious.values() for iou in of_class]
-    return Comparison(
+    return Agreement(
         images=len(reference),
         reference_detections=left_counts.total(),
         detections=right_counts.total(),
@@ -359,14 +321,37 @@ def compare(
     )
 
 
+def detection_differences(
+    reference: Sequence[ImageSegmentation],
+    found: Sequence[ImageSegmentation],
+    input_size: tuple[int, int],
+    confidence: float,
+) -> Differences:
+    """How far boxes and scores of matched detections differ.
+
+    Args:
+        reference: of the export's file, image by image.
+        found: of the network, on the same images.
+        input_size: height and width of the network's input.
+        confidence: least score of a detection that counts.
+    """
+    boxes, scores = [], []
+    for expected, actual in zip(reference, found, strict=True):
+        scale = min(input_size[0] / expected.height, input_size[1] / expected.width)
+        left, right = np.array(list(_matches(expected, actual, confidence)), int).reshape(-1, 2).T
+        boxes.append(np.abs(expected.boxes[left].astype(np.float64) - actual.boxes[right]).max(axis=1) * scale)
+        scores.append(np.abs(expected.scores[left].astype(np.float64) - actual.scores[right]))
+    return Differences.of(len(reference), boxes, scores)
+
+
 def _f1(matched: int, total: int) -> float:
     """F1 of pairs among the detections of both sides; 1 where there are none."""
     return 2 * matched / total if total else 1.0
 
 
-def sample_warnings(comparison: Comparison) -> list[str]:
+def sample_warnings(agreement: Agreement) -> list[str]:
     """What makes a comparison weak evidence, in words; empty if nothing does."""
-    images, instances = comparison.images, comparison.reference_detections
+    images, instances = agreement.images, agreement.reference_detections
     if not instances:
         return [
             f"the export finds nothing in the {images} verification image(s), so accuracy cannot be measured: give "
@@ -441,10 +426,9 @@ def _coco_results(image: ImageSegmentation, categories: Sequence[int]) -> Iterat
             }
 
 
-def _matches(
-    expected: ImageSegmentation, actual: ImageSegmentation, left: int, right: int
-) -> Iterator[tuple[int, int]]:
+def _matches(expected: ImageSegmentation, actual: ImageSegmentation, confidence: float) -> Iterator[tuple[int, int]]:
     """Pairs of indices: each detection, best first, takes the free reference of its class that it overlaps most."""
+    left, right = (int(np.count_nonzero(image.scores >= confidence)) for image in (expected, actual))
     if not left or not right:
         return
     overlaps = _box_ious(actual.boxes[:right], expected.boxes[:left])

@@ -40,7 +40,7 @@ def add_commands(commands: Any) -> None:
     listing = commands.add_parser("list", help="list the versions in the repository")
     listing.set_defaults(run=_list)
 
-    show = commands.add_parser("show", help="show all that is known of a version")
+    show = commands.add_parser("show", help="show everything recorded about a version")
     show.add_argument("version", type=version_reference, metavar="MODEL/VERSION", help="such as network_int8/2")
     show.add_argument("--json", action="store_true", help="print manifest.json as it is")
     show.set_defaults(run=_show)
@@ -69,7 +69,7 @@ def add_commands(commands: Any) -> None:
 
     pruning = commands.add_parser("prune", help="remove old versions; never a promoted one or a rollback's target")
     pruning.add_argument("--keep", type=int, required=True, metavar="N", help="newest versions of each model that stay")
-    pruning.add_argument("--dry-run", action="store_true", help="say what would be removed")
+    pruning.add_argument("--dry-run", action="store_true", help="only print what would be removed")
     pruning.set_defaults(run=_prune)
 
     verifying = commands.add_parser(
@@ -167,7 +167,7 @@ def _promote(options: argparse.Namespace) -> int:
             mix_sources=options.mix_sources,
             servers=_servers(options, stack),
         )
-    return _tell(repository, options.versions, done)
+    return _show_outcomes(repository, options.versions, done)
 
 
 def _rollback(options: argparse.Namespace) -> int:
@@ -175,7 +175,7 @@ def _rollback(options: argparse.Namespace) -> int:
     precisions = [ref.precision for ref in options.models]
     with ExitStack() as stack:
         done = rollback_together(repository, precisions, options.profile, servers=_servers(options, stack))
-    return _tell(repository, options.models, done)
+    return _show_outcomes(repository, options.models, done)
 
 
 def _prune(options: argparse.Namespace) -> int:
@@ -215,7 +215,7 @@ def _servers(options: argparse.Namespace, stack: ExitStack) -> list[LiveServer] 
     return [stack.enter_context(LiveServer(options.url, secret))]
 
 
-def _tell(repository: ModelRepository, refs: Sequence[VersionRef], outcomes: Sequence[Promoted]) -> int:
+def _show_outcomes(repository: ModelRepository, refs: Sequence[VersionRef], outcomes: Sequence[Promoted]) -> int:
     for ref, done in zip(refs, outcomes, strict=True):
         before = f"before: {done.previous}" if done.previous is not None else "before: none"
         _print(f"{ref.model}/{done.version} is served under the profile {done.profile} ({before})")
@@ -247,7 +247,7 @@ def _gate_word(manifest: Manifest) -> str:
 
 
 def _outline(value: Any, indent: str = "  ") -> Iterator[str]:
-    """Nested JSON as indented lines; short lists stand in one line."""
+    """Nested JSON as indented lines; short lists take one line."""
     items = value.items() if isinstance(value, dict) else ((f"- {index}", item) for index, item in enumerate(value, 1))
     for key, item in items:
         flat = not isinstance(item, dict | list) or not item
@@ -289,5 +289,5 @@ def version_reference(text: str) -> VersionRef:
 def _model(text: str) -> VersionRef:
     ref = _ref(text)
     if ref.version is not None:
-        raise argparse.ArgumentTypeError(f"{text!r}; expected the model alone: {ref.model}")
+        raise argparse.ArgumentTypeError(f"{text!r}; expected the model without a version: {ref.model}")
     return ref

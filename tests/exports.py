@@ -23,9 +23,7 @@ def segmentation_export(
     coefficients: int = 32,
     opset: int = 17,
     metadata: dict[str, str] | None = None,
-    element: int = TensorProto.FLOAT,
     outputs: tuple[str, ...] = ("output0", "output1"),
-    extra_node: onnx.NodeProto | None = None,
     batch: int | None = 1,
     sigmoid: bool = True,
 ) -> Path:
@@ -39,9 +37,7 @@ def segmentation_export(
         coefficients: mask coefficients.
         opset: 13 or newer.
         metadata: the file's properties.
-        element: type of the input.
         outputs: names of the outputs that are declared.
-        extra_node: a further node.
         batch: baked into the Reshape constants; None leaves batch, height and width dynamic, as a traced export does:
             shapes and the grid of the anchors are then made by nodes, the grid with a Reshape to [1, -1] that has
             nothing to do with the batch.
@@ -93,8 +89,6 @@ def segmentation_export(
         nodes.append(helper.make_node("Mul", ["size", factor], ["boxes"], name="scale"))
     nodes.append(helper.make_node("Concat", ["boxes", "scores", "mask"], ["output0"], name="detections", axis=1))
     conv("output1", "images", (3, coefficients), 4)
-    if extra_node is not None:
-        nodes.append(extra_node)
     anchors = sum((height // stride) * (width // stride) for stride in STRIDES)
     shapes: dict[str, list[int | str]] = {
         "output0": [batch or "batch", channels, anchors if batch else "anchors"],
@@ -109,7 +103,7 @@ def segmentation_export(
     graph = helper.make_graph(
         nodes,
         "export",
-        [helper.make_tensor_value_info("images", element, image)],
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, image)],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name]) for name in outputs],
         weights,
     )

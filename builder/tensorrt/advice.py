@@ -1,4 +1,4 @@
-"""The last word when a plan does not build: what failed, where, and the ways out."""
+"""The message when a plan does not build: what failed, where, and what to do."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def memory_ways_out(
         "Ways out:",
     ]
     if of_the_gpu:
-        lines += ["  - end what else uses the GPU (nvidia-smi lists it)", *smaller]
+        lines += ["  - stop other programs that use the GPU (nvidia-smi lists them)", *smaller]
         lines.append(f"  - a smaller workspace: --workspace-mib {max(workspace_mib // 2, 16)}")
     else:
         lines += smaller
         lines.append(
-            f"  - a larger workspace: --workspace-mib {2 * workspace_mib}, and double it again while this goes on (the "
+            f"  - a larger workspace: --workspace-mib {2 * workspace_mib}, and double it again while this repeats (the "
             "size in the log is that of the workspace, not what is needed)"
         )
     return "\n".join(lines)
@@ -60,7 +60,7 @@ def ways_out(
     Args:
         failed: what the last attempt's log says.
         tensorrt: name and version, such as ``TensorRT 10.3.0``.
-        excluded: nodes that were already left in higher precision, in vain.
+        excluded: nodes that were already left in higher precision, without success.
         workspace_mib: the workspace limit of the build, if known.
         precision: fp32, fp16 or int8; what is advised fits it.
 
@@ -75,9 +75,8 @@ def ways_out(
     elif failed.unresolved:
         lines.append(f"Failed layers without an ONNX name: {', '.join(failed.unresolved[:_SHOWN_NODES])}.")
     if excluded:
-        names = list(excluded)
-        more = f" and {len(names) - _SHOWN_NODES} more" if len(names) > _SHOWN_NODES else ""
-        lines.append(f"Left in higher precision already: {', '.join(names[:_SHOWN_NODES])}{more}.")
+        more = f" and {len(excluded) - _SHOWN_NODES} more" if len(excluded) > _SHOWN_NODES else ""
+        lines.append(f"Left in higher precision already: {', '.join(excluded[:_SHOWN_NODES])}{more}.")
     lines.append("Ways out:")
     if failed.insufficient_workspace:
         now = f" (now {workspace_mib} MiB)" if workspace_mib is not None else ""

@@ -1,12 +1,10 @@
-"""fp16 by ModelOpt AutoCast: the precision stands in the ONNX, as strongly typed networks need it."""
+"""fp16 by ModelOpt AutoCast: the precision is written into the ONNX, as strongly typed networks need it."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,31 +13,16 @@ import onnx
 from numpy.typing import NDArray
 
 from builder.tensorrt.errors import ConversionError
-from builder.tensorrt.exclusions import Exclusion, exact_patterns, fp16_exclusions, names_of
+from builder.tensorrt.exclusions import exact_patterns, fp16_exclusions, names_of
 from builder.tensorrt.modelopt_env import import_modelopt, off_terminal
 from pipeline import contract
 
 _LOGGER = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class HalfModel:
-    """An fp16 network.
-
-    Attributes:
-        model: the ONNX model; inputs and outputs keep their types.
-        exclusions: the groups of nodes that were kept in fp32 by default.
-        excluded: every node that the conversion was told to keep in fp32.
-        duration_s: seconds.
-    """
-
-    model: onnx.ModelProto
-    exclusions: tuple[Exclusion, ...]
-    excluded: tuple[str, ...]
-    duration_s: float
-
-
-def convert_to_fp16(onnx_path: Path, images: NDArray[np.uint8], exclude: Iterable[str] = ()) -> HalfModel:
+def convert_to_fp16(
+    onnx_path: Path, images: NDArray[np.uint8], exclude: Iterable[str] = ()
+) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Convert a network to fp16, the decoding of the detections left in fp32.
 
     Nodes whose values on ``images`` leave fp16's useful range (512 and more) stay in fp32 too. Q/DQ nodes may be in the
@@ -48,11 +31,11 @@ def convert_to_fp16(onnx_path: Path, images: NDArray[np.uint8], exclude: Iterabl
     Args:
         onnx_path: network with input ``images``, uint8 [batch, height, width, 3].
         images: uint8 [n, height, width, 3], 1 or more letterboxed RGB images: AutoCast runs the network on the first
-            one to see the range of every value. (Without data it makes its own, which fails on a uint8 input.)
+            one for the range of every value. (Without data it generates some, which fails on a uint8 input.)
         exclude: further nodes to keep in fp32, by name.
 
     Returns:
-        The fp16 network.
+        The fp16 network, whose inputs and outputs keep their types; and the nodes that were kept in fp32.
 
     Raises:
         ToolchainError: ModelOpt is missing.
@@ -60,10 +43,8 @@ def convert_to_fp16(onnx_path: Path, images: NDArray[np.uint8], exclude: Iterabl
     """
     check_images(images)
     source = onnx.load(onnx_path)
-    exclusions = fp16_exclusions(source)
-    excluded = names_of(exclusions, exclude)
+    excluded = names_of(fp16_exclusions(source), exclude)
     autocast = import_modelopt("modelopt.onnx.autocast")
-    started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="autocast-") as folder:
         data = Path(folder) / "images.npz"
         np.savez(data, **cast("dict[str, Any]", {contract.IMAGES.name: images[:1]}))
@@ -77,14 +58,13 @@ def convert_to_fp16(onnx_path: Path, images: NDArray[np.uint8], exclude: Iterabl
                     calibration_data=str(data),
                     providers=["cpu"],
                 )
-        except Exception as error:  # ModelOpt, polygraphy and ONNX Runtime each raise types of their own
+        except Exception as error:  # ModelOpt, polygraphy and ONNX Runtime each have their exception types
             raise ConversionError(
                 f"ModelOpt AutoCast fails on {onnx_path.name}: {error or type(error).__name__}. Keep fp32, or exclude "
                 "the node that the message names"
             ) from error
-    duration_s = time.monotonic() - started
-    _LOGGER.info("AutoCast took %.1f s; %d nodes kept in fp32", duration_s, len(excluded))
-    return HalfModel(model, exclusions, excluded, duration_s)
+    _LOGGER.info("AutoCast: %d nodes kept in fp32", len(excluded))
+    return model, excluded
 
 
 def check_images(images: NDArray[np.uint8]) -> None:

@@ -3,109 +3,49 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
+from typing import Final, TypeVar
 
+from builder.settings import PlanSettings
 from builder.tensorrt.advice import memory_ways_out
 from builder.tensorrt.errors import LogLine, OnnxParseError, PlanBuildError, PlanMemoryError, TensorRTError
 from builder.tensorrt.failures import out_of_memory
 from builder.tensorrt.layers import LayerCounts, convolution_names, count_engine, count_network
+from builder.tensorrt.lazy import trt, use
 from pipeline import contract
 from repository.flavor import Flavor
 
-if TYPE_CHECKING:
-    import tensorrt as trt
-
 _LOGGER = logging.getLogger(__name__)
 _MIB: Final = 1 << 20
-MAX_BATCH: Final = 256
 
 T = TypeVar("T")
-
-HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
-
-ProgressCallback = Callable[[str, int, int], None]
-"""Called with the phase's name, the steps done and the steps in all; the last call of a phase has both equal."""
-
-
-@dataclass(frozen=True)
-class PlanSettings:
-    """How a plan is built.
-
-    Attributes:
-        min_batch: smallest batch of the optimization profile.
-        opt_batch: batch that the kernels are chosen for.
-        max_batch: largest batch.
-        workspace_mib: upper bound of the scratch memory that a layer may use while it runs, in MiB.
-        version_compatible: the plan also runs on newer releases of the same TensorRT major. Slower; Triton then needs
-            ``--backend-config=tensorrt,version-compatible=true``. Left out on TensorRT-RTX.
-        hardware_compatible: ``none``; ``ampere_plus`` for every GPU from compute capability 8.0; or
-            ``same_compute_capability``. TensorRT-RTX plans are portable as they are, so there it must be ``none``.
-        optimization_level: 0 (fast build) to 5 (fast plan); None leaves TensorRT's default of 3.
-        timing_cache: file that keeps kernel timings between builds; read if it exists, written after a build. Without
-            effect on TensorRT-RTX.
-    """
-
-    min_batch: int = 1
-    opt_batch: int = 8
-    max_batch: int = 16
-    workspace_mib: int = 2048
-    version_compatible: bool = False
-    hardware_compatible: HardwareCompatibility = "none"
-    optimization_level: int | None = None
-    timing_cache: Path | None = None
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch <= MAX_BATCH:
-            raise TensorRTError(
-                f"batch profile {self.min_batch}, {self.opt_batch}, {self.max_batch}; needed: 1 <= min_batch <= "
-                f"opt_batch <= max_batch <= {MAX_BATCH}"
-            )
-        if self.workspace_mib < 16:
-            raise TensorRTError(f"workspace_mib is {self.workspace_mib}; needed: 16 or more (2048 is the default)")
-        if self.hardware_compatible not in get_args(HardwareCompatibility):
-            allowed = ", ".join(get_args(HardwareCompatibility))
-            raise TensorRTError(f"hardware_compatible is {self.hardware_compatible!r}; allowed: {allowed}")
-        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise TensorRTError(f"optimization_level is {self.optimization_level}; allowed: 0 to 5")
 
 
 @dataclass(frozen=True)
 class CompiledPlan:
-    """A serialized plan and how it came about.
+    """A serialized plan and how it was built.
 
     Attributes:
         plan: the bytes to write.
         counts: layers and convolutions per precision.
-        duration_s: seconds from parsing to the serialized plan.
         flavor: name of the TensorRT flavor, such as ``tensorrt-11``.
         tensorrt_version: its version.
         batches: smallest, preferred and largest batch.
-        input_shape: height, width and channels of ``images``.
         can_run_here: whether the plan could be deserialized on this machine.
         log: every line that the builder logged.
     """
 
     plan: bytes = field(repr=False)
     counts: LayerCounts
-    duration_s: float
     flavor: str
     tensorrt_version: str
     batches: tuple[int, int, int]
-    input_shape: tuple[int, int, int]
     can_run_here: bool
     log: tuple[LogLine, ...] = field(repr=False)
 
 
-def compile_plan(
-    onnx_path: Path,
-    settings: PlanSettings,
-    flavor: Flavor,
-    on_progress: ProgressCallback | None = None,
-) -> CompiledPlan:
+def compile_plan(onnx_path: Path, settings: PlanSettings, flavor: Flavor) -> CompiledPlan:
     """Build a plan.
 
     Args:
@@ -113,7 +53,6 @@ def compile_plan(
             are the plan's types: the network is strongly typed.
         settings: profile, memory and compatibility.
         flavor: TensorRT to build with.
-        on_progress: shows the builder's phases. Interrupting (Ctrl-C) stops the build at the next step.
 
     Returns:
         The plan. Layer counts come from the engine inspector where the plan can be deserialized here and says enough
@@ -123,62 +62,44 @@ def compile_plan(
         OnnxParseError: TensorRT does not understand the network.
         PlanMemoryError: memory does not suffice; the message names workspace, batch and the options that change them.
         PlanBuildError: it builds no plan from it; the error carries the log.
-        TensorRTError: the input is not the contract's, or a setting does not fit the flavor.
+        TensorRTError: the input does not follow the contract, or a setting does not fit the flavor.
     """
     lines: list[LogLine] = []
     try:
-        return _compile(onnx_path, settings, flavor, on_progress, lines)
+        return _compile(onnx_path, settings, flavor, lines)
     except (TensorRTError, KeyboardInterrupt) as error:
-        # The frames behind an error hold TensorRT objects. Were they freed whenever the error is, that could be while
-        # another build calls back into Python, with TensorRT's locks held. So they go now.
+        # The frames behind an error hold TensorRT objects. Free them now: later, another build may be calling back
+        # into Python with TensorRT's locks held.
         raise error.with_traceback(None) from None
 
 
-def _compile(
-    onnx_path: Path,
-    settings: PlanSettings,
-    flavor: Flavor,
-    on_progress: ProgressCallback | None,
-    lines: list[LogLine],
-) -> CompiledPlan:
-    if TYPE_CHECKING:
-        import tensorrt as trt
-    else:
-        trt = flavor.module
-    started = time.monotonic()
-    logger = _make_logger(flavor, lines)
+def _compile(onnx_path: Path, settings: PlanSettings, flavor: Flavor, lines: list[LogLine]) -> CompiledPlan:
+    use(flavor)
+    logger = _make_logger(lines)
     builder = trt.Builder(logger)
     # TensorRT 10 builds a weakly typed network without this flag; 11 accepts and ignores it.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)  # owns the weights: keep it until the plan is built
     _parse(onnx_path, parser, flavor, lines)
-    shape = _image_shape(network, flavor)
+    shape = _image_shape(network)
     config = builder.create_builder_config()
     _configure(builder, config, settings, flavor, shape)
-    monitor = _make_monitor(flavor, on_progress) if on_progress is not None else None
-    if monitor is not None:
-        config.progress_monitor = monitor
     # TensorRT-RTX times kernels on the machine that runs the plan; timing cache calls do nothing there.
     timing_cache = None if flavor.is_rtx else settings.timing_cache
     _load_timing_cache(config, timing_cache)
     serialized = _maybe(builder.build_serialized_network(network, config))
-    if monitor is not None and monitor.interrupted:
-        raise KeyboardInterrupt
     if serialized is None:
         raise _failure(onnx_path, flavor, settings, lines)
     plan = bytes(serialized)
     _save_timing_cache(config, timing_cache)
-    duration_s = time.monotonic() - started
-    counts, can_run_here = _count(flavor, network, plan, logger, lines)
-    _LOGGER.info("%s built a plan of %.1f MB in %.1f s", flavor, len(plan) / 1e6, duration_s)
+    counts, can_run_here = _count(network, plan, logger, lines)
+    _LOGGER.info("%s built a plan of %.1f MB", flavor, len(plan) / 1e6)
     return CompiledPlan(
         plan=plan,
         counts=counts,
-        duration_s=duration_s,
         flavor=flavor.name,
         tensorrt_version=flavor.version_text,
-        batches=(settings.min_batch, settings.opt_batch, settings.max_batch),
-        input_shape=shape,
+        batches=settings.batches,
         can_run_here=can_run_here,
         log=tuple(lines),
     )
@@ -189,11 +110,7 @@ def _maybe(answer: T) -> T | None:
     return answer
 
 
-def _make_logger(flavor: Flavor, lines: list[LogLine]) -> trt.ILogger:
-    if TYPE_CHECKING:
-        import tensorrt as trt
-    else:
-        trt = flavor.module
+def _make_logger(lines: list[LogLine]) -> trt.ILogger:
 
     class CapturingLogger(trt.ILogger):
         """Keeps every line; TensorRT calls it from several threads, and appending is atomic."""
@@ -208,42 +125,6 @@ def _make_logger(flavor: Flavor, lines: list[LogLine]) -> trt.ILogger:
                 _LOGGER.debug("TensorRT: %s", line.text)
 
     return CapturingLogger()
-
-
-def _make_monitor(flavor: Flavor, on_progress: ProgressCallback) -> Any:
-    if TYPE_CHECKING:
-        import tensorrt as trt
-    else:
-        trt = flavor.module
-
-    class Monitor(trt.IProgressMonitor):
-        """Passes phases on. An exception must not travel through TensorRT, so an interrupt becomes 'stop'."""
-
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.interrupted = False
-            self._totals: dict[str, int] = {}
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._totals[phase_name] = num_steps
-            self._show(phase_name, 0)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            self._show(phase_name, step + 1)
-            return not self.interrupted
-
-        def phase_finish(self, phase_name: str) -> None:
-            self._show(phase_name, self._totals.get(phase_name, 0))
-
-        def _show(self, phase_name: str, done: int) -> None:
-            try:
-                on_progress(phase_name, done, self._totals.get(phase_name, 0))
-            except KeyboardInterrupt:
-                self.interrupted = True
-            except Exception:
-                _LOGGER.exception("the progress display failed; the build goes on")
-
-    return Monitor()
 
 
 def _parse(onnx_path: Path, parser: trt.OnnxParser, flavor: Flavor, lines: list[LogLine]) -> None:
@@ -266,12 +147,8 @@ def _parse(onnx_path: Path, parser: trt.OnnxParser, flavor: Flavor, lines: list[
     )
 
 
-def _image_shape(network: trt.INetworkDefinition, flavor: Flavor) -> tuple[int, int, int]:
+def _image_shape(network: trt.INetworkDefinition) -> tuple[int, int, int]:
     """Height, width and channels of the input, which must be the contract's ``images``."""
-    if TYPE_CHECKING:
-        import tensorrt as trt
-    else:
-        trt = flavor.module
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     shown = ", ".join(f"{tensor.name} {tensor.dtype.name} {_dims(tensor)}" for tensor in inputs) or "none"
     expected = f"{contract.IMAGES.name} UINT8 [-1, height, width, 3]"
@@ -294,10 +171,6 @@ def _configure(
     flavor: Flavor,
     shape: tuple[int, int, int],
 ) -> None:
-    if TYPE_CHECKING:
-        import tensorrt as trt
-    else:
-        trt = flavor.module
     if flavor.is_rtx and (settings.version_compatible or settings.hardware_compatible != "none"):
         raise TensorRTError(
             f"{flavor} has no version or hardware compatible plans (its plans are portable between RTX GPUs); leave "
@@ -347,32 +220,26 @@ def _save_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> None:
 
 
 def _count(
-    flavor: Flavor, network: trt.INetworkDefinition, plan: bytes, logger: trt.ILogger, lines: list[LogLine]
+    network: trt.INetworkDefinition, plan: bytes, logger: trt.ILogger, lines: list[LogLine]
 ) -> tuple[LayerCounts, bool]:
     """Layer counts, and whether the plan can be deserialized here."""
-    if TYPE_CHECKING:
-        import tensorrt as trt
-    else:
-        trt = flavor.module
     logged = len(lines)
     engine = _maybe(trt.Runtime(logger).deserialize_cuda_engine(plan))
     if engine is None:
         reason = next((line.text for line in lines[logged:] if line.is_error), "no reason given")
-        # No GPU here, or one that this flavor does not run on. The plan is whole all the same, and the lines are not
-        # of its build.
+        # No GPU, or one that this flavor does not run on. The plan is whole; the lines are not of its build.
         _LOGGER.info("the plan cannot be deserialized on this machine: %s", reason)
         del lines[logged:]
-        return count_network(flavor, network), False
+        return count_network(network), False
     information = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    counts = count_engine(information, convolution_names(flavor, network))
-    return counts or count_network(flavor, network), True
+    counts = count_engine(information, convolution_names(network))
+    return counts or count_network(network), True
 
 
 def _failure(onnx_path: Path, flavor: Flavor, settings: PlanSettings, lines: list[LogLine]) -> TensorRTError:
     memory = out_of_memory(lines)
     if memory is not None:
-        batches = settings.min_batch, settings.opt_batch, settings.max_batch
-        message = memory_ways_out(*memory, str(flavor), batches, settings.workspace_mib)
+        message = memory_ways_out(*memory, str(flavor), settings.batches, settings.workspace_mib)
         return PlanMemoryError(message, tuple(lines))
     errors = [line.text for line in lines if line.is_error]
     shown = "\n  ".join(errors[-4:]) or "TensorRT logged no error"

@@ -1,4 +1,4 @@
-"""What can go wrong on the TensorRT side. Every message names the fault and what to do about it."""
+"""Errors of the TensorRT side. Every message names the fault and what to do about it."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class OnnxParseError(TensorRTError):
         self.lines = lines
 
 
-class PlanBuildError(TensorRTError):
-    """TensorRT parsed the network and then built no plan from it.
+class _LoggedError(TensorRTError):
+    """A build failed after parsing.
 
     Attributes:
         lines: the whole log; ``failures.parse_build_log`` finds the nodes in it.
@@ -64,13 +64,9 @@ class PlanBuildError(TensorRTError):
         self.lines = lines
 
 
-class PlanMemoryError(TensorRTError):
-    """TensorRT ran out of memory while it built a plan; other quantizers would not change that.
+class PlanBuildError(_LoggedError):
+    """TensorRT parsed the network and then built no plan from it."""
 
-    Attributes:
-        lines: the whole log.
-    """
 
-    def __init__(self, message: str, lines: tuple[LogLine, ...]) -> None:
-        super().__init__(message)
-        self.lines = lines
+class PlanMemoryError(_LoggedError):
+    """TensorRT ran out of memory while it built a plan; other quantizers would not change that."""

@@ -1,4 +1,4 @@
-"""Reads the log of a failed build and finds the ONNX nodes that TensorRT could not implement. Pure Python.
+"""Reads the log of a failed build and finds the ONNX nodes that TensorRT could not implement.
 
 TensorRT names a fused layer after everything in it: ``A + PWN(PWN(B), C)`` (a convolution with its activation),
 ``weights + weights_QuantizeLinear + A``, ``A || B`` (convolutions side by side), ``{ForeignNode[A...B]}`` (everything
@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from builder.onnx_tools import QUANTIZERS
 from builder.tensorrt.errors import LogLine
-from builder.tensorrt.graph_names import QUANTIZERS, GraphNames
+from builder.tensorrt.graph_names import GraphNames
 
 _NO_IMPLEMENTATION: Final = re.compile(
     r"Could not find any implementation for node (?P<layer>.+?)"
@@ -23,15 +24,12 @@ _FOREIGN: Final = re.compile(r"\{ForeignNode\[(?P<first>.+?)\.\.\.(?P<last>.+)\]
 _STATION: Final = re.compile(r"\[trainStation\d+\]")
 _WRAPPER: Final = re.compile(r"\b[A-Z]{2,}\(")
 _SEPARATOR: Final = re.compile(r" \+ | \|\| |, ")
-_UNNAMED: Final = re.compile(r"\(Unnamed Layer\* \d+\)")
 _NODE_OF: Final = "node_of_"
 _SUFFIX: Final = re.compile(r"_(?:QuantizeLinear|DequantizeLinear)(?:_\d+)?\Z|_clone_\d+\Z|_copy\Z")
-_WEIGHTS: Final = re.compile(r"[._](?:weight|bias)\Z")
 _REFORMAT: Final = re.compile(r"\AReformatting CopyNode for (?:Input|Output) Tensor \d+ to ")
 
 # "Error Code 10: Internal Error (…)", "[E] Error[10]: …", "[TRT] [E] 10: …", "TRTInternal Error in …: 0 (…)".
 _CODE: Final = re.compile(r"Error Code (\d+)|Error\[(\d+)\]|\[E\] (\d+): ")
-_ERROR_LINE: Final = re.compile(r"\[E\]|\bERROR\b|Error\[\d+\]|Error Code \d+")
 
 # TensorRT-RTX 1.7 asks for the workspace limit and a few MiB: "Error Code 2: OutOfMemory (Requested size was 80309900
 # bytes.)". TensorRT 7 to 10: "OutOfMemory (no further information)", "Cuda Runtime (out of memory)", "Cuda Error in
@@ -60,10 +58,9 @@ class FailedNodes:
     """What a failed build says about the network.
 
     Attributes:
-        nodes: ONNX node names of the failed layers, without quantizers; in topological order when the graph was
-            given, else in the log's order.
+        nodes: ONNX node names of the failed layers, without quantizers, in topological order.
         raw: the failed layers as TensorRT names them.
-        operators: operator of every node in ``nodes``; guessed from the name without a graph, or ``unknown``.
+        operators: operator of every node in ``nodes``.
         unresolved: parts of the layers that are no node: unnamed layers, and names that the graph does not have.
         error_codes: TensorRT's error codes, in the log's order.
         reason: one line for people.
@@ -79,18 +76,18 @@ class FailedNodes:
     insufficient_workspace: bool = False
 
 
-def parse_build_log(lines: Iterable[str | LogLine], graph: GraphNames | None = None) -> FailedNodes:
+def parse_build_log(lines: Iterable[LogLine], graph: GraphNames) -> FailedNodes:
     """Find the failed nodes in a builder log.
 
     Args:
-        lines: the log; of plain text, every line; of captured lines, only the errors count.
-        graph: the graph that was built. With it, ranges are expanded, weights and quantizers are traced to the
-            nodes that use them, and names are checked; without it, names are taken as they stand.
+        lines: the log; only its errors count.
+        graph: the graph that was built. Ranges are expanded, weights and quantizers are traced to the nodes that use
+            them.
 
     Returns:
         The nodes. Empty ``nodes`` and ``raw`` mean that the log names none; ``reason`` then quotes its first error.
     """
-    errors = [text for line in lines if (text := _error_text(line)) is not None]
+    errors = [line.text for line in lines if line.is_error]
     raw: list[str] = []
     workspace = False
     for text in errors:
@@ -103,14 +100,14 @@ def parse_build_log(lines: Iterable[str | LogLine], graph: GraphNames | None = N
     unresolved: list[str] = []
     for layer in raw:
         _resolve_layer(layer, graph, nodes, unresolved)
-    if not raw and graph is not None:
+    if not raw:
         nodes.extend(name for text in errors for name in _names_in(text, graph))
-    ordered = graph.in_order(nodes) if graph is not None else tuple(dict.fromkeys(nodes))
+    ordered = graph.in_order(nodes)
     codes = tuple(dict.fromkeys(code for text in errors for code in _codes(text)))
     return FailedNodes(
         nodes=ordered,
         raw=tuple(raw),
-        operators={name: _operator(name, graph) for name in ordered},
+        operators=_operators(ordered, graph),
         unresolved=tuple(dict.fromkeys(unresolved)),
         error_codes=codes,
         reason=_reason(raw, errors, codes, workspace),
@@ -119,14 +116,14 @@ def parse_build_log(lines: Iterable[str | LogLine], graph: GraphNames | None = N
 
 
 def out_of_memory(lines: Iterable[LogLine]) -> tuple[str, bool] | None:
-    """Whether a build failed for want of memory.
+    """Whether a build failed because memory did not suffice.
 
     Args:
         lines: the log of a failed build.
 
     Returns:
         The first line that says so, and whether it was the GPU's memory rather than the workspace limit; None if
-        memory is not the reason, or the log names a layer (then :func:`parse_build_log` is to be asked).
+        memory is not the reason, or the log names a layer (then use :func:`parse_build_log`).
     """
     lines = list(lines)
     errors = [line.text for line in lines if line.is_error]
@@ -157,7 +154,7 @@ def parse_problems(problems: Iterable[str], graph: GraphNames) -> FailedNodes:
     return FailedNodes(
         nodes=nodes,
         raw=tuple(names),
-        operators={name: _operator(name, graph) for name in nodes},
+        operators=_operators(nodes, graph),
         unresolved=(),
         error_codes=(),
         reason=f"its ONNX parser refuses {texts[0].strip()}" if texts else "its ONNX parser gives no reason",
@@ -192,13 +189,7 @@ def split_layer(layer: str) -> tuple[str, ...]:
     return tuple(parts)
 
 
-def _error_text(line: str | LogLine) -> str | None:
-    if isinstance(line, LogLine):
-        return line.text if line.is_error else None
-    return line if _NO_IMPLEMENTATION.search(line) or _ERROR_LINE.search(line) else None
-
-
-def _resolve_layer(layer: str, graph: GraphNames | None, nodes: list[str], unresolved: list[str]) -> None:
+def _resolve_layer(layer: str, graph: GraphNames, nodes: list[str], unresolved: list[str]) -> None:
     for part in split_layer(layer):
         foreign = _FOREIGN.fullmatch(part)
         if foreign is None:
@@ -208,7 +199,7 @@ def _resolve_layer(layer: str, graph: GraphNames | None, nodes: list[str], unres
         for end in (split_layer(foreign["first"])[:1], split_layer(foreign["last"])[-1:]):
             for name in end:
                 _resolve(name, graph, ends, unresolved)
-        if graph is not None and len(ends) > 1:
+        if len(ends) > 1:
             positions = sorted(graph.positions[name] for name in ends)
             names = graph.between(graph.nodes[positions[0]].name, graph.nodes[positions[-1]].name)
             nodes.extend(name for name in names if graph.by_name[name].operator not in QUANTIZERS)
@@ -216,14 +207,8 @@ def _resolve_layer(layer: str, graph: GraphNames | None, nodes: list[str], unres
             nodes.extend(ends)
 
 
-def _resolve(part: str, graph: GraphNames | None, nodes: list[str], unresolved: list[str]) -> None:
+def _resolve(part: str, graph: GraphNames, nodes: list[str], unresolved: list[str]) -> None:
     """Trace one part of a layer's name to nodes."""
-    if graph is None:
-        if _UNNAMED.search(part):
-            unresolved.append(part)
-        elif not _SUFFIX.search(part) and not _WEIGHTS.search(part):
-            nodes.append(part)
-        return
     found = _trace(part, graph)
     while not found and (stripped := _SUFFIX.sub("", part)) != part:
         part = stripped
@@ -254,7 +239,7 @@ def _trace(name: str, graph: GraphNames) -> list[str]:
 
 
 def _names_in(text: str, graph: GraphNames) -> list[str]:
-    """Node names that stand in a message as whole words."""
+    """Node names in a message, as whole words."""
     return [
         node.name
         for node in graph.nodes
@@ -263,16 +248,12 @@ def _names_in(text: str, graph: GraphNames) -> list[str]:
 
 
 def _stands_alone(name: str, text: str) -> bool:
-    """Whether a name stands in a message as a whole word, and not as a part of a longer name."""
+    """Whether a name is a whole word of a message, not a part of a longer name."""
     return re.search(rf"(?<![\w/.]){re.escape(name)}(?![\w/]|\.\w)", text) is not None
 
 
-def _operator(name: str, graph: GraphNames | None) -> str:
-    if graph is not None:
-        return graph.by_name[name].operator
-    # PyTorch names a node after its operator: /model.0/conv/Conv, Conv_74.
-    match = re.search(r"(?:\A|/)([A-Z][A-Za-z]+)(?:_\d+)?\Z", name)
-    return match.group(1) if match else "unknown"
+def _operators(names: Iterable[str], graph: GraphNames) -> dict[str, str]:
+    return {name: graph.by_name[name].operator for name in names}
 
 
 def _codes(text: str) -> Iterable[int]:

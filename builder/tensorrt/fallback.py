@@ -1,4 +1,4 @@
-"""Builds again without the quantizers that TensorRT chokes on, a bounded number of times, and records every attempt."""
+"""Builds again without the quantizers that TensorRT fails on, a bounded number of times, and records every attempt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from builder.tensorrt.errors import OnnxParseError, PlanBuildError, TensorRTErro
 from builder.tensorrt.failures import parse_build_log, parse_problems
 from builder.tensorrt.graph_names import GraphNames
 
-Plan = TypeVar("Plan")
+Compiled = TypeVar("Compiled")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class FallbackResult(Generic[Plan]):
+class FallbackResult(Generic[Compiled]):
     """A plan and the attempts that it took.
 
     Attributes:
@@ -56,7 +56,7 @@ class FallbackResult(Generic[Plan]):
         attempts: every attempt, the last one successful.
     """
 
-    plan: Plan
+    plan: Compiled
     onnx_path: Path
     excluded: tuple[str, ...]
     attempts: tuple[Attempt, ...]
@@ -76,25 +76,23 @@ class FallbackError(TensorRTError):
 
 def build_with_fallback(
     make_onnx: Callable[[frozenset[str]], Path],
-    compile_fn: Callable[[Path], Plan],
+    compile_fn: Callable[[Path], Compiled],
     max_attempts: int = 4,
     on_attempt: Callable[[Attempt], None] | None = None,
     *,
     tensorrt: str = "TensorRT",
     workspace_mib: int | None = None,
-    read_graph: Callable[[Path], GraphNames] = GraphNames.from_file,
-) -> FallbackResult[Plan]:
+) -> FallbackResult[Compiled]:
     """Build a plan; after a failed build, leave the failed nodes in higher precision and build again.
 
     Args:
-        make_onnx: makes the quantized ONNX without the quantizers of the given nodes (on top of its own defaults).
+        make_onnx: makes the quantized ONNX without the quantizers of the given nodes (in addition to its defaults).
         compile_fn: builds the plan; raises ``PlanBuildError`` with the log when TensorRT builds none, and
             ``OnnxParseError`` when its parser refuses the network.
         max_attempts: bound on the number of builds, 1 or more.
         on_attempt: called after every attempt.
         tensorrt: name and version for the message.
         workspace_mib: workspace limit, for the message.
-        read_graph: reads the names of an ONNX file.
 
     Returns:
         The plan, and every attempt.
@@ -102,41 +100,39 @@ def build_with_fallback(
     Raises:
         FallbackError: the bound is met, or a failed build names no further node that carries quantizers.
     """
-    if max_attempts < 1:
-        raise TensorRTError(f"max_attempts is {max_attempts}; needed: 1 or more")
     excluded: tuple[str, ...] = ()
     attempts: list[Attempt] = []
+
+    def record(started: float, **facts: Any) -> None:
+        attempt = Attempt(len(attempts) + 1, excluded, duration_s=time.monotonic() - started, **facts)
+        attempts.append(attempt)
+        if on_attempt is not None:
+            on_attempt(attempt)
+
     while True:
         started = time.monotonic()
         onnx_path = make_onnx(frozenset(excluded))
-        number = len(attempts) + 1
         try:
             plan = compile_fn(onnx_path)
         except (PlanBuildError, OnnxParseError) as error:
-            graph = read_graph(onnx_path)
+            graph = GraphNames.from_file(onnx_path)
             if isinstance(error, OnnxParseError):
                 failed = parse_problems(error.problems, graph)
             else:
                 failed = parse_build_log(error.lines, graph)
-            carriers = graph.quantizer_carriers(failed.nodes)
-            added = tuple(name for name in carriers if name not in excluded)
-            _record(
-                attempts,
-                Attempt(
-                    number,
-                    excluded,
-                    False,
-                    time.monotonic() - started,
-                    failed.reason,
-                    failed.raw,
-                    failed.nodes,
-                    added if number < max_attempts else (),
-                ),
-                on_attempt,
+            added = tuple(name for name in graph.quantizer_carriers(failed.nodes) if name not in excluded)
+            is_last = len(attempts) + 1 == max_attempts
+            record(
+                started,
+                succeeded=False,
+                error=failed.reason,
+                failed_layers=failed.raw,
+                failed_nodes=failed.nodes,
+                added=() if is_last else added,
             )
-            if not added or number == max_attempts:
+            if not added or is_last:
                 why = (
-                    f"{number} builds failed, which is the bound (max_attempts)"
+                    f"{len(attempts)} builds failed, which is the bound (max_attempts)"
                     if added
                     else "no further node with quantizers is named in the log, so leaving quantizers out cannot help"
                 )
@@ -144,11 +140,5 @@ def build_with_fallback(
                 raise FallbackError(f"{advice}\nStopped because {why}.", tuple(attempts)) from error
             excluded = graph.in_order({*excluded, *added})
             continue
-        _record(attempts, Attempt(number, excluded, True, time.monotonic() - started), on_attempt)
+        record(started, succeeded=True)
         return FallbackResult(plan, onnx_path, excluded, tuple(attempts))
-
-
-def _record(attempts: list[Attempt], attempt: Attempt, on_attempt: Callable[[Attempt], None] | None) -> None:
-    attempts.append(attempt)
-    if on_attempt is not None:
-        on_attempt(attempt)

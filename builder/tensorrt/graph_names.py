@@ -1,4 +1,4 @@
-"""Names of an ONNX graph: which node comes when, what feeds it, and which nodes carry quantizers. Pure Python."""
+"""Names of an ONNX graph: the order of nodes, what feeds them, and which nodes carry quantizers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
 
-if TYPE_CHECKING:
-    import onnx
+import onnx
 
-QUANTIZERS: Final = frozenset({"QuantizeLinear", "DequantizeLinear"})
+from builder.onnx_tools import QUANTIZERS
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,6 @@ class GraphNames:
     @classmethod
     def from_file(cls, path: Path) -> GraphNames:
         """Read the names of an ONNX file."""
-        import onnx
-
         return cls.from_model(onnx.load(path, load_external_data=False))
 
     @cached_property

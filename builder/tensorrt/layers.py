@@ -6,13 +6,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from typing import Any, Final
 
-from repository.flavor import Flavor
-
-if TYPE_CHECKING:
-    import tensorrt as trt
+from builder.tensorrt.lazy import trt
 
 ENGINE_INSPECTOR: Final = "engine inspector"
 NETWORK: Final = "strongly typed network"
@@ -53,33 +50,26 @@ class LayerCounts:
     """Layers per precision.
 
     Attributes:
-        source: ``engine inspector`` (what the plan runs) or ``strongly typed network`` (what it was told to run).
+        source: ``engine inspector`` (what the plan runs) or ``strongly typed network`` (what it should run).
         layers: layers per type of their first output; shape arithmetic shows up as int64.
         convolutions: convolutions per precision. One counts as int8 when its input and its weights are dequantized
             int8 (in the network) or when it reads int8 (in the engine).
-        quantized_convolutions: names of the int8 ones, in the network's order.
     """
 
     source: str
     layers: Mapping[str, int]
     convolutions: Mapping[str, int]
-    quantized_convolutions: tuple[str, ...] = field(repr=False)
 
 
-def count_network(flavor: Flavor, network: trt.INetworkDefinition) -> LayerCounts:
+def count_network(network: trt.INetworkDefinition) -> LayerCounts:
     """Count the layers of a parsed, strongly typed network by the type of their output.
 
     Args:
-        flavor: the TensorRT that parsed it.
-        network: the network.
+        network: the network; ``trt`` is the flavor that parsed it.
 
     Returns:
         The counts, with source ``strongly typed network``.
     """
-    if TYPE_CHECKING:
-        import tensorrt as trt
-    else:
-        trt = flavor.module
     all_layers = [network.get_layer(index) for index in range(network.num_layers)]
     producers = {layer.get_output(index).name: layer for layer in all_layers for index in range(layer.num_outputs)}
 
@@ -94,7 +84,6 @@ def count_network(flavor: Flavor, network: trt.INetworkDefinition) -> LayerCount
 
     layers: Counter[str] = Counter()
     convolutions: Counter[str] = Counter()
-    quantized: list[str] = []
     for layer in all_layers:
         dtype = layer.get_output(0).dtype.name
         precision = _PRECISION.get(dtype, dtype.lower())
@@ -102,17 +91,12 @@ def count_network(flavor: Flavor, network: trt.INetworkDefinition) -> LayerCount
         if layer.type == trt.LayerType.CONVOLUTION:
             if reads_int8(layer, 0) and reads_int8(layer, 1):
                 precision = "int8"
-                quantized.append(layer.name)
             convolutions[precision] += 1
-    return LayerCounts(NETWORK, dict(layers), dict(convolutions), tuple(quantized))
+    return LayerCounts(NETWORK, dict(layers), dict(convolutions))
 
 
-def convolution_names(flavor: Flavor, network: trt.INetworkDefinition) -> frozenset[str]:
+def convolution_names(network: trt.INetworkDefinition) -> frozenset[str]:
     """Names of a parsed network's convolutions, which are those of the ONNX nodes."""
-    if TYPE_CHECKING:
-        import tensorrt as trt
-    else:
-        trt = flavor.module
     layers = (network.get_layer(index) for index in range(network.num_layers))
     return frozenset(layer.name for layer in layers if layer.type == trt.LayerType.CONVOLUTION)
 
@@ -127,7 +111,7 @@ def count_engine(information: str, convolutions: frozenset[str]) -> LayerCounts 
 
     Returns:
         The counts, or None when the engine does not say of every convolution in which layer it ended up (a compiler
-        backend may fold the whole network into one layer); then the network is the better witness.
+        backend may fold the whole network into one layer); then count the network.
     """
     try:
         entries = json.loads(information).get("Layers", [])
@@ -148,8 +132,7 @@ def count_engine(information: str, convolutions: frozenset[str]) -> LayerCounts 
             found[name] = inputs[0] if inputs else "unknown"
     if set(found) != convolutions:
         return None
-    quantized = tuple(sorted(name for name, precision in found.items() if precision == "int8"))
-    return LayerCounts(ENGINE_INSPECTOR, dict(layers), dict(Counter(found.values())), quantized)
+    return LayerCounts(ENGINE_INSPECTOR, dict(layers), dict(Counter(found.values())))
 
 
 def _onnx_names(entry: Mapping[str, Any]) -> Iterator[str]:

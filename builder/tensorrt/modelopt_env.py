@@ -52,7 +52,7 @@ def import_modelopt(name: str) -> ModuleType:
             module = importlib.import_module(name)
             importlib.import_module("polygraphy.comparator")  # AutoCast imports it only when it runs
     except ImportError as error:
-        # ModelOpt wraps the missing module's name into a text of its own.
+        # ModelOpt wraps the missing module's name into a longer text.
         missing = str(error).splitlines()[0] if str(error) else repr(error)
         packages = " ".join(f"'{package}'" for package in PACKAGES)
         raise ToolchainError(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,14 @@ from numpy.typing import NDArray
 from base.progress import Steps
 from builder.add_plan import architecture, plan_facts, plan_name
 from builder.artifact import Artifact
-from builder.calibration import CalibrationSet
-from builder.errors import CalibrationError
+from builder.datasets import CalibrationSet
 from builder.export import Export
 from builder.quantizers import nodes_to_exclude, quantized_nodes, remove_quantizers
 from builder.settings import BuildSettings
 from builder.surgery import graft_ends
 from builder.tensorrt.advice import ways_out
 from builder.tensorrt.autocast import convert_to_fp16
-from builder.tensorrt.compile import CompiledPlan, PlanSettings, compile_plan
+from builder.tensorrt.compile import CompiledPlan, compile_plan
 from builder.tensorrt.errors import PlanBuildError, TensorRTError
 from builder.tensorrt.failures import parse_build_log
 from builder.tensorrt.fallback import Attempt, build_with_fallback
@@ -35,8 +32,6 @@ from repository.flavor import Flavor
 from repository.gpu import Gpu
 from repository.manifest import toolchain
 from repository.network import Network
-
-CompileStep = Callable[[Path], CompiledPlan]
 
 
 class TensorRTProfile:
@@ -53,7 +48,6 @@ class TensorRTProfile:
         flavor: Flavor,
         gpu: Gpu | None,
         steps: Steps,
-        compile_step: CompileStep | None = None,
     ) -> None:
         """Take what all precisions share.
 
@@ -61,18 +55,16 @@ class TensorRTProfile:
             settings: the build's.
             export: what the export holds.
             network: float32 network of dynamic batch, its ends not grafted yet.
-            calibration: images for int8; AutoCast looks at the first one for fp16.
+            calibration: images for int8; AutoCast uses the first one for fp16.
             flavor: TensorRT to build with.
             gpu: the GPU of this machine.
             steps: where progress is shown.
-            compile_step: builds a plan from an ONNX file; by default TensorRT does.
         """
         self._settings, self._calibration, self._export = settings, calibration, export
         self._flavor, self._gpu, self._steps = flavor, gpu, steps
         self._reference = graft_ends(network, export, settings.top_k)
         self._exclude = nodes_to_exclude(settings.exclude, self._reference)
-        self._plan = PlanSettings(**settings.plan.model_dump(exclude={"flavor"}))
-        self._compile_step = compile_step or self._compile
+        self._plan = settings.plan
 
     @property
     def reference(self) -> onnx.ModelProto:
@@ -85,34 +77,32 @@ class TensorRTProfile:
             "flavor": self._flavor.name,
             "tensorrt": self._flavor.version_text,
             "gpu": self._gpu.compute_capability if self._gpu else None,
-            "plan": {key: value for key, value in asdict(self._plan).items() if key != "timing_cache"},
+            "plan": self._plan.facts(),
         }
         if precision == "int8":
-            method = self._settings.calibration.method
-            facts |= {
-                "calibration": self._calibration.sha256,
-                "method": method,
-                "exclude": sorted(self._exclude),
-            }
+            facts["calibration"] = self._calibration.sha256
+            facts["method"] = self._settings.calibration.method
+            facts["exclude"] = sorted(self._exclude)
         return facts
 
     def make(self, precision: str, exclude: frozenset[str]) -> Artifact:
         """Make one precision; see :class:`builder.artifact.Profile`."""
-        with tempfile.TemporaryDirectory(prefix="build-") as folder:
-            return {"fp32": self._fp32, "fp16": self._fp16, "int8": self._int8}[precision](Path(folder), exclude)
+        with tempfile.TemporaryDirectory(prefix="build-") as name:
+            folder = Path(name)
+            if precision == "int8":
+                return self._int8(folder, exclude)
+            return self._fp16(folder) if precision == "fp16" else self._fp32(folder)
 
-    def _fp32(self, folder: Path, exclude: frozenset[str]) -> Artifact:
-        del exclude
+    def _fp32(self, folder: Path) -> Artifact:
         path = _save(self._reference, folder / "fp32.onnx")
         return self._artifact(self._reference, self._built("fp32", path))
 
-    def _fp16(self, folder: Path, exclude: frozenset[str]) -> Artifact:
-        del exclude
+    def _fp16(self, folder: Path) -> Artifact:
         source = _save(self._reference, folder / "fp32.onnx")
         with self._steps.step("fp16: AutoCast", "ModelOpt"):
-            half = convert_to_fp16(source, self._images[:1])
-        path = _save(half.model, folder / "fp16.onnx")
-        return self._artifact(half.model, self._built("fp16", path), excluded=half.excluded)
+            model, excluded = convert_to_fp16(source, self._images[:1])
+        path = _save(model, folder / "fp16.onnx")
+        return self._artifact(model, self._built("fp16", path), excluded=excluded)
 
     def _int8(self, folder: Path, exclude: frozenset[str]) -> Artifact:
         quantized = self._quantized
@@ -127,8 +117,8 @@ class TensorRTProfile:
                 )
             source = _save(latest["quantized"], folder / "quantized.onnx")
             with self._steps.step("int8: AutoCast", "the layers around int8 to fp16"):
-                half = convert_to_fp16(source, self._images[:1])
-            return _save(half.model, folder / f"int8-{len(failed)}.onnx")
+                model, _ = convert_to_fp16(source, self._images[:1])
+            return _save(model, folder / f"int8-{len(failed)}.onnx")
 
         def show(attempt: Attempt) -> None:
             if attempt.succeeded:
@@ -147,6 +137,7 @@ class TensorRTProfile:
             tensorrt=str(self._flavor),
             workspace_mib=self._plan.workspace_mib,
         )
+        method = f"ModelOpt {self._settings.calibration.method}, int8 per channel weights, Q/DQ"
         return self._artifact(
             onnx.load(result.onnx_path),
             result.plan,
@@ -154,10 +145,7 @@ class TensorRTProfile:
             attempts=tuple(attempt.as_dict() for attempt in result.attempts),
             quantized=latest["quantized"],
             calibration={
-                "method": f"ModelOpt {quantized.method}, int8 per channel weights, Q/DQ",
-                "images": quantized.images,
-                "sha256": self._calibration.sha256,
-                "warning": self._calibration.warning,
+                **self._calibration.facts(method),
                 "default_exclusions": [
                     {"nodes": list(group.nodes), "reason": group.reason, "source": group.source}
                     for group in quantized.exclusions
@@ -168,13 +156,10 @@ class TensorRTProfile:
     @functools.cached_property
     def _images(self) -> NDArray[np.uint8]:
         """All calibration images: uint8 [n, H, W, 3]."""
-        size = (self._export.input_height, self._export.input_width)
-        return np.stack(list(self._calibration.letterboxed(*size)))
+        return np.stack(list(self._calibration.letterboxed(*self._export.input_size)))
 
     @functools.cached_property
     def _quantized(self) -> QuantizedModel:
-        if not len(self._calibration):
-            raise CalibrationError("int8 needs images of what the model will see; give a folder with --images")
         if self._calibration.warning:
             self._steps.warn(self._calibration.warning)
         method = self._settings.calibration.method
@@ -185,14 +170,11 @@ class TensorRTProfile:
             ):
                 return quantize(source, self._images, self._exclude, method)
 
-    def _compile(self, path: Path) -> CompiledPlan:
-        return compile_plan(path, self._plan, self._flavor)
-
     def _built(self, precision: str, path: Path) -> CompiledPlan:
         batches = f"batch {self._plan.min_batch}..{self._plan.max_batch}"
         with self._steps.step(f"{precision}: build plan", f"{self._flavor}, {batches}"):
             try:
-                return self._compile_step(path)
+                return compile_plan(path, self._plan, self._flavor)
             except PlanBuildError as error:
                 if precision == "int8":  # the fallback reads the log
                     raise
@@ -203,7 +185,6 @@ class TensorRTProfile:
     def _artifact(self, model: onnx.ModelProto, plan: CompiledPlan, **facts: Any) -> Artifact:
         name = plan_name(self._flavor, self._gpu)
         kind = "trtrtx" if self._flavor.is_rtx else "trt"
-        versions = toolchain("nvidia-modelopt", "torch")
         return Artifact(
             model=model,
             runtime=f"{kind}{self._flavor.version_text}-{architecture(self._flavor, self._gpu)}",
@@ -217,8 +198,7 @@ class TensorRTProfile:
             toolchain={
                 "tensorrt": plan.tensorrt_version,
                 "tensorrt_flavor": plan.flavor,
-                "nvidia-modelopt": versions["nvidia-modelopt"],
-                "torch": versions["torch"],
+                **toolchain("nvidia-modelopt", "torch"),
             },
             network=self._network(plan),
             **facts,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from builder.quantizers import count_convolutions
 from builder.tensorrt.autocast import check_images
 from builder.tensorrt.errors import ConversionError
 from builder.tensorrt.exclusions import Exclusion, exact_patterns, int8_exclusions, names_of
-from builder.tensorrt.graph_names import GraphNames
 from builder.tensorrt.modelopt_env import import_modelopt, log_level, off_terminal, own_onnxruntime
 from pipeline import contract
 
@@ -34,21 +33,11 @@ class QuantizedModel:
         model: the ONNX model, fp32 but for its Q/DQ nodes; inputs and outputs keep their types.
         exclusions: the groups of nodes that were left out by default.
         excluded: every node that was left out.
-        quantized_convolutions: convolutions whose input and weights are dequantized, in topological order.
-        convolutions: number of convolutions in all.
-        images: number of calibration images.
-        method: calibration method.
-        duration_s: seconds.
     """
 
     model: onnx.ModelProto
     exclusions: tuple[Exclusion, ...]
     excluded: tuple[str, ...]
-    quantized_convolutions: tuple[str, ...]
-    convolutions: int
-    images: int
-    method: str
-    duration_s: float
 
 
 def quantize(
@@ -65,7 +54,7 @@ def quantize(
     Args:
         onnx_path: fp32 network with input ``images``, uint8 [batch, height, width, 3], every node named.
         images: uint8 [n, height, width, 3], letterboxed RGB images like those the network will see, 1 or more.
-            ModelOpt would make up random ones when given none; here none is an error.
+            ModelOpt would invent random ones without any; here that is an error.
         exclude: further nodes to leave out, by name.
         method: ``max`` (largest absolute value) or ``entropy`` (clips outliers).
 
@@ -84,7 +73,6 @@ def quantize(
     excluded = names_of(exclusions, exclude)
     _check_names(source, excluded)
     quantization = import_modelopt("modelopt.onnx.quantization")
-    started = time.monotonic()
     height, width = images.shape[1:3]
     with tempfile.TemporaryDirectory(prefix="ptq-") as folder:
         # ModelOpt writes its intermediate files beside its input.
@@ -105,36 +93,17 @@ def quantize(
                     output_path=str(output),
                     log_level=log_level(),
                 )
-        except Exception as error:  # ModelOpt, its helpers and ONNX Runtime each raise types of their own
+        except Exception as error:  # ModelOpt, its helpers and ONNX Runtime each have their exception types
             raise ConversionError(
                 f"ModelOpt does not quantize {onnx_path.name}: {error or type(error).__name__}. Keep fp16, or exclude "
                 "the node that the message names"
             ) from error
         model = onnx.load(output)
-    graph = GraphNames.from_model(model)
-    quantized = quantized_convolutions(graph)
-    convolutions = sum(node.operator == "Conv" for node in graph.nodes)
+    quantized, convolutions = count_convolutions(model)
     if not quantized:
         raise ConversionError(f"ModelOpt quantized none of the {convolutions} convolutions; exclude fewer nodes")
-    duration_s = time.monotonic() - started
-    _LOGGER.info(
-        "int8: %d of %d convolutions, %d images, %.1f s", len(quantized), convolutions, len(images), duration_s
-    )
-    return QuantizedModel(model, exclusions, excluded, quantized, convolutions, len(images), method, duration_s)
-
-
-def quantized_convolutions(graph: GraphNames) -> tuple[str, ...]:
-    """Convolutions whose input and weights are both dequantized, in topological order."""
-
-    def dequantized(tensor: str) -> bool:
-        producer = graph.producers.get(tensor)
-        return producer is not None and producer.operator == "DequantizeLinear"
-
-    return tuple(
-        node.name
-        for node in graph.nodes
-        if node.operator == "Conv" and dequantized(node.inputs[0]) and dequantized(node.inputs[1])
-    )
+    _LOGGER.info("int8: %d of %d convolutions, %d images", quantized, convolutions, len(images))
+    return QuantizedModel(model, exclusions, excluded)
 
 
 def _check_names(model: onnx.ModelProto, names: Iterable[str]) -> None:

@@ -6,18 +6,16 @@ the plan cannot be deserialized, the ONNX it was built from is measured instead,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from builder.tensorrt.errors import TensorRTError
+from builder.tensorrt.lazy import trt, use
 from pipeline import contract
 from repository.flavor import Flavor
 from repository.network import Network
-
-if TYPE_CHECKING:
-    import tensorrt as trt
 
 
 def plan_network(plan: bytes, flavor: Flavor) -> Network:
@@ -32,13 +30,10 @@ def plan_network(plan: bytes, flavor: Flavor) -> Network:
     """
     import torch
 
-    if TYPE_CHECKING:
-        module = trt
-    else:
-        module = flavor.module
+    use(flavor)
     if not torch.cuda.is_available():
         raise TensorRTError("PyTorch sees no GPU, so the plan cannot be run; install PyTorch's CUDA build")
-    runtime = module.Runtime(module.Logger(module.Logger.WARNING))
+    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise TensorRTError("TensorRT does not deserialize the plan on this machine")

@@ -17,8 +17,7 @@ from builder import __main__ as command
 from builder.build import build
 from builder.datasets import resolve_datasets
 from builder.errors import GateError
-from builder.quantize_cpu import count_quantized_convolutions
-from builder.quantizers import nodes_to_exclude, quantized_nodes
+from builder.quantizers import count_convolutions, nodes_to_exclude, quantized_nodes
 from builder.settings import Verification, load_settings
 from builder.verification import compare, segment_set
 from repository.network import onnx_network
@@ -73,7 +72,7 @@ def test_layers_are_restored_step_by_step_until_a_strict_gate_holds(tmp_path, re
     assert verification["passed"]
     assert verification["restored"] == steps[-1]["restored"]
     written = onnx.load(built.folder / "model.onnx")
-    assert count_quantized_convolutions(written)[0] == steps[-1]["int8_convolutions"]
+    assert count_convolutions(written)[0] == steps[-1]["int8_convolutions"]
     assert 0 < steps[-1]["int8_convolutions"] < 66
     restored = set(nodes_to_exclude(verification["restored"], onnx.load(reference.onnx)))
     assert restored

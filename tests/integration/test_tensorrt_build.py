@@ -101,7 +101,7 @@ def test_metrics_recomputed_from_what_was_written_equal_the_manifest(settings, b
     reference = fetch_reference()
     verification = resolve_datasets(settings, reference, Steps(QUIET)).verification
     size = (640, 640)
-    source = SourceNetwork(load_export(reference.onnx, None, None)[0])
+    source = SourceNetwork(load_export(reference.onnx))
     expected, _ = segment_source(
         source, verification.paths, size, settings.verification, settings.top_k, lambda: None, True
     )

@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
-from builder.calibration import calibration_set
+from builder.cpu_profile import quantize_for_cpu
+from builder.datasets import CalibrationSet
 from builder.export import load_export
-from builder.quantize_cpu import quantize_for_cpu
-from builder.surgery import find_head, graft_ends, make_batch_dynamic
+from builder.families.yolo import find_head
+from builder.surgery import graft_ends, make_batch_dynamic
 from tests.exports import segmentation_export
 
 
@@ -37,9 +38,9 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
         noise = cv2.resize(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), (64, 64))
         cv2.imwrite(str(images / f"{index}.png"), noise)
     path = segmentation_export(folder / "export.onnx")
-    export, model = load_export(path)
-    network = make_batch_dynamic(model, export)
-    calibration = calibration_set([images], "")
-    head = find_head(network, export)
-    quantized = quantize_for_cpu(network, export, calibration, head.decode_nodes, lambda: None).model
+    export = load_export(path)
+    network = make_batch_dynamic(export)
+    calibration = CalibrationSet.of([images], "")
+    head = find_head(network, export.detections_name)
+    quantized = quantize_for_cpu(network, export, calibration, head.decode_nodes, lambda: None)
     return Networks(graft_ends(network, export), graft_ends(quantized, export), path, calibration.paths)

@@ -52,10 +52,9 @@ def compiled(monkeypatch):
     asked = []
 
     def compile_plan(path, settings, flavor):
-        asked.append((path.name, settings.min_batch, settings.opt_batch, settings.max_batch))
-        counts = LayerCounts("strongly typed network", {}, {}, ())
-        batches = (settings.min_batch, settings.opt_batch, settings.max_batch)
-        return CompiledPlan(b"plan for sm89", counts, 1.0, flavor.name, "10.13.0", batches, (640, 640, 3), False, ())
+        asked.append((path.name, *settings.batches))
+        counts = LayerCounts("strongly typed network", {}, {})
+        return CompiledPlan(b"plan for sm89", counts, flavor.name, "10.13.0", settings.batches, False, ())
 
     monkeypatch.setattr(module, "compile_plan", compile_plan)
     return asked

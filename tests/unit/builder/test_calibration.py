@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from builder.calibration import calibration_set
+from builder.datasets import CalibrationSet
 
 
 def images(folder, flat, others):
@@ -19,7 +19,7 @@ def images(folder, flat, others):
 
 @pytest.mark.parametrize(("flat", "others"), [(3, 0), (3, 2)])
 def test_calibration_images_that_show_nothing_are_named(tmp_path, flat, others):
-    warning = calibration_set(images(tmp_path, flat, others)).warning
+    warning = CalibrationSet.of(images(tmp_path, flat, others)).warning
     assert f"{flat + others} calibration images; 500 or more" in warning
     assert f"3 of {flat + others} calibration images show nothing but one color" in warning
     assert "flat0.png" in warning
@@ -27,4 +27,4 @@ def test_calibration_images_that_show_nothing_are_named(tmp_path, flat, others):
 
 @pytest.mark.parametrize(("flat", "others"), [(0, 3), (1, 3)])
 def test_a_few_blank_images_among_others_are_no_fault(tmp_path, flat, others):
-    assert calibration_set(images(tmp_path, flat, others), "").warning is None
+    assert CalibrationSet.of(images(tmp_path, flat, others), "").warning is None

@@ -3,8 +3,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from builder.quantize_cpu import count_quantized_convolutions
-from builder.quantizers import group_of, quantized_nodes, remove_quantizers
+from builder.families.yolo import group_of
+from builder.quantizers import count_convolutions, quantized_nodes, remove_quantizers
 from builder.sensitivity import int8_size_bytes
 
 
@@ -26,9 +26,9 @@ def test_without_its_quantizers_a_network_is_what_it_was(networks):
 
 def test_other_nodes_keep_theirs(networks):
     original, quantized = networks.original, networks.quantized
-    before, total = count_quantized_convolutions(quantized)
+    before, total = count_convolutions(quantized)
     reduced = remove_quantizers(quantized, original, {"head8"})
-    assert count_quantized_convolutions(reduced) == (before - 1, total)
+    assert count_convolutions(reduced) == (before - 1, total)
     assert "head8" not in quantized_nodes(reduced)
     assert "stem8" in quantized_nodes(reduced)
     assert int8_size_bytes(reduced) > int8_size_bytes(quantized)

@@ -1,4 +1,4 @@
-"""Which layers int8 hurts: found where they are, and restored from the costliest on."""
+"""Which layers int8 hurts, and what restoring the costliest ones gains."""
 
 import copy
 import json
@@ -12,13 +12,12 @@ from rich.console import Console
 
 from base.progress import Steps
 from builder import __main__ as command
-from builder.build import open_build
+from builder.build import open_inputs
 from builder.errors import BuilderError
-from builder.quantize_cpu import count_quantized_convolutions
-from builder.quantizers import quantized_nodes, remove_quantizers
+from builder.quantizers import count_convolutions, quantized_nodes, remove_quantizers
 from builder.sensitivity import GroupCost, Subject, groups_of, int8_size_bytes, rank_groups, trade_off
 from builder.settings import Verification, load_settings
-from builder.verification import Comparison, segment_set
+from builder.verification import Agreement, segment_set
 from repository.network import onnx_network
 
 SIZE = (64, 64)
@@ -61,8 +60,8 @@ def test_every_group_is_ranked_by_what_it_costs_alone(networks, subject):
     assert len(seen) == len(ranking) == len(groups)
     assert {cost.group: list(cost.nodes) for cost in ranking} == groups
     assert [cost.cost for cost in ranking] == sorted((cost.cost for cost in ranking), reverse=True)
-    assert sum(cost.convolutions for cost in ranking) == count_quantized_convolutions(networks.quantized)[0]
-    assert all(cost.comparison.reference_detections > 0 for cost in ranking)
+    assert sum(cost.convolutions for cost in ranking) == count_convolutions(networks.quantized)[0]
+    assert all(cost.agreement.reference_detections > 0 for cost in ranking)
 
 
 @pytest.mark.parametrize("node", ["head8", "output1"])
@@ -77,11 +76,9 @@ def test_a_ruined_layer_that_is_restored_costs_nothing(networks):
     ranking = rank_groups(subject, lambda: None)
     nothing, one = trade_off(subject, ranking, [0, 1], lambda: None)
     assert one.restored == ("head8",)
-    whole = make_subject(networks).compare(
-        remove_quantizers(networks.quantized, networks.original, {"head8"}), lambda: None
-    )
-    assert one.comparison == whole
-    assert one.comparison.f1 > nothing.comparison.f1
+    whole = make_subject(networks).compare(remove_quantizers(networks.quantized, networks.original, {"head8"}))
+    assert one.agreement == whole
+    assert one.agreement.f1 > nothing.agreement.f1
 
 
 def test_restoring_all_gives_fp32(networks, subject):
@@ -90,14 +87,14 @@ def test_restoring_all_gives_fp32(networks, subject):
     trades = trade_off(subject, ranking, range(len(ranking) + 1), lambda: seen.append(1))
     assert len(seen) == len(ranking) + 1
     assert trades[0].restored == ()
-    assert trades[0].int8_convolutions == count_quantized_convolutions(networks.quantized)[0]
+    assert trades[0].int8_convolutions == count_convolutions(networks.quantized)[0]
     assert [trade.int8_convolutions for trade in trades] == sorted(
         (trade.int8_convolutions for trade in trades), reverse=True
     )
     assert trades[-1].restored == tuple(cost.group for cost in ranking)
     assert trades[-1].int8_convolutions == 0
-    assert trades[-1].comparison.f1 == 1
-    assert trades[-1].comparison.mask_iou == pytest.approx(1, abs=2e-3)
+    assert trades[-1].agreement.f1 == 1
+    assert trades[-1].agreement.mask_iou == pytest.approx(1, abs=2e-3)
     assert trades[-1].size_bytes == int8_size_bytes(networks.original)
 
 
@@ -112,7 +109,7 @@ def test_weights_count_one_byte_each_in_int8(networks):
 
 
 def test_costs_in_the_manifest():
-    cost = GroupCost("model.0", ("a", "b"), 1, Comparison(4, 10, 10, 9, 0.9, 0.5, 0.01))
+    cost = GroupCost("model.0", ("a", "b"), 1, Agreement(4, 10, 10, 9, 0.9, 0.5, 0.01))
     assert cost.cost == pytest.approx(1 - 0.9 * 0.5)
     assert cost.as_dict() == {
         "group": "model.0",
@@ -141,8 +138,8 @@ def test_the_command_writes_table_and_plot(tmp_path, networks, monkeypatch):
 
 def test_a_build_without_quantizers_cannot_be_examined(networks, monkeypatch):
     entries = {"onnx": networks.export, "calibration.images": networks.paths, "repository": "nowhere"}
-    run = open_build(load_settings(None, entries), Steps(Console(quiet=True)))
-    make = run._profile.make
-    monkeypatch.setattr(run._profile, "make", lambda _, exclude: make("fp16", exclude))
+    inputs = open_inputs(load_settings(None, entries), Steps(Console(quiet=True)))
+    make = inputs.profile.make
+    monkeypatch.setattr(inputs.profile, "make", lambda _, exclude: make("fp16", exclude))
     with pytest.raises(BuilderError, match="without quantizers"):
-        run.int8_subject()
+        inputs.int8_subject()

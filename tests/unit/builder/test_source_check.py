@@ -13,8 +13,9 @@ from onnx import numpy_helper
 from builder.errors import ExportError
 from builder.export import load_export
 from builder.source import Placement, SourceNetwork, as_blob, decode
-from builder.source_check import Transformed, check_source, detection_differences
+from builder.source_check import check_source
 from builder.surgery import graft_ends, make_batch_dynamic
+from builder.verification import detection_differences
 from pipeline.postprocess import ImageSegmentation
 from tests.exports import segmentation_export
 
@@ -24,10 +25,10 @@ IMAGES = np.random.default_rng(3).integers(0, 256, (4, *SIZE, 3), dtype=np.uint8
 
 def made_of(path, spoil=lambda network: None):
     """An export and what is made of it; ``spoil`` changes the network before its ends are grafted."""
-    export, model = load_export(path, input_size=SIZE)
-    network = make_batch_dynamic(model, export)
+    export = load_export(path, input_size=SIZE)
+    network = make_batch_dynamic(export)
     spoil(network)
-    return export, Transformed(model, network, graft_ends(network, export))
+    return export, network, graft_ends(network, export)
 
 
 def exported(tmp_path, **options):
@@ -36,9 +37,9 @@ def exported(tmp_path, **options):
 
 @pytest.mark.parametrize("batch", [None, 1, 4])
 def test_boxes_and_scores_are_those_of_the_file(tmp_path, batch):
-    export, made = made_of(exported(tmp_path, batch=batch))
+    export, *made = made_of(exported(tmp_path, batch=batch))
     assert export.batch == batch
-    found = check_source(export, made, IMAGES)
+    found = check_source(export, *made, IMAGES)
     assert found.box_max_px < 0.1
     assert found.score_max < 1e-4
     assert found.images == 4
@@ -46,11 +47,11 @@ def test_boxes_and_scores_are_those_of_the_file(tmp_path, batch):
 
 
 def test_what_is_dynamic_keeps_its_nodes(tmp_path):
-    export, made = made_of(exported(tmp_path, batch=None))
-    before = [(node.op_type, list(node.input)[1:], list(node.output)) for node in made.model.graph.node]
-    after = [(node.op_type, list(node.input)[1:], list(node.output)) for node in made.network.graph.node]
+    export, *made = made_of(exported(tmp_path, batch=None))
+    before = [(node.op_type, list(node.input)[1:], list(node.output)) for node in export.model.graph.node]
+    after = [(node.op_type, list(node.input)[1:], list(node.output)) for node in made[0].graph.node]
     assert before == after
-    assert {t.name for t in made.model.graph.initializer} == {t.name for t in made.network.graph.initializer}
+    assert {t.name for t in export.model.graph.initializer} == {t.name for t in made[0].graph.initializer}
     assert export.batch is None
 
 
@@ -60,9 +61,9 @@ def test_exchanged_axes_of_the_grid_are_refused_with_the_node(tmp_path):
             if tensor.name == "across_shape8":  # [1, -1] of the grid taken for a batch
                 tensor.CopyFrom(numpy_helper.from_array(np.array([0, -1], np.int64), tensor.name))
 
-    export, made = made_of(exported(tmp_path, batch=None), spoil)
+    export, *made = made_of(exported(tmp_path, batch=None), spoil)
     with pytest.raises(ExportError, match=r"first node that differs is 'across8' \(Reshape\)"):
-        check_source(export, made, IMAGES)
+        check_source(export, *made, IMAGES)
 
 
 def shift_boxes(network):
@@ -85,9 +86,9 @@ def shift_boxes(network):
 
 
 def test_a_fault_at_a_batch_of_two_is_found(tmp_path):
-    export, made = made_of(exported(tmp_path), shift_boxes)
+    export, *made = made_of(exported(tmp_path), shift_boxes)
     with pytest.raises(ExportError, match=r"with 2 images at a time .* boxes up to 0\.5 network pixels.*dynamic=True"):
-        check_source(export, made, IMAGES)
+        check_source(export, *made, IMAGES)
 
 
 @pytest.mark.parametrize("batch", [1, None])
@@ -105,16 +106,16 @@ def test_a_baked_batch_is_refused_with_its_node(tmp_path, batch):
         ]
     )
     onnx.save(model, path)
-    export, made = made_of(path)
+    export, *made = made_of(path)
     remedy = "dynamic=True" if batch else "dynamic=False batch=1"
     with pytest.raises(ExportError, match=rf"batch size is baked.*'(gather|add)' \((Gather|Add)\).*{remedy}"):
-        check_source(export, made, IMAGES)
+        check_source(export, *made, IMAGES)
 
 
 def test_scores_that_are_logits_are_refused(tmp_path):
-    export, made = made_of(exported(tmp_path, sigmoid=False))
+    export, *made = made_of(exported(tmp_path, sigmoid=False))
     with pytest.raises(ExportError, match=r"scores lie outside \[0, 1\].*logits.*Sigmoid"):
-        check_source(export, made, IMAGES)
+        check_source(export, *made, IMAGES)
 
 
 def test_normalized_boxes_are_refused(tmp_path):
@@ -123,9 +124,9 @@ def test_normalized_boxes_are_refused(tmp_path):
     factor = next(tensor for tensor in model.graph.initializer if tensor.name == "factor")
     factor.CopyFrom(numpy_helper.from_array(np.array(0.1, np.float32), "factor"))
     onnx.save(model, path)
-    export, made = made_of(path)
+    export, *made = made_of(path)
     with pytest.raises(ExportError, match="normalized"):
-        check_source(export, made, IMAGES)
+        check_source(export, *made, IMAGES)
 
 
 def test_outputs_that_are_no_numbers_are_refused_with_the_node(tmp_path):
@@ -134,9 +135,9 @@ def test_outputs_that_are_no_numbers_are_refused_with_the_node(tmp_path):
     absolute = next(node for node in model.graph.node if node.name == "abs")
     absolute.op_type = "Log"
     onnx.save(model, path)
-    export, made = made_of(path)
+    export, *made = made_of(path)
     with pytest.raises(ExportError, match=r"NaN or infinite.*'abs' \(Log\)"):
-        check_source(export, made, IMAGES)
+        check_source(export, *made, IMAGES)
 
 
 def test_other_masks_are_refused(tmp_path):
@@ -145,14 +146,14 @@ def test_other_masks_are_refused(tmp_path):
         weights = next(tensor for tensor in network.graph.initializer if tensor.name == conv.input[1])
         weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights)[::-1].copy(), weights.name))
 
-    export, made = made_of(exported(tmp_path), spoil)
+    export, *made = made_of(exported(tmp_path), spoil)
     with pytest.raises(ExportError, match=r"other mask prototypes.*output1"):
-        check_source(export, made, IMAGES)
+        check_source(export, *made, IMAGES)
 
 
 def test_the_file_is_run_in_its_own_batch(tmp_path):
     path = exported(tmp_path, batch=4)
-    export, _ = load_export(path)
+    export = load_export(path)
     detections, prototypes = SourceNetwork(export).run(IMAGES[:3])
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     expected = session.run(None, {"images": as_blob(IMAGES)})
@@ -211,17 +212,20 @@ def test_differences_are_in_network_pixels():
     assert detection_differences([instances([], [], [])], [other], (50, 100), 0.25).matched == 0
 
 
-@pytest.mark.parametrize("module", ["source", "source_check"])
+SHARED = {f"builder.{name}" for name in ("errors", "export", "families", "families.yolo", "onnx_tools", "source")}
+
+
+@pytest.mark.parametrize("module", ["source", "source_check", "export", "onnx_tools", "families/yolo"])
 def test_the_reference_shares_no_code_with_what_serves(module):
     tree = ast.parse((Path(__file__).parents[3] / "builder" / f"{module}.py").read_text())
     names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     names += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert not [name for name in names if name.split(".")[0] == "pipeline"]
     ours = {name for name in names if name.startswith("builder")}
-    assert ours <= {"builder.errors", "builder.source"}
+    assert ours <= SHARED
 
 
 def test_a_layout_without_its_file(tmp_path):
-    export, _ = load_export(exported(tmp_path))
+    export = load_export(exported(tmp_path))
     with pytest.raises(ExportError, match="does not load"):
         SourceNetwork(replace(export, path=tmp_path / "gone.onnx"))

@@ -6,7 +6,8 @@ import onnxruntime as ort
 import pytest
 
 from builder.export import load_export
-from builder.surgery import find_head, graft_ends, make_batch_dynamic
+from builder.families.yolo import find_head
+from builder.surgery import graft_ends, make_batch_dynamic
 from pipeline import contract
 from tests.exports import segmentation_export
 
@@ -21,8 +22,8 @@ def session(model):
 )
 def test_grafted_equals_plain(tmp_path, classes, height, width, opset, top_k):
     path = segmentation_export(tmp_path / "m.onnx", classes=classes, height=height, width=width, opset=opset)
-    export, model = load_export(path)
-    grafted = session(graft_ends(make_batch_dynamic(model, export), export, top_k))
+    export = load_export(path)
+    grafted = session(graft_ends(make_batch_dynamic(export), export, top_k))
     images = np.random.default_rng(1).integers(0, 256, (3, height, width, 3), dtype=np.uint8)
     candidates, prototypes = grafted.run(None, {"images": images})
     k = min(top_k, export.num_anchors)
@@ -35,7 +36,7 @@ def test_grafted_equals_plain(tmp_path, classes, height, width, opset, top_k):
         scores = detections[4 : 4 + classes]
         best = np.argsort(-scores.max(0), kind="stable")[:k]
         np.testing.assert_allclose(rows[:, contract.SCORE_COLUMN], scores.max(0)[best], rtol=1e-5, atol=1e-6)
-        # Equal scores may come in any order: compare the rows that are told apart by their score.
+        # Equal scores may come in any order: compare only rows whose score is unique.
         distinct = np.concatenate([[True], np.diff(scores.max(0)[best]) < -1e-5])
         distinct &= np.concatenate([distinct[1:], [False]])
         picked = best[distinct]
@@ -46,9 +47,9 @@ def test_grafted_equals_plain(tmp_path, classes, height, width, opset, top_k):
 
 
 def test_the_head_is_found(tmp_path):
-    export, model = load_export(segmentation_export(tmp_path / "m.onnx"))
-    head = find_head(make_batch_dynamic(model, export), export)
-    assert head.output_convolutions == ("head16", "head32", "head8")
+    export = load_export(segmentation_export(tmp_path / "m.onnx"))
+    head = find_head(make_batch_dynamic(export), export.detections_name)
+    assert head.output_convolutions == ("head8", "head16", "head32")
     assert {"split", "sigmoid", "detections", "concat"} <= set(head.decode_nodes)
     assert not any(name.startswith("stem") for name in head.decode_nodes)
 
@@ -69,11 +70,11 @@ def test_a_baked_batch_of_areas_is_freed(tmp_path):
         ]
     )
     onnx.save(model, path)
-    export, loaded = load_export(path)
-    network = session(make_batch_dynamic(loaded, export))
+    export = load_export(path)
+    network = session(make_batch_dynamic(export))
     images = np.random.default_rng(0).random((3, 3, 64, 64), np.float32)
     together = network.run(None, {"network_input": images})
-    plain = session(loaded)
+    plain = session(export.model)
     for index, image in enumerate(images):
         for whole, alone in zip(together, plain.run(None, {"images": image[None]}), strict=True):
             np.testing.assert_allclose(whole[index], alone[0], rtol=1e-4, atol=1e-5)
@@ -81,17 +82,17 @@ def test_a_baked_batch_of_areas_is_freed(tmp_path):
 
 def test_the_head_does_not_reach_through_shapes(tmp_path):
     path = segmentation_export(tmp_path / "m.onnx", batch=None)
-    export, model = load_export(path, input_size=(64, 64))
-    head = find_head(make_batch_dynamic(model, export), export)
-    assert head.output_convolutions == ("head16", "head32", "head8")
+    export = load_export(path, input_size=(64, 64))
+    head = find_head(make_batch_dynamic(export), export.detections_name)
+    assert head.output_convolutions == ("head8", "head16", "head32")
     assert not any(name.startswith("stem") for name in head.decode_nodes)
 
 
 def test_inputs_of_surgery_are_left_alone(tmp_path):
-    export, model = load_export(segmentation_export(tmp_path / "m.onnx"))
-    before = model.SerializeToString()
-    network = make_batch_dynamic(model, export)
+    export = load_export(segmentation_export(tmp_path / "m.onnx"))
+    before = export.model.SerializeToString()
+    network = make_batch_dynamic(export)
     middle = network.SerializeToString()
     graft_ends(network, export)
-    assert model.SerializeToString() == before
+    assert export.model.SerializeToString() == before
     assert network.SerializeToString() == middle

@@ -4,9 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
+from builder.datasets import VerificationSet
 from builder.errors import CalibrationError
 from builder.settings import Gate
-from builder.verification import VerificationSet, compare, mask_map, sample_warnings
+from builder.verification import compare, mask_map, sample_warnings
 from pipeline import rle
 from pipeline.postprocess import ImageSegmentation
 
@@ -30,15 +31,29 @@ ONE = (10, 10, 50, 50, 0.9, 0)
 TWO = (60, 20, 90, 60, 0.8, 1)
 
 
+LOW = (60, 20, 90, 60, 0.1, 1)
+TWIN = (11, 10, 51, 50, 0.6, 0)
+
+
 def test_equal_results():
     result = compare([image(ONE, TWO), image()], [image(ONE, TWO), image()], 0.25)
     assert (result.f1, result.mask_iou, result.score_difference, result.matched) == (1, 1, 0, 2)
     assert result.failures(Gate(f1=1, mask_iou=1)) == []
 
 
-def test_a_missing_and_a_surplus_detection():
-    assert compare([image(ONE, TWO)], [image(ONE)], 0.25).f1 == pytest.approx(2 / 3)
-    assert compare([image(ONE)], [image(ONE, TWO)], 0.25).f1 == pytest.approx(2 / 3)
+@pytest.mark.parametrize(
+    ("reference", "found", "f1", "matched"),
+    [
+        pytest.param([ONE, TWO], [ONE], 2 / 3, 1, id="missing"),
+        pytest.param([ONE], [ONE, TWO], 2 / 3, 1, id="surplus"),
+        pytest.param([ONE], [(*ONE[:5], 1)], 0, 0, id="another class"),
+        pytest.param([ONE, LOW], [ONE], 1, 1, id="below the threshold"),
+        pytest.param([ONE], [ONE, TWIN], 2 / 3, 1, id="matched once"),
+    ],
+)
+def test_detections_are_counted(reference, found, f1, matched):
+    result = compare([image(*reference)], [image(*found)], 0.25)
+    assert (result.f1, result.matched) == (pytest.approx(f1), matched)
 
 
 def test_shifted_boxes_and_scores():
@@ -49,21 +64,6 @@ def test_shifted_boxes_and_scores():
     assert result.score_difference == pytest.approx(0.2)
     (failure,) = result.failures(Gate(f1=0.9, mask_iou=0.95))
     assert failure == "mask IoU 0.8182 < 0.95"
-
-
-def test_another_class_is_no_match():
-    result = compare([image(ONE)], [image((*ONE[:5], 1))], 0.25)
-    assert (result.f1, result.matched) == (0, 0)
-
-
-def test_scores_below_the_threshold_do_not_count():
-    low = (60, 20, 90, 60, 0.1, 1)
-    assert compare([image(ONE, low)], [image(ONE)], 0.25).f1 == 1
-
-
-def test_each_reference_is_matched_once():
-    twin = (11, 10, 51, 50, 0.6, 0)
-    assert compare([image(ONE)], [image(ONE, twin)], 0.25).matched == 1
 
 
 def test_two_empty_masks_are_the_same():

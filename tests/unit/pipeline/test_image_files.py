@@ -120,7 +120,7 @@ def test_linked_folders_are_followed_once(tmp_path):
 
 
 def test_the_builder_finds_what_the_client_finds(tmp_path):
-    from builder.calibration import find_images as found_by_builder
+    from builder.datasets import find_images as found_by_builder
 
     for name in ("b/x.jfif", "a/._y.jpg", "a/y.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -178,7 +178,7 @@ def test_nothing_is_built_for_cuda_and_the_way_to_it_is_told(capsys):
     )
     with pytest.raises(SettingsError, match="build with --profile cpu"):
         load_settings(None, {"profile": "cuda"})
-    with pytest.raises(SettingsError, match="'gpu' is no profile that is built for; allowed: cpu, tensorrt"):
+    with pytest.raises(SettingsError, match="'gpu' is not a profile that is built for; allowed: cpu, tensorrt"):
         load_settings(None, {"profile": "gpu"})
 
 

@@ -1,7 +1,7 @@
 """The builder calls only what TensorRT 10.x, 11.x and TensorRT-RTX all have.
 
 10.x is known from tensorrt-stubs 10.13, TensorRT-RTX from its module, 11.x from NVIDIA's list of what it removed.
-tensorrt-stubs is found where it is installed (``pip install --no-deps tensorrt-stubs==10.13.0.35.1``), or in the folder
+tensorrt-stubs is read where it is installed (``pip install --no-deps tensorrt-stubs==10.13.0.35.1``), or in the folder
 that the environment variable TENSORRT_STUBS names.
 """
 
@@ -104,7 +104,7 @@ def sources() -> list[str]:
 
 
 def repair(text: str) -> str:
-    """Mend the generated stubs: parameters called ``in``, and one without a default behind some with."""
+    """Repair the generated stubs: parameters called ``in``, and one without a default behind some with."""
     lines = text.splitlines()
     for _ in range(20):
         try:
@@ -214,7 +214,7 @@ def test_types_hold_against_the_stubs(stubs):
         assert shown.returncode in (0, 1), shown.stderr
         return shown.stdout.splitlines()
 
-    # The stubs have faults of their own; only the builder's lines count.
+    # The stubs have faults too; only the builder's lines count.
     assert [line for line in problems("-p", "builder.tensorrt") if line.startswith("builder/tensorrt/")] == []
     (stubs / "probe.py").write_text("import tensorrt as trt\n\ntrt.Builder(trt.Logger()).nonsense\n")
     assert any('"Builder" has no attribute "nonsense"' in line for line in problems("-m", "probe"))

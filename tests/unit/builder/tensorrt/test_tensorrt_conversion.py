@@ -11,6 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from builder.quantizers import quantized_convolutions
 from builder.tensorrt import modelopt_env
 from builder.tensorrt.autocast import convert_to_fp16
 from builder.tensorrt.errors import ConversionError, ToolchainError
@@ -58,29 +59,26 @@ def test_names_become_exact_patterns():
 
 
 def test_fp16(modelopt, network, network_path, images):
-    half = convert_to_fp16(network_path, images, exclude=["/m2/Conv"])
-    onnx.checker.check_model(half.model, full_check=True)
-    types = {
-        value.name: value.type.tensor_type.elem_type for value in [*half.model.graph.input, *half.model.graph.output]
-    }
+    half, excluded = convert_to_fp16(network_path, images, exclude=["/m2/Conv"])
+    onnx.checker.check_model(half, full_check=True)
+    types = {value.name: value.type.tensor_type.elem_type for value in [*half.graph.input, *half.graph.output]}
     assert types == {
         "images": onnx.TensorProto.UINT8,
         "candidates": onnx.TensorProto.FLOAT,
         "prototypes": onnx.TensorProto.FLOAT16,
     }
-    weights = {tensor.name: tensor.data_type for tensor in half.model.graph.initializer}
+    weights = {tensor.name: tensor.data_type for tensor in half.graph.initializer}
     assert weights["/m1.weight"] == onnx.TensorProto.FLOAT16
     assert weights["/m2.weight"] == onnx.TensorProto.FLOAT
     assert weights["dfl.weight"] == onnx.TensorProto.FLOAT
-    assert "/m2/Conv" in half.excluded
-    for expected, got in zip(run(network, images), run(half.model, images), strict=True):
+    assert "/m2/Conv" in excluded
+    for expected, got in zip(run(network, images), run(half, images), strict=True):
         np.testing.assert_allclose(np.float32(got), np.float32(expected), atol=0.02)
 
 
 def test_int8(modelopt, network, network_path, images, capsys):
     result = quantize_with_modelopt(network_path, images, exclude=["/m1/Conv"])
-    assert set(result.quantized_convolutions) == {"/m0/Conv", "/m2/Conv", "/proto/cv3/Conv"}
-    assert (result.convolutions, result.images, result.method) == (8, 4, "max")
+    assert set(quantized_convolutions(result.model)) == {"/m0/Conv", "/m2/Conv", "/proto/cv3/Conv"}
     assert {"/m1/Conv", *HEAD} <= set(result.excluded)
     graph = GraphNames.from_model(result.model)
     assert not any(graph.is_quantized(name) for name in result.excluded)
@@ -95,12 +93,12 @@ def test_int8(modelopt, network, network_path, images, capsys):
 def test_int8_then_fp16_keeps_the_quantizers(modelopt, network, network_path, images, tmp_path):
     result = quantize_with_modelopt(network_path, images)
     onnx.save(result.model, tmp_path / "q.onnx")
-    half = convert_to_fp16(tmp_path / "q.onnx", images)
-    graph = GraphNames.from_model(half.model)
-    assert all(graph.is_quantized(name) for name in result.quantized_convolutions)
-    first, second = run(result.model, images), run(half.model, images)
+    half, excluded = convert_to_fp16(tmp_path / "q.onnx", images)
+    graph = GraphNames.from_model(half)
+    assert all(graph.is_quantized(name) for name in quantized_convolutions(result.model))
+    first, second = run(result.model, images), run(half, images)
     assert np.abs(first[0] - second[0]).max() < 0.5
-    assert names_of(half.exclusions) == half.excluded
+    assert names_of(fp16_exclusions(result.model)) == excluded
 
 
 @pytest.mark.parametrize(

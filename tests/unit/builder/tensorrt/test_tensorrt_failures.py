@@ -1,4 +1,4 @@
-"""Log lines are quoted from public issues; the address stands beside each."""
+"""Log lines are quoted from public issues; the address is beside each."""
 
 # ruff: noqa: E501 (log lines as they were written)
 
@@ -17,8 +17,6 @@ CV3_FUSED = "/model.22/proto/cv3/conv/Conv + PWN(PWN(/model.22/proto/cv3/act/Sig
 REAL_LOGS = [
     pytest.param(  # https://github.com/NVIDIA/TensorRT/issues/4555
         [
-            "[08/14/2025-19:28:56] [W] [TRT] Missing scale and zero-point for tensor /model.22/Squeeze_output_0, expect "
-            "fall back to non-int8 implementation for any layer consuming or producing given tensor",
             f"[08/14/2025-19:33:23] [E] Error[10]: Could not find any implementation for node {CV3_FUSED}.",
             "[08/14/2025-19:33:23] [E] Error[10]: [optimizer.cpp::nvinfer1::builder::cgraph::LeafCNode::computeCosts::"
             f"3869] Error Code 10: Internal Error (Could not find any implementation for node {CV3_FUSED}.)",
@@ -35,15 +33,6 @@ REAL_LOGS = [
         ("/model.0/conv/Conv", "/model.0/act/Sigmoid", "/model.0/act/Mul"),
         set(),
         id="TensorRT-3640",
-    ),
-    pytest.param(  # https://github.com/NVIDIA/TensorRT/issues/3385
-        [
-            "[E] Error[10]: [optimizer.cpp::computeCosts::3728] Error Code 10: Internal Error (Could not find any "
-            "implementation for node w + node_of_dqconv.dwconv + PWN(node_of_swish.sigmoid, node_of_swish.mul).)"
-        ],
-        ("w", "node_of_dqconv.dwconv", "node_of_swish.sigmoid", "node_of_swish.mul"),
-        {10},
-        id="TensorRT-3385",
     ),
     pytest.param(  # https://github.com/NVIDIA/Model-Optimizer/issues/50
         [
@@ -90,9 +79,24 @@ REAL_LOGS = [
 ]
 
 
+def chain(*names: str) -> GraphNames:
+    """Nodes one after the other; each reads the tensor that the one before writes."""
+    nodes = []
+    source = "input"
+    for name in names:
+        operator = name.rsplit("/", 1)[-1].split("_")[0]
+        nodes.append(GraphNode(name, operator, (source,), (f"{name}_output_0",)))
+        source = f"{name}_output_0"
+    return GraphNames(tuple(nodes))
+
+
+def errors(*texts: str) -> list[LogLine]:
+    return [LogLine("ERROR", text) for text in texts]
+
+
 @pytest.mark.parametrize(("lines", "nodes", "codes"), REAL_LOGS)
-def test_real_logs_without_a_graph(lines, nodes, codes):
-    failed = parse_build_log(lines)
+def test_real_logs(lines, nodes, codes):
+    failed = parse_build_log(errors(*lines), chain(*nodes, "/elsewhere/Conv"))
     assert failed.nodes == nodes
     assert set(failed.error_codes) == codes
     assert len(failed.raw) == 1
@@ -116,23 +120,21 @@ def test_3385_with_its_graph():
         "[E] Error[10]: [optimizer.cpp::computeCosts::3728] Error Code 10: Internal Error (Could not find any "
         "implementation for node w + node_of_dqconv.dwconv + PWN(node_of_swish.sigmoid, node_of_swish.mul).)"
     )
-    failed = parse_build_log([line], graph)
+    failed = parse_build_log(errors(line), graph)
     assert (failed.nodes, failed.unresolved) == (("conv", "sigmoid", "mul"), ())
     assert graph.quantizer_carriers(failed.nodes) == ("conv",)
 
 
 def test_3051_as_far_as_its_log_is_kept():
     # https://github.com/NVIDIA/TensorRT/issues/3051: YOLOv8n-seg, TensorRT 8.6, --int8 without calibration.
-    lines = [
-        "[06/06/2023-15:09:18] [W] [TRT] Calibrator is not being used. Users must provide dynamic range for all tensors "
-        "that are not Int32 or Bool.",
-        "[06/06/2023-15:19:51] [E] Error[10]: Could not find any implementation fo",
-    ]
-    failed = parse_build_log(lines)
+    line = "[06/06/2023-15:19:51] [E] Error[10]: Could not find any implementation fo"
+    failed = parse_build_log(errors(line), chain(*CV3))
     assert (failed.nodes, failed.raw, failed.error_codes) == ((), (), (10,))
     assert "Could not find any implementation fo" in failed.reason
     assert "unsupported state" in failed.reason
-    whole = parse_build_log([lines[1] + f"r node {CV3_FUSED}."])  # the same network's failing layer, from 4555
+    whole = parse_build_log(
+        errors(f"{line}r node {CV3_FUSED}."), chain(*CV3)
+    )  # the same network's failing layer, from 4555
     assert whole.nodes == CV3
 
 
@@ -142,9 +144,8 @@ def test_layers_built_without_names_stay_unresolved():
         "(Unnamed Layer* 351) [Convolution] + (Unnamed Layer* 352) [Scale] + PWN(PWN((Unnamed Layer* 353) [Activation]), "
         "(Unnamed Layer* 354) [ElementWise])"
     )
-    failed = parse_build_log(
-        [f"[06/28/2024-09:34:46] [E] [TRT] 10: Could not find any implementation for node {layer}."]
-    )
+    line = f"[06/28/2024-09:34:46] [E] [TRT] 10: Could not find any implementation for node {layer}."
+    failed = parse_build_log(errors(line), chain("/a/Conv"))
     assert failed.nodes == ()
     assert failed.raw == (layer,)
     assert failed.unresolved == (
@@ -155,35 +156,23 @@ def test_layers_built_without_names_stay_unresolved():
     )
 
 
-def chain(*names: str) -> GraphNames:
-    """Nodes one after the other; each reads the tensor that the one before writes."""
-    nodes = []
-    source = "input"
-    for name in names:
-        operator = name.rsplit("/", 1)[-1].split("_")[0]
-        nodes.append(GraphNode(name, operator, (source,), (f"{name}_output_0",)))
-        source = f"{name}_output_0"
-    return GraphNames(tuple(nodes))
-
-
 def test_a_foreign_node_is_the_whole_range():
     graph = chain("/a/Conv", "/b/Reshape", "/c/Transpose", "/d/Softmax", "/e/Conv")
     # The form of https://github.com/open-mmlab/mmdeploy/issues/2381, with another network's names.
     line = "[E] 10: Could not find any implementation for node {ForeignNode[/b/Reshape.../d/Softmax]}."
-    assert parse_build_log([line], graph).nodes == ("/b/Reshape", "/c/Transpose", "/d/Softmax")
-    assert parse_build_log([line]).nodes == ("/b/Reshape", "/d/Softmax")
+    assert parse_build_log(errors(line), graph).nodes == ("/b/Reshape", "/c/Transpose", "/d/Softmax")
 
 
 def test_a_foreign_nodes_ends_may_be_fused_or_unnamed():
     graph = chain("/a/Conv", "/b/Equal", "/c/Add", "/d/Transpose", "/d/Reshape", "/e/Conv")
     fused = "[E] 10: Could not find any implementation for node {ForeignNode[/b/Equal.../d/Transpose + /d/Reshape]}."
-    assert parse_build_log([fused], graph).nodes == ("/b/Equal", "/c/Add", "/d/Transpose", "/d/Reshape")
+    assert parse_build_log(errors(fused), graph).nodes == ("/b/Equal", "/c/Add", "/d/Transpose", "/d/Reshape")
     # https://github.com/Wanglaoban3/sparsedrive-tensorrt-deploy-implement/issues/3
     unnamed = (
         "[TRT] [E] 10: Could not find any implementation for node {ForeignNode[(Unnamed Layer* 1247) [Shuffle]..."
         "/layers.7/Transpose_2 + /layers.7/Reshape_4]}."
     )
-    failed = parse_build_log([unnamed])
+    failed = parse_build_log(errors(unnamed), chain("/layers.7/Reshape_4"))
     assert failed.nodes == ("/layers.7/Reshape_4",)
     assert failed.unresolved == ("(Unnamed Layer* 1247) [Shuffle]",)
 
@@ -198,9 +187,8 @@ def test_parts_of_fused_names():
 
 
 def test_a_train_station_alone_names_nothing():
-    failed = parse_build_log(
-        ["[E] Error[10]: Could not find any implementation for node [trainStation1]."], chain("/a/Conv")
-    )
+    line = "[E] Error[10]: Could not find any implementation for node [trainStation1]."
+    failed = parse_build_log(errors(line), chain("/a/Conv"))
     assert (failed.nodes, failed.unresolved, failed.raw) == ((), (), ("[trainStation1]",))
 
 
@@ -222,7 +210,7 @@ def test_a_train_station_alone_names_nothing():
 )
 def test_weights_and_quantizers_stand_for_the_nodes_they_serve(network, quantize, layer, nodes):
     graph = GraphNames.from_model(quantize(network, frozenset()))
-    failed = parse_build_log([f"[E] Error[10]: Could not find any implementation for node {layer}."], graph)
+    failed = parse_build_log(errors(f"Error[10]: Could not find any implementation for node {layer}."), graph)
     assert failed.nodes == nodes
     assert failed.unresolved == ()
     assert failed.operators == {name: graph.by_name[name].operator for name in nodes}
@@ -231,13 +219,13 @@ def test_weights_and_quantizers_stand_for_the_nodes_they_serve(network, quantize
 def test_names_without_quantizers_in_the_graph_are_traced_by_their_tensor(network):
     graph = GraphNames.from_model(network)
     line = "[E] Error[10]: Could not find any implementation for node /m1.weight_QuantizeLinear + /gone/Conv."
-    failed = parse_build_log([line], graph)
+    failed = parse_build_log(errors(line), graph)
     assert (failed.nodes, failed.unresolved) == (("/m1/Conv",), ("/gone/Conv",))
 
 
 def test_the_workspace_is_blamed_when_the_log_blames_it():
     line = "Error Code 10: Internal Error (Could not find any implementation for node /m0/Conv due to insufficient workspace.)"
-    failed = parse_build_log([line])
+    failed = parse_build_log(errors(line), chain("/m0/Conv"))
     assert (failed.nodes, failed.insufficient_workspace) == (("/m0/Conv",), True)
     assert "raise the workspace (now 64 MiB) with --workspace-mib" in ways_out(failed, "TensorRT 10.3.0", (), 64)
 
@@ -254,18 +242,15 @@ def test_other_errors_are_searched_for_node_names():
 
 def test_only_errors_of_captured_lines_count():
     text = "Could not find any implementation for node /m/Conv."
-    assert parse_build_log([LogLine("VERBOSE", text)]).nodes == ()
-    assert parse_build_log([LogLine("ERROR", text)]).nodes == ("/m/Conv",)
-    assert parse_build_log([]).reason == "the log holds no error"
-
-
-def test_operators_are_guessed_from_names_without_a_graph():
-    failed = parse_build_log(["Could not find any implementation for node /m/conv/Conv + Conv_74 + odd."])
-    assert failed.operators == {"/m/conv/Conv": "Conv", "Conv_74": "Conv", "odd": "unknown"}
+    graph = chain("/m/Conv")
+    assert parse_build_log([LogLine("VERBOSE", text)], graph).nodes == ()
+    assert parse_build_log(errors(text), graph).nodes == ("/m/Conv",)
+    assert parse_build_log([], graph).reason == "the log holds no error"
 
 
 def test_the_last_word_names_node_operator_version_and_ways_out():
-    failed = parse_build_log([f"[E] Error[10]: Could not find any implementation for node {CV3_FUSED}."])
+    line = f"[E] Error[10]: Could not find any implementation for node {CV3_FUSED}."
+    failed = parse_build_log(errors(line), chain(*CV3))
     text = ways_out(failed, "TensorRT 10.3.0", ("/model.0/conv/Conv",))
     for part in (
         "TensorRT 10.3.0",
@@ -282,7 +267,7 @@ def test_the_last_word_names_node_operator_version_and_ways_out():
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_what_is_advised_fits_the_precision(precision):
-    failed = parse_build_log([LogLine("ERROR", "Error Code 4: API Usage Error (Network validation failed.)")])
+    failed = parse_build_log(errors("Error Code 4: API Usage Error (Network validation failed.)"), chain(*CV3))
     text = ways_out(failed, "TensorRT 10.3.0", (), precision=precision)
     assert f"builds no {precision} plan" in text
     assert ("--precisions fp32,fp16" in text) == (precision == "int8")
@@ -336,9 +321,9 @@ def test_a_build_without_enough_memory_is_told_apart(log, of_the_gpu):
 
 def test_memory_is_not_blamed_where_a_layer_is_named():
     named = "Error Code 10: Internal Error (Could not find any implementation for node /m0/Conv.)"
-    lines = [LogLine("ERROR", RTX_WORKSPACE), LogLine("ERROR", named)]
+    lines = errors(RTX_WORKSPACE, named)
     assert out_of_memory(lines) is None
-    assert parse_build_log(lines).nodes == ("/m0/Conv",)
+    assert parse_build_log(lines, chain("/m0/Conv")).nodes == ("/m0/Conv",)
     assert out_of_memory([LogLine("WARNING", RTX_WORKSPACE)]) is None
 
 

@@ -34,7 +34,6 @@ def test_tensorrt_10():
     assert counts is not None
     assert counts.source == ENGINE_INSPECTOR
     assert counts.convolutions == {"int8": 2, "fp32": 1}
-    assert counts.quantized_convolutions == ("/a/Conv", "/b/Conv")
     assert counts.layers == {"fp16": 1, "int8": 1, "fp32": 1}
 
 
