@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shutil
-import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
+
+from base.gpu import query_gpus
 
 _PACKAGES: Final = ("locust", "tritonclient", "grpcio", "gevent", "numpy", "onnxruntime")
 
@@ -32,14 +32,7 @@ def describe_machine() -> dict[str, Any]:
 
 def gpu_name() -> str | None:
     """Name and driver version of the GPUs, as ``nvidia-smi`` has them; None where there is no such program or GPU."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    query = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    if answer.returncode != 0:  # the program is there, and no driver
-        return None
-    return "; ".join(answer.stdout.strip().splitlines()) or None
+    return "; ".join(map(", ".join, query_gpus("name", "driver_version"))) or None
 
 
 def _processor() -> str:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import jinja2
 
+from base.files import write_atomically
 from load.analysis import Analysis, Spread
 from load.charts import ratios, throughput_against_latency, where_time_goes
 from load.compare import Outcome, Plan
@@ -107,12 +108,14 @@ def write_report(report: Report, out: Path) -> Path:
         OSError: the folder cannot be written to.
     """
     out.mkdir(parents=True, exist_ok=True)
-    _write(out / JSON_NAME, json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomically(
+        out / JSON_NAME, json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    )
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters.update(spread=_spread, count=_count, percent=_percent, fraction=_fraction)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     page = template.render(report=report, analysis=report.analysis, charts=_charts(report.analysis))
-    _write(out / HTML_NAME, page)
+    write_atomically(out / HTML_NAME, page)
     return out / HTML_NAME
 
 
@@ -124,13 +127,6 @@ def _charts(analysis: Analysis) -> dict[str, str]:
     if found := analysis.ratios():
         drawn["ratios"] = ratios(found)
     return {name: f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}" for name, svg in drawn.items()}
-
-
-def _write(path: Path, text: str) -> None:
-    """Beside, then renamed: a reader never sees half a report."""
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of images need not be UTF-8
-    beside.replace(path)
 
 
 def _spread(spread: Spread, digits: int = 1) -> str:

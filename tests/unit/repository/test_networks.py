@@ -19,7 +19,8 @@ from repository import versions
 from repository.errors import RepositoryError
 from repository.integrity import verify
 from repository.live import LiveError
-from repository.networks import mixture, other_classes
+from repository.manifest import other_classes
+from repository.networks import mixture
 from repository.promotions import read_promotions
 from repository.servable import models_to_load
 from repository.store import ModelRepository
@@ -152,10 +153,10 @@ def test_versions_of_two_exports_are_served_beside_each_other_only_when_that_is_
     findings = verify(repository)
     assert findings.faults == []
     assert any("mixes networks" in note for note in findings.notes)
-    found = check(repository.path, "cpu")
+    found = check(repository, "cpu")
     assert [status.ready for status in found.models if status.built] == [True, True]
     assert all("mixes networks" in status.warnings[0] for status in found.models if status.built)
-    assert preflight(repository.path, "cpu", ("int8",)).models[0].warnings == ()
+    assert preflight(repository, "cpu", ("int8",)).models[0].warnings == ()
 
 
 def test_a_rollback_is_never_held_up_by_the_source(repository):
@@ -226,18 +227,18 @@ def two_networks(tmp_path):
 
 
 def test_networks_of_different_classes_are_not_ready(two_networks, capsys):
-    found = preflight(two_networks.path, "cpu", ("fp32", "int8"))
+    found = preflight(two_networks, "cpu", ("fp32", "int8"))
     assert [status.ready for status in found.models] == [False, False]
     for status in found.models:
         assert "80 classes: thing 0, thing 1, thing 2, …" in status.reasons[0]
         assert "2 classes: cat, dog" in status.reasons[0]
         assert "--precisions" in status.remedy
     with pytest.raises(ServingError, match="whose classes differ"):
-        check(two_networks.path, "cpu")
+        check(two_networks, "cpu")
     with pytest.raises(RepositoryError, match="One repository serves one network"):
-        models_to_load(two_networks.path, "cpu")
-    assert "segment_int8" in models_to_load(two_networks.path, "cpu", ("int8",))
-    assert check(two_networks.path, "cpu", ("int8",)).models[0].ready
+        models_to_load(two_networks, "cpu")
+    assert "segment_int8" in models_to_load(two_networks, "cpu", ("int8",))
+    assert check(two_networks, "cpu", ("int8",)).models[0].ready
     (fault,) = verify(two_networks).faults
     assert fault.subject == "profile cpu"
     assert run(two_networks, "list") == 0
@@ -252,7 +253,7 @@ def test_networks_of_different_classes_are_not_promoted_however_one_asks(two_net
     # The way out: a version of the other network.
     add_version(two_networks, "int8", source=MORE_CLASSES)
     command = "python -m builder promote network_fp32/1 network_int8/3 --profile cpu"
-    assert command in preflight(two_networks.path, "cpu", ("int8", "fp32")).models[0].remedy
+    assert command in preflight(two_networks, "cpu", ("int8", "fp32")).models[0].remedy
     assert promote(two_networks, "int8", 3).version == 3
     with pytest.raises(RepositoryError, match="one network"):
         rollback(two_networks, "int8")

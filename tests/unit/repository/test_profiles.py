@@ -6,13 +6,13 @@ import shutil
 
 import pytest
 
+from base.gpu import Gpu
 from builder.__main__ import main as builder
 from builder.settings import SettingsError, load_settings
 from pipeline import contract
 from repository import versions
 from repository.errors import RepositoryError
-from repository.gpu import Gpu
-from repository.integrity import build_command, verify
+from repository.integrity import verify
 from repository.plans import Machine
 from repository.profiles import BUILT_PROFILES, PROFILES
 from repository.servable import models_to_load
@@ -63,7 +63,7 @@ def machine(monkeypatch):
     """Sets what is taken for this machine, as a server of this machine is promoted on."""
 
     def set_machine(found):
-        monkeypatch.setattr(versions, "machine_at_hand", lambda: found)
+        monkeypatch.setattr(versions, "find_machine", lambda: found)
 
     return set_machine
 
@@ -185,10 +185,10 @@ def test_nothing_is_built_for_cuda_and_the_way_to_it_is_told(capsys):
 @pytest.mark.parametrize("profile", contract.PROFILES)
 def test_every_build_that_is_advised_can_be_run(repository, profile, capsys):
     """No remedy names a command that the command line refuses."""
-    found = preflight(repository.path, profile, ("int8",), machine=NO_GPU)
-    advised = [found.models[0].remedy, build_command(repository, "int8", profile)]
+    found = preflight(repository, profile, ("int8",), machine=NO_GPU)
+    advised = [found.models[0].remedy, repository.build_command("int8", profile)]
     with pytest.raises(RepositoryError) as caught:
-        models_to_load(repository.path, profile)
+        models_to_load(repository, profile)
     for text in (*advised, str(caught.value)):
         build = text[text.index("python -m builder build") :].split(", then")[0].split("`")[0].split(" first")[0]
         with pytest.raises(SystemExit) as ended:
@@ -209,13 +209,13 @@ def with_gpu(monkeypatch):
 
 def test_cuda_serves_what_was_promoted_for_it(repository, with_gpu):
     add_version(repository)
-    status = preflight(repository.path, "cuda", ("int8",)).models[0]
+    status = preflight(repository, "cuda", ("int8",)).models[0]
     assert status.reasons == ("no version is promoted under the profile cuda",)
     assert status.remedy == "python -m builder promote network_int8/1 --profile cuda"
     assert verify(repository).faults == []  # nobody asked for it
     promote(repository, "int8", 1, "cuda")
-    assert preflight(repository.path, "cuda", ("int8",)).models[0].ready
-    assert check(repository.path, "cuda").models[2].ready
+    assert preflight(repository, "cuda", ("int8",)).models[0].ready
+    assert check(repository, "cuda").models[2].ready
 
 
 def test_cuda_without_a_gpu_is_not_ready(repository, capsys):
@@ -238,12 +238,12 @@ def test_a_version_that_is_gone_or_damaged_is_told_under_cuda_too(repository, wi
     promote(repository, "int8", 1, "cuda")
     (repository.model_folder("int8") / "1" / "model.onnx").unlink()
     shutil.rmtree(repository.model_folder("int8") / "2")
-    status = preflight(repository.path, "cuda", ("int8",)).models[0]
+    status = preflight(repository, "cuda", ("int8",)).models[0]
     assert status.reasons == ("version 1: model.onnx is missing",)
     add_version(repository)
     shutil.rmtree(repository.model_folder("int8") / "1")
-    status = preflight(repository.path, "cuda", ("int8",)).models[0]
-    assert "names the versions [1], which are not there" in status.reasons[0]
+    status = preflight(repository, "cuda", ("int8",)).models[0]
+    assert "names the versions [1], which are missing" in status.reasons[0]
     assert any("cuda.pbtxt names the versions [1]" in fault.problem for fault in verify(repository).faults)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from repository import running as state
 from repository.errors import RepositoryError
-from repository.running import RunningServer, find_server, remove_shared_memory, running_servers
+from repository.running import RunningServer, clear_after, find_server, running_servers
 
 PREFIX = "segmentation_0123abcd_"
 
@@ -93,10 +93,10 @@ def test_a_server_that_a_script_started_counts_too(tmp_path):
         process.kill()
 
 
-@pytest.mark.parametrize("attempt", range(20))
-def test_a_server_counts_from_the_moment_it_is_started(start, tmp_path, attempt):
-    a_server(start(), tmp_path).write()
-    assert len(running_servers()) == 1
+def test_a_server_counts_from_the_moment_it_is_started(start, tmp_path):
+    for count in range(1, 21):
+        a_server(start(), tmp_path).write()
+        assert len(running_servers()) == count
 
 
 def test_what_a_killed_server_left_is_swept(dead, alive, tmp_path, monkeypatch):
@@ -104,7 +104,7 @@ def test_what_a_killed_server_left_is_swept(dead, alive, tmp_path, monkeypatch):
     shared.mkdir()
     for name in (f"{PREFIX}one", f"{PREFIX}two", "segmentation_ffffffff_other", "foreign"):
         (shared / name).touch()
-    monkeypatch.setattr(state.remove_shared_memory, "__defaults__", (shared,))
+    monkeypatch.setattr(state, "SHARED_MEMORY", shared)
     path = a_server(dead, tmp_path, shm_prefix=PREFIX).write()
     a_server(alive, tmp_path, shm_prefix="segmentation_ffffffff_").write()
     assert [server.pid for server in running_servers()] == [alive]
@@ -143,10 +143,11 @@ def test_a_broken_file_is_passed_over(alive, tmp_path, cache, text):
 
 
 @pytest.mark.parametrize("prefix", ["", "*", "segmentation_", "../segmentation_0123abcd_", f"{PREFIX}*", f"{PREFIX}\n"])
-def test_nothing_but_the_prefix_of_one_server_removes_anything(tmp_path, prefix):
+def test_nothing_but_the_prefix_of_one_server_removes_anything(tmp_path, monkeypatch, prefix):
+    monkeypatch.setattr(state, "SHARED_MEMORY", tmp_path)
     region = tmp_path / f"{PREFIX}one"
     region.touch()
-    remove_shared_memory(prefix, tmp_path)
+    clear_after(prefix)
     assert region.exists()
-    remove_shared_memory(PREFIX, tmp_path)
+    clear_after(PREFIX)
     assert not region.exists()

@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 import pytest
 
+from base.gpu import Gpu
 from builder.__main__ import main
 from builder.versions_cli import add_commands
 from pipeline import contract
 from repository import versions
 from repository.errors import RepositoryError
-from repository.gpu import Gpu
 from repository.integrity import verify
 from repository.live import LiveError
 from repository.plans import Machine, library_version, plan_misfit
@@ -303,7 +303,7 @@ def change_manifest(folder, **changes):
         (extra_file, r"model.plan is not in manifest.json"),
         (break_manifest, "not a readable manifest"),
         (wrong_kinds, "entries of the wrong kind"),
-        (wrong_place, "speaks of network_int8/4"),
+        (wrong_place, "describes network_int8/4"),
         (wrong_tag, "ends with the hash of none of its files"),
     ],
 )
@@ -364,7 +364,7 @@ def test_leftovers_are_named_and_tolerated(repository):
         ({"model-sm90.plan": H100_PLAN}, L4, "there is no model-sm89.plan"),
         ({"model-sm89.plan": H100_PLAN}, L4, "built for compute capability 9.0"),
         ({"model-sm89.plan": {**H100_PLAN, "hardware_compatible": True}}, L4, None),
-        ({"model.rtxplan": {**H100_PLAN, "flavor": "tensorrt-rtx"}}, H100, "TensorRT-RTX alone"),
+        ({"model.rtxplan": {**H100_PLAN, "flavor": "tensorrt-rtx"}}, H100, "only plans of TensorRT-RTX"),
         ({}, H100, "holds no TensorRT plan"),
         ({"model-sm90.plan": {**H100_PLAN, "tensorrt": "10.12.0.36"}}, H100, "built by TensorRT 10.12.0.36"),
         ({"model-sm90.plan": {**H100_PLAN, "tensorrt": "10.13.0.35"}}, H100, None),
@@ -463,7 +463,7 @@ def test_wrong_command_lines(repository, arguments):
 
 def test_a_repository_that_is_not_there_is_not_made(tmp_path):
     for command in (("list",), ("verify",), ("prune", "--keep", "1")):
-        with pytest.raises(RepositoryError, match="no model repository"):
+        with pytest.raises(RepositoryError, match="not a model repository"):
             run(ModelRepository(tmp_path / "nowhere"), *command)
     assert not (tmp_path / "nowhere").exists()
 
@@ -596,7 +596,7 @@ def test_a_repository_whose_copy_was_cut_short_is_completed(tmp_path):
     ModelRepository.open(path)
     (path / ".copying").touch()
     shutil.rmtree(path / "postprocess")
-    with pytest.raises(RepositoryError, match="no model repository"):
+    with pytest.raises(RepositoryError, match="not a model repository"):
         ModelRepository.existing(path)
     repository = ModelRepository.open(path)
     assert (path / "postprocess" / "config.pbtxt").is_file()

@@ -4,9 +4,8 @@ import shutil
 
 import pytest
 
+from base.gpu import Gpu
 from pipeline import contract
-from repository.errors import RepositoryError
-from repository.gpu import Gpu
 from repository.plans import Machine
 from repository.store import ModelRepository
 from repository.versions import promote
@@ -33,7 +32,7 @@ def container(tmp_path):
 
 
 def status(repository, profile="cpu", precision="int8", **changes):
-    found = preflight(repository.path, profile, **changes)
+    found = preflight(repository, profile, **changes)
     return {one.precision: one for one in found.models}[precision]
 
 
@@ -44,7 +43,7 @@ def plan_status(repository, machine, installation):
 def test_whole_promoted_versions_are_ready(repository, capsys):
     for precision in contract.PRECISIONS:
         add_version(repository, precision)
-    found = preflight(repository.path, "cpu")
+    found = preflight(repository, "cpu")
     assert all(one.ready for one in found.models)
     assert [one.versions for one in found.models] == [(1,)] * 3
     assert main(["preflight", "--repository", str(repository.path)]) == 0
@@ -67,7 +66,7 @@ def test_a_promoted_version_that_is_gone_names_another(repository):
     add_version(repository)
     shutil.rmtree(repository.model_folder("int8") / "1")
     found = status(repository)
-    assert "names the versions [1], which are not there" in found.reasons[0]
+    assert "names the versions [1], which are missing" in found.reasons[0]
     assert found.remedy == "python -m builder promote network_int8/2 --profile cpu"
 
 
@@ -162,7 +161,7 @@ def test_an_unknown_tensorrt_is_a_warning(repository, container):
 def test_tensorrt_rtx_plans_are_not_for_triton(repository, container):
     add_version(repository, plans={"model.rtxplan": {**H100_PLAN, "flavor": "tensorrt-rtx"}})
     found = plan_status(repository, H100, container)
-    assert "plans of TensorRT-RTX alone" in found.reasons[0]
+    assert "only plans of TensorRT-RTX" in found.reasons[0]
     assert "--profile tensorrt" in found.remedy
 
 
@@ -181,11 +180,6 @@ def test_the_embedded_server_has_no_tensorrt_backend(repository, monkeypatch):
     assert "docker compose" in found.remedy
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
-    with pytest.raises(RepositoryError, match="no model repository"):
-        preflight(tmp_path, "cpu")
-
-
 def test_run_refuses_what_is_promoted_and_cannot_be_served(repository, capsys):
     add_version(repository, "fp32")
     add_version(repository, "int8", verification=FAILED)
@@ -194,14 +188,14 @@ def test_run_refuses_what_is_promoted_and_cannot_be_served(repository, capsys):
     text = capsys.readouterr().err
     assert "not ready  network_int8: version 1: its gate did not pass" in text
     assert "--precisions fp32" in text
-    assert check(repository.path, "cpu", ("fp32",)).models[0].ready
+    assert check(repository, "cpu", ("fp32",)).models[0].ready
     with pytest.raises(ServingError, match="no version for the profile cpu is built"):
-        check(repository.path, "cpu", ("fp16",))
+        check(repository, "cpu", ("fp16",))
 
 
 def test_little_shared_memory_is_a_warning_and_none_a_refusal(repository, monkeypatch):
     add_version(repository, "int8")
     monkeypatch.setattr("serving.preflight.check_shared_memory", lambda: "64 of 64 MB are free in /dev/shm: …")
-    found = preflight(repository.path, "cpu")
+    found = preflight(repository, "cpu")
     assert "warning: 64 of 64 MB are free in /dev/shm: …" in found.lines()
     assert {one.precision: one for one in found.models}["int8"].ready

@@ -63,7 +63,7 @@ def test_without_a_folder_of_a_safe_name_nothing_starts(monkeypatch, tmp_path):
     odd = tmp_path / "é"
     odd.mkdir()
     monkeypatch.setattr(state, "_scratch_parents", lambda: [odd])
-    with pytest.raises(RepositoryError, match="set TMPDIR to one that can be written to"):
+    with pytest.raises(RepositoryError, match="set TMPDIR to one that is writable"):
         scratch_folder(PREFIX)
     monkeypatch.setattr(state, "_scratch_parents", lambda: [odd, tmp_path])
     assert scratch_folder(PREFIX) == tmp_path / f"{PREFIX}files"

@@ -14,6 +14,7 @@ import pytest
 
 from base.errors import OperatorError
 from base.names import ADMIN_HEADER
+from repository.store import ModelRepository
 from serving import server as server_module
 from serving.errors import ServingError
 from serving.safe_names import SafeNames
@@ -156,7 +157,7 @@ def test_the_environment_leads_to_this_python_and_the_servers_libraries(reposito
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
     installation = Installation(Path("/s"), Path("/b"), (Path("/lib/one"), Path("/lib/two")), True)
-    environment = server_module._environment(installation, repository, SafeNames(tmp_path / "names"))
+    environment = server_module._environment(installation, ModelRepository(repository), SafeNames(tmp_path / "names"))
     assert environment["PATH"] == f"{Path(sys.executable).parent}:/usr/bin"
     assert environment["LD_LIBRARY_PATH"] == "/lib/one:/lib/two:/mine"
     assert environment["OMP_NUM_THREADS"] == "1"
@@ -169,7 +170,9 @@ def test_the_bound_on_pixels_reaches_opencv(repository, tmp_path):
     path.write_text(path.read_text() + 'parameters [ { key: "max_image_pixels", value: { string_value: "1234" } } ]')
     installation = Installation(Path("/s"), Path("/b"), (), False)
     names = SafeNames(tmp_path / "names")
-    assert server_module._environment(installation, repository, names)["CV_IO_MAX_IMAGE_PIXELS"] == "1234"
+    assert (
+        server_module._environment(installation, ModelRepository(repository), names)["CV_IO_MAX_IMAGE_PIXELS"] == "1234"
+    )
 
 
 def test_relative_paths_among_tritons_options_are_made_absolute(tmp_path, monkeypatch):

@@ -1,0 +1,32 @@
+"""Writing files so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_atomically(path: Path, data: bytes | str, mode: int = 0o644) -> None:
+    """Write a file beside its place, as ``.NAME-…``, and rename it.
+
+    Args:
+        path: its folder must exist.
+        data: the content; text is written in UTF-8, file names that are not UTF-8 with escapes.
+        mode: permissions of the file.
+
+    Raises:
+        OSError: it cannot be written; what was there before is unchanged.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    beside = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.chmod(mode)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
