@@ -15,9 +15,9 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, numpy_helper, version_converter
 
+from base.files import sha256_of
 from builder.errors import ExportError
 from pipeline import contract
-from repository.manifest import sha256_of
 
 MIN_OPSET: Final = 11  # the first one with the Resize that these networks need
 WORKING_OPSETS: Final = range(13, 23)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from base.files import sha256_of
 from pipeline import contract
 from repository.errors import RepositoryError
 from repository.live import LiveError, LiveServer
-from repository.manifest import MANIFEST_NAME, Manifest, sha256_of
+from repository.manifest import MANIFEST_NAME, Manifest
 from repository.networks import mixture, mixture_remedy
 from repository.plans import Machine, Misfit, find_machine, plan_misfit
 from repository.profiles import PROFILES

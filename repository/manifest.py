@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import platform
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
+from base.files import sha256_of
 from repository.errors import RepositoryError
 
 MANIFEST_NAME: Final = "manifest.json"
@@ -154,15 +154,6 @@ class Manifest:
 
 def _number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) else "not measured"
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def classes_text(names: Sequence[str]) -> str:

@@ -357,6 +357,8 @@ class TritonServer:
             f"--backend-directory={installation.backends}",
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in models),
+            # All at once; by default four at a time, and models wait for the processes of others to start.
+            f"--model-load-thread-count={len(models)}",
             "--disable-auto-complete-config",
             f"--http-address={self._host}",
             f"--http-port={http_port}",

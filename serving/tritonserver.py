@@ -31,9 +31,8 @@ _SERVER: Final = "pytriton/tritonserver/bin/tritonserver"
 _PYTHON_BACKEND: Final = "pytriton/tritonserver/backends/python/"
 _STUBS: Final = "pytriton/tritonserver/python_backend_stubs/"
 _LIBRARIES: Final = "nvidia_pytriton.libs/"
-"""The program of the processes of Triton's Python backend."""
 
-# Added by triton-inference-server/server pull request 8174, of April 2025; taken with two releases to spare.
+# Added by triton-inference-server/server pull request 8174 of April 2025; two releases later, to be safe.
 _REQUEST_BOUND_SINCE: Final = (2, 60)
 _CONTAINER_BACKENDS: Final = Path("/opt/tritonserver/backends")
 
@@ -66,7 +65,7 @@ class Installation:
         """Check that the server has a backend.
 
         Raises:
-            ServingError: it has not.
+            ServingError: it does not.
         """
         if not (self.backends / name).is_dir():
             raise ServingError(

@@ -5,7 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
-from base.files import write_atomically
+from base.files import sha256_of, write_atomically
 from base.gpu import Gpu
 from base.progress import Steps
 from builder import add_plan as module
@@ -14,7 +14,7 @@ from builder.tensorrt.compile import CompiledPlan
 from builder.tensorrt.layers import LayerCounts
 from repository.errors import RepositoryError
 from repository.flavor import Flavor
-from repository.manifest import Manifest, sha256_of
+from repository.manifest import Manifest
 from repository.store import ModelRepository
 
 L4 = Gpu("NVIDIA L4", "8.9")
