@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-
 import cv2
 import numpy as np
 import onnx
@@ -14,11 +12,9 @@ from rich.console import Console
 from base.progress import Steps
 from builder.build import build
 from builder.settings import load_settings
-from builder.versions_cli import add_commands
 from repository import versions
 from repository.errors import RepositoryError
 from repository.integrity import verify
-from repository.live import LiveError
 from repository.manifest import other_classes
 from repository.networks import mixture
 from repository.promotions import read_promotions
@@ -28,17 +24,11 @@ from repository.versions import PromotionError, VersionRef, promote, promote_tog
 from serving.errors import ServingError
 from serving.preflight import check, preflight
 from tests.exports import segmentation_export
+from tests.unit.repository.helpers import FakeServer, run
 from tests.versions import add_version
 
 OTHER = {"sha256": "b" * 64, "file": "b.onnx"}
 MORE_CLASSES = {**OTHER, "class_names": [f"thing {index}" for index in range(80)]}
-
-
-def run(repository, *arguments):
-    parser = argparse.ArgumentParser()
-    add_commands(parser.add_subparsers(required=True))
-    options = parser.parse_args([*arguments, "--repository", str(repository.path)])
-    return options.run(options)
 
 
 @pytest.mark.parametrize(
@@ -174,32 +164,6 @@ def test_models_are_named_once_and_for_one_profile(repository):
     add_version(repository, "fp16", plans={"model-sm90.plan": {"flavor": "tensorrt-10"}})
     with pytest.raises(RepositoryError, match=r"network_fp16/1 for tensorrt.*--profile cpu or tensorrt"):
         promote_together(repository, [VersionRef("int8", 1), VersionRef("fp16", 1)])
-
-
-class FakeServer:
-    """A server that serves what its configurations name, unless it is one that it cannot."""
-
-    def __init__(self, repository, broken=None):
-        self.name, self.repository, self.broken, self.loads = "the fake", repository, broken, []
-
-    def wait_live(self):
-        pass
-
-    def ready_versions(self, model):
-        return tuple(self.repository.promoted(model.removeprefix("network_"), "cpu"))
-
-    def is_model_ready(self, model):
-        return True
-
-    def is_ready(self):
-        return True
-
-    def reload(self, model):
-        self.loads.append((model, self.ready_versions(model)))
-
-    def check_answers(self, precision, version, input_dims):
-        if (precision, version) == self.broken:
-            raise LiveError("the fake answers nonsense")
 
 
 def test_versions_that_are_promoted_together_are_taken_back_together(repository, monkeypatch):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
-from base.gpu import Gpu
 from builder.__main__ import main as builder
 from builder.settings import SettingsError, load_settings
 from pipeline import contract
@@ -21,36 +22,10 @@ from repository.versions import PromotionError, promote, rollback
 from serving import preflight as looking
 from serving.__main__ import main as serving
 from serving.preflight import check, preflight
+from tests.unit.repository.helpers import H100, NO_GPU, FakeServer
 from tests.versions import H100_PLAN, add_version
 
-H100 = Machine((10, 13, 0), "a test", Gpu("NVIDIA H100", "9.0"))
-NO_GPU = Machine(None, "no library", None)
 RTX_PLAN = {**H100_PLAN, "flavor": "tensorrt-rtx"}
-
-
-class FakeServer:
-    """A server of one profile that loads what its configuration says."""
-
-    def __init__(self, repository, profile):
-        self.name, self.repository, self.profile = "the fake", repository, profile
-
-    def wait_live(self):
-        pass
-
-    def ready_versions(self, model):
-        return tuple(self.repository.promoted("int8", self.profile))
-
-    def is_model_ready(self, model):
-        return True
-
-    def is_ready(self):
-        return True
-
-    def reload(self, model):
-        pass
-
-    def check_answers(self, precision, version, input_dims):
-        assert self.ready_versions("network_int8") == (version,)
 
 
 @pytest.fixture
@@ -70,24 +45,8 @@ def machine(monkeypatch):
 
 def live(monkeypatch, repository, profile):
     server = FakeServer(repository, profile)
-    monkeypatch.setattr(versions, "running_servers", lambda path: [_State(profile)])
-    monkeypatch.setattr(versions.LiveServer, "of", lambda state: _Closing(server))
-
-
-class _State:
-    def __init__(self, profile):
-        self.profile = profile
-
-
-class _Closing:
-    def __init__(self, server):
-        self.server = server
-
-    def __enter__(self):
-        return self.server
-
-    def __exit__(self, *error):
-        pass
+    monkeypatch.setattr(versions, "running_servers", lambda path: [SimpleNamespace(profile=profile)])
+    monkeypatch.setattr(versions.LiveServer, "of", lambda state: contextlib.nullcontext(server))
 
 
 def test_the_profiles_are_those_of_the_contract_and_of_the_shipped_models():

@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 
-from base.gpu import Gpu
 from pipeline import contract
 from repository.plans import Machine
 from repository.store import ModelRepository
@@ -13,9 +12,8 @@ from serving.__main__ import main
 from serving.errors import ServingError
 from serving.preflight import check, preflight
 from serving.tritonserver import Installation
+from tests.unit.repository.helpers import H100, L4, NO_GPU
 from tests.versions import FAILED, H100_PLAN, add_version, rewrite
-
-H100 = Machine((10, 13, 0), "a test", Gpu("NVIDIA H100", "9.0"))
 
 
 @pytest.fixture
@@ -130,7 +128,7 @@ def test_a_version_that_was_never_verified_is_served_with_a_warning(repository):
         ({}, H100, None),
         ({}, Machine((10, 16, 1), "a test", H100.gpu), "built by TensorRT 10.13.0; this machine has 10.16.1"),
         ({"compute_capability": "8.9"}, H100, "built for compute capability 8.9"),
-        ({}, Machine((10, 13, 0), "a test", None), "no GPU is available"),
+        ({}, NO_GPU, "no GPU is available"),
     ],
 )
 def test_plans_are_compared_with_this_machine(repository, container, changes, machine, reason):
@@ -146,7 +144,7 @@ def test_plans_are_compared_with_this_machine(repository, container, changes, ma
 
 def test_another_gpu_architecture_is_added_to_the_version(repository, container):
     add_version(repository, plans={"model-sm90.plan": H100_PLAN})
-    found = plan_status(repository, Machine((10, 13, 0), "a test", Gpu("NVIDIA L4", "8.9")), container)
+    found = plan_status(repository, L4, container)
     assert "there is no model-sm89.plan" in found.reasons[0]
     assert found.remedy == f"python -m builder add-plan network_int8/1 --repository {repository.path}"
 
