@@ -20,7 +20,7 @@ def allocator_environment() -> dict[str, str]:
 
     glibc gives blocks of a tensor's size back to the kernel when they are freed, so that the next tensor is paid for in
     page faults; kept instead, they cost a third less of the processor time outside of the network. And by default
-    every core brings eight arenas, among which threads are spread: each grows to what its largest moment took, and its
+    there are eight arenas per core, among which threads are spread: each grows to what its largest moment took, and its
     blocks are seldom those that are still in a cache. A few arenas hold less and are faster.
     """
     low, high = _ARENAS
@@ -32,7 +32,7 @@ def allocator_environment() -> dict[str, str]:
 
 
 def give_large_blocks_back() -> None:
-    """For this process alone: blocks above a megabyte go back to the kernel when they are freed, as glibc's default is.
+    """For this process only: blocks above a megabyte go back to the kernel when they are freed, as is glibc's default.
 
     For one that is handed large data, and does not work on it.
     """

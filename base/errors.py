@@ -2,7 +2,7 @@
 
 
 class OperatorError(Exception):
-    """A fault that whoever runs the command can fix. Its text is one line: what came, what is allowed, what to do."""
+    """A fault that the user of the command can fix. Its text is one line: what came, what is allowed, what to do."""
 
 
 class FetchError(OperatorError):

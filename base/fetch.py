@@ -13,7 +13,7 @@ from typing import Final
 from base.errors import FetchError
 from base.files import sha256_of
 
-# Of pip's warnings, those that tell why an index did not answer; its errors say only that nothing was found.
+# Of pip's warnings, those that say why an index did not answer; its errors say only that nothing was found.
 _UNREACHABLE: Final = re.compile(r"connection broken by '(?P<broken>.*)': |(?P<refused>Could not fetch URL .*)")
 
 
@@ -24,7 +24,7 @@ def fetch_archive(requirement: str, sha256: str, destination: Path, source: bool
 
     Args:
         requirement: name and version, such as ``nvidia-pytriton==0.7.0``.
-        sha256: of the file wanted, hexadecimal; pip refuses any other, and what it brings is hashed again here.
+        sha256: of the file wanted, hexadecimal; pip refuses any other, and what it fetches is hashed again here.
         destination: folder to keep the file in.
         source: get the source archive instead of a wheel.
 
@@ -82,9 +82,9 @@ def explain_pip(stderr: str) -> str:
         return "the package index has a file with another SHA-256"
     warnings = [line for line in lines if line.startswith("WARNING")]
     said = [line.removeprefix("ERROR: ") for line in lines if not line.startswith(("WARNING", "[notice]"))]
-    told = f"pip says: {' '.join(said[-2:])}" if said else "pip gave no reason"
+    reported = f"pip says: {' '.join(said[-2:])}" if said else "pip gave no reason"
     reasons = [found.group("broken") or found.group("refused") for found in map(_UNREACHABLE.search, warnings) if found]
     if not reasons:
-        return told
+        return reported
     # urllib3 puts the address of its connection object in front.
-    return f"the package index was not reachable ({re.sub(r'<[^>]*>: ', '', reasons[-1])}); {told}"
+    return f"the package index was not reachable ({re.sub(r'<[^>]*>: ', '', reasons[-1])}); {reported}"

@@ -1,4 +1,4 @@
-"""Since when a process of the Python backend has been at one call: what tells a hang from work.
+"""Since when a process of the Python backend has been in one call: what tells a hang from work.
 
 Each process writes the moment into a file of eight bytes in shared memory; the supervisor reads it.
 """
@@ -59,7 +59,7 @@ def heartbeat_path(prefix: Path, pid: int) -> Path:
 
 
 def busy_for_s(prefix: Path, pid: int) -> float:
-    """How long a process has been at its call, in seconds; 0 if it is idle or has no file."""
+    """How long a process has been in its call, in seconds; 0 if it is idle or has no file."""
     try:
         (moment,) = _MOMENT.unpack(heartbeat_path(prefix, pid).read_bytes())
     except (OSError, struct.error):

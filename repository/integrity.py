@@ -267,7 +267,7 @@ def _rebuild_remedy(repository: ModelRepository, precision: str, version: int) -
     rebuild = f"remove it with `rm -r {folder}` and build it again with the command that built it"
     try:
         profiles = repository.profiles_of(precision, version)
-    except RepositoryError:  # a broken configuration is a fault of its own
+    except RepositoryError:  # reported with the configuration
         profiles = []
     if not profiles:
         return rebuild

@@ -1,4 +1,4 @@
-"""Which versions were promoted, and when: one log per model, so that a rollback knows where to go."""
+"""The log of promotions, one per model, which says where a rollback goes."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def program(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({**FREE, "http_port": 70000}, "port 70000 is out of range.*--http-port"),
         ({**FREE, "host": "::1"}, "'::1' has no IPv4 address"),
@@ -55,9 +55,9 @@ def program(tmp_path, monkeypatch):
         ({**FREE, "precisions": ("fp16",)}, "network_fp16.*python -m builder build"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_fetched(repository, monkeypatch, options, told):
+def test_what_cannot_work_is_refused_before_anything_is_fetched(repository, monkeypatch, options, message):
     monkeypatch.setattr(server_module, "find_tritonserver", lambda: pytest.fail("looked for the server first"))
-    with pytest.raises(OperatorError, match=told):
+    with pytest.raises(OperatorError, match=message):
         TritonServer(ServerOptions(repository, **options)).start()
 
 
