@@ -76,11 +76,6 @@ class Flavor:
         """File suffix of its plans. Triton looks for ``model.plan``, so a TensorRT-RTX plan never has that name."""
         return ".rtxplan" if self.is_rtx else ".plan"
 
-    @property
-    def triton_can_load(self) -> bool:
-        """Whether a plan may be put into a version folder that Triton's TensorRT backend loads."""
-        return not self.is_rtx
-
     def __str__(self) -> str:
         return f"TensorRT{'-RTX' if self.is_rtx else ''} {self.version_text}"
 

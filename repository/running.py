@@ -74,21 +74,6 @@ def running_servers(repository: Path | None = None) -> list[RunningServer]:
     return found
 
 
-def find_server(repository: Path) -> RunningServer:
-    """The one server of a repository.
-
-    Raises:
-        RepositoryError: none runs, or more than one.
-    """
-    found = running_servers(repository)
-    if len(found) != 1:
-        raise RepositoryError(
-            f"{len(found)} servers of {repository} run on this machine; expected: 1. Start one with "
-            f"`python -m serving run --repository {repository}`"
-        )
-    return found[0]
-
-
 def scratch_folder(prefix: str) -> Path:
     """Folder for a server's own files, under a name that tritonserver can use; see :func:`clear_after`.
 

@@ -48,6 +48,8 @@ NO_LATENCY_BOUND_MS: Final = 10**9
 
 _PROTOCOLS: Final = ("http", "grpc", "metrics")
 _PORT_ATTEMPTS: Final = 3
+_STUB_TIMEOUT_S: Final = 60  # for a process of the Python backend to start, to load its model, or to end
+_SHM_DEFAULT_BYTES: Final = 1 << 20  # shared memory that such a process starts with; it grows as needed
 _KEPT_LOG_LINES: Final = 200
 _ROOT: Final = Path(__file__).resolve().parent.parent
 
@@ -66,8 +68,6 @@ class ServerOptions:
         metrics_port: see ``http_port``.
         exit_timeout_s: how long requests in flight may take at the end.
         log_verbose: Triton's verbosity, 0 is quiet.
-        stub_timeout_s: how long one process of the Python backend may take to start, to load its model, or to end.
-        shm_default_bytes: shared memory that each of these processes starts with; it grows as needed.
         preprocess_instances: processes that decode images; None takes the model's configuration, likewise the next.
         postprocess_instances: processes that make masks.
         max_latency_ms: bound of admission control; None takes the model's configuration.
@@ -85,8 +85,6 @@ class ServerOptions:
     metrics_port: int = 8002
     exit_timeout_s: int = 10
     log_verbose: int = 0
-    stub_timeout_s: int = 60
-    shm_default_bytes: int = 1 << 20
     preprocess_instances: int | None = None
     postprocess_instances: int | None = None
     max_latency_ms: int | None = None
@@ -179,11 +177,6 @@ class TritonServer:
     def shm_path(self) -> Path:
         """Beginning of the paths of the server's files in shared memory."""
         return SHARED_MEMORY / self._shm_prefix
-
-    @property
-    def log_tail(self) -> list[str]:
-        """The last lines of the log."""
-        return list(self._lines)
 
     def start(self) -> None:
         """Start the process; returns at once.
@@ -371,8 +364,8 @@ class TritonServer:
             f"--exit-timeout-secs={options.exit_timeout_s}",
             f"--log-verbose={options.log_verbose}",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
-            f"--backend-config=python,shm-default-byte-size={options.shm_default_bytes}",
-            f"--backend-config=python,stub-timeout-seconds={options.stub_timeout_s}",
+            f"--backend-config=python,shm-default-byte-size={_SHM_DEFAULT_BYTES}",
+            f"--backend-config=python,stub-timeout-seconds={_STUB_TIMEOUT_S}",
         ]
         profile = PROFILES[options.profile]
         if profile.config_name != CONFIG_NAME:

@@ -26,7 +26,7 @@ def container(tmp_path):
     """A server with a TensorRT backend."""
     backends = tmp_path / "backends"
     (backends / "tensorrt").mkdir(parents=True)
-    return Installation(tmp_path / "tritonserver", backends, (), False, "2.60.0")
+    return Installation(tmp_path / "tritonserver", backends, (), "2.60.0")
 
 
 def status(repository, profile="cpu", precision="int8", **changes):

@@ -40,7 +40,7 @@ def test_an_odd_name_gets_a_link_to_the_same_files(names, tmp_path, name):
 
 def test_an_ordinary_path_stays_as_it_is(names, tmp_path):
     assert names.of(tmp_path) == tmp_path
-    installation = Installation(Path("/opt/t/bin/tritonserver"), Path("/opt/t/backends"), (Path("/opt/lib"),), True)
+    installation = Installation(Path("/opt/t/bin/tritonserver"), Path("/opt/t/backends"), (Path("/opt/lib"),))
     assert names.installation(installation) == installation
     assert names.python() == Path(sys.executable).parent
     assert not list(names.folder.iterdir())

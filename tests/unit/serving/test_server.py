@@ -107,7 +107,7 @@ def test_a_reader_of_the_log_that_fails_does_not_block_the_server(repository, pr
     finally:
         server.stop()
     assert len(lines) == 1
-    assert server.log_tail[-1] == "done"
+    assert server.last_words().endswith("done")
 
 
 @contextlib.contextmanager
@@ -156,7 +156,7 @@ def test_the_environment_leads_to_this_python_and_the_servers_libraries(reposito
     monkeypatch.setenv("LD_LIBRARY_PATH", "/mine")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
-    installation = Installation(Path("/s"), Path("/b"), (Path("/lib/one"), Path("/lib/two")), True)
+    installation = Installation(Path("/s"), Path("/b"), (Path("/lib/one"), Path("/lib/two")))
     environment = server_module._environment(installation, ModelRepository(repository), SafeNames(tmp_path / "names"))
     assert environment["PATH"] == f"{Path(sys.executable).parent}:/usr/bin"
     assert environment["LD_LIBRARY_PATH"] == "/lib/one:/lib/two:/mine"
@@ -168,7 +168,7 @@ def test_the_environment_leads_to_this_python_and_the_servers_libraries(reposito
 def test_the_bound_on_pixels_reaches_opencv(repository, tmp_path):
     path = repository / "preprocess" / "config.pbtxt"
     path.write_text(path.read_text() + 'parameters [ { key: "max_image_pixels", value: { string_value: "1234" } } ]')
-    installation = Installation(Path("/s"), Path("/b"), (), False)
+    installation = Installation(Path("/s"), Path("/b"), ())
     names = SafeNames(tmp_path / "names")
     assert (
         server_module._environment(installation, ModelRepository(repository), names)["CV_IO_MAX_IMAGE_PIXELS"] == "1234"
