@@ -19,18 +19,17 @@ def write_atomically(path: Path, data: bytes | str, mode: int = 0o644) -> None:
     Raises:
         OSError: it cannot be written; what was there before is unchanged.
     """
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    beside = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as stream:
+        beside = Path(stream.name)
+        try:
             stream.write(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
             stream.flush()
             os.fsync(stream.fileno())
-        beside.chmod(mode)
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+            beside.chmod(mode)
+            beside.replace(path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
 
 
 def sha256_of(path: Path) -> str:
