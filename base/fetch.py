@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import re
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from base.errors import FetchError
+from base.files import sha256_of
 
 # pip's warnings say why an index did not answer; its errors only that nothing matched.
 _UNREACHABLE: Final = re.compile(r"connection broken by '(?P<broken>.*)': |(?P<refused>Could not fetch URL .*)")
@@ -36,12 +36,12 @@ def fetch_archive(requirement: str, sha256: str, destination: Path, source: bool
     """
     destination.mkdir(parents=True, exist_ok=True)
     for file in destination.iterdir():
-        if file.is_file() and not file.name.startswith(".") and _sha256(file) == sha256:
+        if file.is_file() and not file.name.startswith(".") and sha256_of(file) == sha256:
             return file
     with tempfile.TemporaryDirectory(dir=destination, prefix=".fetching-") as folder:
         _download(requirement, sha256, Path(folder), source)
         files = [file for file in Path(folder).iterdir() if file.suffix != ".txt"]
-        if len(files) != 1 or _sha256(files[0]) != sha256:
+        if len(files) != 1 or sha256_of(files[0]) != sha256:
             raise FetchError(f"{requirement}: the file fetched does not have the pinned SHA-256 {sha256}")
         return files[0].replace(destination / files[0].name)
 
@@ -88,11 +88,3 @@ def explain_pip(stderr: str) -> str:
         return reported
     # urllib3 puts the address of its connection object in front.
     return f"the package index was not reachable ({re.sub(r'<[^>]*>: ', '', reasons[-1])}); {reported}"
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

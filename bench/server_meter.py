@@ -13,7 +13,7 @@ from steps.publisher import PUBLISH_EVERY_S
 
 SESSION_CPU_METRIC: Final = "segmentation_session_cpu_seconds_total"
 SESSION_IMAGES_METRIC: Final = "segmentation_session_images_total"
-"""As in ``steps.session_time``, which imports only inside the server."""
+"""Written by ``steps.metrics``, which only imports inside the server."""
 
 _HANDED_OVER_S: Final = 2 * PUBLISH_EVERY_S
 

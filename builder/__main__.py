@@ -95,12 +95,12 @@ def _sensitivity(options: argparse.Namespace) -> int:
 
 
 def _add_plan(options: argparse.Namespace) -> int:
+    from base.gpu import find_gpu
     from repository.flavor import detect_flavor
-    from repository.gpu import gpu_at_hand
 
     repository = ModelRepository.existing(options.repository)
     reference = options.version
-    flavor, gpu = detect_flavor(), gpu_at_hand()
+    flavor, gpu = detect_flavor(), find_gpu()
     manifest = add_plan(repository, reference.precision, reference.version, flavor, gpu, Steps())
     print(f"{manifest.tag}\t{', '.join(manifest.plans)}")
     return 0

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
+from base.files import write_atomically
+from base.gpu import Gpu
 from base.progress import Steps
 from builder.settings import PlanSettings
 from builder.tensorrt.compile import CompiledPlan, compile_plan
 from repository.errors import RepositoryError
 from repository.flavor import Flavor
-from repository.gpu import Gpu
 from repository.manifest import MANIFEST_NAME, FileEntry, Manifest
 from repository.profiles import PROFILES
-from repository.store import ModelRepository, write_text
+from repository.store import ModelRepository
 
 
 def plan_name(flavor: Flavor, gpu: Gpu | None) -> str:
@@ -91,22 +89,11 @@ def add_plan(
         plan = compile_plan(folder / "model.onnx", settings, flavor)
     with repository.locked():
         manifest = Manifest.read(folder)
-        _write_plan(folder / name, plan.plan)
+        write_atomically(folder / name, plan.plan, mode=0o444)
         changed = replace(
             manifest,
             files={**manifest.files, name: FileEntry.of(folder / name)},
             plans={**manifest.plans, name: plan_facts(plan, settings, gpu)},
         )
-        write_text(folder / MANIFEST_NAME, changed.to_json())
-        (folder / MANIFEST_NAME).chmod(0o444)
+        write_atomically(folder / MANIFEST_NAME, changed.to_json(), mode=0o444)
     return changed
-
-
-def _write_plan(path: Path, plan: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".plan-", delete=False) as stream:
-        stream.write(plan)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary = Path(stream.name)
-    temporary.chmod(0o444)
-    temporary.replace(path)

@@ -151,15 +151,15 @@ def _profile(
 ) -> Profile:
     if settings.profile == "cpu":
         return CpuProfile(settings, export, network, datasets.calibration, steps)
+    from base.gpu import find_gpu
     from builder.tensorrt.profile import TensorRTProfile
     from repository.flavor import detect_flavor
-    from repository.gpu import gpu_at_hand
 
     wanted = settings.plan.flavor
     flavor = detect_flavor("tensorrt-rtx" if wanted == "tensorrt-rtx" else "tensorrt" if wanted else None)
     if wanted is not None and flavor.name != wanted:
         raise BuilderError(f"plan.flavor is {wanted}, but {flavor} is installed; install it, or leave the entry out")
-    gpu = gpu_at_hand()
+    gpu = find_gpu()
     steps.note(f"{flavor}, {gpu.name if gpu else 'no GPU available'}")
     if flavor.is_rtx:
         steps.warn("plans of TensorRT-RTX are for RTX machines: Triton's TensorRT backend does not load them")

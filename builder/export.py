@@ -13,10 +13,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper, version_converter
 
+from base.files import sha256_of
 from builder.errors import ExportError
 from builder.families import yolo
 from builder.onnx_tools import all_tensors, constant_tensors, first_line, label, quiet_session, set_nodes
-from repository.manifest import sha256_of
 
 MIN_OPSET: Final = 11  # the first one with the Resize that these networks need
 WORKING_OPSETS: Final = range(13, 23)

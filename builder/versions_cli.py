@@ -18,16 +18,14 @@ from repository.errors import RepositoryError
 from repository.integrity import verify
 from repository.live import LiveServer
 from repository.manifest import Manifest
-from repository.networks import mixture, mixture_remedy, source_hash
+from repository.networks import mixture, mixture_remedy
 from repository.promotions import read_promotions
 from repository.store import SHIPPED_REPOSITORY, ModelRepository
 from repository.versions import (
     Promoted,
     VersionRef,
-    gate_refusal,
     promote_together,
     prune,
-    read_manifest,
     rollback_together,
 )
 
@@ -112,13 +110,13 @@ def _list(options: argparse.Namespace) -> int:
         for version in repository.versions(precision):
             ref = VersionRef(precision, version)
             try:
-                manifest = read_manifest(repository, ref)
+                manifest = repository.manifest(precision, version)
                 served = ", ".join(repository.profiles_of(precision, version))
             except RepositoryError as error:
                 broken.append(f"{ref}: {error}")
                 continue
             size = sum(entry.size_bytes for entry in manifest.files.values()) / 1e6
-            cells = (ref.model, str(version), manifest.tag, source_hash(manifest.source)[:8], manifest.profile)
+            cells = (ref.model, str(version), manifest.tag, manifest.source_hash[:8], manifest.profile)
             more = (_gate_word(manifest), f"{size:.1f}", manifest.created_utc, served)
             table.add_row(*map(Text, (*cells, *more)))
     console = Console()
@@ -136,15 +134,14 @@ def _list(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     repository = ModelRepository.existing(options.repository)
     ref: VersionRef = options.version
-    manifest = read_manifest(repository, ref)
+    manifest = repository.manifest(ref.precision, ref.version or 0)
     if options.json:
         print(manifest.to_json(), end="")
         return 0
     served = ", ".join(repository.profiles_of(ref.precision, manifest.version))
     _print(f"{ref}: {manifest.tag}")
     _print(f"served under: {served or 'no profile'}")
-    refusal = gate_refusal(manifest)
-    _print(f"gate: {refusal or _gate_word(manifest)}")
+    _print(f"gate: {manifest.gate_refusal or _gate_word(manifest)}")
     values = json.loads(manifest.to_json())
     for line in _outline({key: value for key, value in values.items() if key not in ("tag", "model", "version")}):
         _print(line)
@@ -243,7 +240,7 @@ def _warn_of_mixtures(repository: ModelRepository, profiles: Sequence[str]) -> N
 def _gate_word(manifest: Manifest) -> str:
     if manifest.verification is None:
         return "not verified"
-    return "passed" if manifest.verification.get("passed") is True else "FAILED"
+    return "passed" if manifest.gate_passed else "FAILED"
 
 
 def _outline(value: Any, indent: str = "  ") -> Iterator[str]:

@@ -142,13 +142,14 @@ def _check_bounds(options: argparse.Namespace) -> None:
 
 
 def _can_add_fp32(options: argparse.Namespace) -> bool:
-    """Whether a server that is started can serve fp32 too, whose detections are the reference."""
-    from repository.servable import servable_precisions
-    from repository.store import SHIPPED_REPOSITORY
+    """Whether a server that is started can serve fp32 too, which says what to expect."""
+    from repository.store import SHIPPED_REPOSITORY, ModelRepository
 
     if options.url_grpc or options.url_http:
         return False
-    return "fp32" in servable_precisions(options.repository or SHIPPED_REPOSITORY, options.profile)
+    return "fp32" in ModelRepository.existing(options.repository or SHIPPED_REPOSITORY).servable_precisions(
+        options.profile
+    )
 
 
 def _names(option: str, text: str, allowed: tuple[str, ...]) -> tuple[str, ...]:

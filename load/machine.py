@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import psutil
 
-from repository.gpu import nvidia_smi
+from base.gpu import query_gpus
 
 _PACKAGES: Final = ("locust", "tritonclient", "grpcio", "gevent", "numpy", "onnxruntime")
 
@@ -32,8 +32,8 @@ def describe_machine(packages: Sequence[str] = _PACKAGES) -> dict[str, Any]:
 
 
 def gpu_name() -> str | None:
-    """Names and driver versions of the GPUs; None without a GPU or driver."""
-    return "; ".join(nvidia_smi("name,driver_version")) or None
+    """Name and driver version of the GPUs, as ``nvidia-smi`` has them; None where there is no such program or GPU."""
+    return "; ".join(map(", ".join, query_gpus("name", "driver_version"))) or None
 
 
 def _processor() -> str:

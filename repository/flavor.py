@@ -1,4 +1,4 @@
-"""Which TensorRT is installed: 10.3 or newer, 11, or TensorRT-RTX. The rest of the builder asks only this module."""
+"""Which TensorRT is installed: 10.3 or newer, 11, or TensorRT-RTX."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KNOWN_RTX_MAJORS: Final = (1,)
 
 _MODULES: Final[dict[Family, tuple[str, ...]]] = {
     "tensorrt": ("tensorrt",),
-    # The tensorrt_rtx package wraps the bindings; the wheels named *-bindings bring the bindings alone.
+    # The tensorrt_rtx package wraps the bindings; the wheels named *-bindings hold only the bindings.
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
 }
 
@@ -28,8 +28,8 @@ _MODULES: Final[dict[Family, tuple[str, ...]]] = {
 # (8.6, "TensorRT 10 has this bug fixed").
 _OLD_ADVICE: Final = (
     "INT8 builds of YOLO segmentation networks fail there with 'Could not find any implementation for node'. Upgrade "
-    "TensorRT to 10.3 or newer, or to 11 (for example the container nvcr.io/nvidia/tensorrt of the same month as your "
-    "Triton container); an old TensorRT that has to stay can only serve another build's fp16 model"
+    "TensorRT to 10.3 or newer, or to 11 (for example the container nvcr.io/nvidia/tensorrt of the same release as "
+    "your Triton container); an old TensorRT that has to stay can only serve another build's fp16 model"
 )
 # https://github.com/ultralytics/ultralytics/pull/24368: every 10.x but 10.2.0 builds working INT8 plans.
 _BAD_102_ADVICE: Final = "TensorRT 10.2.0 builds INT8 plans that are known to be bad. " + _OLD_ADVICE
@@ -75,11 +75,6 @@ class Flavor:
     def plan_suffix(self) -> str:
         """File suffix of its plans. Triton looks for ``model.plan``, so a TensorRT-RTX plan never has that name."""
         return ".rtxplan" if self.is_rtx else ".plan"
-
-    @property
-    def triton_can_load(self) -> bool:
-        """Whether a plan may be put into a version folder that Triton's TensorRT backend loads."""
-        return not self.is_rtx
 
     def __str__(self) -> str:
         return f"TensorRT{'-RTX' if self.is_rtx else ''} {self.version_text}"
@@ -133,7 +128,7 @@ def _import(name: str, import_module: Callable[[str], ModuleType], reasons: list
     except ModuleNotFoundError as error:
         reasons.append(f"{name}: not installed" if error.name == name else f"{name}: {error}")
         return None
-    except (ImportError, OSError) as error:  # a library of its is missing or of another CUDA
+    except (ImportError, OSError) as error:  # one of its libraries is missing or of another CUDA
         reasons.append(f"{name}: does not load ({error})")
         return None
     # tensorrt-stubs makes a folder of type stubs that imports as an empty package.

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from base.files import sha256_of
 from pipeline import contract
 from repository.errors import RepositoryError
 from repository.live import LiveError, LiveServer
-from repository.manifest import MANIFEST_NAME, Manifest, sha256_of
+from repository.manifest import MANIFEST_NAME, Manifest
 from repository.networks import mixture, mixture_remedy
-from repository.plans import Machine, Misfit, machine_at_hand, plan_misfit
+from repository.plans import Machine, Misfit, find_machine, plan_misfit
 from repository.profiles import PROFILES
 from repository.running import running_servers
-from repository.store import ModelRepository, read_config
+from repository.store import ModelRepository, read_config, size_problems
 
 _CACHE: Final = "__pycache__"
 
@@ -41,10 +42,10 @@ class Fault:
 
 @dataclass
 class Findings:
-    """What :func:`verify` found.
+    """Outcome of :func:`verify`.
 
     Attributes:
-        versions: number of versions that were looked at.
+        versions: number of versions that were checked.
         faults: what is wrong.
         notes: what is worth knowing, and what could not be decided here.
     """
@@ -62,20 +63,19 @@ def verify(
 ) -> Findings:
     """Check versions: hashes, manifests, configurations, plans against this machine, servers against configurations.
 
+    Nothing is changed.
+
     Args:
         repository: the repository.
         precision: only this model; None takes all.
         version: only this version of it; its plans must then run here, promoted or not.
-        machine: to compare plans with; None looks at this one, if there are plans.
-
-    Returns:
-        What was found; nothing is changed.
+        machine: to compare plans with; None takes this one.
 
     Raises:
-        RepositoryError: the version asked for is not there.
+        RepositoryError: the version asked for does not exist.
     """
     findings = Findings()
-    at_hand = functools.cache(lambda: machine or machine_at_hand())
+    this_machine = functools.cache(lambda: machine or find_machine())
     for name in [precision] if precision else contract.PRECISIONS:
         versions = repository.versions(name)
         if version is not None and version not in versions:
@@ -86,7 +86,8 @@ def verify(
             faults = version_faults(repository, name, number)
             findings.faults += faults
             if not faults:
-                _check_plans(repository, name, number, at_hand, findings, demanded=version is not None)
+                manifest = repository.manifest(name, number)
+                _check_plans(repository, manifest, this_machine, findings, required=version is not None)
         findings.faults += _config_faults(repository, name)
         findings.notes += _leftover_notes(repository, name)
     if version is None:
@@ -97,9 +98,8 @@ def verify(
 
 def version_faults(repository: ModelRepository, precision: str, version: int) -> list[Fault]:
     """Compare a version's files with its manifest, and its manifest with its place."""
-    folder = repository.model_folder(precision) / str(version)
+    folder = repository.version_folder(precision, version)
     subject = f"{contract.network_model(precision)}/{version}"
-    remedy = _rebuild_remedy(repository, precision, version)
     try:
         manifest = Manifest.read(folder)
         problems = [*_manifest_problems(manifest, precision, version), *_file_problems(manifest, folder)]
@@ -107,7 +107,7 @@ def version_faults(repository: ModelRepository, precision: str, version: int) ->
         problems = [str(error)]
     except (TypeError, AttributeError, KeyError) as error:
         problems = [f"{MANIFEST_NAME} has entries of the wrong kind ({error!r})"]
-    return [Fault(subject, problem, remedy) for problem in problems]
+    return [Fault(subject, problem, _rebuild_remedy(repository, precision, version)) for problem in problems]
 
 
 def misfit_of(repository: ModelRepository, manifest: Manifest, machine: Machine) -> Misfit | None:
@@ -118,37 +118,16 @@ def misfit_of(repository: ModelRepository, manifest: Manifest, machine: Machine)
 
 
 def plan_remedy(repository: ModelRepository, manifest: Manifest, misfit: Misfit) -> str:
-    """The command that mends a misfit; to be run on the machine that is to serve."""
+    """The command that fixes a misfit; run it on the machine that is to serve."""
     if misfit.addable:
-        return f"python -m builder add-plan {manifest.model}/{manifest.version} --repository {repository.path}"
-    return build_command(repository, manifest.precision, "tensorrt")
-
-
-def build_command(repository: ModelRepository, precision: str, profile: str) -> str:
-    """The command that builds a precision; with the one that promotes it where the profile has no builds of its own."""
-    served = PROFILES[profile]
-    stages = contract.PRECISIONS[: contract.PRECISIONS.index(precision) + 1]
-    chosen = f"--profile {served.build_profile} --precisions {','.join(stages)} --repository {repository.path}"
-    build = f"python -m builder build {chosen}"
-    if served.is_built:
-        return build
-    model = contract.network_model(precision)
-    return f"{build}, then python -m builder promote {model}/VERSION --profile {profile} --repository {repository.path}"
-
-
-def size_problems(config: Any, sizes: Mapping[str, list[int]]) -> list[str]:
-    """Tensors of a configuration that differ from those of a network."""
-    return [
-        f"{tensor.name} is {list(tensor.dims)}, the network's is {sizes[tensor.name]}"
-        for tensor in [*config.input, *config.output]
-        if tensor.name in sizes and list(tensor.dims) != list(sizes[tensor.name])
-    ]
+        return f"python -m builder add-plan {manifest.name} --repository {repository.path}"
+    return repository.build_command(manifest.precision, "tensorrt")
 
 
 def _manifest_problems(manifest: Manifest, precision: str, version: int) -> Iterator[str]:
     model = contract.network_model(precision)
     if (manifest.model, manifest.version, manifest.precision) != (model, version, precision):
-        yield f"{MANIFEST_NAME} speaks of {manifest.model}/{manifest.version} ({manifest.precision})"
+        yield f"{MANIFEST_NAME} describes {manifest.name} ({manifest.precision})"
     if manifest.profile not in contract.PROFILES:
         yield f"{MANIFEST_NAME} names the profile {manifest.profile!r}; allowed: {', '.join(contract.PROFILES)}"
     if not any(manifest.tag.endswith(f"-{entry.sha256[:8]}") for entry in manifest.files.values()):
@@ -185,24 +164,27 @@ def _is_of_plans(manifest: Manifest) -> bool:
 
 
 def _check_plans(
-    repository: ModelRepository, precision: str, version: int, at_hand: Any, findings: Findings, *, demanded: bool
+    repository: ModelRepository,
+    manifest: Manifest,
+    this_machine: Callable[[], Machine],
+    findings: Findings,
+    *,
+    required: bool,
 ) -> None:
-    manifest = Manifest.read(repository.model_folder(precision) / str(version))
     if not _is_of_plans(manifest):
         return
-    subject = f"{manifest.model}/{version}"
     try:
-        misfit = misfit_of(repository, manifest, at_hand())
-        promoted = version in repository.promoted(precision, "tensorrt")
+        misfit = misfit_of(repository, manifest, this_machine())
+        promoted = manifest.version in repository.promoted(manifest.precision, "tensorrt")
     except RepositoryError:
         return  # reported with the configuration
     if misfit is None:
         return
-    if misfit.known and (promoted or demanded):
+    if misfit.known and (promoted or required):
         remedy = f"on this machine: `{plan_remedy(repository, manifest, misfit)}`"
-        findings.faults.append(Fault(subject, misfit.reason, remedy))
+        findings.faults.append(Fault(manifest.name, misfit.reason, remedy))
     else:
-        findings.notes.append(f"{subject}: {misfit.reason}")
+        findings.notes.append(f"{manifest.name}: {misfit.reason}")
 
 
 def _check_networks(repository: ModelRepository, findings: Findings) -> None:
@@ -214,40 +196,38 @@ def _check_networks(repository: ModelRepository, findings: Findings) -> None:
             continue  # reported with the configuration
         if mixed is None:
             continue
+        remedy = mixture_remedy(repository, mixed)
         if mixed.of_other_classes:
-            findings.faults.append(Fault(f"profile {profile}", str(mixed), mixture_remedy(repository, mixed)))
+            findings.faults.append(Fault(f"profile {profile}", str(mixed), remedy))
         else:
-            findings.notes.append(f"{mixed}; to serve one: {mixture_remedy(repository, mixed)}")
+            findings.notes.append(f"{mixed}; to serve one: {remedy}")
 
 
 def _config_faults(repository: ModelRepository, precision: str) -> Iterator[Fault]:
     model = contract.network_model(precision)
-    built = {manifest.version: manifest for manifest in repository.manifests(precision)}
+    manifests = repository.manifests(precision)
     for profile in contract.PROFILES:
         path = repository.config_path(precision, profile)
         try:
             config = read_config(path)
         except RepositoryError as error:
-            yield Fault(
-                model, str(error), f"copy {path.relative_to(repository.path)} from the shipped model_repository"
-            )
+            place = path.relative_to(repository.path)
+            yield Fault(model, str(error), f"copy {place} from the shipped model_repository")
             continue
-        mine = [manifest for manifest in built.values() if manifest.profile in PROFILES[profile].serves]
+        mine = [manifest for manifest in manifests if manifest.profile in PROFILES[profile].serves]
         named = list(config.version_policy.specific.versions)
-        # A profile that others build for serves nothing until a version is promoted for it.
+        # A profile without builds of its own serves nothing until a version is promoted for it.
         wanted = named or PROFILES[profile].is_built
         servable = [one for one in mine if repository.is_servable(precision, one.version, profile)]
         if wanted and servable and not repository.promoted(precision, profile):
             yield Fault(
                 model,
                 f"{path.name} names the versions {named}, of which none can be served under the profile {profile}",
-                f"promote one with `python -m builder promote {model}/{servable[-1].version} --profile {profile}`",
+                f"promote one with `python -m builder promote {servable[-1].name} --profile {profile}`",
             )
-        sizes = mine[-1].source.get("tensor_sizes", {}) if mine else {}
-        for problem in size_problems(config, sizes):
-            yield Fault(
-                model, f"{path.name}: {problem}", f"`{build_command(repository, precision, profile)}` writes it"
-            )
+        for problem in size_problems(config, mine[-1].source.get("tensor_sizes", {}) if mine else {}):
+            remedy = f"`{repository.build_command(precision, profile)}` writes it"
+            yield Fault(model, f"{path.name}: {problem}", remedy)
 
 
 def _leftover_notes(repository: ModelRepository, precision: str) -> list[str]:
@@ -260,7 +240,7 @@ def _leftover_notes(repository: ModelRepository, precision: str) -> list[str]:
 
 
 def _server_faults(repository: ModelRepository, precision: str | None) -> Iterator[Fault]:
-    """Running servers that serve another version than the configuration names: a promotion was cut short."""
+    """Running servers that serve other versions than the configuration names: a promotion was cut short."""
     for running in running_servers(repository.path):
         with LiveServer.of(running) as server:
             for name in [precision] if precision else contract.PRECISIONS:
@@ -283,18 +263,14 @@ def _server_faults(repository: ModelRepository, precision: str | None) -> Iterat
 
 
 def _rebuild_remedy(repository: ModelRepository, precision: str, version: int) -> str:
-    folder = repository.model_folder(precision) / str(version)
-    profiles = _promoted_under(repository, precision, version)
+    folder = repository.version_folder(precision, version)
     rebuild = f"remove it with `rm -r {folder}` and build it again with the command that built it"
+    try:
+        profiles = repository.profiles_of(precision, version)
+    except RepositoryError:  # reported with the configuration
+        profiles = []
     if not profiles:
         return rebuild
     model = contract.network_model(precision)
     back = " and ".join(f"`python -m builder rollback {model} --profile {profile}`" for profile in profiles)
     return f"it is promoted ({', '.join(profiles)}): go back with {back}, then {rebuild}"
-
-
-def _promoted_under(repository: ModelRepository, precision: str, version: int) -> list[str]:
-    try:
-        return repository.profiles_of(precision, version)
-    except RepositoryError:  # a broken configuration is a fault of its own
-        return []

@@ -23,10 +23,10 @@ GRPC_ADMIN_HEADER: Final = f"triton-grpc-protocol-{ADMIN_HEADER}"
 """gRPC metadata that opens the restricted APIs."""
 
 READY_TIMEOUT_S: Final = 60.0
-"""How long a server that is just starting is waited for."""
+"""How long to wait for a server that is just starting."""
 
 ANSWER_TIMEOUT_S: Final = 60.0
-"""How long a server may take for an answer, unless a caller says otherwise."""
+"""How long a server may take to answer by default."""
 
 _LOAD_TIMEOUT_S: Final = 300.0
 _POLL_S: Final = 0.1
@@ -45,7 +45,7 @@ class LiveServer:
         url: host and port of its gRPC endpoint.
         admin_secret: opens the model-control API.
         name: for messages.
-        answer_timeout_s: how long an answer may take, in seconds; to load a model may take five minutes in any case.
+        answer_timeout_s: how long an answer may take, in seconds; loading a model always has five minutes.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class LiveServer:
         self._client.close()
 
     def wait_live(self, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Wait until the server answers, which it does once it has loaded the models that it starts with.
+        """Wait until the server answers, which it does once its first models are loaded.
 
-        The server's readiness is not asked: Triton takes it back while any model is loaded, and for good when one
+        This does not wait for readiness: a server is not ready while it loads any model, nor ever again when one
         version of one model failed to load, though the others go on answering.
 
         Raises:
@@ -119,21 +119,21 @@ class LiveServer:
             LiveError: the server does not say.
         """
         answer = self._ask(
-            f"tell the configuration of {model}",
+            f"return the configuration of {model}",
             lambda: self._client.get_model_config(model, as_json=True, client_timeout=self._timeout_s),
         )
         return dict(answer["config"])
 
     def reload(self, model: str, config: str | None = None) -> None:
-        """Load a model as its configuration on disk says now, or as another one says.
+        """Load a model with its configuration on disk, or with another one.
 
-        Triton loads the new version, turns to it, then unloads the old one when its last request is done; ensembles
-        that use the model follow by themselves. If loading fails the old version goes on serving. (Seen on 2.51, under
-        traffic, to higher and to lower numbers.)
+        Triton loads the new version, switches to it, then unloads the old one when its last request is done; ensembles
+        that use the model follow. If loading fails, the old version goes on serving. (Seen on 2.51, under traffic, to
+        higher and to lower numbers.)
 
         Args:
             model: its name.
-            config: JSON; a configuration that differs from the present one makes Triton load the model anew.
+            config: JSON; Triton loads the model anew if it differs from the present configuration.
 
         Raises:
             LiveError: the server refused, or could not load the model; the message gives its reason.
@@ -154,7 +154,7 @@ class LiveServer:
             input_dims: height, width and channels of the network's input.
 
         Raises:
-            LiveError: one of these does not hold.
+            LiveError: it does not.
         """
         model = contract.network_model(precision)
         for asked in (str(version), ""):

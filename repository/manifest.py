@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
+from base.files import sha256_of
 from repository.errors import RepositoryError
 
 MANIFEST_NAME: Final = "manifest.json"
 FORMAT_VERSION: Final = 1
+
+_SHOWN_CLASSES: Final = 3
+_SHOWN_HASH: Final = 8
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that is known of one version.
+    """What is known of one version.
 
     Attributes:
         tag: ``<model>-<precision>-<runtime><version>-<device>-<hash8>``.
@@ -81,6 +85,47 @@ class Manifest:
     durations_s: dict[str, float] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
+    @property
+    def name(self) -> str:
+        """Model and version, as commands take them: ``network_int8/2``."""
+        return f"{self.model}/{self.version}"
+
+    @property
+    def source_hash(self) -> str:
+        """Hash of the export; empty if unknown."""
+        return str(self.source.get("sha256") or "")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names of the export; empty if unknown."""
+        names = self.source.get("class_names")
+        return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
+
+    @property
+    def source_text(self) -> str:
+        """The export, for messages: ``best.onnx (3fa41c22…, 2 classes: cat, dog)``."""
+        classes = f", {classes_text(self.class_names)}" if self.class_names else ""
+        return f"{self.source.get('file', 'an export')} ({self.source_hash[:_SHOWN_HASH]}…{classes})"
+
+    @property
+    def gate_passed(self) -> bool:
+        """Whether its accuracy gate passed."""
+        return self.verification is not None and self.verification.get("passed") is True
+
+    @property
+    def gate_refusal(self) -> str | None:
+        """Why its accuracy gate does not allow it to be served; None if it does.
+
+        fp32 is what the others are compared with, so it needs no verification.
+        """
+        if self.gate_passed or (self.verification is None and self.precision == "fp32"):
+            return None
+        if self.verification is None:
+            return "it was never verified against fp32"
+        metrics, gate = self.verification.get("metrics") or {}, self.verification.get("gate") or {}
+        values = ", ".join(f"{name} {_number(metrics.get(name))}, needed {_number(gate[name])}" for name in gate)
+        return f"its gate did not pass ({values or 'the manifest does not say why'})"
+
     def to_json(self) -> str:
         """The file's text."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
@@ -107,17 +152,34 @@ class Manifest:
             raise RepositoryError(f"{path}: not a readable manifest ({error}); build the version again") from error
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else "not measured"
 
 
-def _digest(stream: Any) -> str:
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+def classes_text(names: Sequence[str]) -> str:
+    """For messages: ``80 classes: person, bicycle, car, …``."""
+    more = ", …" if len(names) > _SHOWN_CLASSES else ""
+    return f"{len(names)} class{'' if len(names) == 1 else 'es'}: {', '.join(names[:_SHOWN_CLASSES])}{more}"
+
+
+def other_classes(before: Sequence[str], now: Sequence[str]) -> str | None:
+    """What differs between two lists of class names; None if a class's number means the same in both.
+
+    Exports without names have ``class_0`` and so on, of which only the number counts; an empty list is unknown.
+
+    Example:
+        >>> other_classes(["cat", "dog"], ["cat", "cow"])
+        "class 1 was 'dog' and is 'cow'"
+    """
+    if not before or not now:
+        return None
+    if len(before) != len(now):
+        return f"{len(before)} class(es) before, {len(now)} now"
+    unnamed = [f"class_{index}" for index in range(len(now))]
+    if unnamed in (list(before), list(now)):
+        return None
+    pairs = enumerate(zip(before, now, strict=True))
+    return next((f"class {index} was {old!r} and is {new!r}" for index, (old, new) in pairs if old != new), None)
 
 
 def toolchain(*packages: str) -> dict[str, str]:

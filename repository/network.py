@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from pipeline import contract
@@ -22,10 +21,12 @@ def onnx_network(model: Path | bytes, threads: int | None = None) -> Network:
         model: grafted network, as a file or serialized.
         threads: of the session; None takes all cores.
     """
+    import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
-    # Waiting threads sleep: on a machine that does other work too, spinning ones take its cores many times over.
+    # Spinning threads would take cores from whatever else the machine does.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     source = str(model) if isinstance(model, Path) else model
     session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])

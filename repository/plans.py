@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from base.gpu import Gpu, find_gpu
 from repository.errors import FlavorError
 from repository.flavor import detect_flavor, parse_version
-from repository.gpu import Gpu, gpu_at_hand
 
 _AMPERE: Final = (8, 0)
 """Least compute capability of hardware compatible plans (TensorRT's ``HardwareCompatibilityLevel.AMPERE_PLUS``)."""
 
-# In a process of its own: the library is large, and loading a broken one must not end this process.
+# Run in a separate process: the library is large, and loading a broken one must not end this process.
 _READ_LIBRARY: Final = """
 import ctypes
 for name in ("libnvinfer.so.11", "libnvinfer.so.10", "libnvinfer.so.8", "libnvinfer.so"):
@@ -62,10 +62,10 @@ class Misfit:
     addable: bool = False
 
 
-def machine_at_hand() -> Machine:
-    """Look at this machine: the library that Triton loads first, then the Python package."""
+def find_machine() -> Machine:
+    """This machine's GPU and TensorRT: the library, which is what Triton loads, else the Python package."""
     library = _library_version()
-    gpu = gpu_at_hand()
+    gpu = find_gpu()
     if library is not None:
         return Machine(library, "libnvinfer", gpu)
     try:
@@ -91,7 +91,7 @@ def plan_misfit(
     """
     loadable = {name: facts for name, facts in plans.items() if facts.get("flavor") != "tensorrt-rtx"}
     if not loadable:
-        what = "holds plans of TensorRT-RTX alone, which Triton does not load" if plans else "holds no TensorRT plan"
+        what = "holds only plans of TensorRT-RTX, which Triton does not load" if plans else "holds no TensorRT plan"
         return Misfit(f"the version {what}")
     if machine.gpu is None:
         what = ", ".join(loadable)

@@ -1,4 +1,4 @@
-"""The profiles: what each one's backend loads, what it needs, and whose builds it serves."""
+"""The profiles: what each one's backend loads, what it needs, and which builds it serves."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from pipeline import contract
 
 @dataclass(frozen=True)
 class ServingProfile:
-    """One way of serving the network.
-
-    Ask these attributes, never the name: a profile that is not ``cpu`` is not therefore one of TensorRT.
+    """One way of serving the network; code compares these attributes, never the name.
 
     Attributes:
         name: as on the command line.

@@ -1,4 +1,4 @@
-"""Which versions were promoted, and when: one log per model, so that a rollback knows where to go."""
+"""The log of promotions, one per model, which says where a rollback goes."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal, get_args
 
 from repository.store import PROMOTIONS_NAME
 
 Action = Literal["promote", "rollback"]
-
-ACTIONS: Final[tuple[Action, ...]] = ("promote", "rollback")
 
 
 @dataclass(frozen=True)
@@ -38,13 +35,8 @@ class Promotion:
     forced: bool = False
 
 
-def now_utc() -> str:
-    """The time for a line of the log."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
 def read_promotions(model_folder: Path, profile: str | None = None) -> list[Promotion]:
-    """Read a model's log, oldest first; lines that are no promotion (cut short by a kill) are left out.
+    """Read a model's log, oldest first, without lines that are cut short.
 
     Args:
         model_folder: folder of ``network_<precision>``.
@@ -61,10 +53,10 @@ def read_promotions(model_folder: Path, profile: str | None = None) -> list[Prom
 def append_promotion(model_folder: Path, promotion: Promotion) -> None:
     """Add a line to a model's log."""
     with (model_folder / PROMOTIONS_NAME).open("a+b") as stream:
-        whole = stream.tell() == 0 or _ends_a_line(stream.fileno(), stream.tell())
-        # What a killed process left half written becomes a line of its own, which readers leave out.
-        line = ("" if whole else "\n") + json.dumps(asdict(promotion)) + "\n"
-        stream.write(line.encode())
+        size = stream.tell()
+        # A line that a killed process left half written is ended, so that readers leave out only that one.
+        whole = size == 0 or os.pread(stream.fileno(), 1, size - 1) == b"\n"
+        stream.write(("" if whole else "\n").encode() + json.dumps(asdict(promotion)).encode() + b"\n")
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -110,8 +102,4 @@ def _parsed(line: str) -> Promotion | None:
         promotion = Promotion(**json.loads(line))
     except (ValueError, TypeError):
         return None
-    return promotion if promotion.action in ACTIONS and isinstance(promotion.version, int) else None
-
-
-def _ends_a_line(descriptor: int, size: int) -> bool:
-    return os.pread(descriptor, 1, size - 1) == b"\n"
+    return promotion if promotion.action in get_args(Action) and isinstance(promotion.version, int) else None

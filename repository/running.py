@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from base.cache import cache_dir
+from base.files import write_atomically
 from base.names import SHARED_MEMORY, SHM_PREFIX, STUB_NAME
 from repository.errors import RepositoryError
 
@@ -45,23 +46,19 @@ class RunningServer:
     shm_prefix: str = ""
 
     def write(self) -> Path:
-        """Write the state file, whole or not at all, readable by this user alone."""
+        """Write the state file, readable only by this user."""
         folder = _folder()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = folder / f"{self.pid}.json"
-        beside = folder / f".{self.pid}"
-        beside.unlink(missing_ok=True)  # of a process that had this number before
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as stream:
-            json.dump(asdict(self), stream, indent=2)
-        return beside.replace(path)
+        write_atomically(path, json.dumps(asdict(self), indent=2), mode=0o600)
+        return path
 
 
 def running_servers(repository: Path | None = None) -> list[RunningServer]:
     """Servers of this user that are alive, of one repository or of all.
 
-    What dead ones left behind is removed: shared memory stays when both a server and its parent were killed, and at
-    times processes of its Python backend stay for seconds more.
+    What dead ones left is removed: shared memory stays when a server and its parent were both killed, and processes of
+    its Python backend may stay for seconds more.
     """
     found = []
     for path in sorted(_folder().glob("*.json")):
@@ -77,33 +74,18 @@ def running_servers(repository: Path | None = None) -> list[RunningServer]:
     return found
 
 
-def find_server(repository: Path) -> RunningServer:
-    """The one server of a repository.
-
-    Raises:
-        RepositoryError: none runs, or more than one.
-    """
-    found = running_servers(repository)
-    if len(found) != 1:
-        raise RepositoryError(
-            f"{len(found)} servers of {repository} run on this machine; expected: 1. Start one with "
-            f"`python -m serving run --repository {repository}`"
-        )
-    return found[0]
-
-
 def scratch_folder(prefix: str) -> Path:
-    """Where a server may keep files of its own, under a name that tritonserver can use; see :func:`clear_after`.
+    """Folder for a server's own files, under a name that tritonserver can use; see :func:`clear_after`.
 
     Raises:
-        RepositoryError: none of the usual folders for temporary files has such a name and can be written to.
+        RepositoryError: no usual folder for temporary files has such a name and is writable.
     """
     _folder().mkdir(parents=True, exist_ok=True, mode=0o700)
     folder = next((one for one in _scratch_parents() if is_safe(one) and os.access(one, os.W_OK)), None)
     if folder is None:
         raise RepositoryError(
-            "no folder for temporary files has a path of ASCII letters, digits and ._/+@,=- alone, which tritonserver "
-            "needs; set TMPDIR to one that can be written to"
+            "no folder for temporary files has a path of only ASCII letters, digits and ._/+@,=-, which tritonserver "
+            "needs; set TMPDIR to one that is writable"
         )
     return folder / f"{prefix}files"
 
@@ -114,25 +96,22 @@ def is_safe(path: Path) -> bool:
 
 
 def clear_after(prefix: str) -> None:
-    """Remove what a server that has ended leaves: processes of its Python backend, shared memory and its own files."""
+    """Remove what a dead server left: processes of its Python backend, shared memory and its own files.
+
+    Anything but the prefix of one server is ignored.
+    """
     if SHM_PREFIX.fullmatch(prefix):
         _kill_orphans(prefix)
-        remove_shared_memory(prefix)
+        for region in SHARED_MEMORY.glob(f"{prefix}*"):
+            region.unlink(missing_ok=True)
         for folder in _scratch_parents():
             shutil.rmtree(folder / f"{prefix}files", ignore_errors=True)
-
-
-def remove_shared_memory(prefix: str, folder: Path = SHARED_MEMORY) -> None:
-    """Remove a dead server's shared memory regions; anything but the prefix of one server is ignored."""
-    if SHM_PREFIX.fullmatch(prefix):
-        for region in folder.glob(f"{prefix}*"):
-            region.unlink(missing_ok=True)
 
 
 def _kill_orphans(prefix: str) -> None:
     for process in Path("/proc").iterdir():
         if process.name.isdecimal():
-            with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
+            with contextlib.suppress(OSError):  # it has ended, or is another user's
                 program, *arguments = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
                 if STUB_NAME in program and any(argument.startswith(prefix) for argument in arguments):
                     os.kill(int(process.name), signal.SIGKILL)
@@ -148,8 +127,8 @@ def _scratch_parents() -> list[Path]:
 
 def _is_alive(pid: int) -> bool:
     process = Path(f"/proc/{pid}")
-    # The program is known a moment before the command line of a process that is being started is; where tritonserver is
-    # a script, or of another user namespace, only the command line names it. A dead process has neither.
+    # A process that is just starting has a program before it has a command line. Where tritonserver is a script, or of
+    # another user namespace, only the command line names it. A dead process has neither.
     try:
         if (process / "exe").readlink().name.startswith("tritonserver"):
             return True

@@ -16,23 +16,25 @@ from typing import Any, Final
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from base.files import write_atomically
 from base.paths import address_problem
 from pipeline import contract
 from repository.errors import RepositoryError
-from repository.manifest import MANIFEST_NAME, Manifest
-from repository.networks import refuse_other_classes
+from repository.manifest import MANIFEST_NAME, Manifest, classes_text, other_classes
 from repository.profiles import PROFILES
 
 SHIPPED_REPOSITORY: Final = Path(__file__).resolve().parent.parent / "model_repository"
 PROMOTIONS_NAME: Final = ".promotions.jsonl"
-"""Log of what was promoted, in each model's folder; Triton looks at numbered folders alone."""
+"""Log of what was promoted, in each model's folder; Triton reads only numbered folders."""
+
+CONFIG_NAME: Final = "config.pbtxt"
+CONFIG_NAMES: Final = {name: profile.config_name for name, profile in PROFILES.items()}
+"""Where the configuration of a ``network_*`` model lies, per profile."""
 
 _STAGING_PREFIX: Final = ".building-"
 _LOCK_NAME: Final = ".lock"
 _COPYING_NAME: Final = ".copying"
-CONFIG_NAMES: Final = {name: profile.config_name for name, profile in PROFILES.items()}
-"""Where the configuration of a ``network_*`` model lies, per profile."""
-
+_ONNX_FILES: Final = ("model.onnx", "model.py")
 _MAKE_ROOM: Final = "make room on that disk, then repeat the command"
 _BE_ALLOWED: Final = "make the repository writable for this user, then repeat the command"
 _DISK_REMEDIES: Final = {
@@ -62,67 +64,103 @@ class ModelRepository:
         Raises:
             RepositoryError: the folder holds something else.
         """
-        _refuse_address(path)
         repository = cls(path)
-        if repository._is_whole():
+        problem = repository._problem()
+        if problem is None:
             return repository
-        if path.exists() and not (path / _COPYING_NAME).exists() and _has_foreign_entries(path):
-            raise RepositoryError(
-                f"{path} is not a model repository of this project (no {contract.PREPROCESS_MODEL}/config.pbtxt); "
-                "give a new or empty folder with --repository"
-            )
+        copying = path / _COPYING_NAME
+        if address_problem(path) or (path.exists() and not copying.exists() and _has_foreign_entries(path)):
+            raise RepositoryError(f"{problem}; give a new or empty folder with --repository")
         if not SHIPPED_REPOSITORY.is_dir():
             raise RepositoryError(f"{SHIPPED_REPOSITORY}: missing; run from a checkout of the project")
-        with _disk_faults_told(path):
+        with _explained_disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
         with repository.locked():
-            if not repository._is_whole():  # another builder may have made it meanwhile
-                # Whoever finds this mark knows that the copy was cut short, and makes it again.
-                (path / _COPYING_NAME).touch()
+            if repository._problem() is not None:  # else another builder has made it meanwhile
+                copying.touch()  # marks a copy that was cut short, which the next builder repeats
                 shutil.copytree(SHIPPED_REPOSITORY, path, ignore=_versions_and_caches, dirs_exist_ok=True)
-                (path / _COPYING_NAME).unlink()
+                copying.unlink()
         return repository
 
     @classmethod
     def existing(cls, path: Path) -> ModelRepository:
-        """Open a repository that must be there; nothing is written.
+        """Open a repository that must exist; nothing is written.
 
         Raises:
             RepositoryError: there is none.
         """
-        _refuse_address(path)
         repository = cls(path)
-        if not repository._is_whole():
+        problem = repository._problem()
+        if problem is not None:
             raise RepositoryError(
-                f"{path} is no model repository of this project; give one with --repository, or make one with "
-                f"`python -m builder build --repository {path}`"
+                f"{problem}; give one with --repository, or make one with `python -m builder build --repository {path}`"
             )
         return repository
 
-    def _is_whole(self) -> bool:
-        shipped = (self.path / contract.PREPROCESS_MODEL / "config.pbtxt").is_file()
-        return shipped and not (self.path / _COPYING_NAME).exists()
+    def _problem(self) -> str | None:
+        """Why the path is not a whole repository; None if it is."""
+        problem = address_problem(self.path)
+        if problem is not None:
+            return problem
+        missing = [name for name in contract.SHARED_MODELS if not self.shared_config(name).is_file()]
+        if not missing and not (self.path / _COPYING_NAME).exists():
+            return None
+        what = f"no {missing[0]}/{CONFIG_NAME}" if missing else "its copy was cut short"
+        return f"{self.path} is not a model repository of this project ({what})"
 
     def model_folder(self, precision: str) -> Path:
         """Folder of ``network_<precision>``."""
         return self.path / contract.network_model(precision)
 
+    def version_folder(self, precision: str, version: int) -> Path:
+        """Folder of one version, there or not."""
+        return self.model_folder(precision) / str(version)
+
+    def config_path(self, precision: str, profile: str) -> Path:
+        """The configuration of ``network_<precision>`` under a profile."""
+        return self.model_folder(precision) / CONFIG_NAMES[profile]
+
+    def shared_config(self, model: str) -> Path:
+        """The configuration of a model that has the same one under every profile."""
+        return self.path / model / CONFIG_NAME
+
     def versions(self, precision: str) -> list[int]:
         """Numbers of the versions on disk, rising."""
-        return version_numbers(self.model_folder(precision))
+        folder = self.model_folder(precision)
+        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        return sorted(int(name) for name in names if re.fullmatch(r"[1-9]\d*", name))
+
+    def next_version(self, precision: str) -> int:
+        """The number that follows the highest on disk."""
+        return max(self.versions(precision), default=0) + 1
+
+    def manifest(self, precision: str, version: int) -> Manifest:
+        """Manifest of a version.
+
+        Raises:
+            RepositoryError: there is no such version, or its manifest is broken.
+        """
+        versions = self.versions(precision)
+        if version not in versions:
+            found = f"there are {', '.join(map(str, versions))}" if versions else "none is built"
+            raise RepositoryError(
+                f"{contract.network_model(precision)}/{version}: no such version in {self.path}; {found}. See "
+                f"`python -m builder list --repository {self.path}`"
+            )
+        return Manifest.read(self.version_folder(precision, version))
 
     def manifests(self, precision: str) -> list[Manifest]:
         """Manifests of the versions on disk, by rising number; versions without a readable one are left out."""
         found = []
         for version in self.versions(precision):
             with contextlib.suppress(RepositoryError):
-                found.append(Manifest.read(self.model_folder(precision) / str(version)))
+                found.append(self.manifest(precision, version))
         return found
 
     def find_build(self, precision: str, build_key: str) -> Manifest | None:
         """The version that an earlier, equal build wrote, if its files are still whole in number and size."""
         for manifest in reversed(self.manifests(precision)):
-            folder = self.model_folder(precision) / str(manifest.version)
+            folder = self.version_folder(precision, manifest.version)
             whole = all(
                 (folder / name).is_file() and (folder / name).stat().st_size == entry.size_bytes
                 for name, entry in manifest.files.items()
@@ -133,17 +171,17 @@ class ModelRepository:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the repository for writing; a second builder waits.
+        """Lock the repository for writing; a second builder waits.
 
         Raises:
-            RepositoryError: it cannot be written to, or there is no room; what is written appears whole or not at all.
+            RepositoryError: it cannot be written to, or the disk is full.
         """
-        with _disk_faults_told(self.path), (self.path / _LOCK_NAME).open("w") as stream:
+        with _explained_disk_errors(self.path), (self.path / _LOCK_NAME).open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 
     def is_locked(self) -> bool:
-        """Whether somebody writes to the repository now."""
+        """Whether a builder is writing to the repository now."""
         try:
             with (self.path / _LOCK_NAME).open() as stream:
                 fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -161,15 +199,13 @@ class ModelRepository:
         folder = self.model_folder(precision)
         shared = [self.path / name for name in contract.SHARED_MODELS]
         half_written = [file for place in (folder, folder / "configs", *shared) for file in place.glob(".*.pbtxt-*")]
-        half_written += [file for name in (".plan-*", f".{MANIFEST_NAME}-*") for file in folder.glob(f"[0-9]*/{name}")]
-        return sorted([*folder.glob(f"{_STAGING_PREFIX}*"), *half_written])
+        return sorted([*folder.glob(f"{_STAGING_PREFIX}*"), *folder.glob("[0-9]*/.*-*"), *half_written])
 
     @contextlib.contextmanager
     def staging(self, precision: str) -> Iterator[Path]:
-        """A temporary folder on the repository's file system; gone afterwards if it was not published.
+        """A temporary folder on the repository's file system, removed afterwards if it was not published.
 
-        To be used while the repository is :meth:`locked`: whatever else is found there was left by a builder that was
-        killed, and is removed.
+        Call it while the repository is :meth:`locked`: leftovers of builders that were killed are removed.
         """
         parent = self.model_folder(precision)
         self._sweep(precision)
@@ -185,7 +221,7 @@ class ModelRepository:
         Raises:
             RepositoryError: the version exists.
         """
-        target = self.model_folder(precision) / str(version)
+        target = self.version_folder(precision, version)
         if target.exists():
             raise RepositoryError(f"{target} exists; versions are never changed")
         for file in staged.iterdir():
@@ -197,9 +233,9 @@ class ModelRepository:
         return target
 
     def remove(self, precision: str, version: int) -> None:
-        """Remove a version: out of sight in one step, then deleted. To be used while the repository is locked."""
+        """Remove a version: hidden in one step, then deleted. Call it while the repository is :meth:`locked`."""
         self._sweep(precision)
-        folder = self.model_folder(precision) / str(version)
+        folder = self.version_folder(precision, version)
         hidden = folder.with_name(f"{_STAGING_PREFIX}removed-{version}")
         folder.rename(hidden)
         shutil.rmtree(hidden)
@@ -224,27 +260,35 @@ class ModelRepository:
         """
         return list(read_config(self.config_path(precision, profile)).version_policy.specific.versions)
 
+    def servable_precisions(self, profile: str) -> tuple[str, ...]:
+        """Precisions of which the profile's configuration names a version that can be served.
+
+        Raises:
+            RepositoryError: a configuration is missing or broken.
+        """
+        return tuple(precision for precision in contract.PRECISIONS if self.promoted(precision, profile))
+
     def profiles_of(self, precision: str, version: int) -> list[str]:
         """Profiles under which the configuration names a version that can be served."""
         return [profile for profile in contract.PROFILES if version in self.promoted(precision, profile)]
 
     def is_servable(self, precision: str, version: int, profile: str) -> bool:
         """Whether a version holds what the profile's backend loads."""
-        folder = self.model_folder(precision) / str(version)
+        folder = self.version_folder(precision, version)
         if PROFILES[profile].loads_plans:
             return any(folder.glob("*.plan"))
-        return (folder / "model.onnx").is_file() and (folder / "model.py").is_file()
+        return all((folder / name).is_file() for name in _ONNX_FILES)
 
     def why_not_servable(self, precision: str, version: int, profile: str) -> str | None:
         """Why a version cannot be served under a profile, and what to do; None if it can."""
         if self.is_servable(precision, version, profile):
             return None
-        folder = self.model_folder(precision) / str(version)
+        folder = self.version_folder(precision, version)
         if not folder.is_dir():
-            return "there is no such version; `python -m builder list` shows those that are there"
+            return "there is no such version; `python -m builder list` shows those that exist"
         if not PROFILES[profile].loads_plans:
-            lacking = [name for name in ("model.onnx", "model.py") if not (folder / name).is_file()]
-            return f"{folder} lacks {' and '.join(lacking)}; `python -m builder verify` says more"
+            missing = [name for name in _ONNX_FILES if not (folder / name).is_file()]
+            return f"{folder} lacks {' and '.join(missing)}; `python -m builder verify` says more"
         onnx_profiles = "|".join(name for name, one in PROFILES.items() if not one.loads_plans)
         ref = f"{contract.network_model(precision)}/{version}"
         elsewhere = f"its model.onnx is served by `python -m builder promote {ref} --profile {onnx_profiles}`"
@@ -267,32 +311,35 @@ class ModelRepository:
             raise RepositoryError(f"{model}/{version} cannot be served under the profile {profile}: {reason}")
 
     def promote(self, precision: str, profile: str, version: int) -> None:
-        """Make the profile's configuration name this version alone.
+        """Make the profile's configuration name only this version.
 
         Raises:
             RepositoryError: the version cannot be served under the profile.
         """
         self.check_servable(precision, version, profile)
-        path = self.config_path(precision, profile)
-        config = read_config(path)
-        if list(config.version_policy.specific.versions) != [version]:
-            config.version_policy.specific.versions[:] = [version]
-            write_config(path, config)
+        self._name_versions(precision, profile, [version])
 
     def withdraw(self, precision: str, profile: str) -> None:
         """Make the profile's configuration name no version."""
+        self._name_versions(precision, profile, [])
+
+    def _name_versions(self, precision: str, profile: str, versions: list[int]) -> None:
         path = self.config_path(precision, profile)
         config = read_config(path)
-        config.version_policy.specific.versions[:] = []
-        write_config(path, config)
+        if list(config.version_policy.specific.versions) != versions:
+            config.version_policy.specific.versions[:] = versions
+            write_config(path, config)
 
-    def config_path(self, precision: str, profile: str) -> Path:
-        """The configuration of ``network_<precision>`` under a profile."""
-        return self.model_folder(precision) / CONFIG_NAMES[profile]
-
-    def next_version(self, precision: str) -> int:
-        """The number that follows the highest on disk."""
-        return max(self.versions(precision), default=0) + 1
+    def build_command(self, precision: str, profile: str) -> str:
+        """The command that builds a precision; then the one that promotes it, where the profile has no own builds."""
+        stages = contract.PRECISIONS[: contract.PRECISIONS.index(precision) + 1]
+        where = f"--repository {self.path}"
+        chosen = f"--profile {PROFILES[profile].build_profile} --precisions {','.join(stages)}"
+        build = f"python -m builder build {chosen} {where}"
+        if PROFILES[profile].is_built:
+            return build
+        model = contract.network_model(precision)
+        return f"{build}, then python -m builder promote {model}/VERSION --profile {profile} {where}"
 
     def fit_network(self, sizes: Mapping[str, list[int]], class_names: Sequence[str]) -> list[Path]:
         """Write the network's sizes into the configurations that differ from them.
@@ -308,40 +355,45 @@ class ModelRepository:
             RepositoryError: other versions in the repository have other sizes or classes; one repository serves one
                 network, because all precisions share the other steps and the classes' numbers.
         """
-        self._refuse_other_networks(sizes, class_names)
-        changed = {}
-        for path in self._network_configs():
-            config = read_config(path)
-            if _fit(config, sizes):
-                changed[path] = config
+        for precision in contract.PRECISIONS:
+            for manifest in self.manifests(precision):
+                self._refuse_other_network(manifest, sizes, class_names)
+        paths = [self.shared_config(name) for name in contract.SHARED_MODELS]
+        for precision in contract.PRECISIONS:
+            folder = self.model_folder(precision)
+            paths += [folder / CONFIG_NAME, *sorted(folder.glob("configs/*.pbtxt"))]
+        configs = {path: read_config(path) for path in paths}
+        changed = {path: config for path, config in configs.items() if size_problems(config, sizes)}
         for path, config in changed.items():
+            for tensor in [*config.input, *config.output]:
+                tensor.dims[:] = sizes.get(tensor.name, tensor.dims)
             write_config(path, config)
         return list(changed)
 
-    def _network_configs(self) -> list[Path]:
-        paths = [self.path / name / "config.pbtxt" for name in contract.SHARED_MODELS]
-        for precision in contract.PRECISIONS:
-            folder = self.model_folder(precision)
-            paths += [folder / "config.pbtxt", *sorted(folder.glob("configs/*.pbtxt"))]
-        return paths
-
-    def _refuse_other_networks(self, sizes: Mapping[str, list[int]], class_names: Sequence[str]) -> None:
-        for precision in contract.PRECISIONS:
-            for manifest in self.manifests(precision):
-                refuse_other_classes(self.path, manifest, class_names)
-                if manifest.source["tensor_sizes"] != sizes:
-                    raise RepositoryError(
-                        f"{self.path} holds {manifest.tag} with tensors {manifest.source['tensor_sizes']}; this export "
-                        f"has {sizes}. One repository serves one network shape: build into another one with "
-                        "--repository FOLDER"
-                    )
+    def _refuse_other_network(
+        self, manifest: Manifest, sizes: Mapping[str, list[int]], class_names: Sequence[str]
+    ) -> None:
+        difference = other_classes(manifest.class_names, class_names)
+        if difference:
+            raise RepositoryError(
+                f"{self.path} holds {manifest.name} of {manifest.source_text}; this export has "
+                f"{classes_text(class_names)}: {difference}. One repository serves one network, since callers know "
+                "classes by number: build into another one with --repository FOLDER"
+            )
+        if manifest.source["tensor_sizes"] != sizes:
+            raise RepositoryError(
+                f"{self.path} holds {manifest.tag} with tensors {manifest.source['tensor_sizes']}; this export has "
+                f"{sizes}. One repository serves one network shape: build into another one with --repository FOLDER"
+            )
 
 
-def version_numbers(model_folder: Path) -> list[int]:
-    """Numbers of the version folders of a model, rising."""
-    if not model_folder.is_dir():
-        return []
-    return sorted(int(entry.name) for entry in model_folder.iterdir() if re.fullmatch(r"[1-9]\d*", entry.name))
+def size_problems(config: Any, sizes: Mapping[str, list[int]]) -> list[str]:
+    """Tensors of a configuration that differ from those of a network."""
+    return [
+        f"{tensor.name} is {list(tensor.dims)}, the network's is {sizes[tensor.name]}"
+        for tensor in [*config.input, *config.output]
+        if tensor.name in sizes and list(tensor.dims) != list(sizes[tensor.name])
+    ]
 
 
 def read_config(path: Path) -> Any:
@@ -360,29 +412,12 @@ def read_config(path: Path) -> Any:
 
 def write_config(path: Path, config: Any) -> None:
     """Write a ``ModelConfig`` as text, atomically."""
-    write_text(path, text_format.MessageToString(config))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file beside its place, then rename it into it."""
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False
-    ) as stream:
-        temporary = Path(stream.name)
-        try:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    write_atomically(path, text_format.MessageToString(config))
 
 
 @contextlib.contextmanager
-def _disk_faults_told(path: Path) -> Iterator[None]:
-    """Turn what only a person can fix into an error that says so; other errors of the system are left as they are."""
+def _explained_disk_errors(path: Path) -> Iterator[None]:
+    """Turn errors that only a person can fix into ones that say how; others pass unchanged."""
     try:
         yield
     except OSError as error:
@@ -392,34 +427,16 @@ def _disk_faults_told(path: Path) -> Iterator[None]:
         raise RepositoryError(f"{error.filename or path}: {error.strerror}; {remedy}") from error
 
 
-def _refuse_address(path: Path) -> None:
-    problem = address_problem(path)
-    if problem is not None:
-        raise RepositoryError(problem)
-
-
-def _fit(config: Any, sizes: Mapping[str, list[int]]) -> bool:
-    changed = False
-    for tensor in [*config.input, *config.output]:
-        wanted = sizes.get(tensor.name)
-        if wanted is not None and list(tensor.dims) != wanted:
-            tensor.dims[:] = wanted
-            changed = True
-    return changed
-
-
 def _has_foreign_entries(folder: Path) -> bool:
     return any(entry.name != _LOCK_NAME for entry in folder.iterdir())
 
 
 def _versions_and_caches(folder: str, names: list[str]) -> set[str]:
     """What of the shipped repository is not copied: built versions, caches, hidden leftovers."""
-    segmentation = Path(folder).name.startswith("network_")
     return {
         name
         for name in names
-        if name == "__pycache__"
+        if name in ("__pycache__", PROMOTIONS_NAME, _COPYING_NAME)
         or name.startswith((_STAGING_PREFIX, _LOCK_NAME))
-        or name in (PROMOTIONS_NAME, _COPYING_NAME)
-        or (segmentation and (Path(folder) / name / MANIFEST_NAME).is_file())
+        or (Path(folder) / name / MANIFEST_NAME).is_file()
     }

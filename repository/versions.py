@@ -4,35 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Final
 
 import numpy as np
 
+from base.files import write_atomically
 from pipeline import contract
 from repository.errors import RepositoryError
 from repository.integrity import misfit_of, plan_remedy, version_faults
 from repository.live import LiveError, LiveServer
 from repository.manifest import Manifest
 from repository.network import onnx_network
-from repository.networks import mixture, mixture_remedy, source_hash
-from repository.plans import machine_at_hand
+from repository.networks import mixture, mixture_remedy
+from repository.plans import find_machine
 from repository.profiles import PROFILES
-from repository.promotions import Action, Promotion, append_promotion, now_utc, read_promotions, rollback_target
+from repository.promotions import Action, Promotion, append_promotion, read_promotions, rollback_target
 from repository.running import running_servers
-from repository.store import ModelRepository, write_text
+from repository.store import ModelRepository
 
 _AS_BEFORE: Final = "Configuration and servers answer as before"
 
 
 class PromotionError(RepositoryError):
-    """A version was not promoted; what was served before is served still."""
+    """A version was not promoted; what was served before is still served."""
 
 
 @dataclass(frozen=True)
 class VersionRef:
-    """A model, or one of its versions, as a person names it.
+    """A model, or one of its versions, as commands take it.
 
     Attributes:
         precision: fp32, fp16 or int8.
@@ -110,12 +112,12 @@ def promote_together(
     mix_sources: bool = False,
     servers: Sequence[LiveServer] | None = None,
 ) -> list[Promoted]:
-    """Serve versions: name them in the profile's configurations, and have running servers turn to them.
+    """Serve versions: name them in the profile's configurations, and have running servers load them.
 
-    Either all of them are served in the end, or what was served before.
+    In the end either all of them are served, or what was served before.
 
     Args:
-        repository: where they lie.
+        repository: where they are.
         refs: versions, at most one of each model.
         profile: cpu, tensorrt or cuda; None takes the one that they were built for.
         force: also if a gate did not pass.
@@ -135,13 +137,16 @@ def promote_together(
         >>> promote_together(repository, refs, "cpu")  # doctest: +SKIP
     """
     _check_one_of_each(refs)
-    manifests = [read_manifest(repository, ref) for ref in refs]
-    profile = profile or _profile_of(refs, manifests)
-    for ref, manifest in zip(refs, manifests, strict=True):
-        _check_gate(ref, manifest, force)
-        faults = version_faults(repository, ref.precision, manifest.version)
-        if faults:
-            raise RepositoryError(f"{ref} is damaged: {faults[0].problem}; {faults[0].remedy}")
+    manifests = [repository.manifest(ref.precision, ref.version or 0) for ref in refs]
+    profile = profile or _profile_of(manifests)
+    for manifest in manifests:
+        if manifest.gate_refusal is not None and not force:
+            raise RepositoryError(
+                f"{manifest.name} is not promoted: {manifest.gate_refusal}. Build it again with more calibration "
+                "images, promote another version, or take the risk with "
+                f"`python -m builder promote {manifest.name} --force`"
+            )
+        _check_whole(repository, manifest)
     return _turn_to(repository, manifests, profile, "promote", servers, mix_sources=mix_sources)
 
 
@@ -163,10 +168,10 @@ def rollback_together(
     *,
     servers: Sequence[LiveServer] | None = None,
 ) -> list[Promoted]:
-    """Serve the versions that were served before the current ones; their gates and sources are not asked again.
+    """Serve the versions that were served before the current ones, whatever their gates and sources.
 
     Args:
-        repository: the repository.
+        repository: where they are.
         precisions: of the models, each once.
         profile: None takes the one that has promotions.
         servers: as in :func:`promote_together`.
@@ -175,8 +180,8 @@ def rollback_together(
         One entry per model, in order.
 
     Raises:
-        RepositoryError: nothing was served before, it is gone or damaged, or it has other classes than what is served
-            beside it.
+        RepositoryError: nothing was served before, it is missing or damaged, or it has other classes than what is
+            served beside it.
         PromotionError: as in :func:`promote_together`.
     """
     _check_one_of_each([VersionRef(precision) for precision in precisions])
@@ -184,17 +189,14 @@ def rollback_together(
     manifests = []
     for precision in precisions:
         target = rollback_version(repository, precision, profile)
-        model = contract.network_model(precision)
         if target is None:
+            model = contract.network_model(precision)
             raise RepositoryError(
                 f"no version of {model} was served before the current one under the profile {profile}; promote one "
                 f"with `python -m builder promote {model}/VERSION --profile {profile}`"
             )
-        ref = VersionRef(precision, target)
-        manifests.append(read_manifest(repository, ref))
-        faults = version_faults(repository, precision, target)
-        if faults:
-            raise RepositoryError(f"{ref} is damaged: {faults[0].problem}; promote another version")
+        manifests.append(repository.manifest(precision, target))
+        _check_whole(repository, manifests[-1])
     return _turn_to(repository, manifests, profile, "rollback", servers, mix_sources=True)
 
 
@@ -208,7 +210,7 @@ def prune(repository: ModelRepository, keep: int, *, dry_run: bool = False) -> l
     """Remove old versions; never a promoted one, nor the one that a rollback would go to.
 
     Args:
-        repository: the repository.
+        repository: where they are.
         keep: how many of the newest versions of each model stay in any case, 0 or more.
         dry_run: remove nothing.
 
@@ -220,87 +222,54 @@ def prune(repository: ModelRepository, keep: int, *, dry_run: bool = False) -> l
     """
     if keep < 0:
         raise RepositoryError(f"keep is {keep}; allowed: 0 or more")
+    removed = []
     with contextlib.nullcontext() if dry_run else repository.locked():
-        doomed = [
-            VersionRef(precision, version)
-            for precision in contract.PRECISIONS
-            for version in _prunable(repository, precision, keep)
-        ]
-        for ref in [] if dry_run else doomed:
+        for precision in contract.PRECISIONS:
+            versions = repository.versions(precision)
+            kept: set[int | None] = set(versions[max(0, len(versions) - keep) :])
+            for profile in contract.PROFILES:
+                kept |= {*repository.promoted(precision, profile), rollback_version(repository, precision, profile)}
+            removed += [VersionRef(precision, version) for version in versions if version not in kept]
+        for ref in [] if dry_run else removed:
             repository.remove(ref.precision, ref.version or 0)
-    return doomed
+    return removed
 
 
-def read_manifest(repository: ModelRepository, ref: VersionRef) -> Manifest:
-    """Manifest of a version.
-
-    Raises:
-        RepositoryError: no such version, or a broken manifest.
-    """
-    versions = repository.versions(ref.precision)
-    if ref.version not in versions:
-        there = f"there are {', '.join(map(str, versions))}" if versions else "none is built"
-        raise RepositoryError(f"{ref}: no such version in {repository.path}; {there}. See `python -m builder list`")
-    return Manifest.read(repository.model_folder(ref.precision) / str(ref.version))
-
-
-def gate_refusal(manifest: Manifest) -> str | None:
-    """Why a version's gate does not allow it to be served; None if it does.
-
-    fp32 is what the others are compared with, so it needs no verification.
-    """
-    verification = manifest.verification
-    if verification is None:
-        return None if manifest.precision == "fp32" else "it was never verified against fp32"
-    if verification.get("passed") is True:
-        return None
-    metrics, gate = verification.get("metrics") or {}, verification.get("gate") or {}
-    found = ", ".join(f"{name} {_number(metrics.get(name))}, needed {_number(least)}" for name, least in gate.items())
-    return f"its gate did not pass ({found or 'the manifest does not say why'})"
-
-
-def _number(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else "not measured"
-
-
-def _check_gate(ref: VersionRef, manifest: Manifest, force: bool) -> None:
-    reason = gate_refusal(manifest)
-    if reason is not None and not force:
-        raise RepositoryError(
-            f"{ref} is not promoted: {reason}. Build it again with more calibration images, promote another "
-            f"version, or take the risk with `python -m builder promote {ref} --force`"
-        )
+def _check_whole(repository: ModelRepository, manifest: Manifest) -> None:
+    faults = version_faults(repository, manifest.precision, manifest.version)
+    if faults:
+        raise RepositoryError(f"{manifest.name} is damaged: {faults[0].problem}; {faults[0].remedy}")
 
 
 def _check_one_of_each(refs: Sequence[VersionRef]) -> None:
-    models = [ref.model for ref in refs]
-    twice = sorted({model for model in models if models.count(model) > 1})
-    if twice or not refs:
+    if not refs or len({ref.model for ref in refs}) < len(refs):
         raise RepositoryError(
             f"{' '.join(map(str, refs)) or 'nothing'} was given; needed: at least one model, and each once"
         )
 
 
-def _profile_of(refs: Sequence[VersionRef], manifests: Sequence[Manifest]) -> str:
+def _profile_of(manifests: Sequence[Manifest]) -> str:
     profiles = sorted({manifest.profile for manifest in manifests})
     if len(profiles) > 1:
-        built = ", ".join(f"{ref} for {manifest.profile}" for ref, manifest in zip(refs, manifests, strict=True))
+        built = ", ".join(f"{manifest.name} for {manifest.profile}" for manifest in manifests)
         raise RepositoryError(f"{built}: built for different profiles; name one with --profile {' or '.join(profiles)}")
     return profiles[0]
 
 
-def _check_one_network(
-    repository: ModelRepository, manifests: Sequence[Manifest], profile: str, mix_sources: bool
-) -> None:
-    """Refuse to serve versions of different networks beside each other."""
-    mixed = mixture(repository, profile, planned={one.precision: one.version for one in manifests})
-    if mixed is None or (mix_sources and not mixed.of_other_classes):
-        return
-    what = ", ".join(f"{one.model}/{one.version}" for one in manifests)
-    ways = mixture_remedy(repository, mixed, source_hash(manifests[0].source))
-    if not mixed.of_other_classes:
-        ways += "; or, to serve versions of both exports for a while, repeat your command with --mix-sources"
-    raise RepositoryError(f"{what} not promoted: then {mixed}. One repository serves one network: {ways}")
+def _profile_with_promotions(repository: ModelRepository, precision: str) -> str:
+    promoted = {promotion.profile for promotion in read_promotions(repository.model_folder(precision))}
+    profiles = [profile for profile in contract.PROFILES if profile in promoted]
+    if len(profiles) == 1:
+        return profiles[0]
+    model = contract.network_model(precision)
+    what = f"versions were promoted under {' and '.join(profiles)}" if profiles else "no version was promoted"
+    allowed = " or ".join(profiles or contract.PROFILES)
+    raise RepositoryError(f"{model}: {what}; name the profile with --profile {allowed}")
+
+
+def _current(repository: ModelRepository, precision: str, profile: str) -> int | None:
+    """The version that is served: the highest that the configuration names and that can be served."""
+    return max(repository.promoted(precision, profile), default=None)
 
 
 def _turn_to(
@@ -318,8 +287,8 @@ def _turn_to(
         _check_one_network(repository, manifests, profile, mix_sources)
         local = servers is None
         if servers is None:
-            found = [server for server in running_servers(repository.path) if server.profile == profile]
-            servers = [stack.enter_context(LiveServer.of(server)) for server in found]
+            mine = [server for server in running_servers(repository.path) if server.profile == profile]
+            servers = [stack.enter_context(LiveServer.of(server)) for server in mine]
         turns = [_Turn(repository, manifest, profile, servers, on_this_machine=local) for manifest in manifests]
         begun: list[_Turn] = []
         try:
@@ -327,13 +296,27 @@ def _turn_to(
                 begun.append(turn)
                 turn.make()
         except BaseException as error:
-            undone = _undo(begun)
+            outcome = _undo(begun)
             if isinstance(error, LiveError):
-                raise PromotionError(f"{begun[-1].ref} is not promoted: {error}. {undone}") from error
+                raise PromotionError(f"{begun[-1].manifest.name} is not promoted: {error}. {outcome}") from error
             raise
         for turn in turns:
             turn.log(action)
     return [turn.outcome() for turn in turns]
+
+
+def _check_one_network(
+    repository: ModelRepository, manifests: Sequence[Manifest], profile: str, mix_sources: bool
+) -> None:
+    """Refuse to serve versions of different networks beside each other."""
+    mixed = mixture(repository, profile, planned={one.precision: one.version for one in manifests})
+    if mixed is None or (mix_sources and not mixed.of_other_classes):
+        return
+    ways = mixture_remedy(repository, mixed, manifests[0].source_hash)
+    if not mixed.of_other_classes:
+        ways += "; or, to serve versions of both exports for a while, repeat your command with --mix-sources"
+    names = ", ".join(manifest.name for manifest in manifests)
+    raise RepositoryError(f"{names} not promoted: then {mixed}. One repository serves one network: {ways}")
 
 
 class _Turn:
@@ -348,93 +331,92 @@ class _Turn:
         *,
         on_this_machine: bool,
     ) -> None:
-        """Look at what is served, and refuse what could not be; nothing is changed yet."""
-        self._repository, self._manifest, self._profile, self._servers = repository, manifest, profile, servers
-        self.ref = VersionRef(manifest.precision, manifest.version)
+        """See what is served, and refuse what could not be; nothing is changed yet."""
+        self.manifest = manifest
+        self._repository, self._profile = repository, profile
         self._path = repository.config_path(manifest.precision, profile)
+        self._text = self._path.read_text(encoding="utf-8")
         self._previous = _current(repository, manifest.precision, profile)
-        self._named = repository.named_versions(manifest.precision, profile)
-        self._before = self._path.read_text(encoding="utf-8")
-        self.serving = [server for server in servers if _serves(server, self.ref)]
+        self.serving = [server for server in servers if _serves(server, manifest)]
+        self._idle = [server for server in servers if server not in self.serving]
         if self.serving:
-            _try_before(repository, self.ref, manifest, profile, on_this_machine=on_this_machine)
+            _check_loadable(repository, manifest, profile, on_this_machine=on_this_machine)
 
     def make(self) -> None:
         """Change the configuration, then the servers."""
-        precision, version = self._manifest.precision, self._manifest.version
-        self._repository.promote(precision, self._profile, version)
-        dims = tuple(self._manifest.source["tensor_sizes"][contract.IMAGES.name])
+        self._repository.promote(self.manifest.precision, self._profile, self.manifest.version)
         for server in self.serving:
-            _switch(server, precision, version, dims)
+            _switch(server, self.manifest)
 
     def restore(self) -> None:
         """Put the configuration back."""
-        if self._named != [self._manifest.version]:
-            write_text(self._path, self._before)
+        if self._path.read_text(encoding="utf-8") != self._text:
+            write_atomically(self._path, self._text)
 
     def log(self, action: Action) -> None:
-        """Write the promotion down, unless it changed nothing."""
-        version = self._manifest.version
-        forced = action == "promote" and gate_refusal(self._manifest) is not None
+        """Log the promotion, unless it changed nothing."""
+        version = self.manifest.version
+        forced = action == "promote" and self.manifest.gate_refusal is not None
         if self._previous != version or forced:
-            promotion = Promotion(now_utc(), self._profile, action, version, self._previous, forced)
-            append_promotion(self._repository.model_folder(self._manifest.precision), promotion)
+            time_utc = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            promotion = Promotion(time_utc, self._profile, action, version, self._previous, forced)
+            append_promotion(self._repository.model_folder(self.manifest.precision), promotion)
 
     def outcome(self) -> Promoted:
         """What is served now."""
-        idle = tuple(server.name for server in self._servers if server not in self.serving)
-        names = tuple(server.name for server in self.serving)
-        return Promoted(self._manifest.version, self._previous, self._profile, names, idle)
+        names, idle = (tuple(server.name for server in servers) for servers in (self.serving, self._idle))
+        return Promoted(self.manifest.version, self._previous, self._profile, names, idle)
 
 
 def _undo(turns: Sequence[_Turn]) -> str:
-    """Bring configurations and servers back; says how that went."""
+    """Put configurations and servers back; returns how that went."""
     for turn in turns:
         turn.restore()
-    told = [_reload_all(turn.serving, turn.ref.model) for turn in reversed(turns)]
-    return next((text for text in told if text != _AS_BEFORE), told[0])
+    outcomes = [_reload_all(turn.serving, turn.manifest.model) for turn in reversed(turns)]
+    return next((text for text in outcomes if text != _AS_BEFORE), outcomes[0])
 
 
-def _try_before(
-    repository: ModelRepository, ref: VersionRef, manifest: Manifest, profile: str, *, on_this_machine: bool
-) -> None:
-    """Refuse what could not be loaded before a server is asked to: a failed load leaves its mark there."""
+def _check_loadable(repository: ModelRepository, manifest: Manifest, profile: str, *, on_this_machine: bool) -> None:
+    """Refuse a version that could not be loaded before a server tries: it remembers a failed load."""
     if not PROFILES[profile].loads_plans:
-        dims = manifest.source["tensor_sizes"][contract.IMAGES.name]
-        path = repository.model_folder(ref.precision) / str(ref.version) / "model.onnx"
+        path = repository.version_folder(manifest.precision, manifest.version) / "model.onnx"
         try:
-            onnx_network(path.read_bytes())(np.zeros((1, *dims), np.uint8))
-        except Exception as error:  # ONNX Runtime raises types of its own, one per status
+            onnx_network(path.read_bytes())(np.zeros((1, *_input_dims(manifest)), np.uint8))
+        except Exception as error:  # ONNX Runtime raises its own types, one per status
             raise PromotionError(
-                f"{ref} is not promoted: ONNX Runtime does not run its model.onnx ({error})"
+                f"{manifest.name} is not promoted: ONNX Runtime does not run its model.onnx ({error})"
             ) from error
     elif on_this_machine:
-        misfit = misfit_of(repository, manifest, machine_at_hand())
+        misfit = misfit_of(repository, manifest, find_machine())
         if misfit is not None and misfit.known:
-            what_to_do = plan_remedy(repository, manifest, misfit)
-            raise PromotionError(f"{ref} is not promoted: {misfit.reason}; on this machine: {what_to_do}")
+            remedy = plan_remedy(repository, manifest, misfit)
+            raise PromotionError(f"{manifest.name} is not promoted: {misfit.reason}; on this machine: {remedy}")
 
 
-def _serves(server: LiveServer, ref: VersionRef) -> bool:
+def _input_dims(manifest: Manifest) -> tuple[int, ...]:
+    return tuple(manifest.source["tensor_sizes"][contract.IMAGES.name])
+
+
+def _serves(server: LiveServer, manifest: Manifest) -> bool:
     try:
         server.wait_live()
-        return bool(server.ready_versions(ref.model))
+        return bool(server.ready_versions(manifest.model))
     except LiveError as error:
-        raise PromotionError(f"{ref} is not promoted: {error}") from error
+        raise PromotionError(f"{manifest.name} is not promoted: {error}") from error
 
 
-def _switch(server: LiveServer, precision: str, version: int, input_dims: tuple[int, ...]) -> None:
-    model, ensemble = contract.network_model(precision), contract.ensemble_model(precision)
+def _switch(server: LiveServer, manifest: Manifest) -> None:
+    ensemble = contract.ensemble_model(manifest.precision)
     with_ensemble = server.is_model_ready(ensemble)
-    if server.ready_versions(model) != (version,):
-        server.reload(model)
-    server.check_answers(precision, version, input_dims)
+    if server.ready_versions(manifest.model) != (manifest.version,):
+        server.reload(manifest.model)
+    server.check_answers(manifest.precision, manifest.version, _input_dims(manifest))
     if with_ensemble and not server.is_model_ready(ensemble):
-        raise LiveError(f"{server.name}: {ensemble} is not ready with {model}/{version}")
+        raise LiveError(f"{server.name}: {ensemble} is not ready with {manifest.name}")
 
 
 def _reload_all(servers: Sequence[LiveServer], model: str) -> str:
-    """Bring servers back to the configuration on disk; says how that went."""
+    """Return servers to the configuration on disk; returns how that went."""
     faults, unready = [], []
     for server in servers:
         try:
@@ -446,31 +428,5 @@ def _reload_all(servers: Sequence[LiveServer], model: str) -> str:
     if faults:
         return f"The configuration is as it was, but {'; '.join(faults)}: restart it"
     # Triton remembers a version that failed to load (seen on 2.51), and has no call that makes it forget.
-    told = f"; until it is restarted, /v2/health/ready of {', '.join(unready)} says 'not ready'" if unready else ""
-    return f"{_AS_BEFORE}{told}"
-
-
-def _current(repository: ModelRepository, precision: str, profile: str) -> int | None:
-    """The version that is served: the highest of those that the configuration names and that are there."""
-    return max(repository.promoted(precision, profile), default=None)
-
-
-def _profile_with_promotions(repository: ModelRepository, precision: str) -> str:
-    promoted = {promotion.profile for promotion in read_promotions(repository.model_folder(precision))}
-    profiles = [profile for profile in contract.PROFILES if profile in promoted]
-    if len(profiles) == 1:
-        return profiles[0]
-    model = contract.network_model(precision)
-    what = f"versions were promoted under {' and '.join(profiles)}" if profiles else "no version was promoted"
-    allowed = " or ".join(profiles or contract.PROFILES)
-    raise RepositoryError(f"{model}: {what}; name the profile with --profile {allowed}")
-
-
-def _prunable(repository: ModelRepository, precision: str, keep: int) -> Iterator[int]:
-    versions = repository.versions(precision)
-    kept = set(versions[max(0, len(versions) - keep) :])
-    for profile in contract.PROFILES:
-        kept |= set(repository.promoted(precision, profile))
-        target = rollback_version(repository, precision, profile)
-        kept |= {target} if target is not None else set()
-    return (version for version in versions if version not in kept)
+    note = f"; until it is restarted, /v2/health/ready of {', '.join(unready)} says 'not ready'" if unready else ""
+    return f"{_AS_BEFORE}{note}"

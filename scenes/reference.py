@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +15,7 @@ from typing import Final
 from base.cache import cache_dir
 from base.errors import OperatorError
 from base.fetch import fetch_archive
+from base.files import write_atomically
 
 REFERENCE_NAME: Final = "yolov8n-seg"
 _PACKAGE: Final = "microwink==0.0.4"
@@ -78,6 +78,4 @@ def _unpack(archive: Path, folder: Path) -> None:
                 )
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as stream:
-                stream.write(data)
-            Path(stream.name).replace(target)
+            write_atomically(target, data)

@@ -12,8 +12,7 @@ from typing import Final
 from base.errors import OperatorError
 from base.paths import local_path
 from pipeline import command_line, contract
-from repository.servable import servable_precisions
-from repository.store import SHIPPED_REPOSITORY
+from repository.store import SHIPPED_REPOSITORY, ModelRepository
 from serving.preflight import check, preflight
 from serving.secret import secret_in
 from serving.server import ServerOptions, TritonServer, add_port_arguments
@@ -46,8 +45,11 @@ class _Stopped(Exception):
 
 
 def _run(options: argparse.Namespace) -> int:
-    for line in check(options.repository, options.profile, options.precisions).lines():
-        print(line, file=sys.stderr)
+    repository = ModelRepository.existing(options.repository)
+    found = check(repository, options.profile, options.precisions)
+    for line in found.lines():
+        _say(line)
+    served = [status.precision for status in found.models if status.ready]
     server = TritonServer(
         ServerOptions(
             repository=options.repository,
@@ -79,7 +81,7 @@ def _run(options: argparse.Namespace) -> int:
             server,
             policy,
             options.ready_timeout_s,
-            on_ready=lambda: print(_how_to_call(server, options), flush=True),
+            on_ready=lambda: print(_how_to_call(server, served), flush=True),
             say=_say,
             watch=lambda running: watch_over(running, policy, _say),
         )
@@ -97,7 +99,7 @@ def _say(line: str) -> None:
 
 
 def _preflight(options: argparse.Namespace) -> int:
-    found = preflight(options.repository, options.profile, options.precisions)
+    found = preflight(ModelRepository.existing(options.repository), options.profile, options.precisions)
     for line in found.lines():
         print(line)
     return 0 if all(status.ready for status in found.models) else 1
@@ -109,8 +111,7 @@ def _unpack(options: argparse.Namespace) -> int:
     return 0
 
 
-def _how_to_call(server: TritonServer, options: argparse.Namespace) -> str:
-    served = options.precisions or servable_precisions(options.repository, options.profile)
+def _how_to_call(server: TritonServer, served: Sequence[str]) -> str:
     precision = served[-1]
     return f"""
 ready: {", ".join(contract.ensemble_model(name) for name in served)}

@@ -1,4 +1,4 @@
-"""What the server needs of a machine, checked before it is started."""
+"""What the server needs from a machine, checked before it starts."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ MAX_PORT: Final = 65535
 LEAST_SHARED_MEMORY_BYTES: Final = 16 << 20
 """Free when a server starts: with three precisions it takes 8 MB before the first request."""
 ENOUGH_SHARED_MEMORY_BYTES: Final = 512 << 20
-"""A pool of shared memory grows to the largest request that its process ever had; there is one per process."""
+"""Each process has a pool of shared memory, which grows to its largest request."""
 
 
 def check_platform(system: str | None = None, machine: str | None = None, glibc: str | None = None) -> None:
-    """Check operating system, architecture and C library; what is None is read off this machine.
+    """Check operating system, architecture and C library; None takes this machine's.
 
     Raises:
         EnvironmentFault: the embedded server does not run here.
@@ -92,16 +92,16 @@ def find_libpython(folders: Iterable[Path] | None = None) -> Path:
 
 
 def check_shared_memory(folder: Path = SHARED_MEMORY) -> str:
-    """Look whether the server and its Python models have room to exchange tensors.
+    """Check that the server and its Python models have room to exchange tensors.
 
     Args:
         folder: where shared memory is.
 
     Returns:
-        What will fail and what helps, where little is free; else nothing.
+        What will fail and what helps, where little is free; else an empty text.
 
     Raises:
-        EnvironmentFault: so little is free that no server starts, or there is none.
+        EnvironmentFault: there is none, or too little to start a server.
     """
     remedy = (
         "give the container 1 GB or more: `docker run --shm-size=2g`, `shm_size` in Compose (SHM_SIZE in .env), a "
@@ -124,7 +124,7 @@ def check_shared_memory(folder: Path = SHARED_MEMORY) -> str:
 
 
 def resolve_host(host: str) -> str:
-    """The IPv4 address to listen on; tritonserver takes IPv6 addresses in another spelling for each protocol.
+    """The IPv4 address to listen on; tritonserver spells IPv6 addresses differently for each protocol.
 
     Args:
         host: an address of this machine, ``0.0.0.0`` for all of them, or a name such as ``localhost``.
@@ -195,7 +195,7 @@ def free_ports(host: str, count: int, taken: Collection[int] = ()) -> list[int]:
 def _bind_error(host: str, port: int) -> int:
     """Number of the error of binding to a port, as in :mod:`errno`; 0 if it works."""
     with socket.socket(socket.AF_INET) as probe:
-        # Connections of an earlier server that are still closing do not hinder tritonserver either.
+        # As tritonserver does: connections of an earlier server may still be closing.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

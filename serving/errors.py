@@ -12,4 +12,4 @@ class EnvironmentFault(ServingError):
 
 
 class PortInUse(ServingError):
-    """Another process listens on a port that the server was told to use."""
+    """Another process listens on a port that the server is to use."""

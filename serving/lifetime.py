@@ -1,4 +1,4 @@
-"""Processes that end when they are asked to, or with the one that started them."""
+"""Processes that end on a signal, or with the one that started them."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def end_with(parent: int) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Within it, SIGINT and SIGTERM raise KeyboardInterrupt, so that what was started is stopped by its own clean-up.
+    """Make SIGINT and SIGTERM raise KeyboardInterrupt, so that ``finally`` blocks run.
 
-    Python leaves SIGTERM alone, and SIGINT too where it was ignored when the process started: a shell without job
+    Python does not handle SIGTERM, nor SIGINT where it was ignored when the process started: a shell without job
     control does that to ``command &``, and ``make`` and ``nohup`` pass it on. Only the first signal counts, so that the
-    next cannot cut the clean-up short: ``make`` sends on what the whole process group has got. To be used in the main
+    next cannot interrupt the clean-up: ``make`` repeats what the whole process group has got. Use it in the main
     thread.
 
     Example:

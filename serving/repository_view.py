@@ -1,6 +1,6 @@
 """A view of a model repository in which the Python steps have other instance counts or parameters than on disk.
 
-So that they can be a matter of the machine, and the repository read-only.
+With it they can depend on the machine, and the repository can be read-only.
 """
 
 from __future__ import annotations
@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from repository.store import read_config, write_config
-
-CONFIG_NAME = "config.pbtxt"
+from repository.store import CONFIG_NAME, read_config, write_config
 
 
-def overlay(
+def make_view(
     repository: Path,
     target: Path,
     instances: Mapping[str, int],
@@ -24,8 +22,8 @@ def overlay(
     Args:
         repository: the model repository.
         target: a folder that does not exist yet.
-        instances: model name, of those that no promotion changes, to its instance count.
-        parameters: model name, likewise, to the parameters of its configuration that differ.
+        instances: model name to instance count, of models that no promotion changes.
+        parameters: model name to the parameters of its configuration that differ, likewise.
 
     Returns:
         ``target``.

@@ -1,8 +1,8 @@
-"""Names without blanks and foreign letters, under which tritonserver finds its files wherever they lie.
+"""Links for paths with blanks or non-ASCII letters, which tritonserver cannot use.
 
-tritonserver starts the Python backend's processes through ``bash -c`` without quotes: a blank in the path of a model,
-of the backend or of a library ends it there. And the Python inside such a process reads ``.pth`` files in the encoding
-of the locale "C": with an editable installation below a folder like ``Prüfung`` it does not start.
+tritonserver starts the Python backend's processes through ``bash -c`` without quotes, so that a blank in the path of a
+model, of the backend or of a library cuts it. And the Python in such a process reads ``.pth`` files in the encoding of
+the locale "C": with an editable installation below a folder like ``Prüfung`` it does not start.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class SafeNames:
     """Links to folders, made where a folder's own path cannot be used.
 
     Attributes:
-        folder: holds the links; of a name that can be used.
+        folder: holds the links; tritonserver can use its path.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,7 +49,7 @@ class SafeNames:
         return self._links[path]
 
     def installation(self, installation: Installation) -> Installation:
-        """The server under names that it can use itself."""
+        """The server under paths that it can use."""
         return dataclasses.replace(
             installation,
             binary=self.of(installation.binary.parent) / installation.binary.name,
@@ -58,10 +58,10 @@ class SafeNames:
         )
 
     def python(self) -> Path:
-        """Folder whose ``python3`` the backend's processes take for theirs, with the environment that it belongs to.
+        """Folder of the ``python3`` whose environment the backend's processes use.
 
-        It is this process's own, or where that one's path cannot be used, one made here that has the same packages.
-        These processes ignore ``PYTHONPATH``.
+        It is this process's own or, where its path cannot be used, one made here with the same packages. These
+        processes ignore ``PYTHONPATH``.
         """
         own = Path(sys.executable).parent
         if is_safe(own):

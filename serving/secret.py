@@ -21,10 +21,10 @@ def new_secret() -> str:
 
 
 def secret_in(path: Path) -> str:
-    """The secret in a file; a file that is missing is made with a random one, readable by its owner alone.
+    """The secret in a file; a file that is missing is made with a random one, readable only by its owner.
 
     Raises:
-        ServingError: the file cannot be read or made, or holds what cannot be a secret.
+        ServingError: the file cannot be read or made, or holds something else.
     """
     try:
         with contextlib.suppress(FileExistsError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import http.client
 import os
 import secrets
 import signal
@@ -12,8 +11,9 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -27,11 +27,12 @@ from repository.errors import RepositoryError
 from repository.profiles import PROFILES
 from repository.running import RunningServer, clear_after, running_servers, scratch_folder
 from repository.servable import models_to_load
-from repository.store import CONFIG_NAMES, read_config
+from repository.store import CONFIG_NAME, CONFIG_NAMES, ModelRepository, read_config
 from serving.environment import check_ports, check_shared_memory, free_ports, is_free, resolve_host
 from serving.errors import ServingError
+from serving.http_call import http_call
 from serving.lifetime import end_with
-from serving.repository_view import CONFIG_NAME, overlay
+from serving.repository_view import make_view
 from serving.safe_names import SafeNames
 from serving.secret import new_secret
 from serving.tritonserver import Installation, find_tritonserver
@@ -43,9 +44,12 @@ MAX_REQUEST_BYTES: Final = 128 * 1024 * 1024
 """Of one HTTP request, on servers that can bound it; single images are bounded in ``preprocess/config.pbtxt``."""
 
 NO_LATENCY_BOUND_MS: Final = 10**9
-"""For measurements: a machine that others use too must not have requests refused."""
+"""For measurements: on a shared machine, no request may be refused."""
 
+_PROTOCOLS: Final = ("http", "grpc", "metrics")
 _PORT_ATTEMPTS: Final = 3
+_STUB_TIMEOUT_S: Final = 60  # for a process of the Python backend to start, to load its model, or to end
+_SHM_DEFAULT_BYTES: Final = 1 << 20  # shared memory that such a process starts with; it grows as needed
 _KEPT_LOG_LINES: Final = 200
 _ROOT: Final = Path(__file__).resolve().parent.parent
 
@@ -64,8 +68,6 @@ class ServerOptions:
         metrics_port: see ``http_port``.
         exit_timeout_s: how long requests in flight may take at the end.
         log_verbose: Triton's verbosity, 0 is quiet.
-        stub_timeout_s: how long one process of the Python backend may take to start, to load its model, or to end.
-        shm_default_bytes: shared memory that each of these processes starts with; it grows when needed.
         preprocess_instances: processes that decode images; None takes the model's configuration, likewise the next.
         postprocess_instances: processes that make masks.
         max_latency_ms: bound of admission control; None takes the model's configuration.
@@ -83,18 +85,16 @@ class ServerOptions:
     metrics_port: int = 8002
     exit_timeout_s: int = 10
     log_verbose: int = 0
-    stub_timeout_s: int = 60
-    shm_default_bytes: int = 1 << 20
     preprocess_instances: int | None = None
     postprocess_instances: int | None = None
     max_latency_ms: int | None = None
     admin_secret: str | None = None
-    extra_arguments: tuple[str, ...] = field(default_factory=tuple)
+    extra_arguments: tuple[str, ...] = ()
 
 
 def add_port_arguments(parser: Any, defaults: tuple[int, int, int] = (0, 0, 0)) -> None:
     """Declare ``--http-port``, ``--grpc-port`` and ``--metrics-port``; 0 takes a free one."""
-    for name, default in zip(("http", "grpc", "metrics"), defaults, strict=True):
+    for name, default in zip(_PROTOCOLS, defaults, strict=True):
         parser.add_argument(
             f"--{name}-port", type=int, default=default, metavar="N", help=f"0 takes a free one (default: {default})"
         )
@@ -103,8 +103,8 @@ def add_port_arguments(parser: Any, defaults: tuple[int, int, int] = (0, 0, 0)) 
 class TritonServer:
     """One tritonserver process and its Python backend's stubs.
 
-    To be started from a thread that lives as long as the server should: the kernel ends the server when that thread
-    ends, so that nothing outlives a parent that was killed.
+    Start it from a thread that lives as long as the server should: the kernel ends the server with that thread, so that
+    nothing outlives a parent that was killed.
 
     Attributes:
         options: how it runs.
@@ -178,11 +178,6 @@ class TritonServer:
         """Beginning of the paths of the server's files in shared memory."""
         return SHARED_MEMORY / self._shm_prefix
 
-    @property
-    def log_tail(self) -> list[str]:
-        """The last lines of the log."""
-        return list(self._lines)
-
     def start(self) -> None:
         """Start the process; returns at once.
 
@@ -190,17 +185,18 @@ class TritonServer:
             ServingError: nothing to serve, a port in use, or the machine cannot run the server.
         """
         options = self.options
-        self._models = models = models_to_load(options.repository, options.profile, options.precisions)
+        repository = ModelRepository.existing(options.repository.resolve())
+        self._models = models = models_to_load(repository, options.profile, options.precisions)
         self._host = resolve_host(options.host)
         given = self._asked_ports
-        names = (f"--{name}-port (make: {name.upper()}_PORT)" for name in ("http", "grpc", "metrics"))
+        names = (f"--{name}-port (make: {name.upper()}_PORT)" for name in _PROTOCOLS)
         check_ports(self._host, dict(zip(names, given, strict=True)))
         check_shared_memory()
         # Last of the checks: it may fetch the server.
         installation = find_tritonserver()
         profile = PROFILES[options.profile]
         installation.check_backend("tensorrt" if profile.loads_plans else "python")
-        running_servers()  # sweeps what killed servers left
+        running_servers()  # removes what killed servers left
         spare = iter(free_ports(self._host, len(given), given))
         self._ports = tuple(port or next(spare) for port in given)  # type: ignore[assignment]  # always three
         self._shm_prefix = f"segmentation_{secrets.token_hex(4)}_"
@@ -209,9 +205,9 @@ class TritonServer:
         self._served = links.of(self._served_repository(links.folder / "repository"))
         self._process = subprocess.Popen(
             self._command(links.installation(installation), self._served, models),
-            env={**_environment(installation, options.repository, links), SHM_PREFIX_VARIABLE: self._shm_prefix},
-            # The Python backend's processes look for modules in their working folder first: another project's may lie
-            # in the caller's.
+            env={**_environment(installation, repository, links), SHM_PREFIX_VARIABLE: self._shm_prefix},
+            # The Python backend's processes search their working folder for modules first; the caller's may hold
+            # another project's.
             cwd=_ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -226,7 +222,7 @@ class TritonServer:
         server = RunningServer(
             pid=self._process.pid,
             profile=options.profile,
-            repository=str(options.repository.resolve()),
+            repository=str(repository.path),
             http=self.http_url,
             grpc=self.grpc_url,
             metrics=self.metrics_url,
@@ -268,30 +264,22 @@ class TritonServer:
             self._take_line(f"{model} did not answer a first request: {fault}")
 
     def is_ready(self) -> bool:
-        """Whether all models are ready, and it is this server that says so.
-
-        Another server may have taken the port first; it does not know this one's secret.
-        """
+        """Whether all models are ready, and this server says so: another one on its port does not know its secret."""
+        secret = {ADMIN_HEADER: self.admin_secret}
         try:
-            return (
-                self._ask("GET", self.http_url, "/v2/health/ready")
-                and self._ask("POST", self.http_url, "/v2/repository/index", {ADMIN_HEADER: self.admin_secret})
-                and self._ask("GET", self.metrics_url, "/metrics")  # the endpoint that is opened last
+            return all(
+                http_call(url, path, method, headers=headers)[0] == HTTPStatus.OK
+                for method, url, path, headers in (
+                    ("GET", self.http_url, "/v2/health/ready", {}),
+                    ("POST", self.http_url, "/v2/repository/index", secret),
+                    ("GET", self.metrics_url, "/metrics", {}),  # the endpoint that is opened last
+                )
             )
-        except (OSError, http.client.HTTPException):
+        except OSError:
             return False
 
-    def _ask(self, method: str, url: str, path: str, headers: Mapping[str, str] | None = None) -> bool:
-        host, _, port = url.partition(":")
-        connection = http.client.HTTPConnection(host, int(port), timeout=5)
-        try:
-            connection.request(method, path, headers=dict(headers or {}))
-            return connection.getresponse().status == http.HTTPStatus.OK
-        finally:
-            connection.close()
-
     def _url(self, index: int) -> str:
-        # All addresses of a machine can be listened on, but not called.
+        # A server can listen on all addresses of a machine, but is called at one.
         host = "127.0.0.1" if self._host == "0.0.0.0" else self._host  # noqa: S104 - compared, not bound
         return f"{host}:{self._ports[index]}"
 
@@ -349,12 +337,12 @@ class TritonServer:
         bound = self.options.max_latency_ms
         parameters = {contract.ADMISSION_MODEL: {"max_latency_ms": str(bound)}} if bound is not None else {}
         repository = self.options.repository.resolve()
-        return overlay(repository, view, asked, parameters) if asked or parameters else repository
+        return make_view(repository, view, asked, parameters) if asked or parameters else repository
 
     def _command(self, installation: Installation, repository: Path, models: Sequence[str]) -> list[str]:
         options = self.options
         http_port, grpc_port, metrics_port = self._ports
-        # Triton takes the secret from its command line alone, so other users of this machine can see it there.
+        # Triton takes the secret only from its command line, where other users of this machine can see it.
         secret = f"{RESTRICTED_APIS}:{ADMIN_HEADER}={self.admin_secret}"
         command = [
             str(installation.binary),
@@ -362,6 +350,8 @@ class TritonServer:
             f"--backend-directory={installation.backends}",
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in models),
+            # All at once; by default four at a time, and models wait for the processes of others to start.
+            f"--model-load-thread-count={len(models)}",
             "--disable-auto-complete-config",
             f"--http-address={self._host}",
             f"--http-port={http_port}",
@@ -374,8 +364,8 @@ class TritonServer:
             f"--exit-timeout-secs={options.exit_timeout_s}",
             f"--log-verbose={options.log_verbose}",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
-            f"--backend-config=python,shm-default-byte-size={options.shm_default_bytes}",
-            f"--backend-config=python,stub-timeout-seconds={options.stub_timeout_s}",
+            f"--backend-config=python,shm-default-byte-size={_SHM_DEFAULT_BYTES}",
+            f"--backend-config=python,stub-timeout-seconds={_STUB_TIMEOUT_S}",
         ]
         profile = PROFILES[options.profile]
         if profile.config_name != CONFIG_NAME:
@@ -395,7 +385,7 @@ class TritonServer:
         if self._log is not None:
             try:
                 self._log(line)
-            except (OSError, ValueError):  # nobody reads the log any more; the server must not block on it
+            except (OSError, ValueError):  # nobody reads the log any longer; the server must not block on it
                 self._log = None
 
     def _lost_a_port(self) -> bool:
@@ -404,11 +394,11 @@ class TritonServer:
         return any(wanted == 0 and not is_free(self._host, port) for wanted, port in pairs)
 
     def last_words(self) -> str:
-        """The telling lines at the end of the log, to be put behind an error; empty if there is none."""
+        """The relevant lines at the end of the log, to append to an error; empty if there are none."""
         if self._reader is not None and self.pid is None:
             self._reader.join(5)
-        telling = [line for line in self._lines if line[:1] in ("E", "F") or "error" in line.lower()]
-        lines = (telling or list(self._lines))[-8:]
+        relevant = [line for line in self._lines if line[:1] in ("E", "F") or "error" in line.lower()]
+        lines = (relevant or list(self._lines))[-8:]
         return ". Its log ends:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
 
 
@@ -422,14 +412,14 @@ def model_environment() -> dict[str, str]:
 
 
 def _with_absolute_path(argument: str) -> str:
-    """An option whose value is a relative path, made absolute: tritonserver does not run in the caller's folder."""
+    """Make a relative path in an option absolute: tritonserver does not run in the caller's folder."""
     name, equals, value = argument.partition("=")
     path = Path(value)
     is_path = path.exists() or ("/" in value and path.parent.is_dir())
     return f"{name}={path.absolute()}" if equals and value and is_path else argument
 
 
-def _environment(installation: Installation, repository: Path, links: SafeNames) -> dict[str, str]:
+def _environment(installation: Installation, repository: ModelRepository, links: SafeNames) -> dict[str, str]:
     environment = dict(os.environ)
     libraries = [*map(str, links.installation(installation).library_path), environment.get("LD_LIBRARY_PATH", "")]
     environment["LD_LIBRARY_PATH"] = ":".join(filter(None, libraries))
@@ -437,8 +427,8 @@ def _environment(installation: Installation, repository: Path, links: SafeNames)
     environment["PATH"] = f"{links.python()}:{environment.get('PATH', '')}"
     for name, value in model_environment().items():
         environment.setdefault(name, value)
-    # OpenCV's own bound, should its idea of an image's size ever differ from the header that was checked.
-    parameters = read_config(repository / contract.PREPROCESS_MODEL / "config.pbtxt").parameters
+    # OpenCV's own bound, in case it computes another size of an image than the check of the header did.
+    parameters = read_config(repository.shared_config(contract.PREPROCESS_MODEL)).parameters
     if "max_image_pixels" in parameters:
         environment["CV_IO_MAX_IMAGE_PIXELS"] = parameters["max_image_pixels"].string_value
     return environment

@@ -1,13 +1,14 @@
 """The processes of Triton's Python backend: which died or hang, and how a model gets new ones.
 
-Triton (seen on 2.51) does not start such a process again: every request that comes its way is answered with "Stub
-process is not healthy" after a second, for good. Loading the model anew with a configuration that differs makes Triton
-start new processes beside the old ones and turn to them, while other requests go on.
+Triton (seen on 2.51) does not restart such a process: every request sent to it fails with "Stub process is not healthy"
+after a second, for good. Loading the model anew with a changed configuration makes Triton start new processes beside
+the old ones and switch to them, while other requests go on.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import itertools
 import json
 import os
@@ -28,13 +29,13 @@ LONGEST_CALL_S: Final = 60.0
 """A call that has taken so long has hung: ten times what the largest request takes on two slow cores."""
 
 STOPPED_S: Final = 2.0
-"""A process that has been stopped by a signal for so long is given up."""
+"""A process that a signal has stopped for longer is killed."""
 
 _DRAIN_S: Final = 10.0
 _CONFIRM_S: Final = 0.5
-_SETTLED_S: Final = 10.0  # a version that is not ready for so long after a process of it went is not served any more
+_SETTLED_S: Final = 10.0  # a version that is not ready for so long after a process of it went is no longer served
 _SILENT_S: Final = 30.0
-_ANSWER_S: Final = 5.0  # that one question to the server may take
+_ANSWER_S: Final = 5.0  # for one question to the server
 _RELOADED: Final = "reloaded_at"
 
 
@@ -43,7 +44,7 @@ class Stub:
     """One process of the Python backend.
 
     Attributes:
-        pid: of the process; 0 or less for one that should be there, and died before it was ever seen.
+        pid: of the process; 0 or less for one that should exist and died before it was seen.
         model: such as ``preprocess``.
         version: of the model, as a folder's name.
         instance: Triton's name of the instance.
@@ -70,8 +71,8 @@ def stubs_of(server_pid: int) -> list[Stub]:
 class StubFinder:
     """Finds the live processes of the Python backend below a server, again and again.
 
-    Of the machine's other processes only those are read that are new since the last time: a look takes one
-    millisecond of processor time, where asking each of the server's 170 threads for its children took ten.
+    Only processes that are new since the last look are read, which takes a millisecond of processor time; asking each
+    of the server's 170 threads for its children took ten.
 
     Args:
         server_pid: the server.
@@ -91,8 +92,28 @@ class StubFinder:
         return [stub for stub in map(_stub, sorted(self._children)) if stub is not None]
 
 
+class _State(enum.Enum):
+    RUNNING = enum.auto()
+    GONE = enum.auto()  # whether it was missed or replaced is not known yet
+    DEAD = enum.auto()  # missed: its version is served and its place is empty
+    RETIRED = enum.auto()  # another process took its place; it is given time for what it has begun
+
+
+@dataclass
+class _Entry:
+    """What is known of one process."""
+
+    stub: Stub
+    state: _State
+    since: float
+    stopped_since: float | None = None
+
+    def turn(self, state: _State, now: float) -> None:
+        self.state, self.since = state, now
+
+
 class StubWatch:
-    """Looks after the stubs of one server that runs.
+    """Looks after the stubs of one running server: a table of processes, each in one of four states.
 
     Args:
         server: the server.
@@ -103,38 +124,37 @@ class StubWatch:
         self._server = server
         self._longest_call_s = longest_call_s
         self._finder: StubFinder | None = None
-        self._known: dict[int, Stub] = {}
-        self._missing: dict[int, tuple[Stub, float]] = {}
-        self._dead: dict[int, Stub] = {}
-        self._stopped_since: dict[int, float] = {}
-        self._retired: dict[int, float] = {}
-        self._uncounted = set(server.models)  # models that got new processes, which may have died already
+        self._table: dict[int, _Entry] = {}
+        self._uncounted = set(server.models)  # models with new processes, which may have died already
         self._numbers = itertools.count(0, -1)  # of processes that were never seen
 
     def poll(self) -> list[Stub]:
-        """Look once; to be called several times a second. Processes that hang are killed, and reported a moment later.
+        """Look once; call it several times a second. Processes that hang are killed, and reported a moment later.
 
         Returns:
             Those that died while their version is served, and have not been replaced yet.
 
         Raises:
-            ServingError: for half a minute the server has not said which versions are served.
+            ServingError: the server has not said for half a minute which versions are served.
         """
         if self._server.pid is None:
             return []
         now = time.monotonic()
-        alive = self._alive(self._server.pid)
-        for stub in alive.values():
-            if self._is_stuck(stub, now):
-                _kill(stub.pid)
-        for gone in set(self._known) - set(alive):
-            self._missing[gone] = (self._known[gone], now)
-            heartbeat_path(self._server.shm_path, gone).unlink(missing_ok=True)
-        self._known = alive
-        self._end_retired(now)
+        alive = self._find(self._server.pid, now)
+        for pid, entry in list(self._table.items()):
+            if pid in alive:
+                overdue = entry.state is _State.RETIRED and now - entry.since >= _DRAIN_S
+                if overdue or self._is_stuck(entry, now):
+                    _kill(pid)
+            elif entry.state is _State.RUNNING:
+                entry.turn(_State.GONE, now)
+                heartbeat_path(self._server.shm_path, pid).unlink(missing_ok=True)
+            elif entry.state is _State.RETIRED:
+                del self._table[pid]
+                heartbeat_path(self._server.shm_path, pid).unlink(missing_ok=True)
         self._count(now)
         self._settle(now)
-        return list(self._dead.values())
+        return self._stubs(_State.DEAD)
 
     def replace(self, stub: Stub) -> None:
         """Load a dead stub's model anew; returns when the new processes answer.
@@ -142,7 +162,7 @@ class StubWatch:
         Raises:
             ServingError: the server could not load it.
         """
-        before = [other.pid for other in self._known.values() if other.model == stub.model]
+        before = [other.pid for other in self._stubs(_State.RUNNING, _State.RETIRED) if other.model == stub.model]
         with self._live() as live:
             try:
                 config = self._server.model_config(stub.model)
@@ -150,96 +170,102 @@ class StubWatch:
                 config = live.config(stub.model)
             config.setdefault("parameters", {})[_RELOADED] = {"string_value": str(time.time_ns())}
             live.reload(stub.model, json.dumps(config))
-        self._dead = {pid: dead for pid, dead in self._dead.items() if dead.model != stub.model}
+        now = time.monotonic()
+        for dead in self._stubs(_State.DEAD):
+            if dead.model == stub.model:
+                del self._table[dead.pid]
+        # Triton keeps the sound processes beside the dead one for ever.
+        for pid in before:
+            self._table[pid].turn(_State.RETIRED, now)
         if self._server.pid is not None:
-            # Known from the first moment, so that one that dies in the next is missed.
-            self._known = self._alive(self._server.pid) | self._known
-        # Triton keeps the sound processes beside the dead one for ever; they are given time for what they have begun.
-        self._retired |= dict.fromkeys(before, time.monotonic() + _DRAIN_S)
+            self._find(self._server.pid, now)  # the new ones are known from the first moment
         self._uncounted.add(stub.model)
 
     def kill(self, model: str) -> bool:
         """Kill all processes of a model, so that it is replaced; returns whether it has any."""
-        mine = [stub.pid for stub in self._known.values() if stub.model == model]
+        mine = [stub.pid for stub in self._stubs(_State.RUNNING, _State.RETIRED) if stub.model == model]
         for pid in mine:
             _kill(pid)
         return bool(mine)
 
-    def _alive(self, server_pid: int) -> dict[int, Stub]:
+    def _stubs(self, *states: _State) -> list[Stub]:
+        return [entry.stub for entry in self._table.values() if entry.state in states]
+
+    def _find(self, server_pid: int, now: float) -> set[int]:
+        """The processes that are alive now; those that are new or were overlooked once enter the table."""
         if self._finder is None:
             self._finder = StubFinder(server_pid)
-        return {stub.pid: stub for stub in self._finder.find()}
+        alive = {stub.pid: stub for stub in self._finder.find()}
+        for pid, stub in alive.items():
+            entry = self._table.setdefault(pid, _Entry(stub, _State.RUNNING, now))
+            entry.stub = stub
+            if entry.state is _State.GONE:
+                entry.turn(_State.RUNNING, now)
+        return set(alive)
 
-    def _is_stuck(self, stub: Stub, now: float) -> bool:
-        if stub.stopped:
-            return now - self._stopped_since.setdefault(stub.pid, now) > STOPPED_S
-        self._stopped_since.pop(stub.pid, None)
-        return busy_for_s(self._server.shm_path, stub.pid) > self._longest_call_s
+    def _is_stuck(self, entry: _Entry, now: float) -> bool:
+        if entry.stub.stopped:
+            entry.stopped_since = now if entry.stopped_since is None else entry.stopped_since
+            return now - entry.stopped_since > STOPPED_S
+        entry.stopped_since = None
+        return busy_for_s(self._server.shm_path, entry.stub.pid) > self._longest_call_s
 
     def _count(self, now: float) -> None:
-        """Miss the processes that should be there and are not: they died before they were seen for the first time."""
+        """Miss the processes that should exist and died before they were seen for the first time."""
         if not self._uncounted:
             return
-        try:
-            with self._live() as live:
-                for model in sorted(self._uncounted):
-                    for version in map(str, live.ready_versions(model)):
-                        if self._lacking(live, model, version):
-                            unseen = Stub(next(self._numbers), model, version, "")
-                            self._missing[unseen.pid] = (unseen, now)
-                    self._uncounted.discard(model)
-        except ServingError:
-            pass  # it is asked again at the next look
+        with contextlib.suppress(ServingError), self._live() as live:  # it is asked again at the next look
+            for model in sorted(self._uncounted):
+                for version in map(str, live.ready_versions(model)):
+                    if self._lacks_one(live, model, version):
+                        unseen = Stub(next(self._numbers), model, version, "")
+                        self._table[unseen.pid] = _Entry(unseen, _State.GONE, now)
+                self._uncounted.discard(model)
 
-    def _lacking(self, live: LiveServer, model: str, version: str) -> bool:
-        """Whether fewer processes of a version were seen than its configuration says, which says it for every GPU."""
+    def _lacks_one(self, live: LiveServer, model: str, version: str) -> bool:
+        """Whether fewer processes of a version were seen than its configuration says, as loaded for every GPU."""
         config = live.config(model)
         if config.get("backend") != "python":
             return False
-        gone = [*(stub for stub, _ in self._missing.values()), *self._dead.values()]
-        mine = [
+        seen = [
             stub
-            for stub in (*self._known.values(), *gone)
-            if (stub.model, stub.version) == (model, version) and stub.pid > 0 and stub.pid not in self._retired
+            for stub in self._stubs(_State.RUNNING, _State.GONE, _State.DEAD)
+            if (stub.model, stub.version) == (model, version) and stub.pid > 0
         ]
-        return len(mine) < sum(int(group.get("count", 1)) for group in config.get("instance_group", []))
+        return len(seen) < sum(int(group.get("count", 1)) for group in config.get("instance_group", []))
 
     def _settle(self, now: float) -> None:
-        """Decide which of the processes that are gone were missed: those whose version is served, and whose place is
-        empty. The others went because their version was replaced, which takes a moment, or ten seconds."""
-        for pid in [pid for pid, (_, since) in self._missing.items() if now - since >= _CONFIRM_S]:
-            stub, since = self._missing[pid]
+        """Decide which of the processes that are gone were missed: those whose version is served, in an empty place.
+
+        The others went because their version was replaced, which takes a moment, or ten seconds.
+        """
+        for pid, entry in list(self._table.items()):
+            age_s = now - entry.since
+            if entry.state is not _State.GONE or age_s < _CONFIRM_S:
+                continue
             try:
-                replaced = self._is_replaced(stub)
-                missed = not replaced and self._is_served(stub)
+                replaced = self._is_replaced(entry.stub)
+                missed = not replaced and self._is_served(entry.stub)
             except ServingError:
-                if now - since >= _SILENT_S:
+                if age_s >= _SILENT_S:
                     raise
                 continue
             if missed:
-                self._dead[pid] = stub
-            if missed or replaced or now - since >= _SETTLED_S:
-                del self._missing[pid]
+                entry.turn(_State.DEAD, now)
+            elif replaced or age_s >= _SETTLED_S:
+                del self._table[pid]
 
     def _is_replaced(self, stub: Stub) -> bool:
-        """Whether another process is where this one was, and not one that was replaced itself and is given time."""
+        """Whether another process is where this one was."""
         if stub.pid <= 0:
             with self._live() as live:
-                return not self._lacking(live, stub.model, stub.version)
+                return not self._lacks_one(live, stub.model, stub.version)
         place = (stub.model, stub.version, stub.instance)
-        others = [other for other in self._known.values() if other.pid not in self._retired]
-        return any((other.model, other.version, other.instance) == place for other in others)
+        return any((other.model, other.version, other.instance) == place for other in self._stubs(_State.RUNNING))
 
     def _is_served(self, stub: Stub) -> bool:
         with self._live() as live:
             return int(stub.version) in live.ready_versions(stub.model)
-
-    def _end_retired(self, now: float) -> None:
-        for pid in [pid for pid, due in self._retired.items() if due <= now]:
-            del self._retired[pid]
-            if self._known.pop(pid, None) is not None:  # so that it is not missed when it goes
-                _kill(pid)
-                heartbeat_path(self._server.shm_path, pid).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _live(self) -> Iterator[LiveServer]:

@@ -1,4 +1,4 @@
-"""Keeps a server running: one that died is started again, with growing pauses; one that cannot stay up is given up."""
+"""Keeps a server running: restarts it when it died, with growing pauses, and gives up when it cannot stay up."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from serving.server import TritonServer
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """When a server that died is started again.
+    """When a server that died is restarted.
 
     Attributes:
         restarts: how often, one after the other; 0 never.
         first_s: upper bound of the pause before the first restart, in seconds; it doubles from restart to restart.
         most_s: upper bound of any pause, in seconds.
-        steady_s: a server that stayed up so long has its restarts counted anew, in seconds.
+        steady_s: a server that stayed up this long starts with a count of zero again, in seconds.
     """
 
     restarts: int = 5
@@ -48,13 +48,13 @@ def supervise(
     say: Callable[[str], None],
     watch: Callable[[TritonServer], str] | None = None,
 ) -> NoReturn:
-    """Start a server and keep it running, on the same ports and with the same secret; ends with an exception alone.
+    """Start a server and keep it running, on the same ports and with the same secret; ends only with an exception.
 
-    A server that does not become ready at its first start is not started again: its configuration is at fault.
+    A server that does not become ready at its first start is not restarted: its configuration is at fault.
 
     Args:
         server: not started yet.
-        policy: when to start it again.
+        policy: when to restart it.
         ready_timeout_s: how long a start may take, in seconds.
         on_ready: called once, when it is ready for the first time.
         say: gets a line about every death and every restart.
@@ -84,7 +84,7 @@ def supervise(
                 server.wait_ready(ready_timeout_s)
                 break
             except OperatorError as error:
-                # Its log is told when the server is given up.
+                # The log is quoted when the server is given up.
                 fault, deaths = str(error).partition(". Its log ends:")[0], deaths + 1
         say(f"tritonserver is ready again (process {server.pid})")
 

@@ -27,13 +27,13 @@ WHEEL_SHA256: Final = {
 EMBEDDED_VERSION: Final = "2.51.0"
 """Version of the server inside the wheel."""
 
+_PYTHON: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
 _SERVER: Final = "pytriton/tritonserver/bin/tritonserver"
 _PYTHON_BACKEND: Final = "pytriton/tritonserver/backends/python/"
 _STUBS: Final = "pytriton/tritonserver/python_backend_stubs/"
 _LIBRARIES: Final = "nvidia_pytriton.libs/"
-"""The program of the processes of Triton's Python backend."""
 
-# Added by triton-inference-server/server pull request 8174, of April 2025; taken with two releases to spare.
+# Added by triton-inference-server/server pull request 8174 of April 2025; two releases later, to be safe.
 _REQUEST_BOUND_SINCE: Final = (2, 60)
 _CONTAINER_BACKENDS: Final = Path("/opt/tritonserver/backends")
 
@@ -46,14 +46,12 @@ class Installation:
         binary: the program.
         backends: folder of the backends.
         library_path: folders for ``LD_LIBRARY_PATH``, in front of what is there.
-        embedded: unpacked from the wheel, rather than found on PATH.
         version: of the server, such as ``2.51.0``; None if it does not say.
     """
 
     binary: Path
     backends: Path
     library_path: tuple[Path, ...]
-    embedded: bool
     version: str | None = None
 
     @property
@@ -66,7 +64,7 @@ class Installation:
         """Check that the server has a backend.
 
         Raises:
-            ServingError: it has not.
+            ServingError: it does not.
         """
         if not (self.backends / name).is_dir():
             raise ServingError(
@@ -87,13 +85,13 @@ def find_tritonserver() -> Installation:
         beside = binary.parent.parent / "backends"
         backends = beside if beside.is_dir() else _CONTAINER_BACKENDS
         # Set in NVIDIA's images.
-        return Installation(binary, backends, (), False, os.environ.get("TRITON_SERVER_VERSION"))
+        return Installation(binary, backends, (), os.environ.get("TRITON_SERVER_VERSION"))
     check_platform()
     check_python()
     libpython = find_libpython()
     root = _unpacked()
     backends = root / "backends"
-    return Installation(root / "bin" / "tritonserver", backends, (root / "lib", libpython), True, EMBEDDED_VERSION)
+    return Installation(root / "bin" / "tritonserver", backends, (root / "lib", libpython), EMBEDDED_VERSION)
 
 
 def unpack_tritonserver(root: Path) -> None:
@@ -104,23 +102,18 @@ def unpack_tritonserver(root: Path) -> None:
     """
     if root.exists():
         raise ServingError(f"{root} exists; give a new folder")
-    unpack_wheel(fetch_archive(WHEEL, WHEEL_SHA256[platform.machine()], cache_dir() / "archives"), root, _python())
-
-
-def _python() -> str:
-    return f"{sys.version_info.major}.{sys.version_info.minor}"
+    wheel = fetch_archive(WHEEL, WHEEL_SHA256[platform.machine()], cache_dir() / "archives")
+    unpack_wheel(wheel, root, _PYTHON)
 
 
 def _unpacked() -> Path:
     """The unpacked server for this architecture and Python; made at the first call."""
-    machine, python = platform.machine(), _python()
-    target = cache_dir() / f"tritonserver-{EMBEDDED_VERSION}-{machine}-py{python}"
+    target = cache_dir() / f"tritonserver-{EMBEDDED_VERSION}-{platform.machine()}-py{_PYTHON}"
     if target.is_dir():
         return target
-    wheel = fetch_archive(WHEEL, WHEEL_SHA256[machine], cache_dir() / "archives")
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".unpacking-") as folder:
         root = Path(folder) / "root"
-        unpack_wheel(wheel, root, python)
+        unpack_tritonserver(root)
         try:
             root.rename(target)
         except OSError:

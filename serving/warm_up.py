@@ -1,12 +1,11 @@
 """One small picture through every ensemble of a new server.
 
-It spares the first caller what each step does but once, and it gives admission control its first measurement: until
-then it knows nothing of the server's speed and lets few in.
+It spares the first caller what each step does only once, and gives admission control its first measurement: until then
+it does not know the server's speed and admits few requests.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 from collections.abc import Iterable
 from http import HTTPStatus
@@ -16,6 +15,7 @@ import cv2
 import numpy as np
 
 from pipeline import contract
+from serving.http_call import http_call
 
 _SIDE: Final = 320
 _ENSEMBLES: Final = frozenset(map(contract.ensemble_model, contract.PRECISIONS))
@@ -26,12 +26,11 @@ def warm_up(http_url: str, models: Iterable[str], timeout_s: float = 30.0) -> di
 
     Args:
         http_url: the server's HTTP endpoint, ``host:port``.
-        models: that it serves; those that are no ensembles are ignored.
+        models: that it serves; only ensembles are asked.
         timeout_s: how long each may take.
 
     Returns:
-        By ensemble, why it did not answer; empty if all did. Nothing is raised: the server serves its callers as well
-        or as badly without.
+        By ensemble, why it did not answer; empty if all did.
     """
     _, encoded = cv2.imencode(".jpg", np.full((_SIDE, _SIDE, 3), 128, np.uint8))
     return {
@@ -50,18 +49,11 @@ def _ask(http_url: str, model: str, image: bytes, timeout_s: float) -> str:
         "parameters": {"binary_data_size": len(element)},
     }
     header = json.dumps({"inputs": [tensor]}).encode()
-    host, _, port = http_url.partition(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=timeout_s)
+    headers = {"Inference-Header-Content-Length": str(len(header)), "Content-Type": "application/octet-stream"}
     try:
-        connection.request(
-            "POST",
-            f"/v2/models/{model}/infer",
-            header + element,
-            {"Inference-Header-Content-Length": str(len(header)), "Content-Type": "application/octet-stream"},
+        status, answer = http_call(
+            http_url, f"/v2/models/{model}/infer", "POST", header + element, headers, timeout_s=timeout_s
         )
-        answer = connection.getresponse()
-        return "" if answer.status == HTTPStatus.OK else answer.read(500).decode(errors="replace")
-    except (OSError, http.client.HTTPException) as error:
+    except OSError as error:
         return str(error) or type(error).__name__
-    finally:
-        connection.close()
+    return "" if status == HTTPStatus.OK else answer[:500].decode(errors="replace")

@@ -1,26 +1,28 @@
-"""Watches a running server: replaces processes of its Python backend that died, and finds what hangs."""
+"""Watches a running server: replaces processes of its Python backend that died, and detects hangs."""
 
 from __future__ import annotations
 
-import http.client
 import os
 import re
 import signal
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from serving.errors import ServingError
+from serving.http_call import http_call
 from serving.server import TritonServer
 from serving.stubs import Stub, StubWatch
 from serving.supervisor import RestartPolicy, wait_for_end
 
 HANG_S: Final = 30.0
-"""Requests that wait this long while nothing moves, and a server that is silent so long, are taken for a hang."""
+"""Requests that wait this long while nothing moves, or a server that is silent this long, count as a hang."""
 
 MOST_REPLACED: Final = 16
-"""So often processes are replaced before the server itself is started again, which takes three seconds.
+"""How many processes are replaced before the server itself is restarted, which takes three seconds.
 
 A request that fails with "Stub process is not healthy" is never released (seen on 2.51), nor is the model that it went
 to: tritonserver keeps 35 threads and the shared memory of every instance of it. Compose's limits allow for that.
@@ -39,7 +41,7 @@ def watch_over(server: TritonServer, policy: RestartPolicy, say: Callable[[str],
     """Keep a server whole until it dies.
 
     Processes of the Python backend that died are replaced; the policy says after which pauses, and after how many
-    deaths in a row the whole server is given another start. So is a server that does not answer.
+    deaths in a row the whole server is restarted. So is a server that does not answer.
 
     Args:
         server: it must be ready.
@@ -61,10 +63,25 @@ def watch_over(server: TritonServer, policy: RestartPolicy, say: Callable[[str],
             pass
         trouble = keeper.look() or health.look(keeper.watch)
         if trouble is not None:
-            # Not asked to end: its callers would have to wait for what hangs.
+            # SIGTERM would make its callers wait for what hangs.
             if server.pid is not None:
                 os.kill(server.pid, signal.SIGKILL)
             return trouble
+
+
+@dataclass
+class _Record:
+    """What a model's processes did.
+
+    Attributes:
+        deaths: in a row.
+        replaced_at: when they were last replaced, in seconds.
+        due: when they are to be replaced next, in seconds; None if they are not.
+    """
+
+    deaths: int = 0
+    replaced_at: float = float("-inf")
+    due: float | None = None
 
 
 class StubKeeper:
@@ -79,16 +96,14 @@ class StubKeeper:
     def __init__(self, watch: StubWatch, policy: RestartPolicy, say: Callable[[str], None]) -> None:
         self.watch = watch
         self._policy, self._say = policy, say
-        self._deaths: dict[str, int] = {}  # model to its deaths in a row
-        self._replaced: dict[str, float] = {}  # model to when
-        self._due: dict[str, float] = {}  # model to when it is to be replaced
+        self._records: defaultdict[str, _Record] = defaultdict(_Record)
         self._replacements = 0
 
     def look(self) -> str | None:
         """Look once, and replace what is due.
 
         Returns:
-            Why the server must be started again; None if it need not.
+            Why the server must be restarted; None if it need not.
         """
         now = time.monotonic()
         try:
@@ -96,37 +111,35 @@ class StubKeeper:
         except ServingError as error:
             return str(error)
         for model, stub in dead.items():
-            if model not in self._due:
-                steady = now - self._replaced.get(model, float("-inf")) >= self._policy.steady_s
-                deaths = self._deaths[model] = 1 if steady else self._deaths[model] + 1
-                if deaths > self._policy.restarts:
-                    return f"processes of {model} died {deaths} times in a row"
-                self._due[model] = now + (self._policy.pause_s(deaths - 1) if deaths > 1 else 0.0)
-            if now >= self._due[model]:
-                trouble = self._replace(stub)
+            record = self._records[model]
+            if record.due is None:
+                steady = now - record.replaced_at >= self._policy.steady_s
+                record.deaths = 1 if steady else record.deaths + 1
+                if record.deaths > self._policy.restarts:
+                    return f"processes of {model} died {record.deaths} times in a row"
+                record.due = now + (self._policy.pause_s(record.deaths - 1) if record.deaths > 1 else 0.0)
+            if now >= record.due:
+                trouble = self._replace(stub, record)
                 if trouble is not None:
                     return trouble
         return None
 
-    def _replace(self, stub: Stub) -> str | None:
-        if self._replacements >= MOST_REPLACED:
-            count = self._replacements + 1
-            return f"{stub.title} died, the {count}th since tritonserver was started"
+    def _replace(self, stub: Stub, record: _Record) -> str | None:
         self._replacements += 1
+        if self._replacements > MOST_REPLACED:
+            return f"{stub.title} died, the {self._replacements}th since tritonserver was started"
         started = time.monotonic()
         try:
             self.watch.replace(stub)
         except ServingError as error:
             return f"{stub.title} died, and {error}"
-        del self._due[stub.model]
-        self._replaced[stub.model] = ended = time.monotonic()
-        took_s = ended - started
-        self._say(f"{stub.title} died; the model was loaded again in {took_s:.1f} s")
+        record.due, record.replaced_at = None, time.monotonic()
+        self._say(f"{stub.title} died; the model was loaded again in {record.replaced_at - started:.1f} s")
         return None
 
 
 class Health:
-    """Finds a server that does not answer, and models that hang.
+    """Detects a server that does not answer, and models that hang.
 
     Args:
         server: the server.
@@ -143,7 +156,7 @@ class Health:
         """Look every few seconds; the stubs of a model that hangs are killed.
 
         Returns:
-            Why the server must be started again; None if it need not.
+            Why the server must be restarted; None if it need not.
         """
         if time.monotonic() - self._looked < min(_METRICS_EVERY_S, self._hang_s / 3):
             return None
@@ -163,7 +176,7 @@ class Health:
 
 
 class StallWatch:
-    """Finds models in which nothing moves though requests wait, out of the server's metrics.
+    """Detects models in which nothing moves though requests wait, from the server's metrics.
 
     Args:
         after_s: how long that must last, in seconds.
@@ -196,12 +209,7 @@ class StallWatch:
 
 
 def _metrics(url: str) -> str | None:
-    host, _, port = url.partition(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=_METRICS_TIMEOUT_S)
     try:
-        connection.request("GET", "/metrics")
-        return connection.getresponse().read().decode(errors="replace")
-    except (OSError, http.client.HTTPException):
+        return http_call(url, "/metrics", timeout_s=_METRICS_TIMEOUT_S)[1].decode(errors="replace")
+    except OSError:
         return None
-    finally:
-        connection.close()

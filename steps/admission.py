@@ -1,11 +1,11 @@
-"""Admission control: requests that would wait too long are refused at once, before any work is done on them.
+"""Admission control: requests that would wait too long are rejected at once, before any work is done on them.
 
 Triton queues without bound in front of every step of an ensemble, and a ``max_queue_size`` on a step makes requests
 hang on servers before 26.03 (triton-inference-server/core pull request 466). So ``admission``, the first step, decides:
-it knows how many images are on their way through the ensemble and how long the last ones took, and refuses a request
+it knows how many images are on their way through the ensemble and how long the last ones took, and rejects a request
 whose predicted latency is above a bound. It does nothing else, so that hardly anything waits in front of it, where it
-would not be counted. ``postprocess``, the last step, reports what is finished, and ``preprocess`` what ends there. All
-find the state in a file in shared memory, whichever processes they run in.
+would not be counted. ``postprocess``, the last step, reports what is finished, and ``preprocess`` what ends there. They
+share the state through a file in shared memory.
 """
 
 from __future__ import annotations
@@ -28,10 +28,8 @@ from base.names import SHARED_MEMORY, SHM_PREFIX_VARIABLE
 from pipeline import contract
 from pipeline.errors import BUSY, OverloadError
 
-"""Environment variable with the beginning of the names of one server's shared memory files."""
-
 FLOOR_IMAGES: Final = contract.MAX_REQUEST_BATCH
-"""So many images are always admitted: one full request, or a few callers that wait for each answer."""
+"""This many images are always admitted: one full request, or a few callers that wait for each answer."""
 
 MOST_OF_BOUND: Final = 0.75
 """Share of the bound that decoding, or the masks, of one request may take: others wait for it meanwhile."""
@@ -94,7 +92,7 @@ class Admission:
             self._head[_BOUND] = int(max_latency_s * 1e9)
 
     def admit(self, images: int) -> NDArray[np.int64]:
-        """Let a request in.
+        """Admit a request, or reject it.
 
         Args:
             images: how many it carries, 1 or more.
@@ -103,7 +101,7 @@ class Admission:
             int64 [3], to be given to :meth:`finish`: number of the slot, moment of admission, images under way.
 
         Raises:
-            OverloadError: its predicted latency is above the bound; nothing is to be done for it.
+            OverloadError: its predicted latency is above the bound.
         """
         now = time.monotonic_ns()
         with self._locked():
@@ -123,11 +121,11 @@ class Admission:
         return np.array([slot, now, total], np.int64)
 
     def finish(self, ticket: NDArray[np.int64], answered: bool = True) -> None:
-        """Count a request out.
+        """Mark a request finished.
 
         Args:
-            ticket: int64 [3], as :meth:`admit` gave it; one that is not known any more is ignored.
-            answered: whether the time that it took says something about the time that others will take.
+            ticket: int64 [3], from :meth:`admit`; one that is no longer known is ignored.
+            answered: whether the time that it took predicts the time that others will take.
         """
         slot, admitted, total = map(int, ticket)
         now = time.monotonic_ns()
@@ -143,7 +141,7 @@ class Admission:
 
     @property
     def bound_s(self) -> float:
-        """The bound that the first step keeps, in seconds; infinite where there is no such step."""
+        """The first step's bound, in seconds; infinite where there is no such step."""
         return float(self._head[_BOUND]) / 1e9 or math.inf
 
     @property
@@ -152,17 +150,17 @@ class Admission:
         return max(MOST_OF_BOUND * self.bound_s, _ALWAYS_ALLOWED_S)
 
     def check_in_time(self, ticket: NDArray[np.int64] | None, seconds: float) -> None:
-        """Refuse long work for a request that cannot be answered within the bound any more.
+        """Reject long work for a request that can no longer be answered within the bound.
 
-        Requests behind it are spared the wait: what was admitted before them is answered, or refused here, before they
-        have waited for as long as the bound. What takes no longer than an ordinary image is never refused.
+        So requests behind it wait no longer than the bound for those admitted before them. Work that takes no longer
+        than an ordinary image is never rejected.
 
         Args:
-            ticket: int64 [3], as :meth:`admit` gave it; None where the step is called by itself.
+            ticket: int64 [3], from :meth:`admit`; None where the step is called by itself.
             seconds: that the work takes.
 
         Raises:
-            OverloadError: it has waited for too long.
+            OverloadError: it has waited too long.
         """
         if ticket is None or seconds <= _ORDINARY_S:
             return
@@ -187,7 +185,7 @@ class Admission:
         return np.asarray((self._admitted > 0) & ~(late & overtaken) & ~given_up, np.bool_)
 
     def _is_silent(self, now: int, seconds_per_image: float) -> bool:
-        """Whether nothing was answered, and nobody admitted, for so long that what is under way may be lost."""
+        """Whether nothing was answered or admitted for so long that what is under way may be lost."""
         last = max(self._head[_LAST_ADMITTED], self._head[_LAST_ANSWER])
         return bool(now - last > max(_PROBE_AFTER_S, FLOOR_IMAGES * seconds_per_image) * 1e9)
 
@@ -195,7 +193,7 @@ class Admission:
         """Latency by images under way at admission: above the time per image of a full server, and equal to it there.
 
         (Little's law: latency = images under way / images per second.) The median, so that one stalled request does not
-        close the door for all.
+        shut out all others.
         """
         known = [sample for sample in self._samples.tolist() if sample > 0]
         return statistics.median(known) if known else _UNKNOWN_S
@@ -216,12 +214,12 @@ def state_path() -> Path:
 
 
 def shm_path() -> Path:
-    """Beginning of the paths of that server's files in shared memory."""
+    """Start of the paths of that server's files in shared memory."""
     return SHARED_MEMORY / (os.environ.get(SHM_PREFIX_VARIABLE) or _parent())
 
 
 def _parent() -> str:
-    """A name that no other server has had: the parent's number and the moment it was started (proc(5), field 22)."""
+    """A name that is unique to the server: its process number and start time (proc(5), field 22)."""
     pid = os.getppid()
     started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     return f"segmentation_{pid}_{started}_"

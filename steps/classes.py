@@ -21,5 +21,5 @@ def _count(manifest: Path, _changed_ns: int) -> int | None:
     try:
         count = json.loads(manifest.read_bytes())["source"]["num_classes"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # a broken manifest is for `verify` to report
+        return None  # `verify` reports a broken manifest
     return count if isinstance(count, int) else None

@@ -19,7 +19,7 @@ _SUCCESS: Final = 0
 class CudaRuntime:
     """Page-locked memory, copies into and out of it, and threads that sleep while the GPU works.
 
-    All are for speed alone: where the library is missing or refuses, :attr:`problems` says so, and nothing else
+    They only make transfers faster: where the library is missing or fails, :attr:`problems` says so, and nothing else
     changes.
 
     Attributes:

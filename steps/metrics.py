@@ -1,60 +1,73 @@
-"""What the repository's Python models count into the server's own metrics, beside Triton's."""
+"""What the repository's Python models add to the server's own metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import triton_python_backend_utils as pb_utils
 
 from pipeline.errors import IMAGE_FAULTS
-from steps.publisher import Publisher
+from steps.publisher import Publisher, Tally
 
 DECODED_METRIC: Final = "segmentation_images_decoded_total"
 DECODE_ERRORS_METRIC: Final = "segmentation_decode_errors_total"
 REFUSED_METRIC: Final = "segmentation_requests_refused_total"
 CUT_METRIC: Final = "segmentation_images_cut_total"
 DETECTIONS_METRIC: Final = "segmentation_detections_per_image"
+CPU_METRIC: Final = "segmentation_session_cpu_seconds_total"
+IMAGES_METRIC: Final = "segmentation_session_images_total"
 
-_REFUSED_HELP: Final = "Requests refused because their answer would have come too late"
 _BUCKETS: Final = (0, 1, 2, 5, 10, 20, 50, 100, 300)
 
 
-class AdmissionMetrics:
-    """The counter of ``admission``: requests refused for overload."""
+class _Metrics:
+    """Counters of one model, handed to the server once a second.
 
-    def __init__(self, model: str) -> None:
-        # A family lives as long as its Python object, and its metrics with it.
-        self._family = counter_family(REFUSED_METRIC, _REFUSED_HELP)
+    Args:
+        labels: of all of them.
+    """
+
+    def __init__(self, **labels: str) -> None:
+        self._labels = labels
+        self._families: dict[str, Any] = {}  # a family lives as long as its Python object, and its metrics with it
         self._publisher = Publisher()
-        self._refused = self._publisher.tally(self._family.Metric(labels={"model": model}))
 
-    def request_refused(self) -> None:
-        """Count one request that was refused for overload."""
-        self._refused.add()
+    def _counter(self, name: str, description: str, **labels: str) -> Tally:
+        if name not in self._families:
+            kind = pb_utils.MetricFamily.COUNTER
+            self._families[name] = pb_utils.MetricFamily(name=name, description=description, kind=kind)
+        return self._publisher.tally(self._families[name].Metric(labels={**self._labels, **labels}))
 
     def close(self) -> None:
         """Hand over the last counts."""
         self._publisher.close()
 
 
-class PreprocessMetrics:
-    """Counters of ``preprocess``: images decoded, images refused by reason, requests refused for overload."""
+class AdmissionMetrics(_Metrics):
+    """The counter of ``admission``, which the other steps have too: requests rejected for overload."""
 
     def __init__(self, model: str) -> None:
-        labels = {"model": model}
-        self._families = (
-            counter_family(DECODED_METRIC, "Images decoded"),
-            counter_family(DECODE_ERRORS_METRIC, "Images refused, by reason"),
-            counter_family(REFUSED_METRIC, _REFUSED_HELP),
-        )
-        decoded, errors, refused = self._families
-        self._publisher = Publisher()
-        self._decoded = self._publisher.tally(decoded.Metric(labels=labels))
-        self._refused = self._publisher.tally(refused.Metric(labels=labels))
-        # All there from the start, so that the first refusal shows as a rise.
+        super().__init__(model=model)
+        self._refused = self._counter(REFUSED_METRIC, "Requests refused because their answer would have come too late")
+
+    def request_refused(self) -> None:
+        """Count one request whose answer would have come too late."""
+        self._refused.add()
+
+
+class PreprocessMetrics(AdmissionMetrics):
+    """Counters of ``preprocess``: also images decoded, and images rejected by reason."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self._decoded = self._counter(DECODED_METRIC, "Images decoded")
+        # All exist from the start, so that the first refusal shows as a rise.
         self._errors = {
-            reason: self._publisher.tally(errors.Metric(labels={**labels, "reason": reason})) for reason in IMAGE_FAULTS
+            reason: self._counter(DECODE_ERRORS_METRIC, "Images refused, by reason", reason=reason)
+            for reason in IMAGE_FAULTS
         }
 
     def decoded(self, images: int) -> None:
@@ -65,48 +78,24 @@ class PreprocessMetrics:
         """Count one image that is at fault; see :data:`pipeline.errors.IMAGE_FAULTS`."""
         self._errors[reason].add()
 
-    def request_refused(self) -> None:
-        """Count one request whose images would have come too late."""
-        self._refused.add()
 
-    def close(self) -> None:
-        """Hand over the last counts."""
-        self._publisher.close()
+class PostprocessMetrics(AdmissionMetrics):
+    """Counters of ``postprocess``: also a histogram of the detections per image, and images with candidates cut.
 
-
-class PostprocessMetrics:
-    """A histogram of the detections per image, and counters of requests refused and of images cut.
-
-    Written as the series that a histogram consists of (``_bucket`` with the label ``le``, ``_sum``, ``_count``), which
-    can be raised by more than one observation at a time.
+    The histogram is written as the series that it consists of (``_bucket`` with the label ``le``, ``_sum``,
+    ``_count``), which can be raised by more than one observation at a time.
     """
 
     def __init__(self, model: str) -> None:
-        labels = {"model": model}
-        self._families = tuple(
-            counter_family(f"{DETECTIONS_METRIC}{part}", f"Detections per image: {what}")
-            for part, what in (
-                ("_bucket", "images with at most so many"),
-                ("_sum", "detections"),
-                ("_count", "images"),
-            )
-        )
-        bucket, total, count = self._families
-        self._publisher = Publisher()
-        # From the widest bucket down, in which order they are handed over: no bucket ever holds more than a wider one.
-        bounds = [(float("inf"), "+Inf"), *((float(bound), str(bound)) for bound in reversed(_BUCKETS))]
+        super().__init__(model)
+        # Handed over from the widest bucket down, so that no bucket ever holds more than a wider one.
         self._buckets = [
-            (bound, self._publisher.tally(bucket.Metric(labels={**labels, "le": text}))) for bound, text in bounds
+            (bound, self._counter(f"{DETECTIONS_METRIC}_bucket", "Detections per image: images up to le", le=text))
+            for bound, text in [(float("inf"), "+Inf"), *((bound, str(bound)) for bound in reversed(_BUCKETS))]
         ]
-        self._more = (
-            counter_family(REFUSED_METRIC, _REFUSED_HELP),
-            counter_family(CUT_METRIC, "Images with more candidates above the threshold than leave the network"),
-        )
-        refused, cut = self._more
-        self._refused = self._publisher.tally(refused.Metric(labels=labels))
-        self._cut = self._publisher.tally(cut.Metric(labels=labels))
-        self._sum = self._publisher.tally(total.Metric(labels=labels))
-        self._count = self._publisher.tally(count.Metric(labels=labels))
+        self._sum = self._counter(f"{DETECTIONS_METRIC}_sum", "Detections per image: detections")
+        self._count = self._counter(f"{DETECTIONS_METRIC}_count", "Detections per image: images")
+        self._cut = self._counter(CUT_METRIC, "Images with more candidates above the threshold than leave the network")
 
     def answered(self, detections: Iterable[int]) -> None:
         """Count the images of one request, given the detections in each."""
@@ -117,19 +106,23 @@ class PostprocessMetrics:
             self._sum.add(number)
             self._count.add()
 
-    def request_refused(self) -> None:
-        """Count one request whose masks would have come too late."""
-        self._refused.add()
-
     def candidates_cut(self, images: int) -> None:
         """Count images in which even the last candidate lay above the threshold."""
         self._cut.add(images)
 
-    def close(self) -> None:
-        """Hand over the last counts."""
-        self._publisher.close()
 
+class SessionTime(_Metrics):
+    """A network session's processor time, of all threads of the process during a run, and its images."""
 
-def counter_family(name: str, description: str) -> Any:
-    """A family of counters in the server's metrics."""
-    return pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
+    def __init__(self, model: str, version: str) -> None:
+        super().__init__(model=model, version=version)
+        self._cpu = self._counter(CPU_METRIC, "Processor time of the network's session")
+        self._images = self._counter(IMAGES_METRIC, "Images that went through the network, without padding")
+
+    @contextmanager
+    def measured(self, images: int) -> Iterator[None]:
+        """Measure one run of the session over ``images`` images."""
+        started = time.process_time()
+        yield
+        self._cpu.add(time.process_time() - started)
+        self._images.add(images)

@@ -21,12 +21,11 @@ OUTPUT_NAMES = (contract.CANDIDATES.name, contract.PROTOTYPES.name)
 
 
 class CpuNetwork:
-    """Runs images on the cores that it is given.
+    """Runs images on a number of cores.
 
-    Threads that share one image meet after every layer and wait for the slowest; threads with an image each never
-    meet, and take about a fifth less processor time per image. So an image that is alone gets all cores, and images
-    that come together get a session of one thread each. Threads sleep while they wait: the other models of an ensemble
-    need the cores that spinning would hold.
+    Threads that share one image wait for the slowest after every layer; threads with an image each never wait, and take
+    about a fifth less processor time per image. So a single image gets all cores, and images that come together get a
+    session of one thread each. Threads sleep while they wait, since the other models of an ensemble need the cores.
 
     Args:
         path: the ``model.onnx``.

@@ -27,7 +27,7 @@ def batch_sizes(max_batch_size: int) -> tuple[int, ...]:
     """Sizes that batches are padded to: powers of two, and the largest.
 
     The CUDA provider prepares its convolutions anew whenever a session's batch size changes, which takes seconds. So
-    every size has a session of its own. Padding costs the GPU less than a factor of two, and nothing when batches are
+    every size has its own session. Padding costs the GPU less than a factor of two, and nothing when batches are
     full.
     """
     if max_batch_size < 1:
@@ -110,7 +110,7 @@ class FixedSizeNetwork:
 
 
 class _Bound:
-    """A session of one batch size with tensors of its own on the device, whose addresses a CUDA graph needs fixed."""
+    """A session of one batch size with its own tensors on the device, whose addresses a CUDA graph needs fixed."""
 
     def __init__(self, session: Any, host: Sequence[NDArray[Any]], device: tuple[str, int]) -> None:
         self.session = session
@@ -148,7 +148,7 @@ def network_on_gpu(path: Path, device: int, max_batch_size: int) -> tuple[FixedS
         open_session = functools.partial(cuda_session, path, device, options=options)
         try:
             network = FixedSizeNetwork(open_session, max_batch_size, runtime, (_DEVICE_TYPE, device))
-        except Exception as error:  # ONNX Runtime raises types of its own
+        except Exception as error:  # ONNX Runtime raises its own types
             if not options:
                 raise
             slower.append(f"the network does not run with {options}, and runs without: {str(error)[:500]}")

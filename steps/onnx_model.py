@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from base.cpus import usable_cpus
 from pipeline import contract
+from steps.metrics import SessionTime
 from steps.onnx_cpu import OUTPUT_NAMES, CpuNetwork, Outputs
 from steps.onnx_cuda import network_on_gpu
 from steps.python_backend import cancellation, cancelled, config_choice, config_parameter, heartbeat, internal_error
-from steps.session_time import SessionTime
 
 PROVIDERS = ("cpu", "cuda")
 
@@ -37,10 +37,10 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         provider = config_choice(config, "provider", PROVIDERS)
-        # On a GPU an image is done in less time than the question takes.
+        # On a GPU an image takes less time than the question.
         self._asks_whether_cancelled = provider == "cpu"
         if provider == "cuda":
-            # An instance of KIND_GPU is told its GPU; one of KIND_CPU takes the first that it sees.
+            # Triton gives an instance of KIND_GPU its GPU; one of KIND_CPU takes the first.
             device = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else 0
             self._network: _Network
             self._network, problems = network_on_gpu(path, device, int(config["max_batch_size"]))
@@ -59,7 +59,7 @@ class TritonPythonModel:
         return [next(responses) if id(request) in kept else cancellation() for request in requests]
 
     def finalize(self) -> None:
-        """Hand over what was counted last."""
+        """Hand over the last counts."""
         self._time.close()
 
     def _run(self, requests: Sequence[Any]) -> list[Any]:
@@ -68,7 +68,7 @@ class TritonPythonModel:
         try:
             with heartbeat().busy(), self._time.measured(len(images)):
                 outputs = iter(self._network.run(images))
-        except Exception:  # ONNX Runtime raises types of its own; the server must outlive them all
+        except Exception:  # ONNX Runtime raises its own types
             error = internal_error("the network")
             return [pb_utils.InferenceResponse(output_tensors=[], error=error) for _ in requests]
         responses = []

@@ -1,9 +1,9 @@
-"""Counts that a process of the Python backend keeps for itself, and hands to the server's metrics once a second.
+"""Counts that a process of the Python backend collects, and adds to the server's metrics once a second.
 
-A metric of the Python backend is changed by a message to tritonserver and back, under a lock that both share: processor
-time that every request would pay. And a process that is killed while it holds that lock takes tritonserver along, which
-ends with ``boost::interprocess::lock_exception`` (seen on 2.51; triton-inference-server/server issue 8882 has the same
-end under load). So the messages are few: what changes within a second goes in one.
+A metric of the Python backend is changed by a message to tritonserver and back, under a lock that both share, which
+costs every request processor time. And a process that is killed while it holds that lock ends tritonserver too, with
+``boost::interprocess::lock_exception`` (seen on 2.51; triton-inference-server/server issue 8882 has the same end under
+load). So the messages are few: what changes within a second goes in one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Tally:
         self._publisher.wake()
 
     def publish(self) -> None:
-        """Hand over what there is; nothing if there is none."""
+        """Hand over the amount, unless it is zero."""
         with self._lock:
             amount, self._amount = self._amount, 0.0
         if amount:
@@ -45,7 +45,7 @@ class Tally:
 
 
 class Publisher:
-    """Hands tallies over, in a thread that sleeps while nothing is counted.
+    """Adds tallies to the server's metrics, in a thread that sleeps while nothing is counted.
 
     Args:
         every_s: see :data:`PUBLISH_EVERY_S`.
@@ -65,7 +65,7 @@ class Publisher:
         return tally
 
     def wake(self) -> None:
-        """Say that something was counted."""
+        """Wake the thread: something was counted."""
         if not self._counted.is_set():
             self._counted.set()
 

@@ -30,8 +30,8 @@ def answer_each(
         handle: returns the output tensors of one request. An :class:`InputError` becomes ``INVALID_ARG`` and an
             :class:`OverloadError` becomes ``UNAVAILABLE``, with their texts; anything else becomes ``INTERNAL`` with a
             general text, its traceback in the server's log. Not called for a request whose caller has gone away.
-        ask_whether_cancelled: to ask takes the server and this process 0.1 ms of processor time together: worth it
-            where the request may have waited for long or is long work.
+        ask_whether_cancelled: asking takes 0.1 ms of processor time in the server and this process: worth it where the
+            request may have waited long or is long work.
 
     Returns:
         One ``InferenceResponse`` per request, in order.
@@ -66,13 +66,13 @@ def request_parameters(request: Any) -> RequestParameters:
 
 
 def ticket_of(request: Any) -> NDArray[np.int64] | None:
-    """What admission control gave the request, int64 [3]; None where a step is called by itself."""
+    """The request's ticket from admission control, int64 [3]; None where a step is called by itself."""
     ticket = pb_utils.get_input_tensor_by_name(request, contract.ADMISSION.name)
     return None if ticket is None else ticket.as_numpy()[0]
 
 
-def count_out(admission: Admission, request: Any, *, answered: bool = True) -> None:
-    """Tell admission control that a request has ended here; see :meth:`steps.admission.Admission.finish`."""
+def mark_finished(admission: Admission, request: Any, *, answered: bool = True) -> None:
+    """Mark a request finished in admission control; see :meth:`steps.admission.Admission.finish`."""
     ticket = ticket_of(request)
     if ticket is not None:
         admission.finish(ticket, answered)
@@ -103,12 +103,12 @@ def config_choice(config: dict[str, Any], name: str, allowed: Sequence[str]) -> 
 
 
 def cancelled(request: Any) -> bool:
-    """Whether the caller has gone away or its deadline has passed, so that nobody waits for the answer."""
+    """Whether the caller has gone away or its deadline has passed."""
     return bool(request.is_cancelled())
 
 
 def cancellation() -> Any:
-    """The answer to a request that nobody waits for."""
+    """The answer to a request whose caller has gone."""
     error = pb_utils.TritonError("the request was cancelled by its caller", pb_utils.TritonError.CANCELLED)
     return pb_utils.InferenceResponse(output_tensors=[], error=error)
 
@@ -122,5 +122,5 @@ def _answer(request: Any, handle: Callable[[Any], list[Any]]) -> Any:
     except OverloadError as error:
         refusal = pb_utils.TritonError(str(error), pb_utils.TritonError.UNAVAILABLE)
         return pb_utils.InferenceResponse(output_tensors=[], error=refusal)
-    except Exception:  # whatever it is, the other requests of this batch go on
+    except Exception:  # the other requests of this batch go on
         return pb_utils.InferenceResponse(output_tensors=[], error=internal_error("the request"))

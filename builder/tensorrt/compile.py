@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
+from base.files import write_atomically
 from builder.settings import PlanSettings
 from builder.tensorrt.advice import memory_ways_out
 from builder.tensorrt.errors import LogLine, OnnxParseError, PlanBuildError, PlanMemoryError, TensorRTError
@@ -214,9 +215,7 @@ def _save_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> None:
     if path is None or cache is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_bytes(bytes(cache.serialize()))
-    beside.replace(path)
+    write_atomically(path, bytes(cache.serialize()))
 
 
 def _count(

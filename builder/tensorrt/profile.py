@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from base.gpu import Gpu
 from base.progress import Steps
 from builder.add_plan import architecture, plan_facts, plan_name
 from builder.artifact import Artifact
@@ -29,7 +30,6 @@ from builder.tensorrt.graph_names import GraphNames
 from builder.tensorrt.ptq import QuantizedModel, quantize
 from builder.tensorrt.runner import plan_network
 from repository.flavor import Flavor
-from repository.gpu import Gpu
 from repository.manifest import toolchain
 from repository.network import Network
 

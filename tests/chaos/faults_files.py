@@ -154,7 +154,7 @@ def _tell(repository: ModelRepository, server: TritonServer, version: int, profi
     refusals: list[str | None] = []
     attempts: tuple[Callable[[], object], ...] = (
         lambda: promote(repository, PRECISION, version, profile),
-        lambda: check(repository.path, profile, (PRECISION,)),
+        lambda: check(repository, profile, (PRECISION,)),
     )
     for attempt in attempts:
         try:

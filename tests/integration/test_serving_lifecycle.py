@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException
 
 from base.names import ADMIN_HEADER
 from pipeline import contract
-from repository.running import find_server, running_servers
+from repository.running import running_servers
 from serving import server as server_module
 from serving.errors import PortInUse, ServingError
 from serving.server import ServerOptions, TritonServer
@@ -160,7 +160,7 @@ def test_the_model_control_api_needs_the_secret_over_http(small):
         assert restricted_http(small, path) == http.client.FORBIDDEN
         assert restricted_http(small, path, "wrong") == http.client.FORBIDDEN
         assert restricted_http(small, path, small.admin_secret) == http.client.OK
-    assert find_server(small.options.repository).admin_secret == small.admin_secret
+    assert [one.admin_secret for one in running_servers(small.options.repository)] == [small.admin_secret]
 
 
 def test_the_model_control_api_needs_the_secret_over_grpc(small):

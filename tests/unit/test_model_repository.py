@@ -77,6 +77,21 @@ def test_ensembles_chain_the_steps(precision):
     assert config.max_batch_size == contract.MAX_REQUEST_BATCH
 
 
+@pytest.mark.parametrize("model", [contract.network_model, contract.ensemble_model])
+def test_the_precisions_have_one_configuration(model):
+    """Each file differs only in the precision, and in the versions that were promoted since."""
+
+    def config_of(path, precision):
+        config = text_format.Parse(path.read_text().replace(precision, "PRECISION"), model_config_pb2.ModelConfig())
+        config.ClearField("version_policy")
+        return config
+
+    places = ("config.pbtxt", "configs/cpu.pbtxt", "configs/cuda.pbtxt")
+    for place in places if model is contract.network_model else places[:1]:
+        configs = [config_of(SHIPPED_REPOSITORY / model(one) / place, one) for one in contract.PRECISIONS]
+        assert configs[0] == configs[1] == configs[2], place
+
+
 @pytest.mark.parametrize("precision", contract.PRECISIONS)
 def test_both_profiles_have_the_same_tensors(precision):
     folder = SHIPPED_REPOSITORY / contract.network_model(precision)

@@ -1,4 +1,4 @@
-"""The first step: wrong parameters, too much to decode, and what would wait too long are refused before any work."""
+"""The first step: rejects wrong parameters, too much to decode, and requests that would wait too long."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from steps.classes import class_count
 from steps.metrics import AdmissionMetrics
 from steps.python_backend import answer_each, config_parameter, request_parameters
 
-_ANY_SIZE: Final = ImageLimits(max_pixels=2**62, max_bytes=2**62)  # the limits are those of the step that decodes
+_ANY_SIZE: Final = ImageLimits(max_pixels=2**62, max_bytes=2**62)  # preprocess applies the limits
 
 
 class TritonPythonModel:
@@ -28,7 +28,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the bound out of the model's configuration."""
-        give_large_blocks_back()  # Triton hands this step whole images, of which it wants the number
+        give_large_blocks_back()  # Triton hands this step whole images, and it only counts them
         config = json.loads(args["model_config"])
         self._repository = Path(args["model_repository"]).parent
         self._admission = Admission(state_path(), config_parameter(config, "max_latency_ms", 2000) / 1000)
@@ -39,16 +39,16 @@ class TritonPythonModel:
         return answer_each(requests, self._admit, ask_whether_cancelled=False)
 
     def finalize(self) -> None:
-        """Hand over what was counted last."""
+        """Hand over the last counts."""
         self._metrics.close()
 
     def _admit(self, request: Any) -> list[Any]:
-        parameters = request_parameters(request)  # refused here, before it is admitted
+        parameters = request_parameters(request)  # rejected here, before it is admitted
         if parameters.classes:
             parameters.check_classes(class_count(self._repository))
         tensor = pb_utils.get_input_tensor_by_name(request, contract.IMAGE.name)
         images, _ = tensor.shape()
-        if images > 1:  # one alone is not looked at here, which would take a copy
+        if images > 1:  # a single one is checked later: looking at it here would take a copy
             check_decode_work(tensor.as_numpy().reshape(-1), self._admission.allowed_s, _ANY_SIZE)
         try:
             ticket = self._admission.admit(images)

@@ -17,11 +17,11 @@ from pipeline.mask_work import check_mask_work
 from pipeline.postprocess import pack_response, segmentation_of
 from steps.admission import Admission, state_path
 from steps.metrics import PostprocessMetrics
-from steps.python_backend import answer_each, count_out, request_parameters, ticket_of
+from steps.python_backend import answer_each, mark_finished, request_parameters, ticket_of
 
 _CUT: Final = (
-    "in {} image(s) of a request, all {} candidates that leave the network lie above confidence {}: instances with "
-    "lower scores may be missing. Ask with a higher confidence, or build the network with a larger top_k"
+    "in {} image(s) of a request, all {} candidates that leave the network are above confidence {}: instances with "
+    "lower scores may be missing. Request a higher confidence, or build the network with a larger top_k"
 )
 _PAUSE_S: Final = 10.0
 
@@ -31,20 +31,20 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Keep OpenCV to one thread: the instances of this model are its threads."""
-        self._admission = Admission(state_path(), max_latency_s=0.0)  # this step lets nobody in
+        self._admission = Admission(state_path(), max_latency_s=0.0)  # this step admits nothing
         self._metrics = PostprocessMetrics(args["model_name"])
         self._silent_until = 0.0
         cv2.setNumThreads(1)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer each request by itself, and count all of them out."""
+        """Answer each request by itself, and mark all of them finished."""
         responses = answer_each(requests, self._instances, ask_whether_cancelled=False)
         for request in requests:
-            count_out(self._admission, request)
+            mark_finished(self._admission, request)
         return responses
 
     def finalize(self) -> None:
-        """Hand over what was counted last."""
+        """Hand over the last counts."""
         self._metrics.close()
 
     def _instances(self, request: Any) -> list[Any]:
@@ -68,7 +68,7 @@ class TritonPythonModel:
         return [pb_utils.Tensor(name, array) for name, array in pack_response(images).items()]
 
     def _warn(self, text: str) -> None:
-        """Write to the server's log, not more often than it can be read."""
+        """Write to the server's log, at most every ten seconds."""
         now = time.monotonic()
         if now >= self._silent_until:
             self._silent_until = now + _PAUSE_S

@@ -17,13 +17,13 @@ from pipeline.images import ImageLimits
 from pipeline.preprocess import preprocess
 from steps.admission import Admission, state_path
 from steps.metrics import PreprocessMetrics
-from steps.python_backend import answer_each, config_parameter, count_out, ticket_of
+from steps.python_backend import answer_each, config_parameter, mark_finished, ticket_of
 
-_LONG_S: Final = 0.5  # shorter work is done however long the request has waited
+_LONG_S: Final = 0.5  # shorter work is done even if the request has waited long
 
 
 class TritonPythonModel:
-    """Decodes and letterboxes the images of each request; a bad image fails its own request alone."""
+    """Decodes and letterboxes the images of each request; a bad image fails only its own request."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the input size and the limits out of the model's configuration."""
@@ -34,20 +34,20 @@ class TritonPythonModel:
             max_pixels=config_parameter(config, "max_image_pixels", ImageLimits.max_pixels),
             max_bytes=config_parameter(config, "max_image_bytes", ImageLimits.max_bytes),
         )
-        self._admission = Admission(state_path(), max_latency_s=0.0)  # this step lets nobody in
+        self._admission = Admission(state_path(), max_latency_s=0.0)  # this step admits nothing
         self._metrics = PreprocessMetrics(args["model_name"])
         cv2.setNumThreads(1)  # the instances of this model are its threads
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer each request by itself, and count out those that end here."""
+        """Answer each request by itself, and mark those that end here finished."""
         responses = answer_each(requests, self._letterbox)
         for request, response in zip(requests, responses, strict=True):
             if response.has_error():
-                count_out(self._admission, request, answered=False)
+                mark_finished(self._admission, request, answered=False)
         return responses
 
     def finalize(self) -> None:
-        """Hand over what was counted last."""
+        """Hand over the last counts."""
         self._metrics.close()
 
     def _letterbox(self, request: Any) -> list[Any]:
@@ -69,14 +69,14 @@ class TritonPythonModel:
         ]
 
     def _check_work(self, request: Any, encoded: Sequence[bytes]) -> None:
-        """Refuse long work that comes too late, and an image made to keep a decoder busy.
+        """Reject long work that comes too late, and an image made to keep a decoder busy.
 
-        What several images may take was checked by the first step.
+        The first step has checked what several images may take.
         """
         allowed_s = self._admission.allowed_s
         try:
             seconds = check_decode_work(encoded, allowed_s, self._limits)
-            if seconds >= _LONG_S:  # one image may take longer than is allowed, if it comes in time
+            if seconds >= _LONG_S:  # a single image may take longer than is allowed, if it comes in time
                 self._admission.check_in_time(ticket_of(request), min(seconds, allowed_s))
         except ImageError as error:
             self._metrics.image_refused(error.reason)

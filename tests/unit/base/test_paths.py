@@ -12,7 +12,6 @@ from builder.settings import SettingsError, load_settings
 from demo.__main__ import main as demo
 from load.__main__ import main as load
 from repository.errors import RepositoryError
-from repository.servable import servable_precisions
 from repository.store import ModelRepository
 from repository.versions import promote
 from serving.__main__ import main as serving
@@ -90,8 +89,6 @@ def test_the_library_refuses_it_too(tmp_path, monkeypatch):
     for act in (ModelRepository.open, ModelRepository.existing):
         with pytest.raises(RepositoryError, match="is an address"):
             act(Path("s3://bucket/models"))
-    with pytest.raises(RepositoryError, match="is an address"):
-        servable_precisions(Path("gs://bucket/models"), "cpu")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -103,8 +100,8 @@ def test_a_repository_behind_a_link_works(tmp_path, capsys):
     add_version(repository)
     assert promote(repository, "int8", 1).version == 1
     assert link.is_symlink()
-    assert servable_precisions(link, "cpu") == ("int8",)
-    assert servable_precisions(tmp_path / "disk", "cpu") == ("int8",)
+    for path in (link, tmp_path / "disk"):
+        assert ModelRepository.existing(path).servable_precisions("cpu") == ("int8",)
     for command in ("list", "verify"):
         assert builder([command, "--repository", str(link)]) == 0
     assert serving(["preflight", "--precisions", "int8", "--repository", str(link)]) == 0

@@ -5,6 +5,8 @@ import json
 import pytest
 from rich.console import Console
 
+from base.files import sha256_of, write_atomically
+from base.gpu import Gpu
 from base.progress import Steps
 from builder import add_plan as module
 from builder.add_plan import add_plan
@@ -12,8 +14,7 @@ from builder.tensorrt.compile import CompiledPlan
 from builder.tensorrt.layers import LayerCounts
 from repository.errors import RepositoryError
 from repository.flavor import Flavor
-from repository.gpu import Gpu
-from repository.manifest import Manifest, sha256_of
+from repository.manifest import Manifest
 from repository.store import ModelRepository
 
 L4 = Gpu("NVIDIA L4", "8.9")
@@ -86,11 +87,13 @@ def test_a_plan_that_is_there_is_never_replaced(repository, compiled):
 
 
 def test_a_run_that_was_cut_short_is_finished_by_the_next(repository, compiled, monkeypatch):
-    def cut_short(path, text):
-        raise KeyboardInterrupt
+    def cut_short(path, data, mode):
+        if path.name == "manifest.json":
+            raise KeyboardInterrupt
+        write_atomically(path, data, mode)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_text", cut_short)
+        patch.setattr(module, "write_atomically", cut_short)
         with pytest.raises(KeyboardInterrupt):
             run(repository)
     assert "model-sm89.plan" not in Manifest.read(repository.model_folder("int8") / "1").plans

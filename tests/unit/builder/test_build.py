@@ -9,6 +9,7 @@ import onnx
 import pytest
 from rich.console import Console
 
+from base.files import sha256_of
 from base.progress import Steps
 from builder import __main__ as command
 from builder.build import build
@@ -18,7 +19,7 @@ from builder.settings import load_settings
 from builder.surgery import graft_ends
 from pipeline import contract
 from repository.errors import RepositoryError
-from repository.manifest import Manifest, sha256_of
+from repository.manifest import Manifest
 from repository.store import ModelRepository, read_config
 from tests.exports import segmentation_export
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from base.files import write_atomically
 from repository.errors import RepositoryError
-from repository.store import ModelRepository, write_text
+from repository.store import ModelRepository
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_a_configuration_that_could_not_be_written_is_as_before(repository, monk
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        write_text(path, "name: 'other'")
+        write_atomically(path, "name: 'other'")
     assert path.read_text() == before
     assert repository.leftovers("int8") == []
     assert [entry.name for entry in path.parent.iterdir() if entry.name.startswith(".")] == []

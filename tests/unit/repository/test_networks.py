@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-
 import cv2
 import numpy as np
 import onnx
@@ -14,12 +12,11 @@ from rich.console import Console
 from base.progress import Steps
 from builder.build import build
 from builder.settings import load_settings
-from builder.versions_cli import add_commands
 from repository import versions
 from repository.errors import RepositoryError
 from repository.integrity import verify
-from repository.live import LiveError
-from repository.networks import mixture, other_classes
+from repository.manifest import other_classes
+from repository.networks import mixture
 from repository.promotions import read_promotions
 from repository.servable import models_to_load
 from repository.store import ModelRepository
@@ -27,17 +24,11 @@ from repository.versions import PromotionError, VersionRef, promote, promote_tog
 from serving.errors import ServingError
 from serving.preflight import check, preflight
 from tests.exports import segmentation_export
+from tests.unit.repository.helpers import FakeServer, run
 from tests.versions import add_version
 
 OTHER = {"sha256": "b" * 64, "file": "b.onnx"}
 MORE_CLASSES = {**OTHER, "class_names": [f"thing {index}" for index in range(80)]}
-
-
-def run(repository, *arguments):
-    parser = argparse.ArgumentParser()
-    add_commands(parser.add_subparsers(required=True))
-    options = parser.parse_args([*arguments, "--repository", str(repository.path)])
-    return options.run(options)
 
 
 @pytest.mark.parametrize(
@@ -152,10 +143,10 @@ def test_versions_of_two_exports_are_served_beside_each_other_only_when_that_is_
     findings = verify(repository)
     assert findings.faults == []
     assert any("mixes networks" in note for note in findings.notes)
-    found = check(repository.path, "cpu")
+    found = check(repository, "cpu")
     assert [status.ready for status in found.models if status.built] == [True, True]
     assert all("mixes networks" in status.warnings[0] for status in found.models if status.built)
-    assert preflight(repository.path, "cpu", ("int8",)).models[0].warnings == ()
+    assert preflight(repository, "cpu", ("int8",)).models[0].warnings == ()
 
 
 def test_a_rollback_is_never_held_up_by_the_source(repository):
@@ -173,32 +164,6 @@ def test_models_are_named_once_and_for_one_profile(repository):
     add_version(repository, "fp16", plans={"model-sm90.plan": {"flavor": "tensorrt-10"}})
     with pytest.raises(RepositoryError, match=r"network_fp16/1 for tensorrt.*--profile cpu or tensorrt"):
         promote_together(repository, [VersionRef("int8", 1), VersionRef("fp16", 1)])
-
-
-class FakeServer:
-    """A server that serves what its configurations name, unless it is one that it cannot."""
-
-    def __init__(self, repository, broken=None):
-        self.name, self.repository, self.broken, self.loads = "the fake", repository, broken, []
-
-    def wait_live(self):
-        pass
-
-    def ready_versions(self, model):
-        return tuple(self.repository.promoted(model.removeprefix("network_"), "cpu"))
-
-    def is_model_ready(self, model):
-        return True
-
-    def is_ready(self):
-        return True
-
-    def reload(self, model):
-        self.loads.append((model, self.ready_versions(model)))
-
-    def check_answers(self, precision, version, input_dims):
-        if (precision, version) == self.broken:
-            raise LiveError("the fake answers nonsense")
 
 
 def test_versions_that_are_promoted_together_are_taken_back_together(repository, monkeypatch):
@@ -226,18 +191,18 @@ def two_networks(tmp_path):
 
 
 def test_networks_of_different_classes_are_not_ready(two_networks, capsys):
-    found = preflight(two_networks.path, "cpu", ("fp32", "int8"))
+    found = preflight(two_networks, "cpu", ("fp32", "int8"))
     assert [status.ready for status in found.models] == [False, False]
     for status in found.models:
         assert "80 classes: thing 0, thing 1, thing 2, …" in status.reasons[0]
         assert "2 classes: cat, dog" in status.reasons[0]
         assert "--precisions" in status.remedy
     with pytest.raises(ServingError, match="whose classes differ"):
-        check(two_networks.path, "cpu")
+        check(two_networks, "cpu")
     with pytest.raises(RepositoryError, match="One repository serves one network"):
-        models_to_load(two_networks.path, "cpu")
-    assert "segment_int8" in models_to_load(two_networks.path, "cpu", ("int8",))
-    assert check(two_networks.path, "cpu", ("int8",)).models[0].ready
+        models_to_load(two_networks, "cpu")
+    assert "segment_int8" in models_to_load(two_networks, "cpu", ("int8",))
+    assert check(two_networks, "cpu", ("int8",)).models[0].ready
     (fault,) = verify(two_networks).faults
     assert fault.subject == "profile cpu"
     assert run(two_networks, "list") == 0
@@ -252,7 +217,7 @@ def test_networks_of_different_classes_are_not_promoted_however_one_asks(two_net
     # The way out: a version of the other network.
     add_version(two_networks, "int8", source=MORE_CLASSES)
     command = "python -m builder promote network_fp32/1 network_int8/3 --profile cpu"
-    assert command in preflight(two_networks.path, "cpu", ("int8", "fp32")).models[0].remedy
+    assert command in preflight(two_networks, "cpu", ("int8", "fp32")).models[0].remedy
     assert promote(two_networks, "int8", 3).version == 3
     with pytest.raises(RepositoryError, match="one network"):
         rollback(two_networks, "int8")

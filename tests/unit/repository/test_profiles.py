@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,8 +13,7 @@ from builder.settings import SettingsError, load_settings
 from pipeline import contract
 from repository import versions
 from repository.errors import RepositoryError
-from repository.gpu import Gpu
-from repository.integrity import build_command, verify
+from repository.integrity import verify
 from repository.plans import Machine
 from repository.profiles import BUILT_PROFILES, PROFILES
 from repository.servable import models_to_load
@@ -21,36 +22,10 @@ from repository.versions import PromotionError, promote, rollback
 from serving import preflight as looking
 from serving.__main__ import main as serving
 from serving.preflight import check, preflight
+from tests.unit.repository.helpers import H100, NO_GPU, FakeServer
 from tests.versions import H100_PLAN, add_version
 
-H100 = Machine((10, 13, 0), "a test", Gpu("NVIDIA H100", "9.0"))
-NO_GPU = Machine(None, "no library", None)
 RTX_PLAN = {**H100_PLAN, "flavor": "tensorrt-rtx"}
-
-
-class FakeServer:
-    """A server of one profile that loads what its configuration says."""
-
-    def __init__(self, repository, profile):
-        self.name, self.repository, self.profile = "the fake", repository, profile
-
-    def wait_live(self):
-        pass
-
-    def ready_versions(self, model):
-        return tuple(self.repository.promoted("int8", self.profile))
-
-    def is_model_ready(self, model):
-        return True
-
-    def is_ready(self):
-        return True
-
-    def reload(self, model):
-        pass
-
-    def check_answers(self, precision, version, input_dims):
-        assert self.ready_versions("network_int8") == (version,)
 
 
 @pytest.fixture
@@ -63,31 +38,15 @@ def machine(monkeypatch):
     """Sets what is taken for this machine, as a server of this machine is promoted on."""
 
     def set_machine(found):
-        monkeypatch.setattr(versions, "machine_at_hand", lambda: found)
+        monkeypatch.setattr(versions, "find_machine", lambda: found)
 
     return set_machine
 
 
 def live(monkeypatch, repository, profile):
     server = FakeServer(repository, profile)
-    monkeypatch.setattr(versions, "running_servers", lambda path: [_State(profile)])
-    monkeypatch.setattr(versions.LiveServer, "of", lambda state: _Closing(server))
-
-
-class _State:
-    def __init__(self, profile):
-        self.profile = profile
-
-
-class _Closing:
-    def __init__(self, server):
-        self.server = server
-
-    def __enter__(self):
-        return self.server
-
-    def __exit__(self, *error):
-        pass
+    monkeypatch.setattr(versions, "running_servers", lambda path: [SimpleNamespace(profile=profile)])
+    monkeypatch.setattr(versions.LiveServer, "of", lambda state: contextlib.nullcontext(server))
 
 
 def test_the_profiles_are_those_of_the_contract_and_of_the_shipped_models():
@@ -185,10 +144,10 @@ def test_nothing_is_built_for_cuda_and_the_way_to_it_is_told(capsys):
 @pytest.mark.parametrize("profile", contract.PROFILES)
 def test_every_build_that_is_advised_can_be_run(repository, profile, capsys):
     """No remedy names a command that the command line refuses."""
-    found = preflight(repository.path, profile, ("int8",), machine=NO_GPU)
-    advised = [found.models[0].remedy, build_command(repository, "int8", profile)]
+    found = preflight(repository, profile, ("int8",), machine=NO_GPU)
+    advised = [found.models[0].remedy, repository.build_command("int8", profile)]
     with pytest.raises(RepositoryError) as caught:
-        models_to_load(repository.path, profile)
+        models_to_load(repository, profile)
     for text in (*advised, str(caught.value)):
         build = text[text.index("python -m builder build") :].split(", then")[0].split("`")[0].split(" first")[0]
         with pytest.raises(SystemExit) as ended:
@@ -209,13 +168,13 @@ def with_gpu(monkeypatch):
 
 def test_cuda_serves_what_was_promoted_for_it(repository, with_gpu):
     add_version(repository)
-    status = preflight(repository.path, "cuda", ("int8",)).models[0]
+    status = preflight(repository, "cuda", ("int8",)).models[0]
     assert status.reasons == ("no version is promoted under the profile cuda",)
     assert status.remedy == "python -m builder promote network_int8/1 --profile cuda"
     assert verify(repository).faults == []  # nobody asked for it
     promote(repository, "int8", 1, "cuda")
-    assert preflight(repository.path, "cuda", ("int8",)).models[0].ready
-    assert check(repository.path, "cuda").models[2].ready
+    assert preflight(repository, "cuda", ("int8",)).models[0].ready
+    assert check(repository, "cuda").models[2].ready
 
 
 def test_cuda_without_a_gpu_is_not_ready(repository, capsys):
@@ -238,12 +197,12 @@ def test_a_version_that_is_gone_or_damaged_is_told_under_cuda_too(repository, wi
     promote(repository, "int8", 1, "cuda")
     (repository.model_folder("int8") / "1" / "model.onnx").unlink()
     shutil.rmtree(repository.model_folder("int8") / "2")
-    status = preflight(repository.path, "cuda", ("int8",)).models[0]
+    status = preflight(repository, "cuda", ("int8",)).models[0]
     assert status.reasons == ("version 1: model.onnx is missing",)
     add_version(repository)
     shutil.rmtree(repository.model_folder("int8") / "1")
-    status = preflight(repository.path, "cuda", ("int8",)).models[0]
-    assert "names the versions [1], which are not there" in status.reasons[0]
+    status = preflight(repository, "cuda", ("int8",)).models[0]
+    assert "names the versions [1], which are missing" in status.reasons[0]
     assert any("cuda.pbtxt names the versions [1]" in fault.problem for fault in verify(repository).faults)
 
 

@@ -11,8 +11,7 @@ import sys
 import pytest
 
 from repository import running as state
-from repository.errors import RepositoryError
-from repository.running import RunningServer, find_server, remove_shared_memory, running_servers
+from repository.running import RunningServer, clear_after, running_servers
 
 PREFIX = "segmentation_0123abcd_"
 
@@ -61,7 +60,7 @@ def test_a_live_server_is_found_by_its_repository(alive, tmp_path):
     server = a_server(alive, tmp_path, shm_prefix=PREFIX)
     server.write()
     assert running_servers() == [server]
-    assert find_server(tmp_path) == server
+    assert running_servers(tmp_path) == [server]
     assert running_servers(tmp_path / "other") == []
 
 
@@ -72,31 +71,19 @@ def test_the_secret_is_for_this_user_alone(alive, tmp_path, cache):
     assert os.listdir(path.parent) == [path.name]  # noqa: PTH208 - hidden files count too
 
 
-def test_no_server_is_told_with_the_command_that_starts_one(tmp_path):
-    with pytest.raises(RepositoryError, match=r"0 servers .*expected: 1.*python -m serving run --repository"):
-        find_server(tmp_path)
-
-
-def test_two_servers_of_one_repository_are_not_guessed_between(start, tmp_path):
-    for _ in range(2):
-        a_server(start(), tmp_path).write()
-    with pytest.raises(RepositoryError, match="2 servers"):
-        find_server(tmp_path)
-
-
 def test_a_server_that_a_script_started_counts_too(tmp_path):
     script = [sys.executable, "-c", "print(flush=True); import time; time.sleep(60)", "/opt/tritonserver"]
     with subprocess.Popen(script, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         a_server(process.pid, tmp_path).write()
-        assert find_server(tmp_path).pid == process.pid
+        assert running_servers(tmp_path)[0].pid == process.pid
         process.kill()
 
 
-@pytest.mark.parametrize("attempt", range(20))
-def test_a_server_counts_from_the_moment_it_is_started(start, tmp_path, attempt):
-    a_server(start(), tmp_path).write()
-    assert len(running_servers()) == 1
+def test_a_server_counts_from_the_moment_it_is_started(start, tmp_path):
+    for count in range(1, 21):
+        a_server(start(), tmp_path).write()
+        assert len(running_servers()) == count
 
 
 def test_what_a_killed_server_left_is_swept(dead, alive, tmp_path, monkeypatch):
@@ -104,7 +91,7 @@ def test_what_a_killed_server_left_is_swept(dead, alive, tmp_path, monkeypatch):
     shared.mkdir()
     for name in (f"{PREFIX}one", f"{PREFIX}two", "segmentation_ffffffff_other", "foreign"):
         (shared / name).touch()
-    monkeypatch.setattr(state.remove_shared_memory, "__defaults__", (shared,))
+    monkeypatch.setattr(state, "SHARED_MEMORY", shared)
     path = a_server(dead, tmp_path, shm_prefix=PREFIX).write()
     a_server(alive, tmp_path, shm_prefix="segmentation_ffffffff_").write()
     assert [server.pid for server in running_servers()] == [alive]
@@ -130,8 +117,10 @@ def test_processes_that_a_killed_server_left_are_ended(dead, tmp_path):
 
 
 def test_another_process_under_an_old_number_is_no_server(tmp_path):
-    path = a_server(os.getppid(), tmp_path).write()
-    assert running_servers() == []
+    with subprocess.Popen(["sleep", "60"]) as process:
+        path = a_server(process.pid, tmp_path).write()
+        assert running_servers() == []
+        process.kill()
     assert not path.exists()
 
 
@@ -143,10 +132,11 @@ def test_a_broken_file_is_passed_over(alive, tmp_path, cache, text):
 
 
 @pytest.mark.parametrize("prefix", ["", "*", "segmentation_", "../segmentation_0123abcd_", f"{PREFIX}*", f"{PREFIX}\n"])
-def test_nothing_but_the_prefix_of_one_server_removes_anything(tmp_path, prefix):
+def test_nothing_but_the_prefix_of_one_server_removes_anything(tmp_path, monkeypatch, prefix):
+    monkeypatch.setattr(state, "SHARED_MEMORY", tmp_path)
     region = tmp_path / f"{PREFIX}one"
     region.touch()
-    remove_shared_memory(prefix, tmp_path)
+    clear_after(prefix)
     assert region.exists()
-    remove_shared_memory(PREFIX, tmp_path)
+    clear_after(PREFIX)
     assert not region.exists()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from repository.errors import RepositoryError
-from repository.servable import models_to_load, servable_precisions
+from repository.servable import models_to_load
+from repository.store import ModelRepository
 from tests.unit.serving.repositories import tiny_repository
 
 
 def test_a_version_that_is_named_and_there_can_be_served(tmp_path):
-    repository = tiny_repository(tmp_path / "r", ["fp32", "int8"])
-    assert servable_precisions(repository, "cpu") == ("fp32", "int8")
+    repository = ModelRepository(tiny_repository(tmp_path / "r", ["fp32", "int8"]))
+    assert repository.servable_precisions("cpu") == ("fp32", "int8")
     assert models_to_load(repository, "cpu") == [
         "admission",
         "preprocess",
@@ -24,47 +25,47 @@ def test_a_version_that_is_named_and_there_can_be_served(tmp_path):
 
 
 def test_only_what_is_asked_for_is_loaded(tmp_path):
-    repository = tiny_repository(tmp_path / "r", ["fp32", "int8"])
+    repository = ModelRepository(tiny_repository(tmp_path / "r", ["fp32", "int8"]))
     expected = ["admission", "preprocess", "postprocess", "network_int8", "segment_int8"]
     assert models_to_load(repository, "cpu", ["int8"]) == expected
 
 
 def test_a_repository_that_lacks_a_step_is_refused_by_its_name(tmp_path):
-    repository = tiny_repository(tmp_path / "r")
-    (repository / "admission" / "config.pbtxt").unlink()
+    repository = ModelRepository(tiny_repository(tmp_path / "r"))
+    (repository.path / "admission" / "config.pbtxt").unlink()
     with pytest.raises(RepositoryError, match=r"no admission/config\.pbtxt.*--repository"):
-        models_to_load(repository, "cpu")
+        ModelRepository.existing(repository.path)
 
 
 @pytest.mark.parametrize("missing", ["model.onnx", "model.py"])
 def test_a_version_without_its_files_cannot_be_served(tmp_path, missing):
-    repository = tiny_repository(tmp_path / "r")
-    (repository / "network_int8" / "1" / missing).unlink()
-    assert servable_precisions(repository, "cpu") == ()
+    repository = ModelRepository(tiny_repository(tmp_path / "r"))
+    (repository.path / "network_int8" / "1" / missing).unlink()
+    assert repository.servable_precisions("cpu") == ()
 
 
 def test_a_version_that_is_not_named_cannot_be_served(tmp_path):
-    repository = tiny_repository(tmp_path / "r")
-    (repository / "network_int8" / "1").rename(repository / "network_int8" / "2")
-    assert servable_precisions(repository, "cpu") == ()
+    repository = ModelRepository(tiny_repository(tmp_path / "r"))
+    (repository.path / "network_int8" / "1").rename(repository.path / "network_int8" / "2")
+    assert repository.servable_precisions("cpu") == ()
 
 
 def test_the_tensorrt_profile_needs_a_plan(tmp_path):
-    repository = tiny_repository(tmp_path / "r")
-    assert servable_precisions(repository, "tensorrt") == ()
-    (repository / "network_int8" / "1" / "model.plan").touch()
-    assert servable_precisions(repository, "tensorrt") == ("int8",)
+    repository = ModelRepository(tiny_repository(tmp_path / "r"))
+    assert repository.servable_precisions("tensorrt") == ()
+    (repository.path / "network_int8" / "1" / "model.plan").touch()
+    assert repository.servable_precisions("tensorrt") == ("int8",)
 
 
 def test_nothing_to_serve_is_told_with_the_command_that_builds(tmp_path):
-    repository = tiny_repository(tmp_path / "r", [])
+    repository = ModelRepository(tiny_repository(tmp_path / "r", []))
     with pytest.raises(RepositoryError, match=r"no version .*profile cpu; .*python -m builder build --profile cpu"):
         models_to_load(repository, "cpu")
 
 
 def test_a_missing_precision_that_was_asked_for_is_named(tmp_path):
-    repository = tiny_repository(tmp_path / "r", ["fp32"])
-    with pytest.raises(RepositoryError, match=r"network_int8 .*--precisions int8"):
+    repository = ModelRepository(tiny_repository(tmp_path / "r", ["fp32"]))
+    with pytest.raises(RepositoryError, match=r"network_int8 .*--precisions fp32,fp16,int8"):
         models_to_load(repository, "cpu", ["fp32", "int8"])
 
 
@@ -74,12 +75,12 @@ def test_a_folder_that_is_no_repository_is_refused(tmp_path, exists):
     if exists:
         folder.mkdir()
     with pytest.raises(RepositoryError, match=r"not a model repository.*--repository"):
-        models_to_load(folder, "cpu")
+        ModelRepository.existing(folder)
 
 
 def test_a_broken_configuration_is_named(tmp_path):
-    repository = tiny_repository(tmp_path / "r")
-    path = repository / "network_int8" / "configs" / "cpu.pbtxt"
+    repository = ModelRepository(tiny_repository(tmp_path / "r"))
+    path = repository.path / "network_int8" / "configs" / "cpu.pbtxt"
     path.write_text('name: "network_int8" no_such_field: 1')
     with pytest.raises(RepositoryError, match=str(path)):
-        servable_precisions(repository, "cpu")
+        repository.servable_precisions("cpu")

@@ -1,6 +1,5 @@
 """Promoting, rolling back, pruning and verifying versions, without a server."""
 
-import argparse
 import json
 import os
 import random
@@ -14,23 +13,20 @@ import cv2
 import numpy as np
 import pytest
 
+from base.gpu import Gpu
 from builder.__main__ import main
-from builder.versions_cli import add_commands
 from pipeline import contract
 from repository import versions
 from repository.errors import RepositoryError
-from repository.gpu import Gpu
 from repository.integrity import verify
-from repository.live import LiveError
 from repository.plans import Machine, library_version, plan_misfit
 from repository.promotions import Promotion, append_promotion, read_promotions, rollback_target
 from repository.store import PROMOTIONS_NAME, SHIPPED_REPOSITORY, ModelRepository, read_config
 from repository.versions import PromotionError, VersionRef, promote, prune, rollback
 from tests.exports import segmentation_export
+from tests.unit.repository.helpers import H100, L4, NO_GPU, FakeServer, run
 from tests.versions import FAILED, H100_PLAN, PASSED, add_version, rewrite
 
-H100 = Machine((10, 13, 0), "a test", Gpu("NVIDIA H100", "9.0"))
-L4 = Machine((10, 13, 0), "a test", Gpu("NVIDIA L4", "8.9"))
 CHOSEN = {"8.9": "model-sm89.plan", "9.0": "model-sm90.plan"}
 
 
@@ -41,13 +37,6 @@ def repository(tmp_path):
 
 def served(repository, precision="int8", profile="cpu"):
     return read_config(repository.config_path(precision, profile)).version_policy.specific.versions
-
-
-def run(repository, *arguments):
-    parser = argparse.ArgumentParser()
-    add_commands(parser.add_subparsers(required=True))
-    options = parser.parse_args([*arguments, "--repository", str(repository.path)])
-    return options.run(options)
 
 
 # Promotion and rollback.
@@ -124,36 +113,6 @@ def test_a_rollback_to_a_version_that_is_gone_is_refused(repository):
     assert list(served(repository)) == [2]
 
 
-class FakeServer:
-    """A server that loads what the configuration says, unless a version is one that it cannot serve."""
-
-    def __init__(self, repository, broken=None):
-        self.name, self.repository, self.broken = "the fake", repository, broken
-        self.ready, self.loads = (1,), []
-
-    def wait_live(self):
-        pass
-
-    def ready_versions(self, model):
-        return self.ready
-
-    def is_model_ready(self, model):
-        return True
-
-    def is_ready(self):
-        return self.broken is None
-
-    def reload(self, model):
-        named = tuple(served(self.repository))
-        self.loads.append(named)
-        self.ready = named
-
-    def check_answers(self, precision, version, input_dims):
-        assert input_dims == (640, 640, 3)
-        if version == self.broken:
-            raise LiveError("the fake answers nonsense")
-
-
 @pytest.fixture
 def any_network(monkeypatch):
     """Takes the contents of these tests' model.onnx for a network."""
@@ -174,21 +133,21 @@ def test_a_network_that_does_not_run_is_not_given_to_a_server(repository):
 def test_what_a_server_cannot_serve_is_taken_back_everywhere(repository):
     add_version(repository)
     add_version(repository)
-    servers = [FakeServer(repository), FakeServer(repository, broken=2)]
+    servers = [FakeServer(repository), FakeServer(repository, broken=("int8", 2))]
     with pytest.raises(PromotionError, match=r"answers nonsense.*answer as before; until it is restarted"):
         promote(repository, "int8", 2, servers=servers)
     assert list(served(repository)) == [1]
-    assert [server.ready for server in servers] == [(1,), (1,)]
+    assert [server.serves["network_int8"] for server in servers] == [(1,), (1,)]
     assert not read_promotions(repository.model_folder("int8"))
     servers[1].broken = None
     assert promote(repository, "int8", 2, servers=servers).servers == ("the fake", "the fake")
-    assert [server.ready for server in servers] == [(2,), (2,)]
+    assert [server.serves["network_int8"] for server in servers] == [(2,), (2,)]
 
 
 def test_a_server_that_does_not_serve_the_model_is_left_alone(repository):
     add_version(repository)
     server = FakeServer(repository)
-    server.ready = ()
+    server.serves["network_int8"] = ()
     assert promote(repository, "int8", 1, servers=[server]).not_serving == ("the fake",)
     assert not server.loads
 
@@ -303,7 +262,7 @@ def change_manifest(folder, **changes):
         (extra_file, r"model.plan is not in manifest.json"),
         (break_manifest, "not a readable manifest"),
         (wrong_kinds, "entries of the wrong kind"),
-        (wrong_place, "speaks of network_int8/4"),
+        (wrong_place, "describes network_int8/4"),
         (wrong_tag, "ends with the hash of none of its files"),
     ],
 )
@@ -364,14 +323,14 @@ def test_leftovers_are_named_and_tolerated(repository):
         ({"model-sm90.plan": H100_PLAN}, L4, "there is no model-sm89.plan"),
         ({"model-sm89.plan": H100_PLAN}, L4, "built for compute capability 9.0"),
         ({"model-sm89.plan": {**H100_PLAN, "hardware_compatible": True}}, L4, None),
-        ({"model.rtxplan": {**H100_PLAN, "flavor": "tensorrt-rtx"}}, H100, "TensorRT-RTX alone"),
+        ({"model.rtxplan": {**H100_PLAN, "flavor": "tensorrt-rtx"}}, H100, "only plans of TensorRT-RTX"),
         ({}, H100, "holds no TensorRT plan"),
         ({"model-sm90.plan": {**H100_PLAN, "tensorrt": "10.12.0.36"}}, H100, "built by TensorRT 10.12.0.36"),
         ({"model-sm90.plan": {**H100_PLAN, "tensorrt": "10.13.0.35"}}, H100, None),
         ({"model-sm90.plan": {**H100_PLAN, "tensorrt": "10.12.0", "version_compatible": True}}, H100, None),
         ({"model-sm90.plan": {**H100_PLAN, "tensorrt": "10.14.0", "version_compatible": True}}, H100, "10.14.0"),
         ({"model-sm90.plan": {**H100_PLAN, "tensorrt": "9.3.0", "version_compatible": True}}, H100, "9.3.0"),
-        ({"model-sm90.plan": H100_PLAN}, Machine(None, "no library", None), "no GPU is available"),
+        ({"model-sm90.plan": H100_PLAN}, NO_GPU, "no GPU is available"),
         ({"model-sm90.plan": H100_PLAN}, Machine(None, "no library", H100.gpu), "cannot be compared"),
         ({"model-sm90.plan": {**H100_PLAN, "compute_capability": None}}, H100, "does not say which GPU"),
     ],
@@ -403,7 +362,7 @@ def test_a_promoted_plan_that_does_not_fit_is_a_fault_others_are_noted(repositor
     assert "--profile tensorrt --precisions fp32,fp16,int8" in verify(repository, machine=other).faults[0].remedy
     assert any("network_int8/2" in note for note in findings.notes)
     assert len(verify(repository, "int8", 2, L4).faults) == 1
-    unknown = verify(repository, machine=Machine(None, "no library", None))
+    unknown = verify(repository, machine=NO_GPU)
     assert not unknown.faults
     assert any("no GPU is available" in note for note in unknown.notes)
 
@@ -463,7 +422,7 @@ def test_wrong_command_lines(repository, arguments):
 
 def test_a_repository_that_is_not_there_is_not_made(tmp_path):
     for command in (("list",), ("verify",), ("prune", "--keep", "1")):
-        with pytest.raises(RepositoryError, match="no model repository"):
+        with pytest.raises(RepositoryError, match="not a model repository"):
             run(ModelRepository(tmp_path / "nowhere"), *command)
     assert not (tmp_path / "nowhere").exists()
 
@@ -596,7 +555,7 @@ def test_a_repository_whose_copy_was_cut_short_is_completed(tmp_path):
     ModelRepository.open(path)
     (path / ".copying").touch()
     shutil.rmtree(path / "postprocess")
-    with pytest.raises(RepositoryError, match="no model repository"):
+    with pytest.raises(RepositoryError, match="not a model repository"):
         ModelRepository.existing(path)
     repository = ModelRepository.open(path)
     assert (path / "postprocess" / "config.pbtxt").is_file()

@@ -1,4 +1,4 @@
-"""A model repository of this project in miniature: Python models that need NumPy alone, no network in them.
+"""A model repository of this project in miniature: Python models that need only NumPy, without a network.
 
 ``segment_<precision>`` sends ``image`` through a step that counts its bytes, so that a start takes no build.
 """

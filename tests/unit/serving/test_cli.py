@@ -1,4 +1,4 @@
-"""The command line of ``python -m serving``: what is wrong is told in one line, before anything starts."""
+"""The command line of ``python -m serving``: a wrong option is reported in one line, before anything starts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from serving.__main__ import main
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--ready-timeout-s", "0"], "'0'; allowed: more than 0 seconds"),
         (["--ready-timeout-s", "nan"], "'nan'; allowed: more than 0 seconds"),
@@ -19,8 +19,8 @@ from serving.__main__ import main
         (["--profile", "gpu"], "invalid choice: 'gpu'"),
     ],
 )
-def test_a_wrong_option_is_refused(arguments, told, capsys):
+def test_a_wrong_option_is_refused(arguments, message, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["run", *arguments])
     assert ended.value.code == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

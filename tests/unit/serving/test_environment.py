@@ -40,7 +40,7 @@ def test_a_machine_that_fits_passes(machine, glibc):
 
 
 @pytest.mark.parametrize(
-    ("system", "machine", "glibc", "told"),
+    ("system", "machine", "glibc", "message"),
     [
         ("Darwin", "arm64", "", "this is Darwin.*Linux"),
         ("Linux", "riscv64", "2.41", "riscv64; allowed: x86_64, aarch64"),
@@ -49,8 +49,8 @@ def test_a_machine_that_fits_passes(machine, glibc):
         ("Linux", "x86_64", "", "not glibc"),
     ],
 )
-def test_a_machine_that_does_not_fit_is_told_why_and_what_to_do(system, machine, glibc, told):
-    with pytest.raises(EnvironmentFault, match=told) as caught:
+def test_a_machine_that_does_not_fit_is_refused_with_why_and_what_to_do(system, machine, glibc, message):
+    with pytest.raises(EnvironmentFault, match=message) as caught:
         check_platform(system, machine, glibc)
     assert "\n" not in str(caught.value)
     assert "docker compose up" in str(caught.value)
@@ -164,12 +164,12 @@ def test_free_ports_differ_and_avoid_those_taken():
 
 
 @pytest.mark.parametrize(
-    ("megabytes", "told"),
+    ("megabytes", "message"),
     [(64, "64 of 128 MB are free .*will be refused.*--shm-size=2g.*shm_size"), (511, "511 of 128"), (512, "^$")],
 )
-def test_little_shared_memory_is_said_with_what_helps(monkeypatch, megabytes, told):
+def test_little_shared_memory_is_said_with_what_helps(monkeypatch, megabytes, message):
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=megabytes, f_blocks=128, f_frsize=1 << 20))
-    assert re.search(told, check_shared_memory(), re.DOTALL)
+    assert re.search(message, check_shared_memory(), re.DOTALL)
 
 
 def test_too_little_shared_memory_is_refused(monkeypatch, tmp_path):

@@ -5,8 +5,6 @@ import shutil
 import pytest
 
 from pipeline import contract
-from repository.errors import RepositoryError
-from repository.gpu import Gpu
 from repository.plans import Machine
 from repository.store import ModelRepository
 from repository.versions import promote
@@ -14,9 +12,8 @@ from serving.__main__ import main
 from serving.errors import ServingError
 from serving.preflight import check, preflight
 from serving.tritonserver import Installation
+from tests.unit.repository.helpers import H100, L4, NO_GPU
 from tests.versions import FAILED, H100_PLAN, add_version, rewrite
-
-H100 = Machine((10, 13, 0), "a test", Gpu("NVIDIA H100", "9.0"))
 
 
 @pytest.fixture
@@ -29,11 +26,11 @@ def container(tmp_path):
     """A server with a TensorRT backend."""
     backends = tmp_path / "backends"
     (backends / "tensorrt").mkdir(parents=True)
-    return Installation(tmp_path / "tritonserver", backends, (), False, "2.60.0")
+    return Installation(tmp_path / "tritonserver", backends, (), "2.60.0")
 
 
 def status(repository, profile="cpu", precision="int8", **changes):
-    found = preflight(repository.path, profile, **changes)
+    found = preflight(repository, profile, **changes)
     return {one.precision: one for one in found.models}[precision]
 
 
@@ -44,7 +41,7 @@ def plan_status(repository, machine, installation):
 def test_whole_promoted_versions_are_ready(repository, capsys):
     for precision in contract.PRECISIONS:
         add_version(repository, precision)
-    found = preflight(repository.path, "cpu")
+    found = preflight(repository, "cpu")
     assert all(one.ready for one in found.models)
     assert [one.versions for one in found.models] == [(1,)] * 3
     assert main(["preflight", "--repository", str(repository.path)]) == 0
@@ -67,7 +64,7 @@ def test_a_promoted_version_that_is_gone_names_another(repository):
     add_version(repository)
     shutil.rmtree(repository.model_folder("int8") / "1")
     found = status(repository)
-    assert "names the versions [1], which are not there" in found.reasons[0]
+    assert "names the versions [1], which are missing" in found.reasons[0]
     assert found.remedy == "python -m builder promote network_int8/2 --profile cpu"
 
 
@@ -131,7 +128,7 @@ def test_a_version_that_was_never_verified_is_served_with_a_warning(repository):
         ({}, H100, None),
         ({}, Machine((10, 16, 1), "a test", H100.gpu), "built by TensorRT 10.13.0; this machine has 10.16.1"),
         ({"compute_capability": "8.9"}, H100, "built for compute capability 8.9"),
-        ({}, Machine((10, 13, 0), "a test", None), "no GPU is available"),
+        ({}, NO_GPU, "no GPU is available"),
     ],
 )
 def test_plans_are_compared_with_this_machine(repository, container, changes, machine, reason):
@@ -147,7 +144,7 @@ def test_plans_are_compared_with_this_machine(repository, container, changes, ma
 
 def test_another_gpu_architecture_is_added_to_the_version(repository, container):
     add_version(repository, plans={"model-sm90.plan": H100_PLAN})
-    found = plan_status(repository, Machine((10, 13, 0), "a test", Gpu("NVIDIA L4", "8.9")), container)
+    found = plan_status(repository, L4, container)
     assert "there is no model-sm89.plan" in found.reasons[0]
     assert found.remedy == f"python -m builder add-plan network_int8/1 --repository {repository.path}"
 
@@ -162,7 +159,7 @@ def test_an_unknown_tensorrt_is_a_warning(repository, container):
 def test_tensorrt_rtx_plans_are_not_for_triton(repository, container):
     add_version(repository, plans={"model.rtxplan": {**H100_PLAN, "flavor": "tensorrt-rtx"}})
     found = plan_status(repository, H100, container)
-    assert "plans of TensorRT-RTX alone" in found.reasons[0]
+    assert "only plans of TensorRT-RTX" in found.reasons[0]
     assert "--profile tensorrt" in found.remedy
 
 
@@ -181,11 +178,6 @@ def test_the_embedded_server_has_no_tensorrt_backend(repository, monkeypatch):
     assert "docker compose" in found.remedy
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
-    with pytest.raises(RepositoryError, match="no model repository"):
-        preflight(tmp_path, "cpu")
-
-
 def test_run_refuses_what_is_promoted_and_cannot_be_served(repository, capsys):
     add_version(repository, "fp32")
     add_version(repository, "int8", verification=FAILED)
@@ -194,14 +186,14 @@ def test_run_refuses_what_is_promoted_and_cannot_be_served(repository, capsys):
     text = capsys.readouterr().err
     assert "not ready  network_int8: version 1: its gate did not pass" in text
     assert "--precisions fp32" in text
-    assert check(repository.path, "cpu", ("fp32",)).models[0].ready
+    assert check(repository, "cpu", ("fp32",)).models[0].ready
     with pytest.raises(ServingError, match="no version for the profile cpu is built"):
-        check(repository.path, "cpu", ("fp16",))
+        check(repository, "cpu", ("fp16",))
 
 
 def test_little_shared_memory_is_a_warning_and_none_a_refusal(repository, monkeypatch):
     add_version(repository, "int8")
     monkeypatch.setattr("serving.preflight.check_shared_memory", lambda: "64 of 64 MB are free in /dev/shm: …")
-    found = preflight(repository.path, "cpu")
+    found = preflight(repository, "cpu")
     assert "warning: 64 of 64 MB are free in /dev/shm: …" in found.lines()
     assert {one.precision: one for one in found.models}["int8"].ready

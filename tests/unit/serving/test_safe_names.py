@@ -40,7 +40,7 @@ def test_an_odd_name_gets_a_link_to_the_same_files(names, tmp_path, name):
 
 def test_an_ordinary_path_stays_as_it_is(names, tmp_path):
     assert names.of(tmp_path) == tmp_path
-    installation = Installation(Path("/opt/t/bin/tritonserver"), Path("/opt/t/backends"), (Path("/opt/lib"),), True)
+    installation = Installation(Path("/opt/t/bin/tritonserver"), Path("/opt/t/backends"), (Path("/opt/lib"),))
     assert names.installation(installation) == installation
     assert names.python() == Path(sys.executable).parent
     assert not list(names.folder.iterdir())
@@ -63,7 +63,7 @@ def test_without_a_folder_of_a_safe_name_nothing_starts(monkeypatch, tmp_path):
     odd = tmp_path / "é"
     odd.mkdir()
     monkeypatch.setattr(state, "_scratch_parents", lambda: [odd])
-    with pytest.raises(RepositoryError, match="set TMPDIR to one that can be written to"):
+    with pytest.raises(RepositoryError, match="set TMPDIR to one that is writable"):
         scratch_folder(PREFIX)
     monkeypatch.setattr(state, "_scratch_parents", lambda: [odd, tmp_path])
     assert scratch_folder(PREFIX) == tmp_path / f"{PREFIX}files"

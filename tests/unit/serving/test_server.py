@@ -14,6 +14,7 @@ import pytest
 
 from base.errors import OperatorError
 from base.names import ADMIN_HEADER
+from repository.store import ModelRepository
 from serving import server as server_module
 from serving.errors import ServingError
 from serving.safe_names import SafeNames
@@ -46,7 +47,7 @@ def program(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({**FREE, "http_port": 70000}, "port 70000 is out of range.*--http-port"),
         ({**FREE, "host": "::1"}, "'::1' has no IPv4 address"),
@@ -54,9 +55,9 @@ def program(tmp_path, monkeypatch):
         ({**FREE, "precisions": ("fp16",)}, "network_fp16.*python -m builder build"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_fetched(repository, monkeypatch, options, told):
+def test_what_cannot_work_is_refused_before_anything_is_fetched(repository, monkeypatch, options, message):
     monkeypatch.setattr(server_module, "find_tritonserver", lambda: pytest.fail("looked for the server first"))
-    with pytest.raises(OperatorError, match=told):
+    with pytest.raises(OperatorError, match=message):
         TritonServer(ServerOptions(repository, **options)).start()
 
 
@@ -106,7 +107,7 @@ def test_a_reader_of_the_log_that_fails_does_not_block_the_server(repository, pr
     finally:
         server.stop()
     assert len(lines) == 1
-    assert server.log_tail[-1] == "done"
+    assert server.last_words().endswith("done")
 
 
 @contextlib.contextmanager
@@ -155,8 +156,8 @@ def test_the_environment_leads_to_this_python_and_the_servers_libraries(reposito
     monkeypatch.setenv("LD_LIBRARY_PATH", "/mine")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
-    installation = Installation(Path("/s"), Path("/b"), (Path("/lib/one"), Path("/lib/two")), True)
-    environment = server_module._environment(installation, repository, SafeNames(tmp_path / "names"))
+    installation = Installation(Path("/s"), Path("/b"), (Path("/lib/one"), Path("/lib/two")))
+    environment = server_module._environment(installation, ModelRepository(repository), SafeNames(tmp_path / "names"))
     assert environment["PATH"] == f"{Path(sys.executable).parent}:/usr/bin"
     assert environment["LD_LIBRARY_PATH"] == "/lib/one:/lib/two:/mine"
     assert environment["OMP_NUM_THREADS"] == "1"
@@ -167,9 +168,11 @@ def test_the_environment_leads_to_this_python_and_the_servers_libraries(reposito
 def test_the_bound_on_pixels_reaches_opencv(repository, tmp_path):
     path = repository / "preprocess" / "config.pbtxt"
     path.write_text(path.read_text() + 'parameters [ { key: "max_image_pixels", value: { string_value: "1234" } } ]')
-    installation = Installation(Path("/s"), Path("/b"), (), False)
+    installation = Installation(Path("/s"), Path("/b"), ())
     names = SafeNames(tmp_path / "names")
-    assert server_module._environment(installation, repository, names)["CV_IO_MAX_IMAGE_PIXELS"] == "1234"
+    assert (
+        server_module._environment(installation, ModelRepository(repository), names)["CV_IO_MAX_IMAGE_PIXELS"] == "1234"
+    )
 
 
 def test_relative_paths_among_tritons_options_are_made_absolute(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from serving.stubs import Stub, StubWatch
 from tests.chaos.faults_service import wait_for
 
 ONE, OTHER = Stub(7, "preprocess", "1", "preprocess_0_0"), Stub(8, "preprocess", "1", "preprocess_0_1")
+NEW = [Stub(9, "preprocess", "1", "preprocess_0_0"), Stub(10, "preprocess", "1", "preprocess_0_1")]
 
 
 class Clock:
@@ -83,11 +84,17 @@ def alive(monkeypatch, clock):
 
 
 @pytest.fixture
-def watch(server, alive, monkeypatch):
+def new_watch(server, alive, monkeypatch):
+    """A watch that has not looked yet."""
     watch = StubWatch(server)
     monkeypatch.setattr(watch, "_live", lambda: contextlib.nullcontext(server))
-    assert watch.poll() == []
     return watch
+
+
+@pytest.fixture
+def watch(new_watch):
+    assert new_watch.poll() == []
+    return new_watch
 
 
 def polls(watch, clock, seconds):
@@ -150,7 +157,7 @@ def test_a_model_is_loaded_as_its_configuration_says_on_disk(watch, clock, alive
     if damaged:
         server.on_disk = None
     watch.replace(dead)
-    alive += [Stub(9, "preprocess", "1", "preprocess_0_0"), Stub(10, "preprocess", "1", "preprocess_0_1")]
+    alive += NEW
     ((model, config),) = server.reloaded
     assert model == "preprocess"
     assert expected in config and "reloaded_at" in config
@@ -161,51 +168,43 @@ def test_a_new_process_that_dies_is_missed_while_its_predecessor_is_given_time(w
     alive.remove(ONE)
     (dead,) = polls(watch, clock, 1)
     watch.replace(dead)
-    new = [Stub(9, "preprocess", "1", "preprocess_0_0"), Stub(10, "preprocess", "1", "preprocess_0_1")]
-    alive[:] = [OTHER, *new]
+    alive[:] = [OTHER, *NEW]
     assert polls(watch, clock, 1) == []
-    alive.remove(new[1])  # in the place of OTHER, which still works off what it has
-    assert polls(watch, clock, 1) == [new[1]]
+    alive.remove(NEW[1])  # in the place of OTHER, which still works off what it has
+    assert polls(watch, clock, 1) == [NEW[1]]
 
 
 def test_a_new_process_that_dies_before_the_next_look_is_missed(watch, clock, alive, server):
     alive.remove(ONE)
     (dead,) = polls(watch, clock, 1)
-    new = [Stub(9, "preprocess", "1", "preprocess_0_0"), Stub(10, "preprocess", "1", "preprocess_0_1")]
-    server.reload = lambda model, config: alive.extend(new)
+    server.reload = lambda model, config: alive.extend(NEW)
     watch.replace(dead)
-    alive.remove(new[0])
-    assert polls(watch, clock, 1) == [new[0]]
+    alive.remove(NEW[0])
+    assert polls(watch, clock, 1) == [NEW[0]]
 
 
-def test_a_process_that_died_before_it_was_ever_seen_is_missed(server, clock, alive, monkeypatch):
+def test_a_process_that_died_before_it_was_ever_seen_is_missed(new_watch, server, clock, alive):
     alive.remove(ONE)
-    watch = StubWatch(server)
-    monkeypatch.setattr(watch, "_live", lambda: contextlib.nullcontext(server))
     server.fault = "it could not list its models"
-    assert polls(watch, clock, 1) == []
+    assert polls(new_watch, clock, 1) == []
     server.fault = None
-    (dead,) = polls(watch, clock, 1)
+    (dead,) = polls(new_watch, clock, 1)
     assert dead.title == "a process of preprocess"
-    watch.replace(dead)
-    alive[:] = [OTHER, Stub(9, "preprocess", "1", "preprocess_0_0"), Stub(10, "preprocess", "1", "preprocess_0_1")]
-    assert polls(watch, clock, 5) == []
+    new_watch.replace(dead)
+    alive[:] = [OTHER, *NEW]
+    assert polls(new_watch, clock, 5) == []
 
 
-def test_no_process_of_a_single_one_is_missed_too(server, clock, alive, monkeypatch):
+def test_no_process_of_a_single_one_is_missed_too(new_watch, server, clock, alive):
     server.counts["admission"] = 1
-    watch = StubWatch(server)
-    monkeypatch.setattr(watch, "_live", lambda: contextlib.nullcontext(server))
-    assert [dead.model for dead in polls(watch, clock, 1)] == ["admission"]
+    assert [dead.model for dead in polls(new_watch, clock, 1)] == ["admission"]
 
 
-def test_one_that_is_seen_a_moment_later_is_not_missed(server, clock, alive, monkeypatch):
+def test_one_that_is_seen_a_moment_later_is_not_missed(new_watch, server, clock, alive):
     alive.remove(ONE)
-    watch = StubWatch(server)
-    monkeypatch.setattr(watch, "_live", lambda: contextlib.nullcontext(server))
-    assert polls(watch, clock, 0.25) == []
+    assert polls(new_watch, clock, 0.25) == []
     alive.append(ONE)
-    assert polls(watch, clock, 20) == []
+    assert polls(new_watch, clock, 20) == []
 
 
 def test_new_processes_that_die_within_the_reload_are_missed(watch, clock, alive, server):

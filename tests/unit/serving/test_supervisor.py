@@ -22,7 +22,7 @@ class Clock:
 
 
 class Server:
-    """Dies as it is told to: seconds of life and exit status of each start; a start may fail instead."""
+    """Dies as planned: seconds of life and exit status of each start; a start may fail instead."""
 
     pid = 42
 

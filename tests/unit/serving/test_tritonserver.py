@@ -100,7 +100,6 @@ def embedded(tmp_path, monkeypatch, wheel):
 
 def test_the_second_start_reuses_what_the_first_unpacked(embedded, tmp_path):
     first = find_tritonserver()
-    assert first.embedded
     assert first.version == "2.51.0"
     assert first.binary.is_relative_to(tmp_path / "cache")
     assert first.library_path[0] == first.binary.parent.parent / "lib"
@@ -151,12 +150,12 @@ def test_a_server_on_path_comes_first_with_its_own_backends(tmp_path, monkeypatc
     monkeypatch.setenv("TRITON_SERVER_VERSION", "2.60.0")
     monkeypatch.setattr(tritonserver, "fetch_archive", lambda *_: pytest.fail("fetched a server that is there"))
     expected = backends if beside else Path("/opt/tritonserver/backends")
-    assert find_tritonserver() == Installation(binary, expected, (), False, "2.60.0")
+    assert find_tritonserver() == Installation(binary, expected, (), "2.60.0")
 
 
 def test_a_missing_backend_is_told_before_the_start(tmp_path):
     (tmp_path / "python").mkdir()
-    installation = Installation(tmp_path / "tritonserver", tmp_path, (), True, "2.51.0")
+    installation = Installation(tmp_path / "tritonserver", tmp_path, (), "2.51.0")
     installation.check_backend("python")
     with pytest.raises(ServingError, match=r"tritonserver 2\.51\.0 .*no tensorrt backend.*--profile cpu"):
         installation.check_backend("tensorrt")
@@ -166,7 +165,7 @@ def test_a_missing_backend_is_told_before_the_start(tmp_path):
     ("version", "bounded"), [("2.51.0", False), ("2.59.1", False), ("2.60.0", True), ("3.0.0", True), (None, False)]
 )
 def test_only_servers_that_know_the_option_are_told_the_bound_on_requests(version, bounded):
-    assert Installation(Path("tritonserver"), Path("backends"), (), False, version).has_request_bound is bounded
+    assert Installation(Path("tritonserver"), Path("backends"), (), version).has_request_bound is bounded
 
 
 def test_an_image_gets_the_server_into_a_new_folder(wheel, tmp_path, monkeypatch):

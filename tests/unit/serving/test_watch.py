@@ -152,9 +152,9 @@ def test_the_processes_of_a_model_that_hangs_are_killed(clock, stubs, said, monk
         clock.now += 6.0
         found.append(health.look(stubs))
     assert model in stubs.killed
-    told = next((text for text in found if text), None)
-    assert (told or "").startswith(trouble or "")
-    assert (told is None) == (trouble is None)
+    message = next((text for text in found if text), None)
+    assert (message or "").startswith(trouble or "")
+    assert (message is None) == (trouble is None)
     assert bool(said) == (trouble is None)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
-from steps.session_time import SessionTime
+from steps.metrics import SessionTime
 
 
 class TritonPythonModel:
