@@ -25,7 +25,7 @@ def brute_force_nms(boxes, class_ids, threshold):
     return kept
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(3))
 def test_nms_equals_brute_force(seed):
     rng = np.random.default_rng(seed)
     corner = rng.random((200, 2)) * 100
