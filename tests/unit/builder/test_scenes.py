@@ -134,7 +134,7 @@ def test_a_seed_of_no_split_is_refused(seed: int, cards: CardSource) -> None:
 def test_the_splits_share_no_drawn_card(cards: CardSource) -> None:
     names = {
         split: {
-            name for scene in generate_scenes(25, seeds.start, cards=cards, options=SMALL) for name in scene.card_names
+            name for scene in generate_scenes(10, seeds.start, cards=cards, options=SMALL) for name in scene.card_names
         }
         for split, seeds in SPLITS.items()
     }
@@ -152,10 +152,15 @@ def test_a_mask_is_the_projected_outline_to_the_pixel(turn: float, tilt: float) 
     mask = np.zeros((240, 320), bool)
     mask[place.window.slices] = place.mask
     polygon = project(outline(card, points_per_corner=128), homography)
-    expected, distance = pixels_in_polygon(polygon, 240, 320)
+    left, top = np.floor(polygon.min(axis=0)).astype(int) - 1
+    right, bottom = np.ceil(polygon.max(axis=0)).astype(int) + 1
+    expected = np.zeros((240, 320), bool)
+    inside, distance = pixels_in_polygon(polygon - (left, top), bottom - top, right - left)
+    expected[top:bottom, left:right] = inside
     assert expected.sum() > 2000
     # The polygon's corners are chords of arcs and the mask is single precision: 1e-3 px may fall to either side.
-    np.testing.assert_array_equal(mask[distance > 1e-3], expected[distance > 1e-3])
+    expected[top:bottom, left:right][distance <= 1e-3] = mask[top:bottom, left:right][distance <= 1e-3]
+    np.testing.assert_array_equal(mask, expected)
     assert place.area_px == pytest.approx(expected.sum(), rel=0.01)
 
 
@@ -221,7 +226,7 @@ def test_nothing_hides_more_of_a_card_than_allowed() -> None:
 
 @pytest.fixture(scope="module")
 def many(cards: CardSource) -> list[Scene]:
-    return list(generate_scenes(60, VERIFICATION_SEEDS.start, cards=cards, options=SMALL))
+    return list(generate_scenes(30, VERIFICATION_SEEDS.start, cards=cards, options=SMALL))
 
 
 def test_scenes_keep_their_promises(many: list[Scene]) -> None:
@@ -243,7 +248,7 @@ def test_scenes_keep_their_promises(many: list[Scene]) -> None:
             assert not (mask & ~inside).any(), "a mask reaches past its card"
             assert mask.sum() >= SMALL.min_visible * whole.area_px
             covered += mask.sum() < inside.sum()
-    assert covered >= 10, "hardly any card is covered by anything"
+    assert covered >= 5, "hardly any card is covered by anything"
 
 
 def test_scenes_hold_from_no_card_to_several(many: list[Scene]) -> None:
