@@ -8,38 +8,22 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from tests.chaos.corpus_valid import chunk, encoded, exif
-
-Expectation = Literal["any", "answered", "refused"]
+from tests.chaos.corpus_valid import Sample, chunk, encoded, exif
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _EXTREME_SIZES: Final = ((0, 0), (0, 40), (1, 2**31 - 1), (2**31 - 1, 1), (60_000, 60_000), (2**32 - 1, 2**32 - 1))
 
-
-@dataclass(frozen=True)
-class Crafted:
-    """One image and what must become of it.
-
-    Attributes:
-        name: what it is.
-        data: its bytes.
-        expects: ``any`` is a valid answer or a refusal.
-    """
-
-    name: str
-    data: bytes
-    expects: Expectation = "any"
+Crafted = functools.partial(Sample, "made for harm")
 
 
 @functools.cache
-def crafted_images() -> list[Crafted]:
+def crafted_images() -> list[Sample]:
     """All of them, always the same."""
     return [*_png(), *_jpeg(), *_webp(), *_bmp(), *_tiff(), *_exif(), *_no_images()]
 
@@ -66,7 +50,7 @@ def _zeros(count: int) -> bytes:
     return b"".join([*parts, packer.compress(bytes(count & ((1 << 20) - 1))), packer.flush()])
 
 
-def _png() -> Iterator[Crafted]:
+def _png() -> Iterator[Sample]:
     row = b"\0" + bytes(96 * 3)
     whole = zlib.compress(row * 64)
     bomb = _zeros(256 << 20)
@@ -132,7 +116,7 @@ def many_scans(width: int, height: int, scans: int) -> bytes:
     return gray[:last] + gray[last:-2] * scans + gray[-2:]
 
 
-def _jpeg() -> Iterator[Crafted]:
+def _jpeg() -> Iterator[Sample]:
     plain = encoded(_picture(), "JPEG", quality=80)
     for scans in (500, 5000):
         yield Crafted(f"progressive jpeg of {scans} scans", many_scans(96, 64, scans))
@@ -184,7 +168,7 @@ def _extended(flags: int, width: int, height: int) -> tuple[bytes, bytes]:
     return b"VP8X", bytes([flags, 0, 0, 0]) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
 
 
-def _webp() -> Iterator[Crafted]:
+def _webp() -> Iterator[Sample]:
     plain = encoded(_picture(), "WEBP", quality=70)
     lossy = (b"VP8 ", plain[20:])
     animation = (b"ANIM", bytes(6))
@@ -217,7 +201,7 @@ def bmp(width: int, height: int, bits: int = 24, compression: int = 0, pixels: b
     return head + struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(pixels), 0, 0, 0, 0) + pixels
 
 
-def _bmp() -> Iterator[Crafted]:
+def _bmp() -> Iterator[Sample]:
     for width, height in (
         (2**31 - 1, 2**31 - 1),
         (-(2**31), -(2**31)),
@@ -263,7 +247,7 @@ def layout(width: int, height: int, **changes: int) -> dict[int, tuple[int, int,
     return {tags[name]: (4, 1, value & 0xFFFFFFFF) for name, value in (values | changes).items()}
 
 
-def _tiff() -> Iterator[Crafted]:
+def _tiff() -> Iterator[Sample]:
     pixels = bytes(range(256)) * 16
     yield Crafted("tiff, 64x64", tiff(layout(64, 64), pixels), "answered")
     yield Crafted("big tiff, 64x64", tiff(layout(64, 64, offset=16), pixels, big=True))
@@ -343,7 +327,7 @@ def _exif_blocks() -> Iterator[tuple[str, bytes]]:
     yield "a maker's note of 60 kB", tiff({0x927C: (7, 60_000, 8)}, bytes(range(250)) * 240)
 
 
-def _exif() -> Iterator[Crafted]:
+def _exif() -> Iterator[Sample]:
     picture = _picture()
     jpeg = encoded(picture, "JPEG", quality=80)
     large = encoded(picture.resize((2000, 1500)), "JPEG", quality=30)
@@ -358,7 +342,7 @@ def _exif() -> Iterator[Crafted]:
         yield Crafted(f"webp, EXIF: {name}", extended, "answered")
 
 
-def _no_images() -> Iterator[Crafted]:
+def _no_images() -> Iterator[Sample]:
     picture = _picture()
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as packed:

@@ -1,11 +1,12 @@
-"""Small valid images in every accepted format and many of its variants: what mutations start from."""
+"""Images to send: small valid ones in every accepted format and many of its variants, from which mutations start."""
 
 from __future__ import annotations
 
 import io
 import struct
 import zlib
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 import cv2
 import numpy as np
@@ -13,6 +14,23 @@ from PIL import Image
 
 SIZE: Final = (96, 64)
 """Width and height: large enough for several blocks, tiles and strips, small enough to be quick."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image to send.
+
+    Attributes:
+        kind: row of the table.
+        name: of the file, or how it was made.
+        data: its bytes.
+        expects: what must become of it; ``any`` is a valid answer or a refusal.
+    """
+
+    kind: str
+    name: str
+    data: bytes
+    expects: Literal["any", "answered", "refused"] = "any"
 
 
 def valid_images() -> dict[str, bytes]:
