@@ -1,5 +1,6 @@
 """Versions on disk: whole, tagged, immutable, and never half written."""
 
+import dataclasses
 import json
 import shutil
 
@@ -40,7 +41,7 @@ def smooth(tmp_path):
     folder = tmp_path / "smooth"
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for index in range(12):
+    for index in range(5):
         noise = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
         image = cv2.resize(noise, (320, 240), interpolation=cv2.INTER_CUBIC)
         cv2.imwrite(str(folder / f"{index}.png"), image)
@@ -54,8 +55,14 @@ def quiet():
 OPEN_GATES = {"fp16": {"f1": 0, "mask_iou": 0}, "int8": {"f1": 0, "mask_iou": 0}}
 
 
+@pytest.fixture(scope="module")
+def kept():
+    """Changes of the settings to a copy of the repository, where it was built, and what was built."""
+    return {}
+
+
 @pytest.fixture
-def make(tmp_path, photographs):
+def make(tmp_path, photographs, kept, tmp_path_factory):
     """Builds a small export with random weights, whose accuracy means nothing: the gates stand open."""
 
     def run(**changes):
@@ -64,12 +71,27 @@ def make(tmp_path, photographs):
             "repository": tmp_path / "repository",
             "calibration.images": (photographs,),
             "gates": OPEN_GATES,
+            "verification.confidence": 0.6,  # a dozen instances per image, not all of the anchors
             "report": tmp_path / "report",
             **changes,
         }
         if not entries["onnx"].exists():
             segmentation_export(entries["onnx"])
-        return build(load_settings(None, entries), quiet())
+        # Many tests begin with the same build: it is made once and copied.
+        key = repr(changes)
+        again = key in kept and not entries["repository"].exists()
+        if again:
+            shutil.copytree(kept[key][0], entries["repository"])
+            return [
+                dataclasses.replace(entry, folder=entries["repository"] / entry.folder.relative_to(kept[key][1]))
+                for entry in kept[key][2]
+            ]
+        first = str(tmp_path) not in key and not entries["repository"].exists()
+        built = build(load_settings(None, entries), quiet())
+        if first:
+            copy = shutil.copytree(entries["repository"], tmp_path_factory.mktemp("kept") / "repository")
+            kept[key] = (copy, entries["repository"], built)
+        return built
 
     return run
 
@@ -186,7 +208,7 @@ def test_a_failed_build_leaves_nothing(tmp_path, make, monkeypatch):
 
     monkeypatch.setattr(build_module, "_check_runs", fail)
     with pytest.raises(BuilderError, match="on fire"):
-        make(precisions=("fp32",))
+        make(precisions=("fp32",), name="burning")
     folder = tmp_path / "repository" / "network_fp32"
     assert sorted(entry.name for entry in folder.iterdir()) == ["config.pbtxt", "configs"]
 
