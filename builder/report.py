@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -93,8 +94,6 @@ def choose_examples(
 
 def write_report(path: Path, report: Report) -> None:
     """Write the page: one file, nothing loaded from elsewhere."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     names = dict(enumerate(report.manifest.source["class_names"]))
     pictures = [
         {
@@ -106,7 +105,7 @@ def write_report(path: Path, report: Report) -> None:
         }
         for example in report.examples
     ]
-    page = template.render(
+    page = _template().render(
         manifest=report.manifest,
         stages=[*report.earlier, report.manifest],
         pictures=pictures,
@@ -114,6 +113,12 @@ def write_report(path: Path, report: Report) -> None:
         ways_on=report.ways_on,
     )
     path.write_text(page, encoding="utf-8", errors="backslashreplace")  # names of images need not be UTF-8
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
 
 
 def _trade_plot(trades: Sequence[Trade]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -108,12 +109,16 @@ def write_report(report: Report, out: Path) -> Path:
     """
     out.mkdir(parents=True, exist_ok=True)
     _write(out / JSON_NAME, json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters.update(spread=_spread, count=_count, percent=_percent, fraction=_fraction)
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    page = template.render(report=report, analysis=report.analysis, charts=_charts(report.analysis))
+    page = _template().render(report=report, analysis=report.analysis, charts=_charts(report.analysis))
     _write(out / HTML_NAME, page)
     return out / HTML_NAME
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters.update(spread=_spread, count=_count, percent=_percent, fraction=_fraction)
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
 
 
 def _charts(analysis: Analysis) -> dict[str, str]:
