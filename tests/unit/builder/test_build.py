@@ -71,12 +71,11 @@ def make(tmp_path, photographs, kept, tmp_path_factory):
             "repository": tmp_path / "repository",
             "calibration.images": (photographs,),
             "gates": OPEN_GATES,
-            "verification.confidence": 0.6,  # a dozen instances per image, not all of the anchors
             "report": tmp_path / "report",
             **changes,
         }
         if not entries["onnx"].exists():
-            segmentation_export(entries["onnx"])
+            segmentation_export(entries["onnx"], height=32, width=32)
         # Many tests begin with the same build: it is made once and copied.
         key = repr(changes)
         again = key in kept and not entries["repository"].exists()
@@ -127,7 +126,7 @@ def test_an_equal_build_is_found_again(make):
 
 
 def test_weights_beside_the_file_that_changed_make_a_new_version(tmp_path, make):
-    whole = onnx.load(segmentation_export(tmp_path / "whole.onnx"))
+    whole = onnx.load(segmentation_export(tmp_path / "whole.onnx", height=32, width=32))
     path = tmp_path / "best.onnx"
     onnx.save(whole, path, save_as_external_data=True, location="best.onnx.data", size_threshold=0)
     (first,) = make(onnx=path, precisions=("fp32",))
@@ -144,8 +143,8 @@ def test_weights_beside_the_file_that_changed_make_a_new_version(tmp_path, make)
 
 @pytest.mark.parametrize("options", [{"batch": None}, {"batch": 4}, {}])
 def test_every_precision_is_compared_with_the_file_as_it_came(tmp_path, make, options):
-    path = segmentation_export(tmp_path / "other.onnx", height=64, width=96, **options)
-    entries = {"input_size": (64, 96)} if options.get("batch", 1) is None else {}
+    path = segmentation_export(tmp_path / "other.onnx", height=32, width=64, **options)
+    entries = {"input_size": (32, 64)} if options.get("batch", 1) is None else {}
     for entry in make(onnx=path, **entries):
         verification = entry.manifest.verification
         assert "other.onnx as it came" in verification["reference"]
@@ -341,7 +340,7 @@ def test_a_precision_that_fails_does_not_keep_others_from_being_finished(
 
 
 def test_the_command_shows_what_was_finished_and_fails(tmp_path, smooth, capsys):
-    export = segmentation_export(tmp_path / "export.onnx")
+    export = segmentation_export(tmp_path / "export.onnx", height=32, width=32)
     config = tmp_path / "builder.yaml"
     config.write_text("gates: {fp16: {f1: 1, mask_iou: 1}, int8: {f1: 0, mask_iou: 0}}\n")
     options = ["--onnx", export, "--config", config, "--images", smooth, "--repository", tmp_path / "repository"]
@@ -408,9 +407,12 @@ def test_few_images_and_instances_are_said_everywhere(tmp_path, make, photograph
     assert "verified on 5 image(s)" in capsys.readouterr().err
 
 
-def test_costly_layers_are_restored_until_the_gate_holds(make):
+def test_costly_layers_are_restored_until_the_gate_holds(tmp_path, make):
     (built,) = make(
-        precisions=("int8",), gates={"int8": {"f1": 0.9, "mask_iou": 0.9}}, **{"fallback.max_restorations": 12}
+        onnx=segmentation_export(tmp_path / "larger.onnx"),
+        precisions=("int8",),
+        gates={"int8": {"f1": 0.9, "mask_iou": 0.9}},
+        **{"fallback.max_restorations": 12},
     )
     verification = built.manifest.verification
     first, *_, last = verification["trades"]
