@@ -12,7 +12,6 @@ from typing import Any, Final
 import jinja2
 
 from load.analysis import Analysis, Spread
-from load.charts import ratios, throughput_against_latency, where_time_goes
 from load.compare import Outcome, Plan
 from load.conditions import Verdict
 from load.recommendation import Recommendation
@@ -123,6 +122,8 @@ def _template() -> jinja2.Template:
 
 def _charts(analysis: Analysis) -> dict[str, str]:
     """Name to data URI."""
+    from load.charts import ratios, throughput_against_latency, where_time_goes  # matplotlib takes a second
+
     if not any(series.closed or series.open for series in analysis.series):
         return {}
     drawn = {"curves": throughput_against_latency(analysis), "time": where_time_goes(analysis)}
