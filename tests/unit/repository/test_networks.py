@@ -69,7 +69,9 @@ def make(tmp_path):
 
     def run_build(name, names, precisions=("fp32",), *, retrained=False):
         metadata = {"task": "segment", "names": str(dict(enumerate(names)))} if names else {"task": "segment"}
-        path = segmentation_export(tmp_path / f"{name}.onnx", classes=len(names) or 2, metadata=metadata)
+        path = segmentation_export(
+            tmp_path / f"{name}.onnx", height=32, width=32, classes=len(names) or 2, metadata=metadata
+        )
         if retrained:
             model = onnx.load(path)
             weight = next(entry for entry in model.graph.initializer if entry.name == "head8.weight")
