@@ -488,7 +488,7 @@ def build_inputs(tmp_path_factory):
     rng = np.random.default_rng(0)
     for index in range(2):
         cv2.imwrite(str(folder / "images" / f"{index}.png"), rng.integers(0, 256, (50, 70, 3), dtype=np.uint8))
-    return segmentation_export(folder / "export.onnx"), folder / "images"
+    return segmentation_export(folder / "export.onnx", height=32, width=32), folder / "images"
 
 
 # Processes of their own, forked from one that has imported the builder; each counts what it writes.
