@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from tests.chaos.corpus_valid import Sample, chunk, encoded, exif
+from tests.chaos.corpus_valid import Sample, chunk, encoded, exif, riff
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _EXTREME_SIZES: Final = ((0, 0), (0, 40), (1, 2**31 - 1), (2**31 - 1, 1), (60_000, 60_000), (2**32 - 1, 2**32 - 1))
@@ -157,13 +157,6 @@ def _profile_parts() -> bytes:
 # --- WebP --------------------------------------------------------------------------------------------------------
 
 
-def _riff(*chunks: tuple[bytes, bytes]) -> bytes:
-    body = b"WEBP" + b"".join(
-        kind + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2) for kind, data in chunks
-    )
-    return b"RIFF" + struct.pack("<I", len(body)) + body
-
-
 def _extended(flags: int, width: int, height: int) -> tuple[bytes, bytes]:
     return b"VP8X", bytes([flags, 0, 0, 0]) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
 
@@ -175,17 +168,17 @@ def _webp() -> Iterator[Sample]:
     frame = bytes(6) + (95).to_bytes(3, "little") + (63).to_bytes(3, "little") + bytes(4)
     inner = b"VP8 " + struct.pack("<I", len(lossy[1])) + lossy[1]
     for width, height in ((16384, 16384), (1 << 24, 1 << 24), (1 << 24, 1), (7000, 7000), (96, 64)):
-        yield Crafted(f"webp with a canvas of {width}x{height}", _riff(_extended(0, width, height), lossy))
-        animated = _riff(_extended(2, width, height), animation, (b"ANMF", frame + inner))
+        yield Crafted(f"webp with a canvas of {width}x{height}", riff(_extended(0, width, height), lossy))
+        animated = riff(_extended(2, width, height), animation, (b"ANMF", frame + inner))
         yield Crafted(f"animated webp with a canvas of {width}x{height}", animated)
     still = [_picture(32, 32).rotate(90 * turn) for turn in range(4)]
     many = encoded(still[0], "WEBP", save_all=True, append_images=(still * 300)[1:], quality=20, method=0)
     yield Crafted("animated webp of 1200 frames", many, "answered")
-    lie = _riff(_extended(2, 96, 64), animation, (b"ANMF", bytes([0xFF] * 16) + inner))
+    lie = riff(_extended(2, 96, 64), animation, (b"ANMF", bytes([0xFF] * 16) + inner))
     yield Crafted("animated webp with a frame outside", lie)
-    yield Crafted("webp with 3000 unknown chunks", _riff(_extended(0, 96, 64), lossy, *[(b"JUNK", b"x")] * 3000))
-    yield Crafted("webp in itself", _riff((b"VP8 ", plain)))
-    yield Crafted("webp with no picture", _riff(_extended(0, 96, 64)), "refused")
+    yield Crafted("webp with 3000 unknown chunks", riff(_extended(0, 96, 64), lossy, *[(b"JUNK", b"x")] * 3000))
+    yield Crafted("webp in itself", riff((b"VP8 ", plain)))
+    yield Crafted("webp with no picture", riff(_extended(0, 96, 64)), "refused")
     yield Crafted("webp that claims 4 GB", b"RIFF\xff\xff\xff\xff" + plain[8:])
     yield Crafted(
         "webp of 16383x3000, one color", encoded(Image.new("RGB", (16383, 3000), "red"), "WEBP", method=0), "answered"
@@ -338,7 +331,7 @@ def _exif() -> Iterator[Sample]:
             data = base[:2] + _segment(0xE1, b"Exif\0\0" + block) + base[2:]
             yield Crafted(f"{size}jpeg, EXIF: {name}", data, "answered")
         yield Crafted(f"png, EXIF: {name}", png(96, 64, row, chunk(b"eXIf", block)), "answered")
-        extended = _riff(_extended(8, 96, 64), (b"VP8 ", webp[20:]), (b"EXIF", block))
+        extended = riff(_extended(8, 96, 64), (b"VP8 ", webp[20:]), (b"EXIF", block))
         yield Crafted(f"webp, EXIF: {name}", extended, "answered")
 
 

@@ -63,6 +63,14 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+def riff(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A WebP file of chunks, each a kind and its data (RFC 9649, 2.3)."""
+    body = b"WEBP" + b"".join(
+        kind + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2) for kind, data in chunks
+    )
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
 def _jpegs(rgb: Image.Image, gray: Image.Image) -> dict[str, bytes]:
     restarts = cv2.imencode(".jpg", np.asarray(rgb), [cv2.IMWRITE_JPEG_RST_INTERVAL, 4])[1].tobytes()
     return {
