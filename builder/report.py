@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,8 +91,6 @@ def write_report(
         confidence: least score of a detection that is drawn.
         ways_on: what can be done, if the gate is not passed.
     """
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     names = dict(enumerate(manifest.source["class_names"]))
     pictures = [
         {
@@ -103,7 +102,7 @@ def write_report(
         }
         for example in examples
     ]
-    page = template.render(
+    page = _template().render(
         manifest=manifest,
         stages=[*earlier, manifest],
         pictures=pictures,
@@ -111,6 +110,12 @@ def write_report(
         ways_on=ways_on,
     )
     path.write_text(page, encoding="utf-8", errors="backslashreplace")  # names of images need not be UTF-8
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
 
 
 def _trade_plot(trades: Sequence[Trade]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ import jinja2
 
 from client.files import write_atomically
 from load.analysis import Analysis
-from load.charts import ratios, throughput_against_latency, where_time_goes
 from load.compare import Outcome, Schedule
 from load.conditions import Verdict
 from load.recommendation import Recommendation
@@ -109,17 +109,23 @@ def write_report(report: Report, out: Path) -> Path:
         OSError: the folder cannot be written to.
     """
     text = json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters.update(spread=_spread, count=_count, percent=_percent, fraction=_fraction)
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    page = template.render(report=report, analysis=report.analysis, charts=_charts(report.analysis))
+    page = _template().render(report=report, analysis=report.analysis, charts=_charts(report.analysis))
     for name, content in ((JSON_NAME, text), (HTML_NAME, page)):
         write_atomically(out / name, content.encode(errors="backslashreplace"))  # names of images need not be UTF-8
     return out / HTML_NAME
 
 
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters.update(spread=_spread, count=_count, percent=_percent, fraction=_fraction)
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+
+
 def _charts(analysis: Analysis) -> dict[str, str]:
     """Name to data URI."""
+    from load.charts import ratios, throughput_against_latency, where_time_goes  # matplotlib takes a second
+
     if not any(series.closed or series.open for series in analysis.series):
         return {}
     drawn = {"curves": throughput_against_latency(analysis), "time": where_time_goes(analysis)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import platform
 from collections.abc import Sequence
@@ -184,10 +185,13 @@ def other_classes(before: Sequence[str], now: Sequence[str]) -> str | None:
 
 def toolchain(*packages: str) -> dict[str, str]:
     """Versions of Python, the machine's architecture and the packages named."""
-    versions = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
+    versions = {package: _version(package) for package in packages}
+    return {"python": platform.python_version(), "machine": platform.machine(), **versions}
+
+
+@functools.cache
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

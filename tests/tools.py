@@ -33,14 +33,14 @@ def hadolint() -> Path:
 def packaged_program(package: tuple[str, str], name: str, source: bool) -> Path:
     if platform.machine() != "x86_64":
         pytest.skip(
-            f"{package[0]} holds a program for x86_64 alone; make test runs it on such a machine",
+            f"{package[0]} holds a program only for x86_64; make test runs it on such a machine",
             allow_module_level=True,
         )
     target = cache_dir() / "tools" / f"{package[0]}-{name}"
     if not target.is_file():
         archive = fetch_archive(*package, cache_dir() / "archives", source=source)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Another process may be at the same: each writes a file of its own, and the name always has a whole one.
+        # Another process may do the same: each writes another file, and the name always has a whole one.
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             beside = Path(folder) / target.name
             with beside.open("wb") as sink:

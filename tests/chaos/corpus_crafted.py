@@ -8,38 +8,22 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from tests.chaos.corpus_valid import chunk, encoded, exif
-
-Expectation = Literal["any", "answered", "refused"]
+from tests.chaos.corpus_valid import Sample, chunk, encoded, exif, riff
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _EXTREME_SIZES: Final = ((0, 0), (0, 40), (1, 2**31 - 1), (2**31 - 1, 1), (60_000, 60_000), (2**32 - 1, 2**32 - 1))
 
-
-@dataclass(frozen=True)
-class Crafted:
-    """One image and what must become of it.
-
-    Attributes:
-        name: what it is.
-        data: its bytes.
-        expects: ``any`` is a valid answer or a refusal.
-    """
-
-    name: str
-    data: bytes
-    expects: Expectation = "any"
+Crafted = functools.partial(Sample, "made for harm")
 
 
 @functools.cache
-def crafted_images() -> list[Crafted]:
+def crafted_images() -> list[Sample]:
     """All of them, always the same."""
     return [*_png(), *_jpeg(), *_webp(), *_bmp(), *_tiff(), *_exif(), *_no_images()]
 
@@ -66,7 +50,7 @@ def _zeros(count: int) -> bytes:
     return b"".join([*parts, packer.compress(bytes(count & ((1 << 20) - 1))), packer.flush()])
 
 
-def _png() -> Iterator[Crafted]:
+def _png() -> Iterator[Sample]:
     row = b"\0" + bytes(96 * 3)
     whole = zlib.compress(row * 64)
     bomb = _zeros(256 << 20)
@@ -132,7 +116,7 @@ def many_scans(width: int, height: int, scans: int) -> bytes:
     return gray[:last] + gray[last:-2] * scans + gray[-2:]
 
 
-def _jpeg() -> Iterator[Crafted]:
+def _jpeg() -> Iterator[Sample]:
     plain = encoded(_picture(), "JPEG", quality=80)
     for scans in (500, 5000):
         yield Crafted(f"progressive jpeg of {scans} scans", many_scans(96, 64, scans))
@@ -173,35 +157,28 @@ def _profile_parts() -> bytes:
 # --- WebP --------------------------------------------------------------------------------------------------------
 
 
-def _riff(*chunks: tuple[bytes, bytes]) -> bytes:
-    body = b"WEBP" + b"".join(
-        kind + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2) for kind, data in chunks
-    )
-    return b"RIFF" + struct.pack("<I", len(body)) + body
-
-
 def _extended(flags: int, width: int, height: int) -> tuple[bytes, bytes]:
     return b"VP8X", bytes([flags, 0, 0, 0]) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
 
 
-def _webp() -> Iterator[Crafted]:
+def _webp() -> Iterator[Sample]:
     plain = encoded(_picture(), "WEBP", quality=70)
     lossy = (b"VP8 ", plain[20:])
     animation = (b"ANIM", bytes(6))
     frame = bytes(6) + (95).to_bytes(3, "little") + (63).to_bytes(3, "little") + bytes(4)
     inner = b"VP8 " + struct.pack("<I", len(lossy[1])) + lossy[1]
     for width, height in ((16384, 16384), (1 << 24, 1 << 24), (1 << 24, 1), (7000, 7000), (96, 64)):
-        yield Crafted(f"webp with a canvas of {width}x{height}", _riff(_extended(0, width, height), lossy))
-        animated = _riff(_extended(2, width, height), animation, (b"ANMF", frame + inner))
+        yield Crafted(f"webp with a canvas of {width}x{height}", riff(_extended(0, width, height), lossy))
+        animated = riff(_extended(2, width, height), animation, (b"ANMF", frame + inner))
         yield Crafted(f"animated webp with a canvas of {width}x{height}", animated)
     still = [_picture(32, 32).rotate(90 * turn) for turn in range(4)]
     many = encoded(still[0], "WEBP", save_all=True, append_images=(still * 300)[1:], quality=20, method=0)
     yield Crafted("animated webp of 1200 frames", many, "answered")
-    lie = _riff(_extended(2, 96, 64), animation, (b"ANMF", bytes([0xFF] * 16) + inner))
+    lie = riff(_extended(2, 96, 64), animation, (b"ANMF", bytes([0xFF] * 16) + inner))
     yield Crafted("animated webp with a frame outside", lie)
-    yield Crafted("webp with 3000 unknown chunks", _riff(_extended(0, 96, 64), lossy, *[(b"JUNK", b"x")] * 3000))
-    yield Crafted("webp in itself", _riff((b"VP8 ", plain)))
-    yield Crafted("webp with no picture", _riff(_extended(0, 96, 64)), "refused")
+    yield Crafted("webp with 3000 unknown chunks", riff(_extended(0, 96, 64), lossy, *[(b"JUNK", b"x")] * 3000))
+    yield Crafted("webp in itself", riff((b"VP8 ", plain)))
+    yield Crafted("webp with no picture", riff(_extended(0, 96, 64)), "refused")
     yield Crafted("webp that claims 4 GB", b"RIFF\xff\xff\xff\xff" + plain[8:])
     yield Crafted(
         "webp of 16383x3000, one color", encoded(Image.new("RGB", (16383, 3000), "red"), "WEBP", method=0), "answered"
@@ -217,7 +194,7 @@ def bmp(width: int, height: int, bits: int = 24, compression: int = 0, pixels: b
     return head + struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(pixels), 0, 0, 0, 0) + pixels
 
 
-def _bmp() -> Iterator[Crafted]:
+def _bmp() -> Iterator[Sample]:
     for width, height in (
         (2**31 - 1, 2**31 - 1),
         (-(2**31), -(2**31)),
@@ -263,7 +240,7 @@ def layout(width: int, height: int, **changes: int) -> dict[int, tuple[int, int,
     return {tags[name]: (4, 1, value & 0xFFFFFFFF) for name, value in (values | changes).items()}
 
 
-def _tiff() -> Iterator[Crafted]:
+def _tiff() -> Iterator[Sample]:
     pixels = bytes(range(256)) * 16
     yield Crafted("tiff, 64x64", tiff(layout(64, 64), pixels), "answered")
     yield Crafted("big tiff, 64x64", tiff(layout(64, 64, offset=16), pixels, big=True))
@@ -343,7 +320,7 @@ def _exif_blocks() -> Iterator[tuple[str, bytes]]:
     yield "a maker's note of 60 kB", tiff({0x927C: (7, 60_000, 8)}, bytes(range(250)) * 240)
 
 
-def _exif() -> Iterator[Crafted]:
+def _exif() -> Iterator[Sample]:
     picture = _picture()
     jpeg = encoded(picture, "JPEG", quality=80)
     large = encoded(picture.resize((2000, 1500)), "JPEG", quality=30)
@@ -354,11 +331,11 @@ def _exif() -> Iterator[Crafted]:
             data = base[:2] + _segment(0xE1, b"Exif\0\0" + block) + base[2:]
             yield Crafted(f"{size}jpeg, EXIF: {name}", data, "answered")
         yield Crafted(f"png, EXIF: {name}", png(96, 64, row, chunk(b"eXIf", block)), "answered")
-        extended = _riff(_extended(8, 96, 64), (b"VP8 ", webp[20:]), (b"EXIF", block))
+        extended = riff(_extended(8, 96, 64), (b"VP8 ", webp[20:]), (b"EXIF", block))
         yield Crafted(f"webp, EXIF: {name}", extended, "answered")
 
 
-def _no_images() -> Iterator[Crafted]:
+def _no_images() -> Iterator[Sample]:
     picture = _picture()
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as packed:

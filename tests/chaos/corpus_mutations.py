@@ -8,6 +8,9 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from tests.chaos.corpus_valid import chunk, riff
+
+Part = tuple[bytes, bytes]
 Seeds = Sequence[tuple[str, bytes]]
 Mutation = Callable[[random.Random, bytes, Seeds], bytes]
 
@@ -23,20 +26,18 @@ def mutate(chance: random.Random, seeds: Seeds) -> tuple[str, str, bytes]:
     return (mutation.__doc__ or "").rstrip("."), name, mutation(chance, data, seeds)
 
 
-def flip_bits(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
+def flip_bits(chance: random.Random, data: bytes, seeds: Seeds, within: int | None = None) -> bytes:
     """Bit flips."""
     changed = bytearray(data)
+    size = len(data[:within])
     for _ in range(chance.choice((1, 1, 2, 4, 16, 64))):
-        changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
+        changed[chance.randrange(size)] ^= 1 << chance.randrange(8)
     return bytes(changed)
 
 
 def flip_header_bits(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
     """Bit flips in the header."""
-    changed = bytearray(data)
-    for _ in range(chance.choice((1, 2, 4))):
-        changed[chance.randrange(min(64, len(changed)))] ^= 1 << chance.randrange(8)
-    return bytes(changed)
+    return flip_bits(chance, data, seeds, within=64)
 
 
 def truncate(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
@@ -95,27 +96,31 @@ def fill(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
     return data[:start] + bytes([chance.choice((0, 0xFF, 0x41))]) * length + data[start + length :]
 
 
+def _rearrange(chance: random.Random, parts: list[Part], kinds: Sequence[bytes], seeds: Seeds) -> list[Part]:
+    """One part of a file changed in bits, numbers or kind, repeated, left out or cut short; sometimes all shuffled."""
+    if not parts:
+        return parts
+    at = chance.randrange(len(parts))
+    kind, content = parts[at]
+    changed: list[Part] = chance.choice(
+        (
+            [(kind, flip_bits(chance, content, seeds) if content else b"")],
+            [(kind, content)] * 2,
+            [],
+            [(kind, content[: chance.randrange(len(content) + 1)])],
+            [(chance.choice(kinds), content)],
+            [(kind, overwrite_number(chance, content, seeds)[: len(content)] if content else b"")],
+        )
+    )
+    others = [*parts[:at], *changed, *parts[at + 1 :]]
+    return chance.sample(others, len(others)) if chance.random() < 0.15 else others
+
+
 def png_chunks(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
     """PNG chunks changed, right checksums."""
-    chunks = _png_chunks(data)
-    if not chunks:
-        return data
-    at = chance.randrange(len(chunks))
-    kind, content = chunks[at]
-    action = chance.randrange(6)
-    if action == 0 and content:
-        chunks[at] = (kind, flip_bits(chance, content, seeds))
-    elif action == 1:
-        chunks.insert(chance.randrange(len(chunks)), (kind, content))
-    elif action == 2:
-        del chunks[at]
-    elif action == 3:
-        chunks[at] = (kind, content[: chance.randrange(len(content) + 1)])
-    elif action == 4:
-        chunks[at] = (chance.choice((b"tRNS", b"PLTE", b"acTL", b"fcTL", b"fdAT", b"iCCP", b"eXIf", b"IDAT")), content)
-    else:
-        chance.shuffle(chunks)
-    return _PNG_SIGNATURE + b"".join(_png_chunk(*each) for each in chunks)
+    kinds = (b"tRNS", b"PLTE", b"acTL", b"fcTL", b"fdAT", b"iCCP", b"eXIf", b"IDAT")
+    chunks = _rearrange(chance, _png_chunks(data), kinds, seeds)
+    return _PNG_SIGNATURE + b"".join(chunk(*each) for each in chunks)
 
 
 def png_numbers(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
@@ -125,7 +130,7 @@ def png_numbers(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
     for at in chance.sample(places, min(len(places), chance.choice((1, 2)))):
         kind, content = chunks[at]
         chunks[at] = (kind, overwrite_number(chance, content, seeds)[: len(content)] if content else content)
-    return _PNG_SIGNATURE + b"".join(_png_chunk(*each) for each in chunks)
+    return _PNG_SIGNATURE + b"".join(chunk(*each) for each in chunks)
 
 
 def png_pixels(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
@@ -140,7 +145,7 @@ def png_pixels(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
     raw = (flip_bits(chance, raw, seeds), raw[: chance.randrange(len(raw))], raw * 20)[action] if raw else raw
     others = [each for each in chunks if each[0] != b"IDAT"]
     return _PNG_SIGNATURE + b"".join(
-        _png_chunk(*each) for each in [*others[:-1], (b"IDAT", zlib.compress(raw)), *others[-1:]]
+        chunk(*each) for each in [*others[:-1], (b"IDAT", zlib.compress(raw)), *others[-1:]]
     )
 
 
@@ -165,54 +170,24 @@ def tiff_entries(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
 
 def jpeg_segments(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
     """JPEG segments changed."""
-    segments, rest = _jpeg_segments(data)
-    if not segments:
-        return data
-    at = chance.randrange(len(segments))
-    action = chance.randrange(6)
-    body = segments[at]
-    if action == 0:
-        segments[at] = body[:4] + flip_bits(chance, body[4:] or b"\0", seeds)
-    elif action == 1:
-        segments.insert(chance.randrange(len(segments)), body)
-    elif action == 2:
-        del segments[at]
-    elif action == 3:
-        segments[at] = body[:1] + bytes([chance.randrange(0xC0, 0x100)]) + body[2:]
-    elif action == 4:
-        segments[at] = body[:2] + struct.pack(">H", chance.choice((0, 1, 2, 3, 0xFFFF))) + body[4:]
-    else:
-        chance.shuffle(segments)
-    return data[:2] + b"".join(segments) + rest
+    parts, place = [], 2
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:
+        size = 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        parts.append((data[place : place + 2], data[place + 2 : place + size]))
+        place += size
+    kinds = [bytes([0xFF, marker]) for marker in range(0xC0, 0x100)]
+    return data[:2] + b"".join(kind + body for kind, body in _rearrange(chance, parts, kinds, seeds)) + data[place:]
 
 
 def riff_chunks(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
     """WebP chunks changed."""
-    chunks = []
-    place = 12
+    parts, place = [], 12
     while place + 8 <= len(data):
         size = int.from_bytes(data[place + 4 : place + 8], "little")
-        chunks.append((data[place : place + 4], data[place + 8 : place + 8 + size]))
+        parts.append((data[place : place + 4], data[place + 8 : place + 8 + size]))
         place += 8 + size + size % 2
-    if not chunks:
-        return data
-    at = chance.randrange(len(chunks))
-    kind, content = chunks[at]
-    action = chance.randrange(5)
-    if action == 0 and content:
-        chunks[at] = (kind, flip_header_bits(chance, content, seeds))
-    elif action == 1:
-        chunks.insert(chance.randrange(len(chunks)), (kind, content))
-    elif action == 2:
-        del chunks[at]
-    elif action == 3:
-        chunks[at] = (chance.choice((b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANMF", b"ANIM", b"EXIF")), content)
-    else:
-        chunks[at] = (kind, overwrite_number(chance, content, seeds)[: len(content)] if content else content)
-    body = b"WEBP" + b"".join(
-        kind + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2) for kind, content in chunks
-    )
-    return b"RIFF" + struct.pack("<I", len(body)) + body
+    kinds = (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANMF", b"ANIM", b"EXIF")
+    return riff(*_rearrange(chance, parts, kinds, seeds))
 
 
 def bmp_header(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
@@ -256,18 +231,3 @@ def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
         chunks.append((data[place + 4 : place + 8], data[place + 8 : place + 8 + size]))
         place += 12 + size
     return chunks
-
-
-def _png_chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def _jpeg_segments(data: bytes) -> tuple[list[bytes], bytes]:
-    """Marker segments before the first scan, with their markers; and all from the scan on."""
-    segments = []
-    place = 2
-    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:
-        size = 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-        segments.append(data[place : place + size])
-        place += size
-    return segments, data[place:]

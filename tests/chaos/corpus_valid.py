@@ -1,11 +1,12 @@
-"""Small valid images in every accepted format and many of its variants: what mutations start from."""
+"""Images to send: small valid ones in every accepted format and many of its variants, from which mutations start."""
 
 from __future__ import annotations
 
 import io
 import struct
 import zlib
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 import cv2
 import numpy as np
@@ -13,6 +14,23 @@ from PIL import Image
 
 SIZE: Final = (96, 64)
 """Width and height: large enough for several blocks, tiles and strips, small enough to be quick."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image to send.
+
+    Attributes:
+        kind: row of the table.
+        name: of the file, or how it was made.
+        data: its bytes.
+        expects: what must become of it; ``any`` is a valid answer or a refusal.
+    """
+
+    kind: str
+    name: str
+    data: bytes
+    expects: Literal["any", "answered", "refused"] = "any"
 
 
 def valid_images() -> dict[str, bytes]:
@@ -43,6 +61,14 @@ def exif(orientation: int = 6) -> bytes:
 def chunk(kind: bytes, data: bytes) -> bytes:
     """One PNG chunk with its length and checksum (PNG specification, 5.3)."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def riff(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A WebP file of chunks, each a kind and its data (RFC 9649, 2.3)."""
+    body = b"WEBP" + b"".join(
+        kind + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2) for kind, data in chunks
+    )
+    return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
 def _jpegs(rgb: Image.Image, gray: Image.Image) -> dict[str, bytes]:

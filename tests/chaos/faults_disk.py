@@ -1,4 +1,4 @@
-"""Building and promoting on a full disk and on a read-only one; run in mounts of its own by ``faults_files``.
+"""Building and promoting on a full disk and on a read-only one; ``faults_files`` runs it in a mount namespace.
 
 ``unshare --mount python -m tests.chaos.faults_disk full REPOSITORY ONNX IMAGES MOUNTPOINT``
 """
@@ -24,32 +24,32 @@ PRECISION: Final = "fp32"
 _DISK: Final = "48m"
 _PAGE: Final = 4096
 _SPARE_PAGES: Final = (0, 1, 2, 3, 16)
-"""Room that is left on the full disk: the fault may come with any of the files that are written."""
+"""Room left on the full disk: any of the files that are written may be the one that fails."""
 
 
 def try_build(repository: Path, onnx: Path, images: Path) -> dict[str, Any]:
-    """Build a version; returns what came of it."""
+    """Build a version; returns the outcome."""
     options = ["--onnx", str(onnx), "--verify-images", str(images), "--precisions", PRECISION]
     return _try(repository, ["build", "--profile", "cpu", *options, "--repository", str(repository)])
 
 
 def try_promote(repository: Path, version: int) -> dict[str, Any]:
-    """Promote a version; returns what came of it."""
+    """Promote a version; returns the outcome."""
     return _try(repository, ["promote", f"network_{PRECISION}/{version}", "--repository", str(repository)])
 
 
 def full(repository: Path, onnx: Path, images: Path) -> list[dict[str, Any]]:
-    """On a disk with ever more room left, then with room enough."""
+    """On a disk with more and more room left, then with room enough."""
     filler = repository.parent / "filler"
     tried = []
     for pages in _SPARE_PAGES:
         _fill(filler, pages)
         tried += [{"pages": pages, **try_build(repository, onnx, images)}]
-        _fill(filler, pages)  # what the build left takes room, too
+        _fill(filler, pages)  # what the build left takes room too
         tried += [{"pages": pages, **try_promote(repository, 2)}]
         filler.unlink()
         try_promote(repository, 1)
-    return [*tried, *_in_the_end(repository, onnx, images)]
+    return [*tried, *_with_room(repository, onnx, images)]
 
 
 def read_only(repository: Path, onnx: Path, images: Path) -> list[dict[str, Any]]:
@@ -57,14 +57,13 @@ def read_only(repository: Path, onnx: Path, images: Path) -> list[dict[str, Any]
     _remount(repository.parent, "ro")
     tried = [try_build(repository, onnx, images), try_promote(repository, 2)]
     _remount(repository.parent, "rw")
-    return [*tried, *_in_the_end(repository, onnx, images)]
+    return [*tried, *_with_room(repository, onnx, images)]
 
 
-def _in_the_end(repository: Path, onnx: Path, images: Path) -> list[dict[str, Any]]:
-    """The same with nothing in the way."""
-    return [
-        {"mended": True, **attempt} for attempt in (try_build(repository, onnx, images), try_promote(repository, 2))
-    ]
+def _with_room(repository: Path, onnx: Path, images: Path) -> list[dict[str, Any]]:
+    """The same on a disk that is neither."""
+    attempts = (try_build(repository, onnx, images), try_promote(repository, 2))
+    return [{"fixed": True, **attempt} for attempt in attempts]
 
 
 def _try(path: Path, arguments: list[str]) -> dict[str, Any]:
@@ -106,7 +105,7 @@ def _remount(disk: Path, how: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Mount a small disk, try, and print what was found as JSON."""
+    """Mount a small disk, try, and print the outcomes as JSON."""
     mode, source, onnx, images, disk = arguments[0], *map(Path, arguments[1:])
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK}", "tmpfs", str(disk)], check=True)
     repository = Path(shutil.copytree(source, disk / "repository"))

@@ -1,4 +1,4 @@
-"""``python -m serving run`` as a person starts it, for tests that look at its processes and at what it says."""
+"""``python -m serving run`` as a person starts it, for tests that look at its processes and its output."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import psutil
 
@@ -21,7 +21,7 @@ from tests.processes import below
 # Root needs no namespace of users, in which the server's other processes could not be looked at.
 _USERS: Final = () if os.geteuid() == 0 else ("--user", "--map-root-user")
 IN_OWN_MOUNTS: Final = ("unshare", *_USERS, "--mount")
-"""In front of a command: it may mount file systems, which nobody else sees (util-linux; no root needed)."""
+"""In front of a command: it may mount file systems that only it sees (util-linux; no root needed)."""
 
 _START_S: Final = 120.0
 _END_S: Final = 40.0
@@ -36,7 +36,6 @@ class Service:
         repository: the model repository.
         arguments: more of the command's options.
         wrap: command in front of it, such as :data:`IN_OWN_MOUNTS` with a script.
-        environment: variables besides this process's own.
         program: what Python runs.
 
     Attributes:
@@ -49,7 +48,6 @@ class Service:
         repository: Path,
         *arguments: str,
         wrap: Sequence[str] = (),
-        environment: Mapping[str, str] | None = None,
         program: Sequence[str] = ("-m", "serving"),
     ) -> None:
         self.lines: list[str] = []
@@ -62,7 +60,6 @@ class Service:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env={**os.environ, **(environment or {})},
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -91,7 +88,7 @@ class Service:
 
     @property
     def server(self) -> RunningServer:
-        """The server that runs now: this command's own, whoever else serves the repository."""
+        """The server that this command runs now; others may serve the same repository."""
 
         def own() -> RunningServer | None:
             pids = {process.pid for process in below(self.process.pid)}
@@ -119,7 +116,7 @@ class Service:
         def said() -> str | None:
             found = [line for line in list(self.lines) if re.search(pattern, line)]
             if len(found) < times and self.process.poll() is not None and not self._reader.is_alive():
-                raise RuntimeError(f"it ended and had not said {pattern!r}:\n{self.tail()}")
+                raise RuntimeError(f"it ended without saying {pattern!r}:\n{self.tail()}")
             return found[times - 1] if len(found) >= times else None
 
         try:
@@ -128,7 +125,7 @@ class Service:
             raise RuntimeError(f"{error}; it said last:\n{self.tail()}") from None
 
     def tail(self, count: int = 60) -> str:
-        """The last lines that it said, without the tables in which Triton tells its settings."""
+        """The last lines that it said, without the tables of Triton's settings."""
         return "\n".join([line for line in self.lines if line[:1] not in ("|", "+")][-count:])
 
     def _read(self) -> None:
@@ -156,22 +153,3 @@ def wait_for(condition: Callable[[], _Found | None], within_s: float, what: str)
         if time.monotonic() > deadline:
             raise RuntimeError(f"waited {within_s:g} s for {what}")
         time.sleep(0.05)
-
-
-def command(*arguments: str, wrap: Sequence[str] = (), **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run one of the project's commands to its end.
-
-    Args:
-        arguments: such as ``builder``, ``verify``.
-        wrap: command in front of it.
-        options: of :func:`subprocess.run`.
-    """
-    words = [*wrap, sys.executable, "-m", *arguments]
-    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=300, **options)
-
-
-def last_line(result: subprocess.CompletedProcess[str]) -> str:
-    """The error that a command ended with, in one line."""
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    told = next((line for line in lines if line.startswith("error:")), lines[-1] if lines else "")
-    return " ".join(told.split())

@@ -1,8 +1,7 @@
-"""Sends hostile inputs over several connections, and keeps those that failed for another try."""
+"""Sends hostile inputs over several connections, and keeps those that failed, to send them again."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import pickle
 import queue
@@ -18,12 +17,12 @@ from tritonclient.grpc import service_pb2
 from pipeline.loopback import grpc_channel_args
 from pipeline.result import Segmentation
 from tests.chaos import protocol
+from tests.chaos.corpus_valid import Sample
 from tests.chaos.expected import fingerprint
 from tests.chaos.hostile_judge import (
     Answer,
     Input,
     Outcome,
-    Sample,
     image_fault,
     read_grpc,
     read_http,
@@ -35,10 +34,8 @@ from tests.chaos.protocol import Malformed
 _WORKERS: Final = 4
 _TIMEOUT_S: Final = 20.0
 _CLOSE_S: Final = 1.5
-"""So long is waited for an answer to what is no request at all."""
-_CHANNEL: Final = [
-    ("grpc.use_local_subchannel_pool", 1),  # a connection per worker
-]
+"""How long to wait for an answer to bytes that are no request."""
+_CHANNEL: Final = [("grpc.use_local_subchannel_pool", 1)]  # a connection per worker
 
 
 class Sender:
@@ -93,31 +90,25 @@ class Sender:
             self._keep(one)
         elif isinstance(one, Sample) and answer.segmentations:
             self._remember(one, answer.segmentations[0])
-        unbatched = not fault and isinstance(one, Malformed) and one.unbatched and answer.result != "refused"
-        result = "answered" if unbatched else answer.result
-        if not fault and isinstance(one, Malformed) and one.may_be_busy and result != "answered":
-            result = "refused"
-        return Outcome(one.kind, one.name, result, seconds, fault)
+        busy = not fault and isinstance(one, Malformed) and one.may_be_busy and answer.result != "answered"
+        return Outcome(one.kind, one.name, "refused" if busy else answer.result, seconds, fault)
 
     def _image(self, channel: Any, data: bytes) -> Answer:
         # Both protocols in turn, by the bytes, so that a seed gives the same run.
         if hashlib.sha256(data).digest()[0] % 2:
-            request = service_pb2.ModelInferRequest(model_name=protocol.MODEL)
-            request.inputs.add(name="image", datatype="BYTES", shape=[1, 1])
-            request.raw_input_contents.append(len(data).to_bytes(4, "little") + data)
-            return _call(channel, protocol.INFER, request.SerializeToString())
+            return _call(channel, protocol.INFER, protocol.infer_request([data]).SerializeToString())
         body, length = protocol.infer_body(data)
         return read_http(*protocol.send_http(self._http_url, protocol.http_request(body, length), _TIMEOUT_S))
 
     def _malformed(self, channel: Any, one: Malformed) -> Answer:
         if one.http is None:
-            return _call(channel, one.method, _message(one), one.mask_format)
+            return _call(channel, one.method, one.message, one.mask_format)
         url = self._grpc_url if one.to_grpc_port else self._http_url
         patience_s = _CLOSE_S if one.may_close else _TIMEOUT_S
         try:
             return read_http(*protocol.send_http(url, one.http, patience_s, one.half_close))
         except TimeoutError:
-            if one.may_close:  # the server waits for more of it: its right, as long as others are not blocked
+            if one.may_close:  # the server waits for the rest, which is right as long as others are not blocked
                 return Answer("closed")
             raise
 
@@ -130,13 +121,7 @@ class Sender:
         name = "".join(letter if letter.isalnum() else "_" for letter in f"{one.kind}_{one.name}")[:120]
         if isinstance(one, Sample):
             (self._failures / name).write_bytes(one.data)
-        elif one.http is None:
-            one = dataclasses.replace(one, grpc=None, message=_message(one))  # protobuf's classes cannot be pickled
         (self._failures / f"{name}.pickle").write_bytes(pickle.dumps(one))
-
-
-def _message(request: Malformed) -> bytes:
-    return bytes(request.grpc.SerializeToString()) if request.message is None else request.message
 
 
 def _call(channel: Any, method: str, message: bytes, mask_format: str = "rle") -> Answer:
@@ -152,7 +137,7 @@ def _call(channel: Any, method: str, message: bytes, mask_format: str = "rle") -
 
 
 def kept_input(file: Path) -> Input:
-    """An input that failed, out of ``failures/``: with all that belongs to it (``.pickle``), or an image's bytes."""
+    """An input that failed, out of ``failures/``: as it was sent (``.pickle``), or an image's bytes."""
     data = file.read_bytes()
     if file.suffix != ".pickle":
         return Sample("replayed", file.name, data)

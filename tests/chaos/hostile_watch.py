@@ -1,11 +1,12 @@
-"""What goes on beside hostile inputs: photographs that must be answered, senders that never finish; what is left."""
+"""Beside hostile inputs: photographs that must be answered, senders that never finish, and what the server keeps."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 
 import psutil
 
@@ -16,7 +17,7 @@ from tests.chaos import protocol
 from tests.chaos.expected import fingerprint
 
 PROMPT_S: Final = 5.0
-"""A photograph that travels between the hostile inputs is answered within this time."""
+"""A photograph sent between the hostile inputs must be answered within this time."""
 
 MEMORY_GROWTH: Final = 0.10
 """Of all processes together, from after everything was sent once to the end."""
@@ -62,44 +63,39 @@ class Watcher:
 
     def _watch(self) -> None:
         while not self._stop.wait(1.0):
-            self.look(self._clients[len(self.seconds) % 2])
+            self._look(self._clients[len(self.seconds) % 2])
 
-    def look(self, client: Any) -> None:
-        """Send the photograph once."""
+    def _look(self, client: SegmentationClient) -> None:
         started = time.monotonic()
         try:
-            found = client.segment(self._photograph)
+            if fingerprint(client.segment(self._photograph)) != self._first:
+                self.faults.append("an ordinary photograph was answered differently meanwhile")
         except SegmentationError as error:
             self.faults.append(f"an ordinary photograph failed meanwhile: {error}")
-            found = None
         self.seconds.append(time.monotonic() - started)
-        if found is not None and fingerprint(found) != self._first:
-            self.faults.append("an ordinary photograph was answered differently meanwhile")
         if self.seconds[-1] > PROMPT_S:
             self.faults.append(f"an ordinary photograph took {self.seconds[-1]:.1f} s meanwhile")
 
 
-class Dribblers:
-    """A few connections that send a byte now and then, and never finish."""
+@contextlib.contextmanager
+def dribblers(url: str) -> Iterator[None]:
+    """Hold a few connections that send a byte now and then, and never finish."""
+    stop = threading.Event()
 
-    def __init__(self, url: str) -> None:
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._dribble, args=(url,)) for _ in range(_DRIBBLERS)]
-
-    def __enter__(self) -> Dribblers:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _dribble(self, url: str) -> None:
-        while not self._stop.is_set():
+    def dribble() -> None:
+        while not stop.is_set():
             with contextlib.suppress(OSError):
                 protocol.dribble(url, 5.0)
+
+    threads = [threading.Thread(target=dribble) for _ in range(_DRIBBLERS)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 def resources(server: TritonServer) -> dict[str, float]:

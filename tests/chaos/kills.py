@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,19 +14,18 @@ import psutil
 from rich.console import Console
 from rich.progress import track
 
-from load.machine import describe_machine
 from pipeline import contract
-from repository.store import SHIPPED_REPOSITORY
+from tests.chaos import part
+from tests.chaos.callers import PRECISION, Callers
 from tests.chaos.faults_processes import GONE, READY_AGAIN, REPLACED, UNHEALTHY
-from tests.chaos.faults_record import PRECISION, Callers
 from tests.chaos.faults_service import Service, wait_for
 
-MENDED_S: Final = 30.0
-"""So soon a killed process must have been replaced, or the server started again, in seconds."""
+REPLACED_S: Final = 30.0
+"""A killed process must be replaced, or the server started again, within this time, in seconds."""
 
 _MODELS: Final = (*contract.SHARED_MODELS, contract.network_model(PRECISION))
 _STARTING: Final = re.compile(r"(.*); starting it again in")
-# A process that dies a few seconds after another is the next in a row, which is mended after a pause that grows.
+# A process that dies a few seconds after another is the next in a row, which is replaced after a pause that grows.
 _NONE_IN_A_ROW: Final = """
 import sys
 from serving.supervisor import RestartPolicy
@@ -40,7 +36,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def run(repository: Path, out: Path, kills: int = 100, seed: int = 0) -> dict[str, Any]:
-    """Kill processes of the Python backend, one after the other, each once the last one was mended.
+    """Kill processes of the Python backend, one after the other, each once the last one was replaced.
 
     Args:
         repository: a built model repository.
@@ -49,10 +45,10 @@ def run(repository: Path, out: Path, kills: int = 100, seed: int = 0) -> dict[st
         seed: of models, processes and moments.
 
     Returns:
-        How the kills were mended, what callers saw, and ``faults``: what was not as promised.
+        How the service recovered, what callers saw, and ``faults``: what was not as promised.
     """
     moments = random.Random(seed)  # noqa: S311 - no secret
-    mended: Counter[str] = Counter()
+    recovered: Counter[str] = Counter()
     seconds: list[float] = []
     faults: list[str] = []
     with Service(
@@ -62,7 +58,7 @@ def run(repository: Path, out: Path, kills: int = 100, seed: int = 0) -> dict[st
         server = service.server
         with Callers({"grpc": server.grpc, "http": server.http}, repository) as callers:
             for _ in track(range(kills), "killing", console=Console(stderr=True)):
-                wait_for(lambda: callers.good_since(0.0) >= 4, MENDED_S, "requests to be answered")
+                wait_for(lambda: callers.good_since(0.0) >= 4, REPLACED_S, "requests to be answered")
                 time.sleep(moments.uniform(0.0, 1.0))
                 model = moments.choice(_MODELS)
                 try:
@@ -70,26 +66,28 @@ def run(repository: Path, out: Path, kills: int = 100, seed: int = 0) -> dict[st
                 except RuntimeError as error:
                     faults.append(f"{model}: {error}")
                     break
-                mended[how] += 1
+                recovered[how] += 1
                 seconds.append(took_s)
             asked = callers.asked
-    faults += _unexpected({one.error for one in asked if one.error is not None})
+    errors = {one.error for one in asked if one.error is not None}
+    faults += sorted(f"an unexpected error: {error}" for error in errors if not re.search(f"{UNHEALTHY}|{GONE}", error))
     wrong = sum(one.error is None and not one.right for one in asked)
     if wrong:
         faults.append(f"{wrong} wrong answers")
     result = {
         "kills": len(seconds),
         "seed": seed,
-        "mended": dict(mended),
+        "recovered": dict(recovered),
         "most_s": max(seconds, default=0.0),
         "answered": sum(one.error is None for one in asked),
         "failed": sum(one.error is not None for one in asked),
-        "machine": describe_machine(),
         "faults": faults,
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "kills.json").write_text(json.dumps(result, indent=2) + "\n")
-    return result
+    how = ", ".join(f"{name}: {count}" for name, count in sorted(recovered.items()))
+    console = Console()
+    console.print(f"{result['kills']} processes killed ({how}), each replaced within {result['most_s']:.1f} s")
+    console.print(f"{result['answered']} requests answered, {result['failed']} failed")
+    return part.keep(out, "kills", result)
 
 
 def _victim(service: Service, model: str, count: int, moments: random.Random) -> psutil.Process:
@@ -98,17 +96,17 @@ def _victim(service: Service, model: str, count: int, moments: random.Random) ->
     return moments.choice(newest)
 
 
-def _kill(service: Service, victim: psutil.Process, within_s: float = MENDED_S) -> tuple[str, float]:
-    """Kill a process; returns how that was mended, and after how many seconds.
+def _kill(service: Service, victim: psutil.Process, within_s: float = REPLACED_S) -> tuple[str, float]:
+    """Kill a process; returns how the service recovered, and after how many seconds.
 
     Raises:
-        RuntimeError: it was not.
+        RuntimeError: it did not.
     """
     said = len(service.lines)
     at = time.monotonic()
     victim.kill()
 
-    def mended() -> str | None:
+    def recovery() -> str | None:
         lines = service.lines[said:]
         if any(READY_AGAIN in line for line in lines):
             why = next((found[1] for line in lines if (found := _STARTING.match(line))), "")
@@ -116,39 +114,11 @@ def _kill(service: Service, victim: psutil.Process, within_s: float = MENDED_S) 
         return "replaced" if any(REPLACED in line for line in lines) else None
 
     try:
-        how = wait_for(mended, within_s, f"process {victim.pid} to be replaced")
+        how = wait_for(recovery, within_s, f"process {victim.pid} to be replaced")
     except RuntimeError as error:
         raise RuntimeError(f"{error}; the service said last:\n{service.tail()}") from None
     return how, time.monotonic() - at
 
 
-def _unexpected(errors: set[str]) -> list[str]:
-    allowed = re.compile(rf"{UNHEALTHY}|{GONE}")
-    return sorted(f"an error that should not be: {error}" for error in errors if not allowed.search(error))
-
-
-def show(result: dict[str, Any]) -> None:
-    """Print the figures."""
-    console = Console()
-    how = ", ".join(f"{name}: {count}" for name, count in sorted(result["mended"].items()))
-    console.print(f"{result['kills']} processes killed ({how}), each mended within {result['most_s']:.1f} s")
-    console.print(f"{result['answered']} requests answered, {result['failed']} failed")
-    for fault in result["faults"]:
-        console.print(f"[red]FAULT[/red] {fault}", highlight=False)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; returns 1 if something was not as promised."""
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos.kills", description=__doc__)
-    parser.add_argument("--repository", type=Path, default=SHIPPED_REPOSITORY)
-    parser.add_argument("--out", type=Path, default=Path("out/chaos"))
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    result = run(options.repository, options.out, options.kills, options.seed)
-    show(result)
-    return 1 if result["faults"] else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(part.command("kills", run, kills=100, seed=0))

@@ -1,13 +1,11 @@
-"""More is asked of the server than it can do, for as long as is wanted: who is answered, who is refused, how fast.
+"""More requests than the server can answer: who is answered, who is refused, how fast.
 
 ``python -m tests.chaos.overload --seconds 120``, and ``--profile cuda --precision fp16`` on a GPU
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import multiprocessing
 import os
 import random
@@ -25,17 +23,17 @@ from rich.table import Table
 
 from client import AsyncSegmentationClient, RetryPolicy, SegmentationClient, ServerBusyError
 from client.errors import SegmentationError
-from load.machine import describe_machine
 from pipeline import contract
-from repository.store import SHIPPED_REPOSITORY, read_config
+from repository.store import read_config
 from scenes.reference import fetch_reference
 from serving.server import ServerOptions, TritonServer
+from tests.chaos import part
 
 FACTOR: Final = 4.0
 RECOVERY_BOUND_S: Final = 5.0
 SLACK: Final = 2.0
 """The configured bound is on a prediction, made from requests before: the 99th percentile may be this many times as
-long, for the load is made on the same cores and other programs come and go."""
+long: the load is made on the same cores, and other programs come and go."""
 
 AT_ONCE: Final = 0.5
 """Of the bound: the 95th percentile of refusals, on cores that are all busy."""
@@ -77,7 +75,7 @@ def run(
     profile: str = "cpu",
     precision: str = "int8",
 ) -> dict[str, Any]:
-    """Overload a server and look.
+    """Send more requests than a server can answer.
 
     Args:
         repository: a built model repository.
@@ -86,7 +84,7 @@ def run(
         factor: requests per second, by what the server can answer.
         seed: of the arrivals.
         profile: of the server.
-        precision: that is asked for.
+        precision: of the ensemble.
 
     Returns:
         The figures, with ``faults``: what was not as promised.
@@ -115,13 +113,10 @@ def run(
         "bound_s": bound_s,
         "base_latency_s": base_s,
         "recovery_s": recovery_s,
-        "machine": describe_machine(),
     }
     result["faults"] = _faults(result, sent) + (["the server ended"] if restarted else [])
-    out.mkdir(parents=True, exist_ok=True)
-    name = "overload" if profile == "cpu" else f"overload_{profile}"
-    (out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-    return result
+    _show(result)
+    return part.keep(out, "overload" if profile == "cpu" else f"overload_{profile}", result)
 
 
 def configured_bound_s(repository: Path) -> float:
@@ -159,7 +154,7 @@ async def _capacity(url: str, image: bytes, precision: str) -> float:
 def _burst(
     urls: dict[str, str], image: bytes, precision: str, rate: float, seconds: float, seed: str
 ) -> list[tuple[str, float, str]]:
-    """Requests at random moments, whatever has become of those before; three of four over gRPC."""
+    """Requests at random moments, without waiting for those before; three of four over gRPC."""
     return asyncio.run(_send_burst(urls, image, precision, rate, seconds, random.Random(seed)))  # noqa: S311 - no secret
 
 
@@ -243,8 +238,7 @@ def _faults(result: dict[str, Any], sent: Sequence[Sent]) -> list[str]:
     return faults
 
 
-def show(result: dict[str, Any]) -> None:
-    """Print the figures as a table."""
+def _show(result: dict[str, Any]) -> None:
     table = Table(
         title=f"overload: {result['factor']:g} times {result['capacity_images_per_s']:.1f} images/s for "
         f"{result['seconds']:g} s, bound {result['bound_s']:g} s"
@@ -257,31 +251,8 @@ def show(result: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     console.print(f"latency was back at its base ({result['base_latency_s']:.3f} s) after {result['recovery_s']:.2f} s")
-    for fault in result["faults"]:
-        console.print(f"[red]FAULT[/red] {fault}")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; returns 1 if something was not as promised."""
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos.overload", description=__doc__)
-    parser.add_argument("--repository", type=Path, default=SHIPPED_REPOSITORY)
-    parser.add_argument("--out", type=Path, default=Path("out/chaos"))
-    parser.add_argument("--seconds", type=float, default=120.0)
-    parser.add_argument("--factor", type=float, default=FACTOR)
-    parser.add_argument("--profile", choices=contract.PROFILES, default="cpu")
-    parser.add_argument("--precision", choices=contract.PRECISIONS, default="int8")
-    options = parser.parse_args(arguments)
-    result = run(
-        options.repository,
-        options.out,
-        options.seconds,
-        options.factor,
-        profile=options.profile,
-        precision=options.precision,
-    )
-    show(result)
-    return 1 if result["faults"] else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = {"profile": contract.PROFILES, "precision": ("int8", *contract.PRECISIONS[:2])}
+    sys.exit(part.command("overload", run, seconds=120.0, factor=FACTOR, seed=0, **options))

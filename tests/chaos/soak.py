@@ -1,11 +1,10 @@
-"""Mixed traffic for as long as is wanted, every answer compared, versions promoted and rolled back, memory watched.
+"""Mixed traffic, every answer compared, versions promoted and rolled back, memory watched.
 
 ``python -m tests.chaos.soak --minutes 20``
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import shutil
@@ -21,11 +20,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from load.machine import describe_machine
 from pipeline import contract
 from repository.manifest import MANIFEST_NAME, FileEntry, Manifest
-from repository.store import SHIPPED_REPOSITORY, ModelRepository
+from repository.store import ModelRepository
 from repository.versions import promote, rollback
+from tests.chaos import part
 from tests.chaos.expected import Network, cases
 from tests.chaos.faults_service import Service
 from tests.chaos.soak_resources import Sampler, draw, flatness
@@ -41,7 +40,7 @@ _WARM_UP_S: Final = 20.0
 
 
 def run(repository: Path, out: Path, minutes: float, seed: int = 0) -> dict[str, Any]:
-    """Soak a server.
+    """Soak a server: mixed traffic, every answer compared, versions switched, memory watched.
 
     Args:
         repository: a built model repository; a copy of it is served.
@@ -70,13 +69,13 @@ def run(repository: Path, out: Path, minutes: float, seed: int = 0) -> dict[str,
                 switches = _switch(copy, first, second, min(_SWITCH_EVERY_S, seconds / 6), seconds)
             events = [line for line in service.lines if "died" in line or "starting it again" in line]
     result = _summary(traffic.outcomes, expected, switches, seconds + _WARM_UP_S)
-    result |= {"minutes": minutes, "seed": seed, "resources": flatness(sampler.samples), "machine": describe_machine()}
+    result |= {"minutes": minutes, "seed": seed, "resources": flatness(sampler.samples)}
     result["faults"] += [f"resources: {fault}" for fault in result["resources"]["faults"]]
     result["faults"] += traffic.crashes + events
     out.mkdir(parents=True, exist_ok=True)
     draw(sampler.samples, [switch["at_s"] for switch in switches], out / "soak.png")
-    (out / "soak.json").write_text(json.dumps(result, indent=2) + "\n")
-    return result
+    _show(result)
+    return part.keep(out, "soak", result)
 
 
 def _second_version(repository: ModelRepository, first: int) -> int:
@@ -188,8 +187,7 @@ def _summary(
     }
 
 
-def show(result: dict[str, Any]) -> None:
-    """Print the figures as a table."""
+def _show(result: dict[str, Any]) -> None:
     table = Table(title=f"soak: {result['minutes']:g} minutes", show_header=False)
     for name in ("requests", "images", "bad_inputs_refused", "switches", "wrong_answers"):
         table.add_row(name.replace("_", " "), str(result[name]))
@@ -198,24 +196,8 @@ def show(result: dict[str, Any]) -> None:
     for name, entry in result["resources"]["series"].items():
         change = f"{entry['change_percent']:+.1f} %"
         table.add_row(name, f"{entry['second_quarter']:.0f} to {entry['last_quarter']:.0f} ({change})")
-    console = Console()
-    console.print(table)
-    for fault in result["faults"]:
-        console.print(f"[red]FAULT[/red] {fault}", highlight=False)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; returns 1 if something was not as promised."""
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos.soak", description=__doc__)
-    parser.add_argument("--repository", type=Path, default=SHIPPED_REPOSITORY)
-    parser.add_argument("--out", type=Path, default=Path("out/chaos"))
-    parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    result = run(options.repository, options.out, options.minutes, options.seed)
-    show(result)
-    return 1 if result["faults"] else 0
+    Console().print(table)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(part.command("soak", run, minutes=20.0, seed=0))

@@ -14,7 +14,7 @@ import pytest
 
 from client import RetryPolicy, SegmentationClient
 from tests.chaos import protocol
-from tests.chaos.corpus_pictures import holding
+from tests.chaos.corpus_heavy import holding
 from tests.chaos.hostile_send import Sender
 
 pytestmark = pytest.mark.server
@@ -62,7 +62,7 @@ def test_the_refusal_says_what_came_what_is_allowed_and_what_to_do(server, large
     with grpc.insecure_channel(server.grpc_url) as channel:
         call = channel.unary_unary(protocol.INFER, lambda data: data, lambda data: data)
         with pytest.raises(grpc.RpcError) as no:
-            call(holding("8 x PNG", [large] * 8).grpc.SerializeToString(), timeout=60)
+            call(holding("8 x PNG", [large] * 8).message, timeout=60)
     assert no.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     for words in ("the 8 images", "a PNG of", "to decode", "allowed: 1.5 s", "at most 1 of them", "JPEG instead"):
         assert words in no.value.details()

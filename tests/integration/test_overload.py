@@ -53,13 +53,6 @@ def test_the_bound_holds_where_decoding_is_what_takes_long(repository, tmp_path)
     assert result["faults"] == []
 
 
-def test_the_checker_notices_what_is_not_as_promised():
-    sent = [overload.Sent("answered", 9.0), overload.Sent("refused", 3.0, "go away"), overload.Sent("ServerError", 0.1)]
-    result = overload._summary(sent, 1.0)
-    result |= {"capacity_images_per_s": 10.0, "bound_s": 2.0, "recovery_s": 7.0}
-    assert len(overload._faults(result, sent)) == 6
-
-
 @pytest.fixture(scope="module")
 def strict(repository, tmp_path_factory):
     """A server with a bound so low that the second full request is refused."""

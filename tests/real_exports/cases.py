@@ -47,7 +47,7 @@ class Case:
 
     @property
     def arguments(self) -> list[str]:
-        """What ``python -m builder build`` is told beside the file: a dynamic export has no size of its own."""
+        """Options of ``python -m builder build`` beside the file: a dynamic export has no fixed size."""
         return ["--input-size", "{}x{}".format(*self.input_size)] if self.options.get("dynamic") else []
 
 

@@ -12,7 +12,7 @@ from tests.real_exports.cases import CONFIDENCE, IOU
 
 SCORE_MARGIN = 1e-4
 IOU_MARGIN = 0.005
-"""How near to the confidence a score, and to the overlap allowed an overlap, lets one side alone have an instance.
+"""How near a score must be to the confidence, or an overlap to the allowed one, for only one side to have an instance.
 
 Ultralytics moves boxes by 7680 pixels per class before it compares them: of class 79, that rounds to 1/16 pixel."""
 

@@ -28,7 +28,7 @@ MAX_BOX_PX = 0.1
 MAX_SCORE = 1e-3
 LEAST_MASK_IOU = 0.99
 """Not 1: ultralytics crops to the pixels whose upper left corner lies in the box, half a pixel per side off. With boxes
-of 60 pixels that alone is 3 %, so the models find large ones. Against exact sampling, which crops by the pixels'
+of 60 pixels that is 3 %, so the models find large ones. Against exact sampling, which crops by the pixels'
 centers:"""
 LEAST_EXACT_MASK_IOU = 0.999
 """Not 1: prototypes leave the network in half precision."""

@@ -23,8 +23,7 @@ def test_the_host_is_full_when_every_core_is_busy():
     assert host_limit(result("a GPU")) == pytest.approx(16 * 1000 / 10)
 
 
-@pytest.mark.parametrize("gpu", ["a GPU", None])
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(("gpu", "count"), [("a GPU", 2), (None, 1)])
 def test_a_picture_is_drawn(tmp_path, gpu, count):
     draw([result(gpu)] * count, tmp_path / "gpu.png")
     assert (tmp_path / "gpu.png").read_bytes()[:4] == b"\x89PNG"

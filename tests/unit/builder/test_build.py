@@ -1,5 +1,6 @@
 """Versions on disk: whole, tagged, immutable, and never half written."""
 
+import dataclasses
 import json
 import shutil
 
@@ -43,7 +44,7 @@ def photographs(tmp_path):
 @pytest.fixture
 def smooth(tmp_path):
     """Images on which fp16 gives masks that are not exactly those of fp32."""
-    return noise(tmp_path / "smooth", 12, (12, 16), (240, 320))
+    return noise(tmp_path / "smooth", 5, (12, 16), (240, 320))
 
 
 def quiet():
@@ -53,8 +54,14 @@ def quiet():
 OPEN_GATES = {"fp16": {"f1": 0, "mask_iou": 0}, "int8": {"f1": 0, "mask_iou": 0}}
 
 
+@pytest.fixture(scope="module")
+def kept():
+    """Changes of the settings to a copy of the repository, where it was built, and what was built."""
+    return {}
+
+
 @pytest.fixture
-def make(tmp_path, photographs):
+def make(tmp_path, photographs, kept, tmp_path_factory):
     """Builds a small export with random weights, whose accuracy means nothing: the gates stand open."""
 
     def run(**changes):
@@ -67,8 +74,22 @@ def make(tmp_path, photographs):
             **changes,
         }
         if not entries["onnx"].exists():
-            segmentation_export(entries["onnx"])
-        return build(load_settings(None, entries), quiet())
+            segmentation_export(entries["onnx"], height=32, width=32)
+        # Many tests begin with the same build: it is made once and copied.
+        key = repr(changes)
+        again = key in kept and not entries["repository"].exists()
+        if again:
+            shutil.copytree(kept[key][0], entries["repository"])
+            return [
+                dataclasses.replace(entry, folder=entries["repository"] / entry.folder.relative_to(kept[key][1]))
+                for entry in kept[key][2]
+            ]
+        first = str(tmp_path) not in key and not entries["repository"].exists()
+        built = build(load_settings(None, entries), quiet())
+        if first:
+            copy = shutil.copytree(entries["repository"], tmp_path_factory.mktemp("kept") / "repository")
+            kept[key] = (copy, entries["repository"], built)
+        return built
 
     return run
 
@@ -104,7 +125,7 @@ def test_an_equal_build_is_found_again(make):
 
 
 def test_weights_beside_the_file_that_changed_make_a_new_version(tmp_path, make):
-    whole = onnx.load(segmentation_export(tmp_path / "whole.onnx"))
+    whole = onnx.load(segmentation_export(tmp_path / "whole.onnx", height=32, width=32))
     path = tmp_path / "best.onnx"
     onnx.save(whole, path, save_as_external_data=True, location="best.onnx.data", size_threshold=0)
     (first,) = make(onnx=path, precisions=("fp32",))
@@ -121,8 +142,8 @@ def test_weights_beside_the_file_that_changed_make_a_new_version(tmp_path, make)
 
 @pytest.mark.parametrize("options", [{"batch": None}, {"batch": 4}, {}])
 def test_every_precision_is_compared_with_the_file_as_it_came(tmp_path, make, options):
-    path = segmentation_export(tmp_path / "other.onnx", height=64, width=96, **options)
-    entries = {"input_size": (64, 96)} if options.get("batch", 1) is None else {}
+    path = segmentation_export(tmp_path / "other.onnx", height=32, width=64, **options)
+    entries = {"input_size": (32, 64)} if options.get("batch", 1) is None else {}
     for entry in make(onnx=path, **entries):
         verification = entry.manifest.verification
         assert "other.onnx, unchanged" in verification["reference"]
@@ -185,7 +206,7 @@ def test_a_failed_build_leaves_nothing(tmp_path, make, monkeypatch):
 
     monkeypatch.setattr("builder.publication._check_runs", fail)
     with pytest.raises(BuilderError, match="on fire"):
-        make(precisions=("fp32",))
+        make(precisions=("fp32",), name="burning")
     folder = tmp_path / "repository" / "network_fp32"
     assert sorted(entry.name for entry in folder.iterdir()) == ["config.pbtxt", "configs"]
 
@@ -311,7 +332,7 @@ def test_a_precision_that_fails_does_not_keep_others_from_being_finished(
 
 
 def test_the_command_shows_what_was_finished_and_fails(tmp_path, smooth, capsys):
-    export = segmentation_export(tmp_path / "export.onnx")
+    export = segmentation_export(tmp_path / "export.onnx", height=32, width=32)
     config = tmp_path / "builder.yaml"
     config.write_text("gates: {fp16: {f1: 1, mask_iou: 1}, int8: {f1: 0, mask_iou: 0}}\n")
     options = ["--onnx", export, "--config", config, "--images", smooth, "--repository", tmp_path / "repository"]
@@ -373,9 +394,12 @@ def test_few_images_and_instances_are_said_everywhere(tmp_path, make, photograph
     assert "verified on 5 image(s)" in capsys.readouterr().err
 
 
-def test_costly_layers_are_restored_until_the_gate_holds(make):
+def test_costly_layers_are_restored_until_the_gate_holds(tmp_path, make):
     (built,) = make(
-        precisions=("int8",), gates={"int8": {"f1": 0.9, "mask_iou": 0.9}}, **{"fallback.max_restorations": 12}
+        onnx=segmentation_export(tmp_path / "larger.onnx"),
+        precisions=("int8",),
+        gates={"int8": {"f1": 0.9, "mask_iou": 0.9}},
+        **{"fallback.max_restorations": 12},
     )
     verification = built.manifest.verification
     first, *_, last = verification["trades"]

@@ -72,9 +72,13 @@ def _kubernetes(version: str, api_version: str, kind: str) -> Draft202012Validat
 
 
 def _validator(schema: Schema, version: str = NEWEST) -> Draft202012Validator:
+    return Draft202012Validator(schema, registry=_registry(version))
+
+
+@lru_cache
+def _registry(version: str) -> Registry[Any]:
     definitions = Resource.from_contents(_of_kubernetes(version, "_definitions.json"), DRAFT202012)
-    registry: Registry[Any] = Registry().with_resource(_DEFINITIONS, definitions)
-    return Draft202012Validator(schema, registry=registry)
+    return Registry().with_resource(_DEFINITIONS, definitions).crawl()
 
 
 @lru_cache

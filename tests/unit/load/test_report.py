@@ -61,7 +61,8 @@ def test_charts_draw_what_was_measured(make_report, steps, tmp_path):
     assert base64.b64decode(SVG_IMAGE.findall(other)[0]).decode() != curves
 
 
-def test_json_holds_the_numbers(make_report, steps, tmp_path):
+def test_json_holds_the_numbers(make_report, steps, tmp_path, monkeypatch):
+    monkeypatch.setattr("load.report._charts", lambda _: {})
     write_report(make_report(steps), tmp_path)
     values = json.loads((tmp_path / "report.json").read_text())
     assert values["recommendation"]["precision"] == "int8"
@@ -71,7 +72,8 @@ def test_json_holds_the_numbers(make_report, steps, tmp_path):
     assert values["ratios"][0]["throughput"]["rounds"] == 3
 
 
-def test_failures_are_shown(make_report, step, steps, tmp_path):
+def test_failures_are_shown(make_report, step, steps, tmp_path, monkeypatch):
+    monkeypatch.setattr("load.report._charts", lambda _: {})
     failing = step("int8", 1, 0, 5.0, 100, failures=3)
     failing.first_errors["wrong"] = "card: 0 detections; expected 1"
     failing.client_cores = 0.95

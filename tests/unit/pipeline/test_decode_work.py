@@ -26,7 +26,7 @@ def photograph(height, width):
     return np.clip(soft + chance.normal(0, 3, soft.shape), 0, 255).astype(np.uint8)
 
 
-PHOTOGRAPH = photograph(1500, 2000)
+PHOTOGRAPH = photograph(1200, 1600)
 PROGRESSIVE = (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
 KINDS = {
     "JPEG": encoded(".jpg", PHOTOGRAPH),
@@ -85,7 +85,7 @@ def test_a_request_is_refused_for_more_than_is_allowed():
     assert check_decode_work([data] * 3, 3.01 * one) == pytest.approx(3 * one)
     with pytest.raises(
         ImageError,
-        match=r"^the 8 images of the request, the slowest a PNG of 2000x1500 pixels, would take about \d\.\d s to "
+        match=r"^the 8 images of the request, the slowest a PNG of 1600x1200 pixels, would take about \d\.\d s to "
         r"decode; allowed: \d\.\d s\. Remedies: send at most 3 of them a request, send smaller images, "
         r"send JPEG instead of PNG$",
     ) as no:

@@ -172,9 +172,9 @@ def test_an_animated_png_is_its_default_image_whatever_its_animation_says():
 
 
 def test_pixel_data_behind_the_last_pixel_is_refused_before_it_is_inflated():
-    packer = zlib.compressobj(9)
+    packer = zlib.compressobj(1)
     block = packer.compress(ROWS)
-    bomb = block + b"".join(packer.compress(bytes(1 << 20)) for _ in range(600)) + packer.flush()
+    bomb = block + b"".join(packer.compress(bytes(1 << 20)) for _ in range(200)) + packer.flush()
     started = time.process_time()
     with pytest.raises(ImageError, match="more pixel data than 60x40 pixels need"):
         decode_image(png(chunk(b"IDAT", bomb)))
@@ -183,12 +183,12 @@ def test_pixel_data_behind_the_last_pixel_is_refused_before_it_is_inflated():
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16"])
 def test_large_pngs_of_every_kind_are_not_taken_for_bombs(mode):
-    noise = np.random.default_rng(1).integers(0, 256, (900, 800, 4), np.uint8)
+    noise = np.random.default_rng(1).integers(0, 256, (800, 700, 4), np.uint8)
     image = Image.fromarray(noise[..., 0].astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(noise)
     image = image if mode == "I;16" else image.convert("RGB").quantize() if mode == "P" else image.convert(mode)
     data = encoded("PNG", image)
     assert len(data) > 512 * 1024
-    assert decode_image(data).shape == (900, 800, 3)
+    assert decode_image(data).shape == (800, 700, 3)
 
 
 def test_a_png_whose_pixels_are_one_chunk_of_megabytes():

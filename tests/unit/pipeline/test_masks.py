@@ -35,7 +35,7 @@ def smooth_prototypes(rng, channels, height, width):
     return np.repeat(np.repeat(coarse, 8, 1), 8, 2)[:, :height, :width].astype(np.float16)
 
 
-@pytest.mark.parametrize("size", [(480, 640), (1080, 1920), (2160, 3840), (300, 200), (91, 640), (640, 640)])
+@pytest.mark.parametrize("size", [(480, 640), (1080, 1920), (300, 200), (91, 640), (640, 640)])
 def test_equals_dense_computation(size):
     rng = np.random.default_rng(size[0])
     geometry = Geometry.fit(*size, 640, 640)

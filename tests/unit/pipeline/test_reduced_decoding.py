@@ -40,7 +40,7 @@ def test_reduced_as_far_as_the_input_allows(size, reduction):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("size", [(2000, 3001), (3001, 2000)])
+@pytest.mark.parametrize("size", [(1400, 2001), (2001, 1400)])
 def test_equals_whole_decoding_in_every_orientation(orientation, size):
     data = jpeg(picture(*size), orientation)
     whole = decode_image(data)

@@ -60,7 +60,9 @@ def make(tmp_path):
 
     def run_build(name, names, precisions=("fp32",), *, retrained=False):
         metadata = {"task": "segment", "names": str(dict(enumerate(names)))} if names else {"task": "segment"}
-        path = segmentation_export(tmp_path / f"{name}.onnx", classes=len(names) or 2, metadata=metadata)
+        path = segmentation_export(
+            tmp_path / f"{name}.onnx", height=32, width=32, classes=len(names) or 2, metadata=metadata
+        )
         if retrained:
             model = onnx.load(path)
             weight = next(entry for entry in model.graph.initializer if entry.name == "head8.weight")
@@ -77,13 +79,13 @@ def make(tmp_path):
     return run_build
 
 
-@pytest.mark.parametrize("names", [["cat", "cow"], ["cat", "dog", "cow"], ["dog", "cat"], ["person"] * 80])
-def test_a_network_of_other_classes_is_not_built_into_the_repository(make, tmp_path, names):
+def test_a_network_of_other_classes_is_not_built_into_the_repository(make, tmp_path):
     make("first", ["cat", "dog"])
-    with pytest.raises(RepositoryError, match=r"One repository serves one network.*--repository FOLDER") as caught:
-        make("second", names)
-    assert "network_fp32/1 of first.onnx" in str(caught.value)
-    assert "2 classes: cat, dog" in str(caught.value)
+    for names in (["cat", "cow"], ["cat", "dog", "cow"], ["dog", "cat"], ["person"] * 80):
+        with pytest.raises(RepositoryError, match=r"One repository serves one network.*--repository FOLDER") as caught:
+            make("second", names)
+        assert "network_fp32/1 of first.onnx" in str(caught.value)
+        assert "2 classes: cat, dog" in str(caught.value)
     assert ModelRepository(tmp_path / "repository").versions("fp32") == [1]
 
 

@@ -1,13 +1,12 @@
 """Promoting, rolling back, pruning and verifying versions, without a server."""
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
-import time
 
 import cv2
 import numpy as np
@@ -448,26 +447,28 @@ def build_inputs(tmp_path_factory):
     rng = np.random.default_rng(0)
     for index in range(2):
         cv2.imwrite(str(folder / "images" / f"{index}.png"), rng.integers(0, 256, (50, 70, 3), dtype=np.uint8))
-    return segmentation_export(folder / "export.onnx"), folder / "images"
+    return segmentation_export(folder / "export.onnx", height=32, width=32), folder / "images"
 
 
-# Runs a module, and kills its own process at the n-th time it writes, renames or removes below a folder.
-KILLED_AT_WRITE = """
-import atexit, os, runpy, signal, sys
-folder, moment, writes = os.path.realpath(sys.argv[1]), int(sys.argv[2]), 0
-changes = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod"}
-def count(event, arguments):
-    global writes
-    opened = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-    if (opened or event in changes) and os.path.realpath(os.fsdecode(arguments[0])).startswith(folder):
-        writes += 1
-        if writes == moment:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(count)
-atexit.register(lambda: print("writes:", writes, file=sys.stderr))
-sys.argv = ["builder", *sys.argv[3:]]
-runpy.run_module("builder", run_name="__main__")
-"""
+# Processes of their own, forked from one that has imported the builder; each counts what it writes.
+BUILDERS = multiprocessing.get_context("forkserver")
+BUILDERS.set_forkserver_preload(["builder.build", "builder.cpu_profile", __name__])
+
+
+def build_killed_at(moment, folder, arguments, writes):
+    """Build, and kill this process when it writes, renames or removes below a folder for the n-th time."""
+    folder = os.path.realpath(folder)
+    changes = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod"}
+
+    def count(event, values):
+        opened = event == "open" and isinstance(values[2], int) and values[2] & (os.O_WRONLY | os.O_RDWR)
+        if (opened or event in changes) and os.path.realpath(os.fsdecode(values[0])).startswith(folder):
+            writes.value += 1
+            if writes.value == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    sys.exit(main(arguments))
 
 
 def build_arguments(repository, name, build_inputs):
@@ -478,12 +479,14 @@ def build_arguments(repository, name, build_inputs):
     ]
 
 
-def start_build(repository, name, build_inputs, *, kill_at_write=0):
-    command = [sys.executable, "-m", "builder"]
-    if kill_at_write:
-        command = [sys.executable, "-c", KILLED_AT_WRITE, str(repository), str(kill_at_write)]
-    command += build_arguments(repository, name, build_inputs)
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+def run_build(repository, name, build_inputs, *, kill_at_write=0):
+    """Exit code of a build in its own process, and how often it wrote."""
+    writes = BUILDERS.Value("i", 0, lock=False)
+    arguments = build_arguments(repository, name, build_inputs)
+    process = BUILDERS.Process(target=build_killed_at, args=(kill_at_write, repository, arguments, writes))
+    process.start()
+    process.join(60)
+    return process.exitcode, writes.value
 
 
 def check_clean(path):
@@ -502,40 +505,12 @@ def check_next_build_works(path, build_inputs):
     assert findings.versions >= 1
 
 
-def test_a_builder_killed_at_ten_random_moments_leaves_a_clean_repository(tmp_path, build_inputs):
-    """Ten kills between the first line of output and the end: six on one repository, four on new ones."""
-    process = start_build(tmp_path / "timing", "timing", build_inputs)
-    process.stderr.readline()
-    first_line = time.monotonic()
-    process.communicate(timeout=60)
-    assert process.returncode == 0
-    duration_s = time.monotonic() - first_line
-    rng = random.Random(20)  # noqa: S311 - moments, not secrets
-    paths = [tmp_path / ("repository" if attempt < 6 else f"new-{attempt}") for attempt in range(10)]
-    statuses = []
-    for attempt, path in enumerate(paths):
-        process = start_build(path, f"build{attempt}", build_inputs)
-        process.stderr.readline()
-        time.sleep(rng.uniform(0, duration_s))
-        os.kill(process.pid, signal.SIGKILL)
-        statuses.append(process.wait())
-        process.stderr.close()
-        check_clean(path)
-    assert -signal.SIGKILL in statuses
-    for path in sorted(set(paths)):
-        check_next_build_works(path, build_inputs)
-
-
 def test_a_builder_killed_while_it_writes_leaves_a_clean_repository(tmp_path, build_inputs):
     """Kills at writes drawn from all that a first and a later build make; the next build works after each."""
     rng = random.Random(21)  # noqa: S311 - moments, not secrets
     path = tmp_path / "repository"
-    totals = []
-    for name in ("first", "later"):
-        process = start_build(path, name, build_inputs, kill_at_write=10**9)
-        totals.append(int(process.communicate(timeout=60)[1].rpartition("writes: ")[2]))
-        assert process.returncode == 0
-    first, later = totals
+    (first_code, first), (later_code, later) = [run_build(path, name, build_inputs) for name in ("first", "later")]
+    assert first_code == later_code == 0
     assert first > later > 5, "the hook does not see what a build writes"
     for attempt, last in enumerate((first // 2, first, first, later, later)):
         killed = tmp_path / f"killed-{attempt}"
@@ -543,9 +518,7 @@ def test_a_builder_killed_while_it_writes_leaves_a_clean_repository(tmp_path, bu
             shutil.copytree(path, killed)
         # Most of a first build's writes copy the shipped repository; the later ones are staging and publishing.
         moment = rng.randint(1, last) if last < first else rng.randint(first - later, last)
-        process = start_build(killed, f"build{attempt}", build_inputs, kill_at_write=moment)
-        errors = process.communicate(timeout=60)[1]
-        assert process.returncode == -signal.SIGKILL, errors
+        assert run_build(killed, f"build{attempt}", build_inputs, kill_at_write=moment)[0] == -signal.SIGKILL
         check_clean(killed)
         check_next_build_works(killed, build_inputs)
 

@@ -1,12 +1,12 @@
-"""What is known of a fault once it was tried, and the traffic that notices it."""
+"""Traffic that notices faults, and what is recorded of a fault."""
 
 from __future__ import annotations
 
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,26 +27,18 @@ _NO_RETRY: Final = RetryPolicy(retries=0)
 
 
 @dataclass(frozen=True)
-class Record:
-    """One fault that was tried.
+class Tried:
+    """What became of a fault.
 
     Attributes:
-        fault: what was done.
-        lost: which requests or data.
-        callers_see: what a caller is told, and how soon.
-        recovery: how it goes on, and whether a person is needed.
-        seconds: from the fault until every request is answered again; None where nothing had to recover.
+        seconds: from the fault until every request was answered again; None where nothing had to recover.
         evidence: what was counted and quoted.
         broken: what was not as promised.
     """
 
-    fault: str
-    lost: str
-    callers_see: str
-    recovery: str
     seconds: float | None
-    evidence: dict[str, Any] = field(default_factory=dict)
-    broken: list[str] = field(default_factory=list)
+    evidence: dict[str, Any]
+    broken: list[str]
 
 
 @dataclass(frozen=True)
@@ -81,17 +73,14 @@ class Disturbance:
     seconds: float
     errors: list[str]
 
-    @property
-    def failed(self) -> int:
-        """Requests that failed."""
-        return self.under_way + self.later
-
-    def broken(self, allowed: str, within_s: float) -> list[str]:
-        """What was not as promised.
+    def tried(self, allowed: str, within_s: float, *broken: str, **evidence: Any) -> Tried:
+        """What became of the fault.
 
         Args:
             allowed: pattern that every error must match.
             within_s: how soon requests must be answered again, in seconds.
+            broken: what else was not as promised.
+            evidence: what else was counted.
         """
         found = [f"an error that should not be: {error}" for error in self.errors if not re.search(allowed, error)]
         if self.wrong:
@@ -100,7 +89,8 @@ class Disturbance:
             found.append(f"a caller waited {self.slowest_s:.1f} s for its error")
         if self.seconds > within_s:
             found.append(f"it took {self.seconds:.1f} s until requests were answered; allowed: {within_s:g} s")
-        return found
+        evidence |= {**vars(self), "failed": self.under_way + self.later}
+        return Tried(self.seconds, evidence, [*found, *broken])
 
 
 class Callers:
@@ -139,7 +129,7 @@ class Callers:
 
         Args:
             fault: does it.
-            until: returns when it has been mended.
+            until: returns when it has been fixed.
 
         Returns:
             What the callers noticed, up to a dozen answers in a row afterwards.
@@ -197,8 +187,3 @@ def without_names(text: str) -> str:
     text = re.sub(r"\b\d+\.\d+\.\d+\.\d+:\d+", "HOST:PORT", " ".join(text.split()))
     text = re.sub(r"\b(pre|post)process_0_\d+|\bnetwork_\w+_0_\d+", "INSTANCE", text)
     return re.sub(r"segmentation_[0-9a-f]{8}_[0-9a-f-]+", "REGION", text)
-
-
-def quoted(texts: Sequence[str]) -> str:
-    """The first of some errors, for a cell of a table."""
-    return f'"{texts[0]}"' if texts else "nothing"
