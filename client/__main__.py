@@ -178,14 +178,21 @@ def _parser() -> argparse.ArgumentParser:
         "--concurrency", type=_whole(1), default=4, metavar="N", help="requests in flight at once (default: 4)"
     )
 
+    usual = RequestParameters()
     wanted = parser.add_argument_group("what to find (default: the server's)")
-    wanted.add_argument("--confidence", type=float, metavar="X", help="least score, 0 to 1 (default: 0.25)")
     wanted.add_argument(
-        "--iou", type=float, metavar="X", help="overlap of two boxes of a class, 0 to 1 (default: 0.45)"
+        "--confidence", type=float, metavar="X", help=f"least score, 0 to 1 (default: {usual.confidence:g})"
     )
-    wanted.add_argument("--max-detections", type=int, metavar="N", help="most detections per image (default: 300)")
+    wanted.add_argument(
+        "--iou", type=float, metavar="X", help=f"overlap of two boxes of a class, 0 to 1 (default: {usual.iou:g})"
+    )
+    wanted.add_argument(
+        "--max-detections", type=int, metavar="N", help=f"most detections per image (default: {usual.max_detections})"
+    )
     wanted.add_argument("--classes", type=_classes, metavar="N,N", help="class indices to keep (default: all)")
-    wanted.add_argument("--mask-format", choices=contract.MASK_FORMATS, help="how masks travel (default: rle)")
+    wanted.add_argument(
+        "--mask-format", choices=contract.MASK_FORMATS, help=f"how masks travel (default: {usual.mask_format})"
+    )
 
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, metavar="DIR", help="write overlay pictures, or the overlay video, here")

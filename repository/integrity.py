@@ -216,7 +216,7 @@ def _config_faults(repository: ModelRepository, precision: str) -> Iterator[Faul
             continue
         mine = [manifest for manifest in manifests if manifest.profile in PROFILES[profile].serves]
         named = list(config.version_policy.specific.versions)
-        # A profile without builds of its own serves nothing until a version is promoted for it.
+        # A profile without its own builds serves nothing until a version is promoted for it.
         wanted = named or PROFILES[profile].is_built
         servable = [one for one in mine if repository.is_servable(precision, one.version, profile)]
         if wanted and servable and not repository.promoted(precision, profile):

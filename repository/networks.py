@@ -100,7 +100,7 @@ def mixture_remedy(repository: ModelRepository, mixed: Mixture, wanted: str = ""
     if mixed.of_other_classes:
         return (
             f"serve only one network, such as with --precisions {precisions[-1]}, and build the other one into a "
-            "repository of its own with --repository FOLDER"
+            "separate repository with --repository FOLDER"
         )
     file = max(mixed.manifests, key=lambda one: one.created_utc).source.get("file", "one export")
     return (

@@ -205,7 +205,7 @@ class _Examination:
             else:
                 reason = f"the configuration names the versions {named}, which are missing or not for the profile"
             self._refuse(reason, self._promote(self._servable[-1]))
-            # A profile without builds of its own serves nothing until a version is promoted for it.
+            # A profile without its own builds serves nothing until a version is promoted for it.
             return bool(named) or self._profile.is_built
         for version in filter(self._is_mine, named):
             if self._check_whole(version):
