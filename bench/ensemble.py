@@ -43,7 +43,7 @@ BARE_NARROW: Final = "bare sessions, one image per core"
 MATHS: Final = "pre- and postprocessing only, in a loop"
 MATHS_BETWEEN: Final = "the same, the network runs in between"
 _LOAD_PROCESSES: Final = 2
-_MATHS_REPEATS: Final = 5
+_MATHS_REPEATS: Final = 2
 _BARE_SECONDS: Final = 2.0
 _PLAIN_REPOSITORY: Final = Path(__file__).resolve().parent / "plain_repository"
 _PLAIN_NETWORK: Final = "plain_segmentation"
@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> None:
             }
             endpoints = server.pid or 0, server.grpc_url, server.metrics_url
             own_meter, plain_meter = (ServerMeter(*endpoints, model) for model in (network, _PLAIN_NETWORK))
-            bare = bare_ways(path)
+            bare = bare_ways(path, min(_BARE_SECONDS, options.seconds))
 
             def way(target: Target, in_flight: int) -> Callable[[], LoadFigures]:
                 meter = plain_meter if target.model in _PLAIN_MODELS else own_meter
@@ -196,14 +196,14 @@ def maths_alone(path: Path, images: Sequence[bytes], rounds: int) -> tuple[list[
     return warm[1:], cold[1:]  # the first warms up
 
 
-def bare_ways(path: Path) -> dict[str, Callable[[], float]]:
+def bare_ways(path: Path, seconds: float) -> dict[str, Callable[[], float]]:
     """The network without a server, on letterboxed noise: images per second."""
     cores = len(os.sched_getaffinity(0))
     network = CpuNetwork(path, cores, cores)
     pixels = np.random.default_rng(0).integers(0, 256, (cores, 1, INPUT_SIZE, INPUT_SIZE, 3), dtype=np.uint8)
     return {
-        BARE: lambda: rate(lambda: network.run(list(pixels[:1])), 1, _BARE_SECONDS),
-        BARE_NARROW: lambda: rate(lambda: network.run(list(pixels)), cores, _BARE_SECONDS),
+        BARE: lambda: rate(lambda: network.run(list(pixels[:1])), 1, seconds),
+        BARE_NARROW: lambda: rate(lambda: network.run(list(pixels)), cores, seconds),
     }
 
 
