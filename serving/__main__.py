@@ -63,6 +63,7 @@ def _run(options: argparse.Namespace) -> int:
             preprocess_instances=options.preprocess_instances,
             postprocess_instances=options.postprocess_instances,
             exit_timeout_s=options.exit_timeout_s,
+            gateway=options.gateway,
             extra_arguments=tuple(options.arguments),
             admin_secret=secret_in(options.admin_secret_file) if options.admin_secret_file is not None else None,
         ),
@@ -190,6 +191,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="holds the secret of the restricted APIs; made if missing (default: a new secret at every start)",
     )
+    run.add_argument(
+        "--gateway",
+        action="store_true",
+        help="answer HTTP through the bounded gateway with every tritonserver (before 2.60 it is always so)",
+    )
     run.add_argument("--preprocess-instances", type=_count, help="processes that decode images (default: configured)")
     run.add_argument("--postprocess-instances", type=_count, help="processes that make masks (default: configured)")
     run.add_argument(
@@ -201,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_whole,
         default=RestartPolicy.restarts,
         metavar="N",
-        help=f"how often a server that died is started again, with growing pauses (default: {RestartPolicy.restarts})",
+        help="how often in a row a server that died is started again, with growing pauses (default: without end)",
     )
     run.add_argument("--log-verbose", type=_whole, default=0, help="Triton's verbosity")
     run.add_argument("arguments", nargs="*", metavar="OPTION", help="behind --: options of tritonserver's own")

@@ -30,8 +30,10 @@ from repository.servable import models_to_load
 from repository.store import CONFIG_NAME, CONFIG_NAMES, ModelRepository, read_config
 from serving.environment import check_ports, check_shared_memory, free_ports, is_free, resolve_host
 from serving.errors import ServingError
+from serving.front import HttpFront, knows_secret
 from serving.http_call import http_call
 from serving.lifetime import end_with
+from serving.private_files import PRIVATE_UMASK, has_filter, keep_files_private
 from serving.repository_view import make_view
 from serving.safe_names import SafeNames
 from serving.secret import new_secret
@@ -39,6 +41,8 @@ from serving.tritonserver import Installation, find_tritonserver
 from serving.warm_up import warm_up
 
 RESTRICTED_APIS: Final = "model-repository,shared-memory,trace,logging"
+
+_HTTP_OPTIONS: Final = ("--allow-http", "--http-")
 
 MAX_REQUEST_BYTES: Final = 128 * 1024 * 1024
 """Of one HTTP request, on servers that can bound it; single images are bounded in ``preprocess/config.pbtxt``."""
@@ -72,8 +76,9 @@ class ServerOptions:
         postprocess_instances: processes that make masks.
         max_latency_ms: bound of admission control; None takes the model's configuration.
         admin_secret: opens the restricted APIs; None makes a random one.
-        extra_arguments: passed to tritonserver, relative paths made absolute; HTTP and metrics must stay on, readiness
-            is read there.
+        gateway: put the gateway in front of HTTP whatever the server's version is; before 2.60 it always is.
+        extra_arguments: passed to tritonserver, relative paths made absolute; metrics must stay on, readiness is read
+            there.
     """
 
     repository: Path
@@ -89,6 +94,7 @@ class ServerOptions:
     postprocess_instances: int | None = None
     max_latency_ms: int | None = None
     admin_secret: str | None = None
+    gateway: bool = False
     extra_arguments: tuple[str, ...] = ()
 
 
@@ -108,6 +114,7 @@ class TritonServer:
 
     Attributes:
         options: how it runs.
+        front: what answers HTTP; None before the start, and where tritonserver does it itself.
         admin_secret: value of :data:`ADMIN_HEADER`.
     """
 
@@ -124,6 +131,7 @@ class TritonServer:
         self._lines: deque[str] = deque(maxlen=_KEPT_LOG_LINES)
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
+        self.front: HttpFront | None = None
         self._shm_prefix = ""
         self._asked_ports = (options.http_port, options.grpc_port, options.metrics_port)
         self._ports = (0, 0, 0)
@@ -190,15 +198,24 @@ class TritonServer:
         self._host = resolve_host(options.host)
         given = self._asked_ports
         names = (f"--{name}-port (make: {name.upper()}_PORT)" for name in _PROTOCOLS)
-        check_ports(self._host, dict(zip(names, given, strict=True)))
+        asked = dict(zip(names, given, strict=True))
+        if self.front is not None:  # it kept listening while the server was restarted
+            asked.pop(next(iter(asked)))
+        check_ports(self._host, asked)
         check_shared_memory()
         # Last of the checks: it may fetch the server.
         installation = find_tritonserver()
         profile = PROFILES[options.profile]
         installation.check_backend("tensorrt" if profile.loads_plans else "python")
         running_servers()  # removes what killed servers left
-        spare = iter(free_ports(self._host, len(given), given))
-        self._ports = tuple(port or next(spare) for port in given)  # type: ignore[assignment]  # always three
+        if options.gateway or not installation.has_request_bound:
+            _refuse_http_options(options.extra_arguments)
+            self.front = self.front or HttpFront(self._host, given[0], self._take_line)
+            given = (self.front.port, *given[1:])
+        spare = free_ports(self._host, len(given), given)
+        self._ports = tuple(  # type: ignore[assignment]  # always three
+            port or free for port, free in zip(given, spare, strict=True)
+        )
         self._shm_prefix = f"segmentation_{secrets.token_hex(4)}_"
         self._lines.clear()
         links = SafeNames(scratch_folder(self._shm_prefix))
@@ -215,10 +232,15 @@ class TritonServer:
             text=True,
             errors="replace",
             start_new_session=True,
-            preexec_fn=functools.partial(end_with, os.getpid()),  # noqa: PLW1509 - two system calls, no locks
+            umask=PRIVATE_UMASK,
+            preexec_fn=functools.partial(_prepare_child, os.getpid()),  # noqa: PLW1509 - system calls, no locks
         )
         self._reader = threading.Thread(target=self._read_log, args=(self._process,), daemon=True)
         self._reader.start()
+        if not has_filter(self._process.pid):
+            self._take_line("this kernel takes no seccomp filter: other users of this machine can read callers' images")
+        if self.front is not None:
+            self.front.start(self.grpc_url)
         server = RunningServer(
             pid=self._process.pid,
             profile=options.profile,
@@ -234,10 +256,12 @@ class TritonServer:
     def restart(self) -> None:
         """Stop what is left of the server and start it again where it was: same ports, same secret.
 
+        The gateway goes on, and answers that the server is not available.
+
         Raises:
             ServingError: see :meth:`start`.
         """
-        self.stop()
+        self._stop_server()
         self._asked_ports = self._ports
         self.start()
 
@@ -250,6 +274,8 @@ class TritonServer:
         deadline = time.monotonic() + timeout_s
         attempts = 1
         while not self.is_ready():
+            if self.front is not None:
+                self.front.look(timeout_s)
             if self._process is None or self._process.poll() is not None:
                 if attempts < _PORT_ATTEMPTS and self._lost_a_port():
                     attempts += 1
@@ -265,15 +291,12 @@ class TritonServer:
 
     def is_ready(self) -> bool:
         """Whether all models are ready, and this server says so: another one on its port does not know its secret."""
-        secret = {ADMIN_HEADER: self.admin_secret}
         try:
-            return all(
-                http_call(url, path, method, headers=headers)[0] == HTTPStatus.OK
-                for method, url, path, headers in (
-                    ("GET", self.http_url, "/v2/health/ready", {}),
-                    ("POST", self.http_url, "/v2/repository/index", secret),
-                    ("GET", self.metrics_url, "/metrics", {}),  # the endpoint that is opened last
-                )
+            return (
+                http_call(self.http_url, "/v2/health/ready")[0] == HTTPStatus.OK
+                and knows_secret(self.grpc_url, self.admin_secret)
+                # The endpoint that is opened last.
+                and http_call(self.metrics_url, "/metrics")[0] == HTTPStatus.OK
             )
         except OSError:
             return False
@@ -293,6 +316,12 @@ class TritonServer:
 
     def stop(self) -> None:
         """End the server: requests in flight finish, then the stubs, then shared memory is cleared."""
+        self._stop_server()
+        if self.front is not None:
+            self.front.stop()
+            self.front = None
+
+    def _stop_server(self) -> None:
         process = self._process
         if process is None:
             return
@@ -344,6 +373,10 @@ class TritonServer:
         http_port, grpc_port, metrics_port = self._ports
         # Triton takes the secret only from its command line, where other users of this machine can see it.
         secret = f"{RESTRICTED_APIS}:{ADMIN_HEADER}={self.admin_secret}"
+        http = ["--allow-http=false"]
+        if self.front is None:
+            http = [f"--http-address={self._host}", f"--http-port={http_port}", f"--http-restricted-api={secret}"]
+            http += [f"--http-max-input-size={MAX_REQUEST_BYTES}"]
         command = [
             str(installation.binary),
             f"--model-repository={repository}",
@@ -353,13 +386,11 @@ class TritonServer:
             # All at once; by default four at a time, and models wait for the processes of others to start.
             f"--model-load-thread-count={len(models)}",
             "--disable-auto-complete-config",
-            f"--http-address={self._host}",
-            f"--http-port={http_port}",
+            *http,
             f"--grpc-address={self._host}",
             f"--grpc-port={grpc_port}",
             f"--metrics-address={self._host}",
             f"--metrics-port={metrics_port}",
-            f"--http-restricted-api={secret}",
             f"--grpc-restricted-protocol={secret}",
             f"--exit-timeout-secs={options.exit_timeout_s}",
             f"--log-verbose={options.log_verbose}",
@@ -372,8 +403,6 @@ class TritonServer:
             command += [f"--model-config-name={options.profile}"]
         if not profile.needs_gpu:
             command += ["--allow-gpu-metrics=false"]
-        if installation.has_request_bound:
-            command += [f"--http-max-input-size={MAX_REQUEST_BYTES}"]
         return [*command, *map(_with_absolute_path, options.extra_arguments)]
 
     def _read_log(self, process: subprocess.Popen[str]) -> None:
@@ -390,8 +419,9 @@ class TritonServer:
 
     def _lost_a_port(self) -> bool:
         """Whether a port that was free when it was chosen has been taken since."""
-        pairs = zip(self._asked_ports, self._ports, strict=True)
-        return any(wanted == 0 and not is_free(self._host, port) for wanted, port in pairs)
+        pairs = list(zip(self._asked_ports, self._ports, strict=True))
+        held = 1 if self.front is not None else 0  # HTTP, first of the ports
+        return any(wanted == 0 and not is_free(self._host, port) for wanted, port in pairs[held:])
 
     def last_words(self) -> str:
         """The relevant lines at the end of the log, to append to an error; empty if there are none."""
@@ -402,6 +432,11 @@ class TritonServer:
         return ". Its log ends:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
 
 
+def _prepare_child(parent: int) -> None:
+    end_with(parent)
+    keep_files_private()
+
+
 def model_environment() -> dict[str, str]:
     """Environment variables that the server and its Python models run under, unless the caller's own set them.
 
@@ -409,6 +444,15 @@ def model_environment() -> dict[str, str]:
     :func:`base.allocator.allocator_environment`.
     """
     return {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **allocator_environment()}
+
+
+def _refuse_http_options(arguments: Sequence[str]) -> None:
+    wrong = next((argument for argument in arguments if argument.startswith(_HTTP_OPTIONS)), None)
+    if wrong is not None:
+        raise ServingError(
+            f"{wrong.partition('=')[0]} behind --: this server answers HTTP through the gateway only; leave it out "
+            "(--http-port in front of -- chooses the port)"
+        )
 
 
 def _with_absolute_path(argument: str) -> str:

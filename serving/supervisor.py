@@ -1,4 +1,4 @@
-"""Keeps a server running: restarts it when it died, with growing pauses, and gives up when it cannot stay up."""
+"""Keeps a server running: restarts it when it died, with growing pauses, for as long as it takes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from base.errors import OperatorError
 from serving.errors import ServingError
 from serving.server import TritonServer
+
+_MOST_DOUBLINGS: Final = 30
 
 
 @dataclass(frozen=True)
@@ -19,13 +21,13 @@ class RestartPolicy:
     """When a server that died is restarted.
 
     Attributes:
-        restarts: how often, one after the other; 0 never.
+        restarts: how often, one after the other; 0 never, None without end: nobody who can crash a server ends it.
         first_s: upper bound of the pause before the first restart, in seconds; it doubles from restart to restart.
         most_s: upper bound of any pause, in seconds.
         steady_s: a server that stayed up this long starts with a count of zero again, in seconds.
     """
 
-    restarts: int = 5
+    restarts: int | None = None
     first_s: float = 1.0
     most_s: float = 30.0
     steady_s: float = 60.0
@@ -36,7 +38,7 @@ class RestartPolicy:
         Args:
             restart: 1 for the first.
         """
-        bound = min(self.most_s, self.first_s * 2 ** (restart - 1))
+        bound = min(self.most_s, self.first_s * 2 ** min(restart - 1, _MOST_DOUBLINGS))
         return float(bound * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
 
 
@@ -73,11 +75,12 @@ def supervise(
         up_s = time.monotonic() - since
         deaths = 1 if up_s >= policy.steady_s else deaths + 1
         while True:
-            if deaths > policy.restarts:
+            if policy.restarts is not None and deaths > policy.restarts:
                 times = f", {deaths} times without staying up for {policy.steady_s:g} s" if deaths > 1 else ""
                 raise ServingError(f"{fault}{times}; giving up. See its log above{server.last_words()}")
             pause_s = policy.pause_s(deaths)
-            say(f"{fault}; starting it again in {pause_s:.1f} s (restart {deaths} of {policy.restarts})")
+            of = f" of {policy.restarts}" if policy.restarts is not None else ""
+            say(f"{fault}; starting it again in {pause_s:.1f} s (restart {deaths}{of})")
             time.sleep(pause_s)
             try:
                 server.restart()

@@ -28,6 +28,9 @@ A request that fails with "Stub process is not healthy" is never released (seen 
 to: tritonserver keeps 35 threads and the shared memory of every instance of it. Compose's limits allow for that.
 """
 
+MOST_DEATHS: Final = 5
+"""Deaths in a row of the processes of one model, after which the server is started again."""
+
 _LOOK_S: Final = 0.25
 _METRICS_EVERY_S: Final = 5.0
 _METRICS_TIMEOUT_S: Final = 5.0
@@ -52,7 +55,7 @@ def watch_over(server: TritonServer, policy: RestartPolicy, say: Callable[[str],
     Returns:
         What the server died of.
     """
-    if not policy.restarts:
+    if policy.restarts == 0:
         return wait_for_end(server)
     keeper = StubKeeper(StubWatch(server), policy, say)
     health = Health(server, hang_s, say)
@@ -61,6 +64,8 @@ def watch_over(server: TritonServer, policy: RestartPolicy, say: Callable[[str],
             return wait_for_end(server, _LOOK_S)
         except subprocess.TimeoutExpired:
             pass
+        if server.front is not None:
+            server.front.look(hang_s)
         trouble = keeper.look() or health.look(keeper.watch)
         if trouble is not None:
             # SIGTERM would make its callers wait for what hangs.
@@ -97,6 +102,7 @@ class StubKeeper:
         self.watch = watch
         self._policy, self._say = policy, say
         self._records: defaultdict[str, _Record] = defaultdict(_Record)
+        self._most_deaths = MOST_DEATHS if policy.restarts is None else policy.restarts
         self._replacements = 0
 
     def look(self) -> str | None:
@@ -115,7 +121,7 @@ class StubKeeper:
             if record.due is None:
                 steady = now - record.replaced_at >= self._policy.steady_s
                 record.deaths = 1 if steady else record.deaths + 1
-                if record.deaths > self._policy.restarts:
+                if record.deaths > self._most_deaths:
                     return f"processes of {model} died {record.deaths} times in a row"
                 record.due = now + (self._policy.pause_s(record.deaths - 1) if record.deaths > 1 else 0.0)
             if now >= record.due:

@@ -91,7 +91,7 @@ def test_a_service_segments_guards_its_control_and_stops_in_time(service, refere
     assert secret_file.stat().st_mode & 0o777 == 0o600
     assert restricted_over_http(http_url, {}) == http.client.FORBIDDEN
     assert restricted_over_http(http_url, {ADMIN_HEADER: "wrong"}) == http.client.FORBIDDEN
-    assert restricted_over_http(http_url, {ADMIN_HEADER: secret}) == http.client.OK
+    assert restricted_over_http(http_url, {ADMIN_HEADER: secret}) == http.client.FORBIDDEN  # gRPC only
     control = tritonclient.grpc.InferenceServerClient(grpc_url)
     with pytest.raises(InferenceServerException, match="expecting header"):
         control.get_model_repository_index()

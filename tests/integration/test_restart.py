@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
+import psutil
 import pytest
 import tritonclient.grpc
 
@@ -72,8 +72,10 @@ class Run:
 
     @property
     def server_pid(self):
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return int(children[0])
+        (server,) = (
+            child.pid for child in psutil.Process(self.process.pid).children() if child.name() == "tritonserver"
+        )
+        return int(server)
 
     def kill_server(self):
         os.kill(self.server_pid, signal.SIGKILL)

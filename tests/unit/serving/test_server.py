@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import http.server
 import os
@@ -10,13 +11,16 @@ import threading
 import time
 from pathlib import Path
 
+import grpc
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from base.errors import OperatorError
-from base.names import ADMIN_HEADER
+from repository.live import GRPC_ADMIN_HEADER
 from repository.store import ModelRepository
 from serving import server as server_module
 from serving.errors import ServingError
+from serving.front import HttpFront
 from serving.safe_names import SafeNames
 from serving.server import ServerOptions, TritonServer
 from serving.tritonserver import Installation
@@ -111,16 +115,13 @@ def test_a_reader_of_the_log_that_fails_does_not_block_the_server(repository, pr
 
 
 @contextlib.contextmanager
-def http_server(secret):
-    """Something on a port that says it is ready, and knows a secret."""
+def http_server():
+    """Something on a port that says it is ready."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def _answer(self):
-            open_to_all = self.path in ("/v2/health/ready", "/metrics")
-            self.send_response(200 if open_to_all or self.headers.get(ADMIN_HEADER) == secret else 403)
+        def do_GET(self):
+            self.send_response(200 if self.path in ("/v2/health/ready", "/metrics") else 404)
             self.end_headers()
-
-        do_GET = do_POST = _answer
 
         def log_message(self, *_):
             pass
@@ -136,13 +137,54 @@ def http_server(secret):
         listening.server_close()
 
 
+@contextlib.contextmanager
+def grpc_server(secret):
+    """Something on a port that opens its control API to a secret."""
+
+    class Service(service_pb2_grpc.GRPCInferenceServiceServicer):
+        def RepositoryIndex(self, request, context):
+            if dict(context.invocation_metadata()).get(GRPC_ADMIN_HEADER) != secret:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "This protocol is restricted")
+            return service_pb2.RepositoryIndexResponse()
+
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(1))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Service(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield port
+    finally:
+        server.stop(None)
+
+
 def test_only_the_server_that_knows_the_secret_counts_as_ready(repository):
     server = TritonServer(ServerOptions(repository, **FREE))
     for secret, expected in ((server.admin_secret, True), ("another server's", False)):
-        with http_server(secret) as port:
-            server._ports = (port, port, port)
+        with http_server() as port, grpc_server(secret) as grpc_port:
+            server._ports = (port, grpc_port, port)
             assert server.is_ready() is expected
     assert not server.is_ready()  # nothing listens there now
+
+
+def test_options_of_tritons_own_http_are_refused_behind_the_gateway(repository, program):
+    program("sleep 60")
+    for option in ("--allow-http=true", "--http-port=8000"):
+        server = TritonServer(ServerOptions(repository, extra_arguments=(option,), **FREE))
+        with pytest.raises(ServingError, match=r"behind --: this server answers HTTP through the gateway only"):
+            server.start()
+        server.stop()
+
+
+def test_tritons_own_http_is_off_behind_the_gateway_and_restricted_without(repository, tmp_path):
+    server = TritonServer(ServerOptions(repository, **FREE))
+    new = Installation(Path("/s"), Path("/b"), (), False, "2.60.0")
+    assert any(
+        option.startswith("--http-restricted-api=model-repository") for option in server._command(new, Path(), [])
+    )
+    server.front = HttpFront("127.0.0.1", 0, print)
+    command = server._command(new, Path(), [])
+    server.front.stop()
+    assert [option for option in command if option.startswith(server_module._HTTP_OPTIONS)] == ["--allow-http=false"]
 
 
 def test_all_addresses_are_called_at_loopback(repository):

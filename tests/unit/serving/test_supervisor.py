@@ -81,6 +81,16 @@ def test_pauses_double_up_to_their_bound(clock):
     assert all(bound / 2 <= pause <= bound for pause, bound in zip(clock.pauses, bounds, strict=True))
 
 
+def test_by_default_it_is_never_given_up(clock):
+    """Whoever can crash the server cannot end it: the policy of ``serving run`` has no last restart."""
+    server, said = Server(clock, [(0.1, -11)] * 2000), []
+    with pytest.raises(IndexError):  # no more lives are foreseen
+        supervise(server, RestartPolicy(), 120.0, lambda: None, said.append)
+    assert server.starts == 2001
+    assert max(clock.pauses) <= 30.0
+    assert "tritonserver ended by signal SIGSEGV; starting it again in" in said[-1]
+
+
 def test_a_server_that_stayed_up_is_counted_anew(clock):
     server, _, _, _ = run(clock, [(5, 1), (5, 1), (5, 1), (100, 1), (5, 1), (5, 1), (5, 1)])
     assert server.starts == 7

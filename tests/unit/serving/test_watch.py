@@ -138,6 +138,7 @@ def test_only_requests_that_wait_while_nothing_moves_are_a_stall():
 
 
 class Server:
+    front = None
     pid = None
     metrics_url = "127.0.0.1:1"
 

@@ -1,0 +1,247 @@
+"""The HTTP API: KServe v2 as tritonserver has it, without what acts on the server.
+
+Each route is a request to tritonserver over gRPC. What its own HTTP API answers, status by status, is read from
+triton-inference-server/server, ``src/http_server.cc``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import resource
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any, Final
+
+from aiohttp import web
+from tritonclient.grpc import service_pb2
+
+from gateway.bodies import Bodies
+from gateway.connections import Connections
+from gateway.errors import Refusal
+from gateway.json_text import dump
+from gateway.kserve import JSON_LENGTH_HEADER, parse_infer, render_infer
+from gateway.limits import Limits
+from gateway.messages import plain
+from gateway.triton import Triton
+
+_OFFERED_EXTENSIONS: Final = frozenset(
+    (
+        "classification",
+        "sequence",
+        "schedule_policy",
+        "model_configuration",
+        "binary_tensor_data",
+        "parameters",
+        "statistics",
+    )
+)
+_CLOSED: Final = ("repository", "systemsharedmemory", "cudasharedmemory", "trace", "logging")
+_KEPT_FILES: Final = 64
+"""File descriptors for anything but connections."""
+
+_QUIET: Final = logging.getLogger("gateway.http")
+_QUIET.setLevel(logging.CRITICAL)  # otherwise aiohttp writes a traceback for every request that is not HTTP
+
+_LINGER_S: Final = 2.0
+_SHUTDOWN_S: Final = 10.0
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Gateway:
+    """Answers HTTP requests out of tritonserver's gRPC API. To be made where an event loop runs.
+
+    Args:
+        grpc_url: host and port of tritonserver.
+        limits: of requests and connections.
+    """
+
+    def __init__(self, grpc_url: str, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
+        self._limits = limits
+        self._triton = Triton(grpc_url, limits)
+        self._bodies = Bodies(limits)
+        self._connections: Connections | None = None
+
+    def application(self) -> web.Application:
+        """The routes."""
+        application = web.Application(middlewares=[self._answered])
+        application.on_response_prepare.append(_without_version)
+        add = application.router.add_route
+        models = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+        for model in models:  # first, because routes are tried in this order
+            application.router.add_post(f"{model}/infer", self._infer, expect_handler=self._continue)
+        add("GET", "/v2", self._server_metadata)
+        add("GET", "/v2/", self._server_metadata)
+        add("GET", "/v2/health/live", self._health("ServerLive", service_pb2.ServerLiveRequest()))
+        add("GET", "/v2/health/ready", self._health("ServerReady", service_pb2.ServerReadyRequest()))
+        add("GET", "/v2/models/stats", self._statistics)
+        for model in models:
+            add("GET", model, self._model_metadata)
+            add("GET", f"{model}/ready", self._model_ready)
+            add("GET", f"{model}/config", self._model_config)
+            add("GET", f"{model}/stats", self._statistics)
+            add("*", f"{model}/trace/setting", self._closed)
+        for name in _CLOSED:
+            add("*", f"/v2/{name}{{rest:(/.*)?}}", self._closed)
+        return application
+
+    async def listen(self, listener: socket.socket) -> Callable[[], Awaitable[None]]:
+        """Take connections from a socket that listens; returns what ends that, after the requests in flight."""
+        limits = self._limits
+        runner = web.AppRunner(
+            self.application(),
+            access_log=None,
+            logger=_QUIET,
+            auto_decompress=False,
+            keepalive_timeout=limits.idle_s,
+            lingering_time=_LINGER_S,
+            max_line_size=limits.line_bytes,
+            max_field_size=limits.line_bytes,
+            max_headers=limits.headers,
+            shutdown_timeout=_SHUTDOWN_S,
+        )
+        await runner.setup()
+        if runner.server is None:
+            raise RuntimeError("aiohttp made no server")
+        self._connections = Connections(runner.server, min(limits.connections, _spare_files()))
+        server = await asyncio.get_running_loop().create_server(self._connections, sock=listener, backlog=1024)
+
+        async def end() -> None:
+            server.close()
+            await runner.cleanup()
+            await self._triton.close()
+
+        return end
+
+    @web.middleware
+    async def _answered(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """Turn every error into JSON with a status; mark the connection busy meanwhile."""
+        if self._connections is not None:
+            self._connections.set_busy(request, True)
+        try:
+            return await handler(request)
+        except Refusal as refusal:
+            return _error(refusal.status, refusal.message)
+        except web.HTTPException as error:  # no such route, or not with this method
+            response = _error(error.status, f"{error.reason}: {request.method} {request.path[:200]}")
+            response.headers.update({name: error.headers[name] for name in ("Allow",) if name in error.headers})
+            return response
+        except Exception:  # the caller learns nothing of it
+            traceback.print_exc()
+            return _error(HTTPStatus.INTERNAL_SERVER_ERROR, "the HTTP front failed; its log says why")
+        finally:
+            if self._connections is not None:
+                self._connections.set_busy(request, False)
+
+    async def _continue(self, request: web.Request) -> web.StreamResponse | None:
+        """Answer ``Expect: 100-continue``, which curl sends in front of a megabyte, unless the body is refused."""
+        try:
+            self._bodies.check_head(request)
+        except Refusal as refusal:
+            return _error(refusal.status, refusal.message)
+        if request.headers.get("Expect", "").lower() != "100-continue":
+            return _error(HTTPStatus.EXPECTATION_FAILED, "Expect; allowed: 100-continue")
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+        return None
+
+    async def _infer(self, request: web.Request) -> web.Response:
+        async with self._bodies.read(request) as body:
+            model, version = _model(request)
+            call = parse_infer(model, version, body, request.headers.get(JSON_LENGTH_HEADER), self._limits)
+            answer = render_infer(await self._triton.infer(call.serialized()), call, self._limits)
+        if answer.json_bytes is None:
+            return _json(answer.body)
+        response = web.Response(body=answer.body, content_type="application/octet-stream")
+        response.headers[JSON_LENGTH_HEADER] = str(answer.json_bytes)
+        return response
+
+    def _health(self, method: str, question: Any) -> _Handler:
+        async def handle(request: web.Request) -> web.Response:
+            del request
+            answer = await self._triton.ask(method, question)
+            return web.Response(status=HTTPStatus.OK if next(iter(plain(answer).values())) else HTTPStatus.BAD_REQUEST)
+
+        return handle
+
+    async def _server_metadata(self, request: web.Request) -> web.Response:
+        del request
+        found = plain(await self._triton.ask("ServerMetadata", service_pb2.ServerMetadataRequest()))
+        names = (name.partition("(")[0] for name in found["extensions"])
+        kept = [full for full, name in zip(found["extensions"], names, strict=True) if name in _OFFERED_EXTENSIONS]
+        return _json(dump(found | {"extensions": kept}))
+
+    async def _model_metadata(self, request: web.Request) -> web.Response:
+        question = service_pb2.ModelMetadataRequest()
+        return _json(dump(plain(await self._ask_model(request, "ModelMetadata", question))))
+
+    async def _model_config(self, request: web.Request) -> web.Response:
+        answer = await self._ask_model(request, "ModelConfig", service_pb2.ModelConfigRequest())
+        return _json(dump(plain(answer.config)))
+
+    async def _model_ready(self, request: web.Request) -> web.Response:
+        answer = await self._ask_model(request, "ModelReady", service_pb2.ModelReadyRequest())
+        return web.Response() if answer.ready else _error(HTTPStatus.BAD_REQUEST, "Model version not ready")
+
+    async def _statistics(self, request: web.Request) -> web.Response:
+        question = service_pb2.ModelStatisticsRequest()
+        return _json(dump(plain(await self._ask_model(request, "ModelStatistics", question))))
+
+    async def _ask_model(self, request: web.Request, method: str, question: Any) -> Any:
+        question.name, question.version = _model(request)
+        return await self._triton.ask(method, question)
+
+    async def _closed(self, request: web.Request) -> web.Response:
+        return _error(
+            HTTPStatus.FORBIDDEN,
+            f"{request.path[:200]} is not offered over HTTP; over gRPC it needs the admin secret",
+        )
+
+
+def _model(request: web.Request) -> tuple[str, str]:
+    """Name and version in the path; either may be empty."""
+    name, version = (request.match_info.get(part, "") for part in ("model", "version"))
+    try:
+        (name + version).encode()
+    except UnicodeEncodeError:
+        raise Refusal("the path is no UTF-8") from None
+    return name, version
+
+
+async def _without_version(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    del request
+    response.headers.popall("Server", None)  # it names the versions of Python and aiohttp
+
+
+def _json(body: bytes, status: int = HTTPStatus.OK) -> web.Response:
+    return web.Response(body=body, status=status, content_type="application/json")
+
+
+def _error(status: int, message: str) -> web.Response:
+    return _json(dump({"error": message.encode(errors="replace").decode()}), status)
+
+
+def _spare_files() -> int:
+    """File descriptors for connections; as many as this process may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, soft - _KEPT_FILES) if soft != resource.RLIM_INFINITY else sys.maxsize
+
+
+async def run(listener: socket.socket, grpc_url: str, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
+    """Answer until SIGTERM or SIGINT comes; requests in flight are answered first."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    end = await Gateway(grpc_url, limits).listen(listener)
+    await stopped.wait()
+    await end()

@@ -1,0 +1,205 @@
+"""The gateway before the real tritonserver: what ends its own HTTP API does not reach it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import socket
+import stat
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from client.segmentation import SegmentationClient
+from serving.server import ServerOptions, TritonServer
+from serving.supervisor import RestartPolicy
+from serving.watch import watch_over
+from tests.chaos import protocol
+from tests.chaos.faults_service import wait_for
+from tests.unit.serving.repositories import tiny_repository
+
+pytestmark = pytest.mark.server
+
+FREE = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+HOSTILE_INPUTS = int(os.environ.get("HOSTILE_INPUTS", "1000"))
+PATHS = [f"/v2/models/{model}/{verb}" for model in ("segment_int8", "none") for verb in ("infer", "generate")]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    with TritonServer(ServerOptions(tiny_repository(tmp_path_factory.mktemp("gateway") / "tiny"), **FREE)) as running:
+        yield running
+
+
+def send(url, data, timeout_s=30):
+    """Send bytes; returns the status of the answer, or None if the connection was closed without one."""
+    return protocol.send_http(url, data, timeout_s)[0]
+
+
+def infers(server):
+    """Whether an image is answered over HTTP."""
+    body, length = protocol.infer_body(b"four")
+    status, answer = protocol.send_http(server.http_url, protocol.http_request(body, length), 30)
+    return status == 200 and {output["name"]: output["data"] for output in json.loads(answer)["outputs"]}
+
+
+def chunked(path, chunks):
+    head = f"POST {path} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    return head.encode() + b"1\r\n[\r\n" * chunks + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "make", [lambda path: protocol.http_request(b"[" * 130_000, path=path), lambda path: chunked(path, 500_000)]
+)
+def test_what_ends_tritons_own_http_api_does_not_reach_it(small, make, path):
+    pids = small.pid, small.front.pid
+    for url in (small.http_url, small.metrics_url):
+        for _ in range(3):
+            assert send(url, make(path)) in (400, 404, 405, None)
+    assert (small.pid, small.front.pid) == pids
+    assert infers(small) == {"num_detections": [4]}
+
+
+def test_only_the_gateway_answers_http(small):
+    """tritonserver itself listens for gRPC and metrics."""
+    mine = {str(entry.readlink()) for entry in Path(f"/proc/{small.pid}/fd").iterdir() if entry.is_symlink()}
+    listening = set()
+    for line in (
+        Path("/proc/net/tcp").read_text().splitlines()[1:] + Path("/proc/net/tcp6").read_text().splitlines()[1:]
+    ):
+        fields = line.split()
+        if fields[3] == "0A" and f"socket:[{fields[9]}]" in mine:
+            listening.add(int(fields[1].rpartition(":")[2], 16))
+    assert listening == {int(url.rpartition(":")[2]) for url in (small.grpc_url, small.metrics_url)}
+
+
+def test_hostile_requests_leave_both_processes_alone(small):
+    """Set HOSTILE_INPUTS=10000 for the long run."""
+    chance = random.Random(16)  # noqa: S311 - no secret
+    pids = small.pid, small.front.pid
+    bad = [request for request in protocol.over_http(b"image", chance) if request.http is not None]
+    body, length = protocol.infer_body(bytes(chance.randbytes(2000)))
+    right = protocol.http_request(body, length)
+    statuses: dict[int | None, int] = {}
+    lock = threading.Lock()
+
+    def attack(count: int, seed: int) -> None:
+        mine = random.Random(seed)  # noqa: S311 - no secret
+        for number in range(count):
+            if number % 4 == 0:
+                data = mine.choice(bad).http
+            else:
+                changed = bytearray(right)
+                for _ in range(mine.choice((1, 1, 2, 8, 64))):
+                    place = mine.randrange(len(changed))
+                    changed[place : place + mine.choice((0, 1, 1, 4))] = mine.randbytes(mine.choice((0, 1, 1, 5)))
+                data = bytes(changed[: mine.choice((len(changed), len(changed), mine.randrange(1, len(changed))))])
+            try:
+                status = protocol.send_http(small.http_url, data, 30, half_close=True)[0]
+            except OSError as error:
+                status = None if not isinstance(error, TimeoutError) else -1
+            with lock:
+                statuses[status] = statuses.get(status, 0) + 1
+
+    threads = [threading.Thread(target=attack, args=(HOSTILE_INPUTS // 4, seed)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(statuses.values()) == HOSTILE_INPUTS // 4 * 4
+    assert not set(statuses) & {-1, 500}, statuses
+    assert (small.pid, small.front.pid) == pids
+    assert infers(small) == {"num_detections": [4]}
+
+
+def test_answers_are_those_of_grpc(server, reference):
+    """Metadata, configuration and statistics as Triton's clients read them over both protocols."""
+    import tritonclient.grpc
+    import tritonclient.http
+
+    with (
+        tritonclient.http.InferenceServerClient(server.http_url) as http,
+        tritonclient.grpc.InferenceServerClient(server.grpc_url) as grpc,
+    ):
+        for name in ("segment_int8", "network_int8"):
+            assert http.get_model_metadata(name)["versions"] == list(grpc.get_model_metadata(name).versions)
+            config = http.get_model_config(name)
+            assert config["max_batch_size"] == grpc.get_model_config(name).config.max_batch_size
+            assert all(isinstance(side, int) for tensor in config["input"] for side in tensor["dims"])
+        with SegmentationClient(server.http_url, "http", "int8") as client:
+            before = http.get_inference_statistics("segment_int8")["model_stats"][0]["inference_count"]
+            client.segment(reference.photographs[0])
+            assert http.get_inference_statistics("segment_int8")["model_stats"][0]["inference_count"] == before + 1
+        assert {entry["name"] for entry in http.get_inference_statistics()["model_stats"]} >= {"segment_int8"}
+
+
+def test_curl_sends_more_than_a_megabyte(small, tmp_path):
+    body, length = protocol.infer_body(bytes(3 << 20))
+    (tmp_path / "body").write_bytes(body)
+    url = f"http://{small.http_url}/v2/models/segment_int8/infer"
+    command = ["curl", "-sv", "--noproxy", "*", "--data-binary", f"@{tmp_path}/body", url]
+    done = subprocess.run(
+        [*command, "-H", f"Inference-Header-Content-Length: {length}"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["outputs"][0]["data"] == [3 << 20]
+
+
+def test_what_the_server_writes_is_readable_by_its_user_alone(server):
+    """Regions of shared memory hold callers' images; none may be read by others of the machine."""
+    regions = list(server.shm_path.parent.glob(f"{server.shm_path.name}*"))
+    assert any("admission" in region.name for region in regions)
+    modes = {region.name: stat.S_IMODE(region.stat().st_mode) for region in regions}
+    assert {name: oct(mode) for name, mode in modes.items() if mode & 0o077} == {}
+    for pid in (server.pid, server.front.pid):
+        (umask,) = re.findall(r"^Umask:\s+(\d+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        assert int(umask, 8) == 0o077
+
+
+def test_a_gateway_that_dies_is_replaced_and_no_connection_is_refused(tmp_path):
+    said = []
+    with TritonServer(ServerOptions(tiny_repository(tmp_path / "tiny"), **FREE)) as server:
+        answers = []
+
+        def kill_both() -> None:
+            first = server.front.pid
+            os.kill(first, signal.SIGKILL)
+            answers.append(infers(server))  # while there is no gateway
+            wait_for(lambda: server.front.pid not in (None, first), 20, "another gateway")
+            os.kill(server.pid, signal.SIGKILL)
+
+        killing = threading.Thread(target=kill_both)
+        killing.start()
+        assert watch_over(server, RestartPolicy(), said.append) == "tritonserver ended by signal SIGKILL"
+        killing.join()
+        assert answers == [{"num_detections": [4]}]
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+                f"http://{server.http_url}/v2/health/ready", timeout=20
+            )
+        server.restart()
+        server.wait_ready()
+        assert infers(server) == {"num_detections": [4]}
+
+
+def test_slow_callers_do_not_hinder_others(small):
+    slow = [socket.create_connection(tuple(small.http_url.split(":")), 10) for _ in range(300)]
+    try:
+        for connection in slow:
+            connection.sendall(
+                b"POST /v2/models/segment_int8/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 9999\r\n\r\n["
+            )
+        started = time.monotonic()
+        assert infers(small) == {"num_detections": [4]}
+        assert time.monotonic() - started < 10
+    finally:
+        for connection in slow:
+            connection.close()
