@@ -2,3 +2,9 @@
 
 Imports ``base`` and ``pipeline``.
 """
+
+import sys
+from pathlib import Path
+
+if sys.argv[:1] == ["-m"]:  # then the working folder comes first, where modules of the same names may lie
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

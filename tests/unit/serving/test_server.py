@@ -177,7 +177,7 @@ def test_options_of_tritons_own_http_are_refused_behind_the_gateway(repository, 
 
 def test_tritons_own_http_is_off_behind_the_gateway_and_restricted_without(repository, tmp_path):
     server = TritonServer(ServerOptions(repository, **FREE))
-    new = Installation(Path("/s"), Path("/b"), (), False, "2.60.0")
+    new = Installation(Path("/s"), Path("/b"), (), "2.60.0")
     assert any(
         option.startswith("--http-restricted-api=model-repository") for option in server._command(new, Path(), [])
     )
