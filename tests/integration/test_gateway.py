@@ -86,7 +86,7 @@ def test_hostile_requests_leave_both_processes_alone(small):
     """Set HOSTILE_INPUTS=10000 for the long run."""
     chance = random.Random(16)  # noqa: S311 - no secret
     pids = small.pid, small.front.pid
-    bad = [request for request in protocol.over_http(b"image", chance) if request.http is not None]
+    bad = [one for one in protocol.malformed(b"image", chance) if one.http is not None and not one.to_grpc_port]
     body, length = protocol.infer_body(bytes(chance.randbytes(2000)))
     right = protocol.http_request(body, length)
     statuses: dict[int | None, int] = {}
