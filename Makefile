@@ -12,7 +12,7 @@ serve_ports = --http-port $(or $(HTTP_PORT),$(call from_env_file,HTTP_PORT),8000
 locust_port = --web-port $(or $(LOCUST_PORT),$(call from_env_file,LOCUST_PORT),8089)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve build test test-tensorrt test-exports load load-ui bench bench-gpu chaos soak lint audit format clean base dev tensorrt
+.PHONY: help demo serve build test test-tensorrt test-gpu test-exports load load-ui bench bench-gpu chaos soak lint audit format clean base dev tensorrt
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ test-tensorrt: tensorrt ## build TensorRT plans, and hold the builder against Te
 		--target .cache/tensorrt-stubs -r requirements/tensorrt-stubs.txt
 	@TENSORRT_STUBS=.cache/tensorrt-stubs $(PYTHON_IN_VENV) -m pytest tests/unit/builder/tensorrt tests/integration/test_tensorrt_build.py \
 		tests/integration/test_tensorrt_fallback.py
+
+test-gpu: dev ## hold the GPU's steps against the CPU's; on a machine with an NVIDIA GPU, with cupy-cuda13x and nvImageCodec
+	@$(PYTHON_IN_VENV) -m pytest tests/gpu --durations=10
 
 test-exports: dev ## export models with ultralytics in many ways, and compare what is served with its own predict
 	@VENV=.cache/exports-venv sh requirements/install.sh exports

@@ -48,7 +48,12 @@ def may_be_cut(candidates: NDArray[np.float32], parameters: RequestParameters) -
         >>> may_be_cut(np.array([[0.9], [0.4]], np.float32), RequestParameters(confidence=0.25))
         True
     """
-    return bool(len(candidates) and candidates[-1, SCORE_COLUMN] >= max(parameters.confidence, _LEAST_SCORE))
+    return bool(len(candidates)) and is_cut(float(candidates[-1, SCORE_COLUMN]), parameters)
+
+
+def is_cut(last_score: float, parameters: RequestParameters) -> bool:
+    """See :func:`may_be_cut`, of the last candidate's score."""
+    return last_score >= max(parameters.confidence, _LEAST_SCORE)
 
 
 def decode_candidates(candidates: NDArray[np.float32], geometry: Geometry, parameters: RequestParameters) -> Detections:

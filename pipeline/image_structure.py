@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from pipeline.errors import ImageError
 from pipeline.jpeg_structure import END_OF_IMAGE, MOST_SEGMENTS, START_OF_SCAN, jpeg_scans, segments
 from pipeline.tiff_structure import (
@@ -257,7 +259,8 @@ def check_jpeg(data: bytes, header: ImageHeader, max_scanned_pixels: int) -> Non
     """
     most = max(4, max_scanned_pixels // max(1, header.width * header.height))
     # The quick counts, of single bytes first, also count what only looks like a scan: thumbnails, and what follows.
-    looks = all(data.count(sign, header.first_scan) > most for sign in (b"\xda", b"\xff\xda"))
+    singles = np.count_nonzero(np.frombuffer(data, np.uint8, offset=header.first_scan) == START_OF_SCAN)
+    looks = singles > most and data.count(b"\xff\xda", header.first_scan) > most
     if looks and jpeg_scans(data, header.first_scan, most)[0] > most:
         raise ImageError(
             f"the JPEG of {header.width}x{header.height} pixels has more than {most} scans. Encode the image again"

@@ -33,21 +33,8 @@ class ImageLimits:
     max_bytes: int = 64 * 1024 * 1024
 
 
-def check_image(data: bytes, limits: ImageLimits) -> tuple[bytes, ImageHeader]:
-    """Check an encoded image against the limits, and that it is whole, before it is decoded.
-
-    Returns:
-        The image in a form that OpenCV decodes, and its header.
-
-    Raises:
-        ImageError: empty, too large, of no accepted format, truncated, or built to keep a decoder busy.
-
-    Example:
-        >>> data = cv2.imencode(".png", np.zeros((40, 60, 3), np.uint8))[1].tobytes()
-        >>> check_image(data, ImageLimits(max_pixels=1000))
-        Traceback (most recent call last):
-        pipeline.errors.ImageError: the image is 60x40 pixels, 2400 in all; allowed: 1000. Send a smaller image
-    """
+def check_header(data: bytes, limits: ImageLimits) -> ImageHeader:
+    """Check only format and size of an encoded image; errors as in :func:`check_image`."""
     if len(data) > limits.max_bytes:
         fault = f"the image has {len(data)} bytes; allowed: {limits.max_bytes}. Send a smaller file"
         raise ImageError(fault, "too_large")
@@ -63,6 +50,25 @@ def check_image(data: bytes, limits: ImageLimits) -> tuple[bytes, ImageHeader]:
     if header.tile_pixels > limits.max_pixels:
         fault = f"the TIFF has tiles of {header.tile_pixels} pixels; allowed: {limits.max_pixels}. Encode it again"
         raise ImageError(fault, "too_large")
+    return header
+
+
+def check_image(data: bytes, limits: ImageLimits) -> tuple[bytes, ImageHeader]:
+    """Check an encoded image against the limits, and that it is whole, before it is decoded.
+
+    Returns:
+        The image in a form that OpenCV decodes, and its header.
+
+    Raises:
+        ImageError: empty, too large, of no accepted format, truncated, or built to keep a decoder busy.
+
+    Example:
+        >>> data = cv2.imencode(".png", np.zeros((40, 60, 3), np.uint8))[1].tobytes()
+        >>> check_image(data, ImageLimits(max_pixels=1000))
+        Traceback (most recent call last):
+        pipeline.errors.ImageError: the image is 60x40 pixels, 2400 in all; allowed: 1000. Send a smaller image
+    """
+    header = check_header(data, limits)
     if header.format == "JPEG":
         check_jpeg(data, header, _USUAL_SCANS * limits.max_pixels)
         closed = closed_jpeg(data, header.frame, header.first_scan)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
+import cv2
 import grpc
 import numpy as np
 import tritonclient.grpc as triton
@@ -157,15 +158,18 @@ class LiveServer:
             LiveError: it does not.
         """
         model = contract.network_model(precision)
+        takes_files = self.config(model)["input"][0]["name"] == contract.IMAGE.name
+        tensor = _black_file(input_dims) if takes_files else _black_pixels(input_dims)
+        outputs = (contract.BOXES, contract.SCORES) if takes_files else (contract.CANDIDATES, contract.PROTOTYPES)
         for asked in (str(version), ""):
             answer = self._ask(
                 f"answer a zero image with {model}/{version}",
-                functools.partial(self._infer, model, asked, input_dims),
+                functools.partial(self._infer, model, asked, tensor),
             )
             answered = int(answer.get_response().model_version)
             if answered != version:
                 raise LiveError(f"{self.name} answers with {model}/{answered}; expected: {model}/{version}")
-            for spec in (contract.CANDIDATES, contract.PROTOTYPES):
+            for spec in outputs:
                 values = answer.as_numpy(spec.name)
                 if values is None or not np.isfinite(values.astype(np.float32)).all():
                     raise LiveError(f"{self.name}: {spec.name} of {model}/{version} is missing or not finite")
@@ -180,9 +184,7 @@ class LiveServer:
             self._ask(f"say whether {model} is ready", lambda: self._client.is_model_ready(model, client_timeout=10))
         )
 
-    def _infer(self, model: str, version: str, dims: tuple[int, ...]) -> Any:
-        tensor = triton.InferInput(contract.IMAGES.name, [1, *dims], contract.IMAGES.dtype)
-        tensor.set_data_from_numpy(np.zeros((1, *dims), np.uint8))
+    def _infer(self, model: str, version: str, tensor: Any) -> Any:
         return self._client.infer(model, [tensor], model_version=version, client_timeout=self._timeout_s)
 
     def _ask(self, what: str, call: Callable[[], _Answer]) -> _Answer:
@@ -191,3 +193,17 @@ class LiveServer:
         except (InferenceServerException, grpc.RpcError) as error:
             said = error.message() if isinstance(error, InferenceServerException) else str(error)
             raise LiveError(f"{self.name} could not {what}: {said}") from error
+
+
+def _black_pixels(dims: tuple[int, ...]) -> Any:
+    tensor = triton.InferInput(contract.IMAGES.name, [1, *dims], contract.IMAGES.dtype)
+    tensor.set_data_from_numpy(np.zeros((1, *dims), np.uint8))
+    return tensor
+
+
+def _black_file(dims: tuple[int, ...]) -> Any:
+    """The same as a file, for a network that decodes (profile cuda)."""
+    data = cv2.imencode(".jpg", np.zeros(dims, np.uint8))[1].tobytes()
+    tensor = triton.InferInput(contract.IMAGE.name, [1, 1], contract.IMAGE.dtype)
+    tensor.set_data_from_numpy(np.array([[data]], dtype=object))
+    return tensor

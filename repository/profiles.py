@@ -19,6 +19,7 @@ class ServingProfile:
         loads_plans: the backend loads TensorRT plans; else it loads ``model.onnx``, in the Python backend.
         needs_gpu: nothing runs without an NVIDIA GPU.
         serves: profiles of the builder whose versions are meant for it.
+        fused: ``network_*`` takes encoded images and returns masks, so that there are no other steps but admission.
 
     Example:
         >>> PROFILES["cuda"].loads_plans, PROFILES["cuda"].build_profile
@@ -30,6 +31,17 @@ class ServingProfile:
     loads_plans: bool
     needs_gpu: bool
     serves: tuple[str, ...]
+    fused: bool = False
+
+    @property
+    def shared_models(self) -> tuple[str, ...]:
+        """Steps that the ensembles of all precisions share."""
+        return (contract.ADMISSION_MODEL,) if self.fused else contract.SHARED_MODELS
+
+    @property
+    def least_load_timeout_s(self) -> int:
+        """How long a process may at least be given to load its model: on a GPU, some are compiled first."""
+        return 300 if self.fused else 0
 
     @property
     def build_profile(self) -> str:
@@ -47,7 +59,9 @@ PROFILES: Final[Mapping[str, ServingProfile]] = {
     for profile in (
         ServingProfile("cpu", "configs/cpu.pbtxt", loads_plans=False, needs_gpu=False, serves=("cpu",)),
         ServingProfile("tensorrt", "config.pbtxt", loads_plans=True, needs_gpu=True, serves=("tensorrt",)),
-        ServingProfile("cuda", "configs/cuda.pbtxt", loads_plans=False, needs_gpu=True, serves=("cpu", "tensorrt")),
+        ServingProfile(
+            "cuda", "configs/cuda.pbtxt", loads_plans=False, needs_gpu=True, serves=("cpu", "tensorrt"), fused=True
+        ),
     )
 }
 """By name."""

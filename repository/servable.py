@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pipeline import contract
 from repository.errors import RepositoryError
 from repository.networks import mixture, mixture_remedy
+from repository.profiles import PROFILES
 from repository.store import ModelRepository
 
 
@@ -32,7 +33,7 @@ def models_to_load(repository: ModelRepository, profile: str, precisions: Sequen
     if mixed is not None and mixed.of_other_classes:
         raise RepositoryError(f"{mixed}. One repository serves one network: {mixture_remedy(repository, mixed)}")
     return [
-        *contract.SHARED_MODELS,
+        *PROFILES[profile].shared_models,
         *(contract.network_model(precision) for precision in wanted),
         *(contract.ensemble_model(precision) for precision in wanted),
     ]

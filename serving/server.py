@@ -371,6 +371,7 @@ class TritonServer:
     def _command(self, installation: Installation, repository: Path, models: Sequence[str]) -> list[str]:
         options = self.options
         http_port, grpc_port, metrics_port = self._ports
+        profile = PROFILES[options.profile]
         # Triton takes the secret only from its command line, where other users of this machine can see it.
         secret = f"{RESTRICTED_APIS}:{ADMIN_HEADER}={self.admin_secret}"
         http = ["--allow-http=false"]
@@ -396,9 +397,8 @@ class TritonServer:
             f"--log-verbose={options.log_verbose}",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
             f"--backend-config=python,shm-default-byte-size={_SHM_DEFAULT_BYTES}",
-            f"--backend-config=python,stub-timeout-seconds={_STUB_TIMEOUT_S}",
+            f"--backend-config=python,stub-timeout-seconds={max(_STUB_TIMEOUT_S, profile.least_load_timeout_s)}",
         ]
-        profile = PROFILES[options.profile]
         if profile.config_name != CONFIG_NAME:
             command += [f"--model-config-name={options.profile}"]
         if not profile.needs_gpu:

@@ -157,11 +157,13 @@ def network_on_gpu(path: Path, device: int, max_batch_size: int) -> tuple[FixedS
     return network, [*slower, *runtime.problems]
 
 
-def cuda_session(path: Path, device: int, batch_size: int | None = None, options: dict[str, str] | None = None) -> Any:
+def cuda_session(
+    model: Path | bytes, device: int, batch_size: int | None = None, options: dict[str, str] | None = None
+) -> Any:
     """A session of the CUDA provider.
 
     Args:
-        path: the ``model.onnx``.
+        model: the ``model.onnx``, or what is in it.
         device: number of the GPU.
         batch_size: the only one that the session will get; None leaves it open.
         options: of the provider.
@@ -177,7 +179,7 @@ def cuda_session(path: Path, device: int, batch_size: int | None = None, options
     session_options = fixed_batch_size(batch_size)
     session_options.intra_op_num_threads = 1  # what runs on the CPU is small
     session = ort.InferenceSession(
-        str(path),
+        str(model) if isinstance(model, Path) else model,
         session_options,
         providers=[("CUDAExecutionProvider", {"device_id": device, **(options or {})}), "CPUExecutionProvider"],
     )

@@ -1,4 +1,4 @@
-"""The network in the profiles cpu and cuda: a version's ``model.onnx``, run by ONNX Runtime in the Python backend."""
+"""A version's ``model.onnx``, run by ONNX Runtime in the Python backend (profiles cpu and cuda)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from steps.onnx_cpu import OUTPUT_NAMES, CpuNetwork, Outputs
 from steps.onnx_cuda import network_on_gpu
 from steps.python_backend import cancellation, cancelled, config_choice, config_parameter, heartbeat, internal_error
 
-PROVIDERS = ("cpu", "cuda")
+PROVIDERS = ("cpu", "cuda", "fused")
 
 
 class _Network(Protocol):
@@ -28,15 +28,24 @@ class _Network(Protocol):
 class TritonPythonModel:
     """Runs the images of all requests of one ``execute`` call together.
 
-    The model's configuration may hold the parameters ``provider`` (``cpu``, the default, or ``cuda``) and
-    ``intra_op_threads`` (of the provider ``cpu``; by default :func:`base.cpus.usable_cpus`).
+    The model's configuration may hold the parameters ``provider`` (``cpu``, the default, ``cuda``, or ``fused`` for
+    :mod:`steps.gpu.model`) and ``intra_op_threads`` (of the provider ``cpu``; by default
+    :func:`base.cpus.usable_cpus`).
     """
+
+    _fused: Any = None
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the version that Triton asks for, and prepare every batch size."""
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         provider = config_choice(config, "provider", PROVIDERS)
+        if provider == "fused":
+            from steps.gpu.model import FusedModel
+
+            self._fused = FusedModel()
+            self._fused.initialize(args)
+            return
         # On a GPU an image takes less time than the question.
         self._asks_whether_cancelled = provider == "cpu"
         if provider == "cuda":
@@ -53,6 +62,8 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Run the network on the images of all requests at once; on a CPU, without those whose callers have gone."""
+        if self._fused is not None:
+            return list(self._fused.execute(requests))
         waiting = [request for request in requests if not (self._asks_whether_cancelled and cancelled(request))]
         responses = iter(self._run(waiting) if waiting else [])
         kept = set(map(id, waiting))
@@ -60,7 +71,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Hand over the last counts."""
-        self._time.close()
+        (self._fused or self._time).close()
 
     def _run(self, requests: Sequence[Any]) -> list[Any]:
         parts = [pb_utils.get_input_tensor_by_name(request, contract.IMAGES.name).as_numpy() for request in requests]

@@ -38,7 +38,7 @@ def answer_each(
     """
     with heartbeat().busy():
         return [
-            cancellation() if ask_whether_cancelled and cancelled(request) else _answer(request, handle)
+            cancellation() if ask_whether_cancelled and cancelled(request) else answer(request, handle)
             for request in requests
         ]
 
@@ -113,7 +113,8 @@ def cancellation() -> Any:
     return pb_utils.InferenceResponse(output_tensors=[], error=error)
 
 
-def _answer(request: Any, handle: Callable[[Any], list[Any]]) -> Any:
+def answer(request: Any, handle: Callable[[Any], list[Any]]) -> Any:
+    """The response to one request; see :func:`answer_each`."""
     try:
         return pb_utils.InferenceResponse(output_tensors=handle(request))
     except InputError as error:

@@ -1,0 +1,146 @@
+"""One GPU as a process sees it: a stream, memory, and the project's kernels, compiled at load by NVRTC through CuPy."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+KERNELS: Final = Path(__file__).parent / "kernels"
+_FILES: Final = {"letterbox": "letterbox.cu", "suppress": "suppress.cu", "masks": "masks.cu", "deliver": "masks.cu"}
+_OPTIONS: Final = ("--std=c++17", "--fmad=false")  # without fused multiply-add, comparisons fall as NumPy's do
+_THREADS: Final = 256  # THREADS in structs.cuh
+
+
+class Device(Protocol):
+    """What the steps need of a GPU; everything is done in the order of the calls, and without waiting."""
+
+    multiprocessors: int
+
+    def memory(self, size: int) -> int:
+        """Address of so many bytes of the GPU, 16-byte aligned, kept as long as the device is."""
+
+    def host(self, shape: int | tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """An array in the host's page-locked memory, which kernels may write to."""
+
+    def upload(self, address: int, array: NDArray[Any]) -> None:
+        """Copy a contiguous array of page-locked memory to the GPU."""
+
+    def download(self, array: NDArray[Any], address: int) -> None:
+        """Fill a contiguous array from the GPU, and wait for it."""
+
+    def clear(self, address: int, size: int) -> None:
+        """Set so many bytes of the GPU to 0."""
+
+    def launch(
+        self, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], arguments: Sequence[Any], shared: int = 0
+    ) -> None:
+        """Start a kernel; arguments are NumPy scalars of the kernel's types, addresses ``np.uint64``."""
+
+    def mark(self) -> Any:
+        """A mark behind everything that was asked for so far."""
+
+    def wait(self, mark: Any = None) -> None:
+        """Sleep until everything before a mark is done, or simply everything."""
+
+
+def source_of(kernel: str) -> str:
+    """CUDA C++ of a kernel's file, with the structures that it shares with the host in front."""
+    return "\n".join((KERNELS / name).read_text(encoding="utf-8") for name in ("structs.cuh", _FILES[kernel]))
+
+
+class CudaDevice:
+    """A :class:`Device`; for the thread that made it.
+
+    Attributes:
+        number: of the GPU.
+        stream: address of the ``cudaStream_t`` on which everything runs.
+        multiprocessors: of the GPU.
+    """
+
+    def __init__(self, number: int) -> None:
+        """Open the GPU and compile the kernels, or take them from CuPy's cache.
+
+        Raises:
+            ImportError: CuPy is missing.
+            Exception: there is no such GPU, or its driver is too old; of CuPy's own types.
+        """
+        _make_cache_writable()
+        import cupy
+
+        self.number = number
+        self._cupy = cupy
+        cupy.cuda.Device(number).use()
+        self.multiprocessors = int(cupy.cuda.Device(number).attributes["MultiProcessorCount"])
+        self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._stream.use()
+        self.stream = int(self._stream.ptr)
+        modules = {
+            file: cupy.RawModule(code=source_of(kernel), options=_OPTIONS)
+            for file, kernel in {file: kernel for kernel, file in _FILES.items()}.items()
+        }
+        self._kernels = {kernel: modules[file].get_function(kernel) for kernel, file in _FILES.items()}
+        self._kept: list[Any] = []
+
+    def memory(self, size: int) -> int:
+        """See :class:`Device`."""
+        allocated = self._cupy.cuda.alloc(size)
+        self._kept.append(allocated)
+        return int(allocated.ptr)
+
+    def host(self, shape: int | tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """See :class:`Device`."""
+        dimensions = (shape,) if isinstance(shape, int) else shape
+        count = int(np.prod(dimensions))
+        # Rounded up, for kernels write 16 bytes at a time.
+        allocated = self._cupy.cuda.alloc_pinned_memory((count * np.dtype(dtype).itemsize + 15) // 16 * 16)
+        array = np.frombuffer(allocated, dtype, count).reshape(dimensions)
+        array[...] = np.zeros((), dtype)
+        return array
+
+    def upload(self, address: int, array: NDArray[Any]) -> None:
+        """See :class:`Device`."""
+        runtime = self._cupy.cuda.runtime
+        runtime.memcpyAsync(address, array.ctypes.data, array.nbytes, runtime.memcpyHostToDevice, self.stream)
+
+    def download(self, array: NDArray[Any], address: int) -> None:
+        """See :class:`Device`."""
+        runtime = self._cupy.cuda.runtime
+        runtime.memcpyAsync(array.ctypes.data, address, array.nbytes, runtime.memcpyDeviceToHost, self.stream)
+        self.wait()
+
+    def clear(self, address: int, size: int) -> None:
+        """See :class:`Device`."""
+        self._cupy.cuda.runtime.memsetAsync(address, 0, size, self.stream)
+
+    def launch(
+        self, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], arguments: Sequence[Any], shared: int = 0
+    ) -> None:
+        """See :class:`Device`."""
+        self._kernels[kernel](grid, block, tuple(arguments), shared_mem=shared)
+
+    def mark(self) -> Any:
+        """See :class:`Device`."""
+        event = self._cupy.cuda.Event(block=True, disable_timing=True)
+        event.record(self._stream)
+        return event
+
+    def wait(self, mark: Any = None) -> None:
+        """See :class:`Device`."""
+        (mark or self.mark()).synchronize()
+
+
+def _make_cache_writable() -> None:
+    """Compiled kernels go where CuPy says, or, where nothing can be written, stay in memory."""
+    folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path("~/.cupy/kernel_cache").expanduser())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, RuntimeError):
+        os.environ["CUPY_CACHE_IN_MEMORY"] = "1"

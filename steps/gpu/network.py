@@ -1,0 +1,140 @@
+"""ONNX Runtime between the GPU's steps: its tensors never leave the GPU, and it is not waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import helper, numpy_helper
+
+from pipeline import contract
+from steps.gpu.device import CudaDevice
+from steps.gpu.postprocess import NetworkOutputs
+from steps.onnx_cuda import batch_sizes, cuda_session, fixed_batch_size
+
+_WARM_UP_RUNS: Final = 3  # the first prepares the convolutions, the second is captured, the third replayed
+_NO_WAIT: Final = ("disable_synchronize_execution_providers", "1")
+_FUSED_FROM: Final = 16
+"""From this size of batches on, convolutions are fused with their bias: compiled by cuDNN at load, 13 s a size."""
+
+_WAYS: Final[tuple[dict[str, str], ...]] = (
+    {"fuse_conv_bias": "1", "enable_cuda_graph": "1", "prefer_nhwc": "1"},
+    {"enable_cuda_graph": "1", "prefer_nhwc": "1"},  # one launch; convolutions in the layout that tensor cores take
+    {"prefer_nhwc": "1"},
+    {},
+)
+
+
+class DeviceNetwork:
+    """A network on a GPU: one session per batch size, over buffers that all of them share.
+
+    Attributes:
+        images: address of uint8 [max_batch_size, H, W, 3].
+        input_shape: H, W and 3.
+        outputs: where candidates and prototypes are left.
+        problems: what could not be had for its speed, a sentence each.
+    """
+
+    def __init__(self, path: Path, device: CudaDevice, max_batch_size: int) -> None:
+        """Prepare every batch size.
+
+        Args:
+            path: the ``model.onnx``.
+            device: where to.
+            max_batch_size: most images that come together.
+
+        Raises:
+            Exception: ONNX Runtime cannot use the GPU (a RuntimeError that says what to install), or not for this
+                network.
+        """
+        self._device, self._model = device, free_biases(path)
+        self.problems: list[str] = []
+        self._shapes = shapes = self._read_shapes()
+        candidates, prototypes = shapes[contract.CANDIDATES.name], shapes[contract.PROTOTYPES.name]
+        height, width, channels = shapes[contract.IMAGES.name]
+        self.input_shape = height, width, channels
+        self.images = device.memory(max_batch_size * prod(self.input_shape))
+        self.outputs = NetworkOutputs(
+            device.memory(max_batch_size * prod(candidates) * 4),
+            device.memory(max_batch_size * prod(prototypes) * 2),
+            *candidates,
+            *prototypes[1:],
+        )
+        device.clear(self.images, max_batch_size * prod(self.input_shape))
+        self._runs = {size: self._prepared(size) for size in batch_sizes(max_batch_size)}
+
+    def run(self, count: int) -> None:
+        """Queue the network for the first ``count`` images; what pads the batch is whatever was there before."""
+        next(run for size, run in self._runs.items() if size >= count)()
+
+    def _read_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the network's tensors, without the batch."""
+        session = ort.InferenceSession(self._model, fixed_batch_size(1), providers=["CPUExecutionProvider"])
+        return {node.name: tuple(node.shape[1:]) for node in (*session.get_inputs(), *session.get_outputs())}
+
+    def _prepared(self, size: int) -> Callable[[], None]:
+        """A run over the first rows of the buffers, in the fastest way that the network takes."""
+        for way in _WAYS[0 if size >= _FUSED_FROM else 1 :]:
+            try:
+                run = self._bound(size, way)
+                for _ in range(_WARM_UP_RUNS):
+                    run()
+                    self._device.wait()
+            except Exception as error:  # ONNX Runtime raises types of its own
+                if way == _WAYS[-1]:
+                    raise
+                self.problems.append(f"batches of {size} do not run with {way}: {str(error)[:500]}")
+            else:
+                return run
+        raise AssertionError
+
+    def _bound(self, size: int, way: dict[str, str]) -> Callable[[], None]:
+        options = {
+            **way,
+            "user_compute_stream": str(self._device.stream),
+            "arena_extend_strategy": "kSameAsRequested",  # each session has an arena
+        }
+        session = cuda_session(self._model, self._device.number, size, options)
+        binding = session.io_binding()
+        place = "cuda", self._device.number
+        name = contract.IMAGES.name
+        binding.bind_input(name, *place, np.uint8, (size, *self._shapes[name]), self.images)
+        for name, dtype, address in (
+            (contract.CANDIDATES.name, np.float32, self.outputs.candidates),
+            (contract.PROTOTYPES.name, np.float16, self.outputs.prototypes),
+        ):
+            binding.bind_output(name, *place, dtype, (size, *self._shapes[name]), address)
+        run_options = ort.RunOptions()
+        run_options.add_run_config_entry(*_NO_WAIT)
+
+        def run() -> None:
+            session.run_with_iobinding(binding, run_options)
+
+        return run
+
+
+def free_biases(path: Path) -> bytes:
+    """A network whose transposed convolutions have their bias behind them: fused, ONNX Runtime 1.30 fails on it.
+
+    ("For dgrad node, output dimension inferencing is not possible.")
+    """
+    model = onnx.load(path)
+    constants = {constant.name: constant for constant in model.graph.initializer}
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        if node.op_type != "ConvTranspose" or len(node.input) < 3 or node.input[2] not in constants:
+            continue
+        bias = numpy_helper.to_array(constants[node.input.pop()]).reshape(-1, 1, 1)
+        name, output = f"{node.name or node.output[0]}/free_bias", node.output[0]
+        node.output[0] = f"{name}/before"
+        model.graph.initializer.append(numpy_helper.from_array(bias, name))
+        nodes.append(helper.make_node("Add", [node.output[0], name], [output], f"{name}/add"))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return bytes(model.SerializeToString())
