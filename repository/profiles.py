@@ -59,8 +59,14 @@ PROFILES: Final[Mapping[str, ServingProfile]] = {
     for profile in (
         ServingProfile("cpu", "configs/cpu.pbtxt", loads_plans=False, needs_gpu=False, serves=("cpu",)),
         ServingProfile("tensorrt", "config.pbtxt", loads_plans=True, needs_gpu=True, serves=("tensorrt",)),
+        ServingProfile("cuda", "configs/cuda.pbtxt", loads_plans=False, needs_gpu=True, serves=("cpu", "tensorrt")),
         ServingProfile(
-            "cuda", "configs/cuda.pbtxt", loads_plans=False, needs_gpu=True, serves=("cpu", "tensorrt"), fused=True
+            "cuda-fused",
+            "configs/cuda-fused.pbtxt",
+            loads_plans=False,
+            needs_gpu=True,
+            serves=("cpu", "tensorrt"),
+            fused=True,
         ),
     )
 }

@@ -176,7 +176,7 @@ def open_segmenter(
         decoder = EngineDecoder(device, gpu.stream, threads)
     except ImportError as error:
         raise RuntimeError(
-            f"{error}; the profile cuda needs cupy-cuda13x 13.6, nvidia-nvimgcodec-cu13 and nvidia-nvjpeg beside "
+            f"{error}; the profile cuda-fused needs cupy-cuda13x 13.6, nvidia-nvimgcodec-cu13 and nvidia-nvjpeg beside "
             "onnxruntime-gpu"
         ) from error
     network = DeviceNetwork(path, gpu, max_batch_size)
