@@ -47,6 +47,12 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
 
 
 @pytest.fixture(autouse=True)
+def no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What these tests write need not survive a power failure."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
+@pytest.fixture(autouse=True)
 def first_run_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Save a process per file that these tests make themselves; test_first_run.py is about the process."""
     if request.path.name != "test_first_run.py":
