@@ -124,7 +124,7 @@ def open_inputs(settings: BuildSettings, steps: Steps) -> Inputs:
             reference = fetch_reference()
         path, name = reference.onnx, name or REFERENCE_NAME
     with steps.step("inspect export", path.name):
-        export = load_export(path, name, settings.input_size)
+        export = load_export(path, name, settings.input_size, settings.inspection.limits)
     steps.note(export.summary())
     with steps.step("graph surgery", "dynamic batch, grafted ends"):
         network = make_batch_dynamic(export)

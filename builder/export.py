@@ -16,6 +16,7 @@ from onnx import TensorProto, numpy_helper, version_converter
 from base.files import sha256_of
 from builder.errors import ExportError
 from builder.families import yolo
+from builder.first_run import Limits, first_run
 from builder.onnx_tools import all_tensors, constant_tensors, first_line, label, quiet_session, set_nodes
 
 MIN_OPSET: Final = 11  # the first one with the Resize that these networks need
@@ -32,6 +33,12 @@ _QUANTIZED: Final = re.compile(
 _WEIGHTED: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _UNBOUNDED: Final = frozenset({"Clip", "Max", "Min", "Pad", "Where"})
 """Operators that may have an infinite operand."""
+_SIZED: Final = {
+    **dict.fromkeys(("ConstantOfShape", "NonZero", "Range", "Unique"), 0),
+    **dict.fromkeys(("Compress", "Expand", "OneHot", "Pad", "Reshape", "Resize", "Slice", "Split"), 1),
+    **dict.fromkeys(("CenterCropPad", "Col2Im", "Tile", "TopK", "Upsample"), 1),
+}
+"""Operators whose output's size depends on the values of their inputs, and the first such input."""
 
 
 @dataclass(frozen=True)
@@ -99,34 +106,60 @@ class Export:
         )
 
 
-def load_export(path: Path, name: str | None = None, input_size: tuple[int, int] | None = None) -> Export:
-    """Read and check an export.
+@dataclass(frozen=True)
+class Inspected:
+    """What a file holds, as far as reading it shows.
+
+    Attributes:
+        path, files, opset, batch, input_name, input_height, input_width, model: as in :class:`Export`.
+        metadata: the file's properties.
+    """
+
+    path: Path
+    files: dict[str, str]
+    opset: int
+    batch: int | None
+    input_name: str
+    input_height: int
+    input_width: int
+    metadata: dict[str, str]
+    model: onnx.ModelProto = field(repr=False)
+
+
+def load_export(
+    path: Path,
+    name: str | None = None,
+    input_size: tuple[int, int] | None = None,
+    limits: Limits = Limits(),  # noqa: B008 - it is frozen
+) -> Export:
+    """Read and check an export, after a bounded process has done so and has run it once.
 
     Args:
         path: the ONNX file.
         name: name for tags; by default the metadata's model name, else the file's name.
         input_size: height and width for an export whose input size is dynamic.
+        limits: of the bounded process.
 
     Raises:
-        ExportError: the file is no export of a known family; the message says what is wrong.
+        ExportError: the file is no export of a known family, or goes beyond a limit; the message says what is wrong.
     """
-    model, opset, files = _read(path)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    yolo.check_suppression(model, metadata)
-    input_name, batch, height, width = _check_input(model, input_size)
-    outputs = _run_once(model, input_name, (batch or 1, 3, height, width))
-    detections_name, prototypes_name = yolo.check_outputs(outputs, metadata, height, width)
+    if not path.is_file():
+        raise ExportError(f"{path}: no such file; give an ONNX export with --onnx PATH")
+    outputs = first_run(path, input_size, limits)
+    found = inspect(path, input_size)
+    height, width = found.input_height, found.input_width
+    detections_name, prototypes_name = yolo.check_outputs(outputs, found.metadata, height, width)
     channels, anchors = outputs[detections_name][1:]
     coefficients = outputs[prototypes_name][1]
     num_classes = channels - yolo.BOX_CHANNELS - coefficients
     return Export(
         path=path,
-        files=files,
-        sha256=_digest(files),
-        name=slug(name or yolo.model_name(metadata) or path.stem),
-        opset=opset,
-        batch=batch,
-        input_name=input_name,
+        files=found.files,
+        sha256=_digest(found.files),
+        name=slug(name or yolo.model_name(found.metadata) or path.stem),
+        opset=found.opset,
+        batch=found.batch,
+        input_name=found.input_name,
         detections_name=detections_name,
         prototypes_name=prototypes_name,
         input_height=height,
@@ -134,9 +167,19 @@ def load_export(path: Path, name: str | None = None, input_size: tuple[int, int]
         num_classes=num_classes,
         num_coefficients=coefficients,
         num_anchors=anchors,
-        class_names=yolo.class_names(metadata, num_classes),
-        model=model,
+        class_names=yolo.class_names(found.metadata, num_classes),
+        model=found.model,
     )
+
+
+def inspect(path: Path, input_size: tuple[int, int] | None) -> Inspected:
+    """Read a file and check what can be checked without running it; see :func:`load_export`."""
+    model, opset, files = _read(path)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    yolo.check_suppression(model, metadata)
+    input_name, batch, height, width = _check_input(model, input_size)
+    _check_sizes(model, input_name)
+    return Inspected(path, files, opset, batch, input_name, height, width, metadata, model)
 
 
 def slug(text: str) -> str:
@@ -159,8 +202,6 @@ def _unreadable(path: Path, error: Exception) -> ExportError:
 
 def _read(path: Path) -> tuple[onnx.ModelProto, int, dict[str, str]]:
     """The graph in an opset that the builder works with, the file's opset, and name to SHA-256 of its files."""
-    if not path.is_file():
-        raise ExportError(f"{path}: no such file; give an ONNX export with --onnx PATH")
     files = {path.name: sha256_of(path)}
     try:
         model = onnx.load(path, load_external_data=False)
@@ -171,10 +212,13 @@ def _read(path: Path) -> tuple[onnx.ModelProto, int, dict[str, str]]:
                 if entry.key == "location" and entry.value not in files and beside.is_file():
                     files[entry.value] = sha256_of(beside)
         onnx.load_external_data_for_model(model, str(path.parent))
+    except MemoryError:
+        raise
     except Exception as error:  # protobuf, onnx and I/O each have their exception types
         raise _unreadable(path, error) from error
     if not model.graph.node or not model.graph.output:
         raise ExportError(f"{path}: the ONNX model has no graph; export it again")
+    _check_control_flow(model)
     _check_precision(model)
     _check_finite(model)
     opset = next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
@@ -232,6 +276,34 @@ def _read_by(node: onnx.NodeProto) -> Iterator[str]:
                 yield from _read_by(inner)
 
 
+def _check_control_flow(model: onnx.ModelProto) -> None:
+    """No Loop, If, Scan or the like: no family has them, and a loop may have any number of rounds."""
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        for node in nodes:
+            if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+                raise ExportError(
+                    f"the export has control flow (node {label(node)}, operator {node.op_type}), which no export of "
+                    f"{yolo.NAMES} has. Export the model again (`{yolo.EXPORT_COMMAND}`), or do not use the file"
+                )
+
+
+def _check_sizes(model: onnx.ModelProto, input_name: str) -> None:
+    """No tensor's size may depend on pixels: the first run would say nothing about the next image."""
+    from_pixels = {input_name}
+    for node in model.graph.node:
+        if not from_pixels.intersection(node.input):
+            continue
+        first = _SIZED.get(node.op_type, len(node.input))
+        if from_pixels.intersection(node.input[first:]):
+            raise ExportError(
+                f"the size of a tensor depends on the image's pixels (node {label(node)}, operator {node.op_type}), "
+                f"which is so in no export of {yolo.NAMES}. Export the model again (`{yolo.EXPORT_COMMAND}`), or do "
+                "not use the file"
+            )
+        if node.op_type not in ("Shape", "Size"):
+            from_pixels.update(node.output)
+
+
 def _check_precision(model: onnx.ModelProto) -> None:
     """Only float32 weights: the others have lost what fp32 is made of."""
     quantized = [node for node in model.graph.node if _QUANTIZED.fullmatch(node.op_type)]
@@ -265,7 +337,14 @@ def _check_finite(model: onnx.ModelProto) -> None:
     for tensor in model.graph.initializer:
         if tensor.data_type not in (TensorProto.FLOAT, TensorProto.DOUBLE):
             continue
-        values = numpy_helper.to_array(tensor)
+        try:
+            values = numpy_helper.to_array(tensor)
+        except ValueError as error:
+            shape = "x".join(map(str, tensor.dims))
+            raise ExportError(
+                f"the weights {tensor.name!r} do not fill their shape {shape} ({first_line(error)}): the file is "
+                "damaged. Export it again"
+            ) from error
         nan, infinite = int(np.isnan(values).sum()), int(np.isinf(values).sum())
         if nan or (infinite and not readers.get(tensor.name, set()) <= _UNBOUNDED):
             raise ExportError(
@@ -309,11 +388,25 @@ def _check_input(model: onnx.ModelProto, input_size: tuple[int, int] | None) -> 
     return inputs[0].name, dims[0], height, width
 
 
-def _run_once(model: onnx.ModelProto, input_name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the outputs, by running the export on empty images, in its batch."""
+def run_once(export: Inspected, threads: int) -> dict[str, tuple[int, ...]]:
+    """Run an export on empty images, in its batch; only :mod:`builder.first_run` does, in a bounded process.
+
+    Args:
+        export: the file.
+        threads: at most this many.
+
+    Returns:
+        Shapes of the outputs, by name.
+
+    Raises:
+        ExportError: it does not run, or an output is not float32.
+    """
+    shape = (export.batch or 1, 3, export.input_height, export.input_width)
     try:
-        session = quiet_session(model.SerializeToString())
-        arrays = session.run(None, {input_name: np.zeros(shape, np.float32)})
+        session = quiet_session(export.model.SerializeToString(), threads)
+        arrays = session.run(None, {export.input_name: np.zeros(shape, np.float32)})
+    except MemoryError:
+        raise
     except Exception as error:  # ONNX Runtime has one exception type per status
         raise ExportError(f"the export does not run in ONNX Runtime: {first_line(error)}") from error
     outputs = list(zip((output.name for output in session.get_outputs()), arrays, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -11,17 +12,20 @@ import onnxruntime as ort
 QUANTIZERS: Final = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
-def quiet_session(model: str | bytes) -> ort.InferenceSession:
+def quiet_session(model: str | bytes, threads: int | None = None) -> ort.InferenceSession:
     """An ONNX Runtime session on the CPU that logs nothing.
 
     Args:
         model: path of a file, or a serialized model.
+        threads: at most this many; None takes all cores.
 
     Raises:
         Exception: the model does not load; ONNX Runtime has one type per status, without a common base.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    if threads is not None:
+        options.intra_op_num_threads = min(threads, os.cpu_count() or 1)
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from base.paths import address_problem
 from builder.errors import BuilderError
+from builder.first_run import Limits
 from pipeline import contract
 from repository.profiles import BUILT_PROFILES, PROFILES
 
@@ -45,6 +46,23 @@ LocalPath = Annotated[Path, BeforeValidator(_is_path)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Inspection(_Section):
+    """Bounds of the process that loads and runs the export for the first time.
+
+    Attributes:
+        time_s: most seconds that it may take.
+        memory_mib: most address space that it may take, in MiB.
+    """
+
+    time_s: float = Field(default=Limits.time_s, gt=0, le=86400)
+    memory_mib: int = Field(default=Limits.memory_mib, ge=1024)
+
+    @property
+    def limits(self) -> Limits:
+        """The same for :func:`builder.export.load_export`."""
+        return Limits(self.time_s, self.memory_mib)
 
 
 class Calibration(_Section):
@@ -200,7 +218,7 @@ class BuildSettings(_Section):
         top_k: anchors that leave the network per image.
         exclude: further ONNX nodes, or groups of them such as ``model.22.proto``, to keep out of int8.
         report: folder for the reports of precisions that do not pass their gates; a version holds its own.
-        calibration: see :class:`Calibration`; the other sections likewise.
+        inspection: see :class:`Inspection`; the other sections likewise.
     """
 
     profile: str = "cpu"
@@ -212,6 +230,7 @@ class BuildSettings(_Section):
     top_k: int = Field(default=contract.DEFAULT_TOP_K, ge=1, le=contract.MAX_TOP_K)
     exclude: tuple[str, ...] = ()
     report: Path = Path("out/report")
+    inspection: Inspection = Inspection()
     calibration: Calibration = Calibration()
     verification: Verification = Verification()
     gates: Gates = Gates()

@@ -12,7 +12,7 @@ import pytest
 
 from builder.cpu_profile import quantize_for_cpu
 from builder.datasets import CalibrationSet
-from builder.export import load_export
+from builder.export import inspect, load_export, run_once
 from builder.families.yolo import find_head
 from builder.surgery import graft_ends, make_batch_dynamic
 from tests.exports import segmentation_export
@@ -44,3 +44,16 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
     head = find_head(network, export.detections_name)
     quantized = quantize_for_cpu(network, export, calibration, head.decode_nodes, lambda: None)
     return Networks(graft_ends(network, export), graft_ends(quantized, export), path, calibration.paths)
+
+
+@pytest.fixture(autouse=True)
+def no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What these tests write need not survive a power failure."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
+@pytest.fixture(autouse=True)
+def first_run_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save a process per file that these tests make themselves; test_first_run.py is about the process."""
+    if request.path.name != "test_first_run.py":
+        monkeypatch.setattr("builder.export.first_run", lambda path, size, _: run_once(inspect(path, size), 2))
