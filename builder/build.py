@@ -125,7 +125,8 @@ def open_inputs(settings: BuildSettings, steps: Steps) -> Inputs:
         path, name = reference.onnx, name or REFERENCE_NAME
     with steps.step("inspect export", path.name):
         export = load_export(path, name, settings.input_size)
-    steps.note(export.summary())
+    for line in (export.summary(), *export.notes):
+        steps.note(line)
     with steps.step("graph surgery", "dynamic batch, grafted ends"):
         network = make_batch_dynamic(export)
     datasets = resolve_datasets(settings, reference, steps)
