@@ -137,7 +137,9 @@ def _show(options: argparse.Namespace) -> int:
     ref: VersionRef = options.version
     manifest = repository.manifest(ref.precision, ref.version or 0)
     if options.json:
-        print(manifest.to_json(), end="")
+        text = manifest.to_json().removesuffix("\n")
+        # What a terminal would obey is written in JSON's own escapes.
+        say(text if text == printable(text, layout=True) else json.dumps(json.loads(text), indent=2))
         return 0
     served = ", ".join(repository.profiles_of(ref.precision, manifest.version))
     say(f"{ref}: {manifest.tag}")
