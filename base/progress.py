@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+
+from pipeline.command_line import markup
 
 _HEARTBEAT_S = 10.0
 """Seconds between two lines of a long step where no bar is shown."""
@@ -44,7 +45,7 @@ class Steps:
         if total is not None:
             columns[2:2] = [BarColumn(), MofNCompleteColumn()]
         started = time.perf_counter()
-        label = f"{escape(name)} [dim]{escape(detail)}[/dim]" if detail else escape(name)
+        label = f"{markup(name)} [dim]{markup(detail)}[/dim]" if detail else markup(name)
         watched = self.console.is_terminal
         with Progress(*columns, console=self.console, transient=True, disable=not watched) as progress:
             task = progress.add_task(label, total=total)
@@ -77,8 +78,8 @@ class Steps:
 
     def note(self, text: str) -> None:
         """Print a line between steps."""
-        self.console.print(f"  {escape(text)}", highlight=False, soft_wrap=True)
+        self.console.print(f"  {markup(text, layout=True)}", highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Print a warning."""
-        self.console.print(f"[yellow]! {escape(text)}[/yellow]", highlight=False, soft_wrap=True)
+        self.console.print(f"[yellow]! {markup(text, layout=True)}[/yellow]", highlight=False, soft_wrap=True)

@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
             path = options.out / f"gpu-{precision}.json"
             for part in _served(options, repository, precision, images, drivers, result["bare"]):
                 result |= part  # written at once: a later failure loses nothing
-                write_atomically(path, (json.dumps(result, indent=2) + "\n").encode())
+                write_atomically(path, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
             _say(f"{precision}: written to {path}")
             results.append(result)
     try:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
-from rich.markup import escape
 
 from base.errors import OperatorError
 from base.paths import local_path
@@ -23,6 +22,7 @@ from builder.publication import Built
 from builder.sensitivity_command import run_sensitivity
 from builder.settings import BuildSettings, load_settings, unbuilt_profile
 from pipeline import command_line, contract
+from pipeline.command_line import markup, say
 from repository.store import SHIPPED_REPOSITORY, ModelRepository
 from scenes.reference import fetch_reference
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except OperatorError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]error:[/red] {markup(error, layout=True)}", highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -69,9 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fetch(options: argparse.Namespace) -> int:
     del options
     reference = fetch_reference()
-    print(reference.onnx)
+    say(reference.onnx)
     for path in reference.photographs:
-        print(path)
+        say(path)
     return 0
 
 
@@ -84,7 +84,7 @@ def _settings(options: argparse.Namespace) -> BuildSettings:
 
 def _build(options: argparse.Namespace) -> int:
     def show(built: Built) -> None:
-        print(f"{built.manifest.precision}\t{built.manifest.tag}\t{built.folder}\t{built.state}", flush=True)
+        say(f"{built.manifest.precision}\t{built.manifest.tag}\t{built.folder}\t{built.state}")
 
     build(_settings(options), Steps(), show)
     return 0
@@ -102,7 +102,7 @@ def _add_plan(options: argparse.Namespace) -> int:
     reference = options.version
     flavor, gpu = detect_flavor(), find_gpu()
     manifest = add_plan(repository, reference.precision, reference.version, flavor, gpu, Steps())
-    print(f"{manifest.tag}\t{', '.join(manifest.plans)}")
+    say(f"{manifest.tag}\t{', '.join(manifest.plans)}")
     return 0
 
 
@@ -129,7 +129,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m builder", description=__doc__)
+    parser = command_line.Parser(prog="python -m builder", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     fetch = commands.add_parser("fetch", help="get the reference model and its photographs into the cache")

@@ -24,6 +24,7 @@ WORKING_OPSETS: Final = range(13, 23)
 """What the builder works with. Split and Unsqueeze take sizes and axes as inputs since 13; the tools behind the builder
 do not support opsets above 22. Older and newer graphs are converted to the nearest one by onnx's converter."""
 _ADVISED_OPSET: Final = 17
+_MOST_NAME: Final = 100  # characters of a name for tags
 _EXPORT_AGAIN: Final = f"Export again with opset={_ADVISED_OPSET} (`{yolo.EXPORT_COMMAND} opset={_ADVISED_OPSET}`)"
 
 _QUANTIZED: Final = re.compile(
@@ -62,6 +63,7 @@ class Export:
         num_coefficients: mask coefficients per anchor (32 in these families).
         num_anchors: anchors over all scales.
         class_names: one name per class.
+        notes: what of the file's metadata is ignored, and why.
         model: the graph, the input size fixed, in an opset of :data:`WORKING_OPSETS`.
     """
 
@@ -80,6 +82,7 @@ class Export:
     num_coefficients: int
     num_anchors: int
     class_names: tuple[str, ...]
+    notes: tuple[str, ...]
     model: onnx.ModelProto = field(repr=False, compare=False)
 
     @property
@@ -143,15 +146,26 @@ def load_export(
     Raises:
         ExportError: the file is no export of a known family, or goes beyond a limit; the message says what is wrong.
     """
+<<<<<<< HEAD
     if not path.is_file():
         raise ExportError(f"{path}: no such file; give an ONNX export with --onnx PATH")
     outputs = first_run(path, input_size, limits)
     found = inspect(path, input_size)
     height, width = found.input_height, found.input_width
     detections_name, prototypes_name = yolo.check_outputs(outputs, found.metadata, height, width)
+=======
+    model, opset, files = _read(path)
+    # Text that is no UTF-8 comes as bytes.
+    metadata = {_text(entry.key): _text(entry.value) for entry in model.metadata_props}
+    yolo.check_suppression(model, metadata)
+    input_name, batch, height, width = _check_input(model, input_size)
+    outputs = _run_once(model, input_name, (batch or 1, 3, height, width))
+    detections_name, prototypes_name = yolo.check_outputs(outputs, metadata, height, width)
+>>>>>>> work-e
     channels, anchors = outputs[detections_name][1:]
     coefficients = outputs[prototypes_name][1]
     num_classes = channels - yolo.BOX_CHANNELS - coefficients
+    class_names, note = yolo.class_names(metadata, num_classes)
     return Export(
         path=path,
         files=found.files,
@@ -167,8 +181,14 @@ def load_export(
         num_classes=num_classes,
         num_coefficients=coefficients,
         num_anchors=anchors,
+<<<<<<< HEAD
         class_names=yolo.class_names(found.metadata, num_classes),
         model=found.model,
+=======
+        class_names=class_names,
+        notes=(note,) if note else (),
+        model=model,
+>>>>>>> work-e
     )
 
 
@@ -183,8 +203,12 @@ def inspect(path: Path, input_size: tuple[int, int] | None) -> Inspected:
 
 
 def slug(text: str) -> str:
-    """Lower case letters, digits, ``-`` and ``_`` of a name; never empty."""
-    return re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-") or "model"
+    """Lower case letters, digits, ``-`` and ``_`` of a name; never empty, and short enough for a file's name."""
+    return re.sub(r"[^a-z0-9_]+", "-", text.lower())[:_MOST_NAME].strip("-") or "model"
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _digest(files: Mapping[str, str]) -> str:

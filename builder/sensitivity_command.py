@@ -12,6 +12,7 @@ from builder.build import open_inputs
 from builder.sensitivity import groups_of, rank_groups, trade_off
 from builder.settings import BuildSettings
 from builder.trade import plot_trades, ranking_table, trade_table
+from pipeline.command_line import say
 
 
 def run_sensitivity(settings: BuildSettings, steps: Steps, out: Path) -> int:
@@ -45,7 +46,7 @@ def run_sensitivity(settings: BuildSettings, steps: Steps, out: Path) -> int:
         "groups": [cost.as_dict() for cost in ranking],
         "trade": [trade.as_dict() for trade in trades],
     }
-    (out / "sensitivity.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (out / "sensitivity.json").write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     plot_trades(trades, out / "sensitivity.png")
-    console.print(f"{out / 'sensitivity.json'}\n{out / 'sensitivity.png'}", soft_wrap=True)
+    say(f"{out / 'sensitivity.json'}\n{out / 'sensitivity.png'}")
     return 0

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from builder.errors import BuilderError
 from builder.sensitivity import GroupCost, Trade
+from pipeline.command_line import markup
 
 
 def plot_trades(trades: Sequence[Trade], target: Path | BinaryIO) -> None:
@@ -55,7 +56,7 @@ def trade_table(trades: Sequence[Trade]) -> Table:
     for trade in trades:
         names = f"{len(trade.restored)} groups" if len(trade.restored) > 4 else ", ".join(trade.restored) or "nothing"
         table.add_row(
-            names,
+            markup(names),
             str(trade.int8_convolutions),
             f"{trade.size_bytes / 1e6:.2f}",
             f"{trade.agreement.f1:.4f}",
@@ -71,5 +72,5 @@ def ranking_table(ranking: Sequence[GroupCost]) -> Table:
     )
     for cost in ranking:
         values = (f"{cost.agreement.f1:.4f}", f"{cost.agreement.mask_iou:.4f}", f"{cost.cost:.4f}")
-        table.add_row(cost.group, str(cost.convolutions), *values)
+        table.add_row(markup(cost.group), str(cost.convolutions), *values)
     return table

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from base.paths import local_path
 from pipeline import contract
+from pipeline.command_line import printable, say
 from repository.errors import RepositoryError
 from repository.integrity import verify
 from repository.live import LiveServer
@@ -118,16 +119,16 @@ def _list(options: argparse.Namespace) -> int:
             size = sum(entry.size_bytes for entry in manifest.files.values()) / 1e6
             cells = (ref.model, str(version), manifest.tag, manifest.source_hash[:8], manifest.profile)
             more = (_gate_word(manifest), f"{size:.1f}", manifest.created_utc, served)
-            table.add_row(*map(Text, (*cells, *more)))
+            table.add_row(*(Text(printable(cell)) for cell in (*cells, *more)))
     console = Console()
     if not console.is_terminal:
         console.width = _PIPE_COLUMNS
     console.print(table)
     for line in broken:
-        _print(line)
+        say(line)
     _warn_of_mixtures(repository, contract.PROFILES)
     if not table.row_count and not broken:
-        _print(f"no version is built yet; `python -m builder build --repository {repository.path}` makes some")
+        say(f"no version is built yet; `python -m builder build --repository {repository.path}` makes some")
     return 0
 
 
@@ -136,20 +137,22 @@ def _show(options: argparse.Namespace) -> int:
     ref: VersionRef = options.version
     manifest = repository.manifest(ref.precision, ref.version or 0)
     if options.json:
-        print(manifest.to_json(), end="")
+        text = manifest.to_json().removesuffix("\n")
+        # What a terminal would obey is written in JSON's own escapes.
+        say(text if text == printable(text, layout=True) else json.dumps(json.loads(text), indent=2))
         return 0
     served = ", ".join(repository.profiles_of(ref.precision, manifest.version))
-    _print(f"{ref}: {manifest.tag}")
-    _print(f"served under: {served or 'no profile'}")
-    _print(f"gate: {manifest.gate_refusal or _gate_word(manifest)}")
+    say(f"{ref}: {manifest.tag}")
+    say(f"served under: {served or 'no profile'}")
+    say(f"gate: {manifest.gate_refusal or _gate_word(manifest)}")
     values = json.loads(manifest.to_json())
     for line in _outline({key: value for key, value in values.items() if key not in ("tag", "model", "version")}):
-        _print(line)
+        say(line)
     history = read_promotions(repository.model_folder(ref.precision))
     mine = [one for one in history if manifest.version in (one.version, one.previous)]
     for one in mine:
         forced = ", forced" if one.forced else ""
-        _print(f"{one.time_utc}  {one.action} under {one.profile}: {one.previous or 'none'} -> {one.version}{forced}")
+        say(f"{one.time_utc}  {one.action} under {one.profile}: {one.previous or 'none'} -> {one.version}{forced}")
     return 0
 
 
@@ -178,9 +181,9 @@ def _rollback(options: argparse.Namespace) -> int:
 def _prune(options: argparse.Namespace) -> int:
     removed = prune(ModelRepository.existing(options.repository), options.keep, dry_run=options.dry_run)
     for ref in removed:
-        _print(f"{'would remove' if options.dry_run else 'removed'} {ref}")
+        say(f"{'would remove' if options.dry_run else 'removed'} {ref}")
     if not removed:
-        _print("nothing to remove")
+        say("nothing to remove")
     return 0
 
 
@@ -189,11 +192,11 @@ def _verify(options: argparse.Namespace) -> int:
     repository = ModelRepository.existing(options.repository)
     findings = verify(repository, ref.precision if ref else None, ref.version if ref else None)
     for note in findings.notes:
-        _print(f"note: {note}")
+        say(f"note: {note}")
     for fault in findings.faults:
-        _print(f"FAULT {fault.subject}: {fault.problem}\n      {fault.remedy}")
+        say(f"FAULT {fault.subject}: {fault.problem}\n      {fault.remedy}")
     count = len(findings.faults)
-    _print(f"{findings.versions} versions checked: {f'{count} faults' if count else 'no fault'}")
+    say(f"{findings.versions} versions checked: {f'{count} faults' if count else 'no fault'}")
     return 1 if findings.faults else 0
 
 
@@ -215,13 +218,13 @@ def _servers(options: argparse.Namespace, stack: ExitStack) -> list[LiveServer] 
 def _show_outcomes(repository: ModelRepository, refs: Sequence[VersionRef], outcomes: Sequence[Promoted]) -> int:
     for ref, done in zip(refs, outcomes, strict=True):
         before = f"before: {done.previous}" if done.previous is not None else "before: none"
-        _print(f"{ref.model}/{done.version} is served under the profile {done.profile} ({before})")
+        say(f"{ref.model}/{done.version} is served under the profile {done.profile} ({before})")
         for name in done.servers:
-            _print(f"  {name} answers with it")
+            say(f"  {name} answers with it")
         for name in done.not_serving:
-            _print(f"  {name} does not serve {ref.model}; start it again to serve it too")
+            say(f"  {name} does not serve {ref.model}; start it again to serve it too")
         if not done.servers and not done.not_serving:
-            _print("  no server of this repository and profile runs here; the next one starts with it")
+            say("  no server of this repository and profile runs here; the next one starts with it")
     _warn_of_mixtures(repository, [outcomes[0].profile])
     return 0
 
@@ -231,10 +234,10 @@ def _warn_of_mixtures(repository: ModelRepository, profiles: Sequence[str]) -> N
         try:
             mixed = mixture(repository, profile)
         except RepositoryError as error:
-            _print(str(error))
+            say(str(error))
             continue
         if mixed is not None:
-            _print(f"warning: {mixed}\n  to serve one network: {mixture_remedy(repository, mixed)}")
+            say(f"warning: {mixed}\n  to serve one network: {mixture_remedy(repository, mixed)}")
 
 
 def _gate_word(manifest: Manifest) -> str:
@@ -262,10 +265,6 @@ def _scalar(value: Any) -> str:
     if value is None or value in ({}, []):
         return "none"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _print(text: str) -> None:
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _ref(text: str) -> VersionRef:

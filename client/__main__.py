@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from client.commands import run_photos, run_video
 from client.errors import SegmentationError
@@ -19,6 +18,7 @@ from client.segmentation import AsyncSegmentationClient
 from client.transport import DEFAULT_URLS
 from client.video import ADDRESS, VideoError, VideoSource, source_name
 from pipeline import command_line, contract
+from pipeline.command_line import markup
 from pipeline.errors import ParameterError
 from pipeline.image_files import VIDEO_SUFFIXES, SourceError
 from pipeline.parameters import RequestParameters
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return asyncio.run(_run(options))
     except (SourceError, SegmentationError, VideoError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]error:[/red] {markup(error, layout=True)}", highlight=False, soft_wrap=True)
         return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -136,7 +136,7 @@ def _class_names(text: str) -> dict[int, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = command_line.Parser(
         prog="python -m client",
         description="Segment images, folders, a video or a camera on a running server.",
         epilog="Exit status: 0; 1 if an image or frame failed; 2 if nothing could be tried (wrong command line, no "

@@ -7,6 +7,7 @@ lengths, for every mask format.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -37,7 +38,7 @@ class CocoDocument:
         """Add one image and its instances.
 
         Raises:
-            ValueError: a mask cannot be decoded; nothing is added.
+            ValueError: a mask cannot be decoded, or a number is not finite; nothing is added.
         """
         height, width = segmentation.image_size
         image_id, first = len(self._images) + 1, len(self._annotations) + 1
@@ -67,7 +68,8 @@ class CocoDocument:
             OSError: it cannot be written.
         """
         write_atomically(
-            path, (json.dumps(self.to_dict(), ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+            path,
+            (json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False) + "\n").encode(errors="backslashreplace"),
         )
 
 
@@ -162,7 +164,8 @@ class CocoResults:
         """Add one image's instances.
 
         Raises:
-            ValueError: a mask cannot be decoded, or the annotations know no such image or category; nothing is added.
+            ValueError: a mask cannot be decoded, a number is not finite, or the annotations know no such image or
+                category; nothing is added.
         """
         self._count += 1
         image_id = self._count if self._ids is None else self._ids.image_id(file_name, segmentation.image_size)
@@ -187,7 +190,7 @@ class CocoResults:
         Raises:
             OSError: they cannot be written.
         """
-        write_atomically(path, (json.dumps(self._results) + "\n").encode())
+        write_atomically(path, (json.dumps(self._results, allow_nan=False) + "\n").encode())
 
 
 def _same_path(known: str, name: str) -> bool:
@@ -199,6 +202,8 @@ def _same_path(known: str, name: str) -> bool:
 
 def _annotation(detection: Detection) -> dict[str, Any]:
     left, top, right, bottom = (float(value) for value in detection.box)
+    if not all(map(math.isfinite, (left, top, right, bottom, detection.score))):
+        raise ValueError(f"box {detection.box.tolist()} or score {detection.score} is not finite")
     width, height = right - left, bottom - top
     annotation: dict[str, Any] = {
         "category_id": detection.class_id,

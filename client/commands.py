@@ -13,7 +13,6 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -22,6 +21,7 @@ from client.errors import ServerUnavailableError
 from client.photos import Outcome, PhotoSettings, check_overlays, segment_photos
 from client.segmentation import AsyncSegmentationClient
 from client.video import VideoError, VideoInput, VideoProgress, VideoSettings, VideoSource, segment_video
+from pipeline.command_line import markup
 from pipeline.image_files import SourceError, find_images, listed
 
 EXIT_FAILED: Final = 1
@@ -43,7 +43,7 @@ async def run_photos(client: AsyncSegmentationClient, options: argparse.Namespac
     left_out: Counter[str] = Counter()
     sources = find_images(options.paths, skip=options.out, left_out=left_out)
     if left_out:
-        notes.print(f"left out: {escape(listed(left_out))}", highlight=False, soft_wrap=True)
+        notes.print(f"left out: {markup(listed(left_out))}", highlight=False, soft_wrap=True)
     if options.out is not None:
         check_overlays(sources, options.out)
     await client.wait_ready(0)
@@ -118,7 +118,7 @@ async def run_video(client: AsyncSegmentationClient, source: VideoSource, option
     rate = last.frames / last.elapsed_s if last.elapsed_s else 0.0
     where = f", overlay in {output}" if output is not None and last.frames else ""
     line = f"{last.frames} frames in {last.elapsed_s:.1f} s: {rate:.1f} frames/s, {last.failed} failed{where}"
-    Console().print(escape(line), highlight=False, soft_wrap=True)
+    Console().print(markup(line), highlight=False, soft_wrap=True)
     if broke_off or last.failed or not last.frames:
         return EXIT_FAILED
     return EXIT_INTERRUPTED if stop.is_set() and video.frame_count is not None else 0
@@ -216,7 +216,7 @@ def _table() -> Table:
 
 
 def _row(outcome: Outcome, error: str | None) -> tuple[str, str, str, str]:
-    name = escape(outcome.source.name)
+    name = markup(outcome.source.name)
     if outcome.result is None:
         return name, "[red]failed[/red]", "", ""
     count = str(len(outcome.result)) if error is None else f"[red]{len(outcome.result)}, not written[/red]"
@@ -225,4 +225,4 @@ def _row(outcome: Outcome, error: str | None) -> tuple[str, str, str, str]:
 
 
 def _print_error(console: Console, text: str) -> None:
-    console.print(f"[red]error:[/red] {escape(text)}", highlight=False, soft_wrap=True)
+    console.print(f"[red]error:[/red] {markup(text)}", highlight=False, soft_wrap=True)

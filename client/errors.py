@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -46,7 +48,12 @@ class ServerError(SegmentationError):
     """The server failed, or its answer is not understood."""
 
 
+class AnswerError(ServerError):
+    """The answer to a request is not understood; to another request the server may answer well."""
+
+
 _MOST_REASON: Final = 200  # characters of a library's message
+_MOST_MESSAGE: Final = 2000  # characters of a server's message
 
 # Triton's error codes as its frontends send them (triton-inference-server/server, src/grpc/grpc_utils.cc and
 # src/http_server.cc).
@@ -77,6 +84,9 @@ def error_of_status(status: str | None, message: str, url: str, timeout_s: float
         timeout_s: bound that was in force, in seconds.
     """
     kind = _ERROR_OF_STATUS.get(status or "", ServerError)
+    message = str(message)  # in JSON it may be anything
+    if len(message) > _MOST_MESSAGE:
+        message = f"{message[:_MOST_MESSAGE]} … ({len(message)} characters)"
     if kind is ServerUnavailableError and BUSY in message:
         return ServerBusyError(f"{url}: {message}", status)
     if kind is ServerUnavailableError:
@@ -91,6 +101,33 @@ def error_of_status(status: str | None, message: str, url: str, timeout_s: float
     if kind is ServerError:
         return kind(f"the server at {url} failed ({status or 'no status'}): {message}", status)
     return kind(message, status)
+
+
+@contextmanager
+def answer_errors(url: str, protocol: str) -> Iterator[None]:
+    """Turn what tritonclient raises on an answer that it cannot read into :class:`AnswerError`.
+
+    Args:
+        url: of the server, for the message.
+        protocol: ``grpc`` or ``http``, for the message.
+
+    Raises:
+        AnswerError: the answer cannot be read.
+    """
+    try:
+        yield
+    except InferenceServerException as error:
+        if error.status() is not None:
+            raise
+        raise AnswerError(f"the answer of {url} ({protocol}) cannot be read: {_reason(error)}") from error
+    # None of these comes from a connection. OSError and UnicodeError do, from sockets and names.
+    except (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RecursionError, TypeError, ValueError,
+            struct.error, zlib.error) as error:  # fmt: skip
+        if isinstance(error, OSError) or (
+            isinstance(error, UnicodeError) and not isinstance(error, UnicodeDecodeError)
+        ):
+            raise
+        raise AnswerError(f"the answer of {url} ({protocol}) cannot be read: {_reason(error)}") from error
 
 
 @contextmanager
@@ -116,11 +153,14 @@ def translated_errors(url: str, timeout_s: float, protocol: str) -> Iterator[Non
     except (TimeoutError, asyncio.TimeoutError) as error:  # two types before Python 3.11
         raise _timed_out(url, timeout_s, None) from error
     except Exception as error:  # sockets, names, aiohttp, geventhttpclient, JSON: each has its own tree
-        reason = " ".join(str(error).split())[:_MOST_REASON] or type(error).__name__
         raise ServerUnavailableError(
-            f"no {protocol} connection to {url}: {reason}; check host and port (HTTP is on 8000 and gRPC on 8001 by "
-            f"default), {START_REMEDY}"
+            f"no {protocol} connection to {url}: {_reason(error)}; check host and port (HTTP is on 8000 and gRPC on "
+            f"8001 by default), {START_REMEDY}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:_MOST_REASON] or type(error).__name__
 
 
 def _timed_out(url: str, timeout_s: float, status: str | None) -> RequestTimeoutError:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import cv2
 
-from client.errors import RequestError, SegmentationError
+from client.errors import AnswerError, RequestError, SegmentationError
 from client.files import write_atomically
 from client.images import encoded_image
 from client.segmentation import AsyncSegmentationClient
@@ -80,7 +80,8 @@ async def segment_photos(
 ) -> AsyncGenerator[Outcome, None]:
     """Find the instances in image files.
 
-    A refused batch is sent again image by image, so that one bad image does not lose the others.
+    A refused batch is sent again image by image, and so is one whose answer is not understood, so that one bad image
+    or answer does not lose the others.
 
     Yields:
         One outcome per source, in order; a failure is an outcome too.
@@ -124,7 +125,7 @@ async def _segment_group(
     started = time.perf_counter()
     try:
         results = await client.segment_batch([source.path for source in group], **options)
-    except RequestError as error:
+    except (RequestError, AnswerError) as error:
         if len(group) > 1:
             return [(await _segment_group(client, [source], options))[0] for source in group]
         return [Outcome(group[0], error=str(error).removeprefix(f"{group[0].path}: "))]

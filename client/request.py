@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from client.errors import RequestError, ServerError
+from client.errors import AnswerError, RequestError
 from client.images import ImageInput, encoded_image, image_name
 from pipeline import contract
 from pipeline.decode_work import REQUEST_DECODE_S, decode_seconds
-from pipeline.parameters import RequestParameters
+from pipeline.errors import ImageError
+from pipeline.image_structure import read_header
+from pipeline.images import ImageLimits
+from pipeline.mask_formats import check_masks
+from pipeline.parameters import MAX_CLASS_ID, RequestParameters
 from pipeline.result import Segmentation
 
 if TYPE_CHECKING:
@@ -25,6 +29,8 @@ Tensors: TypeAlias = "Mapping[str, NDArray[Any]]"
 
 _SERVER_DEFAULTS: Final = RequestParameters()
 _MOST_BYTES: Final = 64 * 1024 * 1024  # half of what the server accepts over HTTP; one image may have as many
+_MOST_PIXELS: Final = ImageLimits().max_pixels  # of an image whose header cannot be read here
+_BORDER_PIXELS: Final = 0.01  # how far a box may leave the image, by rounding in FP32
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class Request:
     def parse(self, tensors: Tensors) -> list[Segmentation]:
         """The results in its answer; see :func:`parse_response`."""
         mask_format = str(self.parameters.get("mask_format", _SERVER_DEFAULTS.mask_format))
-        return parse_response(tensors, len(self.images), mask_format)
+        return parse_response(tensors, len(self.images), mask_format, [_upright_size(data) for data in self.images])
 
     def named(self, error: RequestError) -> RequestError:
         """The server's refusal, prefixed with the names of the images."""
@@ -129,39 +135,93 @@ def chunks(images: Sequence[ImageInput]) -> Iterator[Sequence[ImageInput]]:
         yield images[start : start + contract.MAX_REQUEST_BATCH]
 
 
-def parse_response(tensors: Tensors, batch: int, mask_format: str) -> list[Segmentation]:
-    """Cut padded response tensors to one result per image.
+def parse_response(
+    tensors: Tensors, batch: int, mask_format: str, sizes: Sequence[tuple[int, int] | None] | None = None
+) -> list[Segmentation]:
+    """Check padded response tensors, and cut them to one result per image.
+
+    Nothing of the answer is trusted: what passes can be drawn, decoded with bounded work, and written as JSON.
 
     Args:
         tensors: name to array, batch axis first; what follows an image's ``num_detections`` is padding.
         batch: images of the request.
         mask_format: encoding of the masks.
+        sizes: height and width of the images that were sent, upright; None where unknown.
 
     Raises:
-        ServerError: a tensor is missing or of another shape than the contract's.
+        AnswerError: a tensor is missing, of another dtype or shape than the contract's, or holds what no right answer
+            does; the message says what, and in which image.
     """
     arrays = {spec.name: _checked(tensors, spec, batch) for spec in contract.RESPONSE_TENSORS}
-    counts, sizes = arrays[contract.NUM_DETECTIONS.name][:, 0], arrays[contract.IMAGE_SIZE.name]
+    counts, stated = arrays[contract.NUM_DETECTIONS.name][:, 0], arrays[contract.IMAGE_SIZE.name]
     depth = min(arrays[spec.name].shape[1] for spec in _PADDED)
     if batch and not 0 <= counts.min() <= counts.max() <= depth:
-        raise ServerError(f"num_detections says {counts.tolist()} where {depth} detections came")
+        raise AnswerError(f"num_detections says {counts.tolist()} where {depth} detections came")
     results = []
     for index, count in enumerate(counts.tolist()):
         boxes, scores, class_ids, masks = (arrays[spec.name][index, :count] for spec in _PADDED)
-        results.append(
-            Segmentation(
-                # Copies: a view would keep the whole response in memory, and refuse to be written to.
-                boxes=boxes.astype(np.float32),
-                scores=scores.astype(np.float32),
-                class_ids=class_ids.astype(np.int32),
-                encoded_masks=tuple(masks.tolist()),
-                mask_format=mask_format,
-                image_size=(int(sizes[index, 0]), int(sizes[index, 1])),
-            )
+        result = Segmentation(
+            # Copies: a view would keep the whole response in memory, and refuse to be written to.
+            boxes=boxes.copy(),
+            scores=scores.copy(),
+            class_ids=class_ids.copy(),
+            encoded_masks=tuple(masks.tolist()),
+            mask_format=mask_format,
+            image_size=(int(stated[index, 0]), int(stated[index, 1])),
         )
+        try:
+            _check(result, sizes[index] if sizes is not None else None)
+        except ValueError as error:
+            raise AnswerError(f"the answer for image {index + 1} of {batch} is wrong: {error}") from None
+        results.append(result)
     return results
 
 
+def _check(result: Segmentation, sent: tuple[int, int] | None) -> None:
+    """Check one image's result.
+
+    Args:
+        result: what came.
+        sent: height and width of the image that was sent; None where unknown.
+
+    Raises:
+        ValueError: no right answer is like this; says what is wrong.
+    """
+    height, width = result.image_size
+    if sent is not None and result.image_size != sent:
+        raise ValueError(f"image_size is {height}x{width}; the image that was sent has {sent[0]}x{sent[1]} pixels")
+    if height < 1 or width < 1 or (sent is None and height * width > _MOST_PIXELS):
+        raise ValueError(f"image_size is {height}x{width}; allowed: 1 to {_MOST_PIXELS} pixels in all")
+    count = len(result)
+    if count > contract.DEFAULT_TOP_K:
+        raise ValueError(f"{count} detections; allowed: {contract.DEFAULT_TOP_K}")
+    if not count:
+        return
+    low, high = result.boxes[:, :2], result.boxes[:, 2:]
+    limit = np.array([width, height], np.float32) + _BORDER_PIXELS
+    good = (low >= -_BORDER_PIXELS) & (low <= high) & (high <= limit)  # false for NaN
+    if not good.all():
+        box = result.boxes[~good.all(axis=1)][0].tolist()
+        raise ValueError(f"the box {box} does not lie inside the image of {height}x{width} pixels")
+    scores = result.scores
+    if not (scores[0] <= 1 and scores[-1] >= 0 and (scores[1:] <= scores[:-1]).all()):  # true for NaN
+        raise ValueError("its scores do not fall from 1 or less to 0 or more")
+    if result.class_ids.min() < 0 or result.class_ids.max() > MAX_CLASS_ID:
+        raise ValueError(f"a class index is not in 0 to {MAX_CLASS_ID}")
+    if set(map(type, result.encoded_masks)) != {bytes}:
+        raise ValueError("a mask is not of bytes")
+    check_masks(result.encoded_masks, result.mask_format, height, width)
+
+
+def _upright_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width of an encoded image, upright; None where its header cannot be read."""
+    try:
+        return read_header(data).upright_size
+    except ImageError:
+        return None
+
+
+_DTYPES: Final = {"INT32": np.dtype(np.int32), "FP32": np.dtype(np.float32), "BYTES": np.dtype(np.object_)}
 _PADDED: Final = (contract.BOXES, contract.SCORES, contract.CLASS_IDS, contract.MASKS)
 
 
@@ -177,12 +237,14 @@ def _fits(held: Sequence[tuple[bytes, str, float]]) -> bool:
 def _checked(tensors: Tensors, spec: contract.TensorSpec, batch: int) -> NDArray[Any]:
     array = tensors.get(spec.name)
     if array is None:
-        raise ServerError(f"the answer has no output {spec.name!r}: the model is not one of this project's ensembles")
+        raise AnswerError(f"the answer has no output {spec.name!r}: the model is not one of this project's ensembles")
     expected = (batch, *spec.shape)
     if array.ndim != len(expected) or any(
         want not in (-1, got) for want, got in zip(expected, array.shape, strict=True)
     ):
-        raise ServerError(f"output {spec.name!r} has shape {list(array.shape)}; expected {list(expected)}")
+        raise AnswerError(f"output {spec.name!r} has shape {list(array.shape)}; expected {list(expected)}")
+    if array.dtype != _DTYPES[spec.dtype]:
+        raise AnswerError(f"output {spec.name!r} is of type {array.dtype}; expected {spec.dtype}")
     return array
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from client.errors import RequestError, translated_errors
+from client.errors import RequestError, answer_errors, translated_errors
 from client.request import Parameters, Tensors
 from pipeline import contract
 from pipeline.loopback import grpc_channel_args
@@ -51,6 +51,10 @@ class _Connection:
     def _errors(self) -> AbstractContextManager[None]:
         return translated_errors(*self._place)
 
+    def _answer_errors(self) -> AbstractContextManager[None]:
+        url, _, protocol = self._place
+        return answer_errors(url, protocol)
+
 
 class Transport(_Connection):
     """Sends requests and waits for their answers. Over gRPC threads may share it; over HTTP each needs its own."""
@@ -69,8 +73,8 @@ class Transport(_Connection):
         Raises:
             SegmentationError: the fitting subclass.
         """
-        with self._errors():
-            inputs = _inputs(self._library, images)
+        inputs = _inputs(self._library, images)
+        with self._errors(), self._answer_errors():
             return _tensors(self._client.infer(model, inputs, parameters=parameters, **self._bound))
 
     def is_ready(self, model: str) -> bool:
@@ -96,8 +100,8 @@ class AsyncTransport(_Connection):
 
     async def infer(self, model: str, images: NDArray[np.object_], parameters: Parameters) -> Tensors:
         """See :meth:`Transport.infer`."""
-        with self._errors():
-            inputs = _inputs(self._library, images)
+        inputs = _inputs(self._library, images)
+        with self._errors(), self._answer_errors():
             return _tensors(await self._client.infer(model, inputs, parameters=parameters, **self._bound))
 
     async def is_ready(self, model: str) -> bool:

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from client.errors import SegmentationError, ServerUnavailableError
+from client.errors import AnswerError, SegmentationError, ServerUnavailableError
 from client.images import encode_pixels
 from client.segmentation import AsyncSegmentationClient
 from client.window import ordered_window
@@ -257,9 +257,10 @@ async def segment_video(
     output = VideoOutput(settings.output, video.fps) if settings.output is not None else None
     try:
         async with aclosing(ordered_window(video.frames(stop), work, settings.in_flight)) as answered:
-            async for frame, result in answered:
+            async for frame, answer in answered:
+                result = answer
                 if output is not None:
-                    await asyncio.to_thread(_write, output, frame, result, settings)
+                    result = await asyncio.to_thread(_write, output, frame, answer, settings)
                 on_progress(tally.count(result))
     finally:
         if output is not None:
@@ -269,10 +270,15 @@ async def segment_video(
 
 def _write(
     output: VideoOutput, frame: Frame, result: Segmentation | SegmentationError, settings: VideoSettings
-) -> None:
+) -> Segmentation | SegmentationError:
+    """Write a frame with its overlay; returns the result, or what is wrong with it."""
     if isinstance(result, Segmentation):
-        frame = draw_overlay(frame, result, class_names=settings.class_names, color_by="class")
+        try:
+            frame = draw_overlay(frame, result, class_names=settings.class_names, color_by="class")
+        except ValueError as error:  # a mask that cannot be decoded
+            result = AnswerError(f"the overlay cannot be drawn: {error}")
     output.write(frame)
+    return result
 
 
 class _Tally:

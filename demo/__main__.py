@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 1 if it failed (the fault and its remedy are on standard error).
     """
     command_line.prepare()
-    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
+    parser = command_line.Parser(prog="python -m demo", description=__doc__)
     parser.add_argument("--repository", type=local_path, default=SHIPPED_REPOSITORY, help="model repository")
     parser.add_argument("--out", type=local_path, default=Path("out"), help="where overlays and JSON go (default: out)")
     add_port_arguments(parser)
@@ -31,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run_demo(options.repository, options.out, (options.http_port, options.grpc_port, options.metrics_port))
     except (OperatorError, SegmentationError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        command_line.say_error(error)
         return 1
     except KeyboardInterrupt:
         return 130

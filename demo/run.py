@@ -21,6 +21,7 @@ from client.files import write_atomically
 from client.images import encode_pixels
 from client.segmentation import SegmentationClient
 from pipeline import contract
+from pipeline.command_line import markup
 from pipeline.images import decode_image
 from pipeline.overlay import draw_overlay
 from pipeline.result import Segmentation
@@ -129,11 +130,14 @@ def _show(rows: list[_Row], out: Path) -> None:
             if row.photograph == photograph:
                 best = f"{row.result.scores[0]:.3f}" if len(row.result) else "-"
                 cells = (row.precision, row.protocol, str(len(row.result)), best, f"{row.milliseconds:.0f}")
-                table.add_row(photograph.name, *cells)
+                table.add_row(markup(photograph.name), *cells)
         table.add_section()
     console = Console()
     console.print(table)
-    console.print(f"overlays: {out}/<precision>/<photograph>.png   COCO JSON: {out}/<precision>.json", soft_wrap=True)
+    console.print(
+        f"overlays: {markup(out)}/<precision>/<photograph>.png   COCO JSON: {markup(out)}/<precision>.json",
+        soft_wrap=True,
+    )
 
 
 def _protocols_agree(rows: list[_Row]) -> bool:
@@ -141,6 +145,8 @@ def _protocols_agree(rows: list[_Row]) -> bool:
     for row in rows:
         answer = (row.result.boxes.tobytes(), row.result.scores.tobytes(), *row.result.encoded_masks)
         if answers.setdefault((row.photograph.name, row.precision), answer) != answer:
-            Console(stderr=True).print(f"[red]gRPC and HTTP differ on {row.photograph.name} in {row.precision}[/red]")
+            Console(stderr=True).print(
+                f"[red]gRPC and HTTP differ on {markup(row.photograph.name)} in {row.precision}[/red]"
+            )
             return False
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -19,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 1 if it failed, a condition held, or requests failed; 2 for a wrong command line.
     """
     command_line.prepare()
-    parser = argparse.ArgumentParser(prog="python -m load", description=__doc__)
+    parser = command_line.Parser(prog="python -m load", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (compare_command, ui_command):
         command.add_parser(commands)
@@ -27,10 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except (OperatorError, SegmentationError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        command_line.say_error(error)
         return 1
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        command_line.say_error(error)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -19,6 +19,7 @@ from load.recommendation import recommend
 from load.report import JSON_NAME, Report, write_report
 from load.server import add_server_arguments, server_under_test
 from pipeline import contract
+from pipeline.command_line import say
 from serving.lifetime import interruptible
 
 _DEFAULT_USERS = "1,2,4,8,16"
@@ -72,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     machine = describe_machine()  # before the load, which raises the load average
     precisions = tuple(dict.fromkeys(("fp32", *schedule.precisions))) if _can_add_fp32(options) else schedule.precisions
     with interruptible(), server_under_test(options, schedule.protocols, precisions) as (endpoints, server):
-        outcome = run_comparison(schedule, endpoints, lambda line: print(line, file=sys.stderr, flush=True))
+        outcome = run_comparison(schedule, endpoints, lambda line: say(line, sys.stderr))
     analysis = analyze(outcome.results, outcome.versions, options.budget_ms)
     verdicts = tuple(condition.decide(analysis.lookup, schedule.protocols) for condition in conditions)
     report = Report(
@@ -88,10 +89,10 @@ def run(options: argparse.Namespace) -> int:
     )
     page = write_report(report, options.out)
     faults = failed_gates(analysis, outcome, verdicts, options.max_error_rate)
-    print(report.recommendation.sentence)
-    print(f"report: {page.resolve()} (numbers: {page.with_name(JSON_NAME).name})")
+    say(report.recommendation.sentence)
+    say(f"report: {page.resolve()} (numbers: {page.with_name(JSON_NAME).name})")
     for fault in faults:
-        print(f"failed: {fault}", file=sys.stderr)
+        say(f"failed: {fault}", sys.stderr)
     return 1 if faults else 0
 
 

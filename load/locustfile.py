@@ -29,6 +29,7 @@ from load.options import UserOptions, add_url_arguments, add_user_arguments, che
 from load.payloads import Payload, check_ready, is_ready, load_payloads, with_expectations
 from load.users import GrpcUser, HttpUser, SegmentationUser, Session
 from pipeline import contract
+from pipeline.command_line import printable
 
 __all__ = ["GrpcUser", "HttpUser"]
 
@@ -76,7 +77,7 @@ def _prepare(environment: Environment, **_: Any) -> None:
         environment.process_exit_code = 1
         if isinstance(environment.runner, WorkerRunner):
             # The master reports it; without a session this worker's users do not start.
-            _log.error("error: %s", error)
+            _log.error("error: %s", printable(error))
             environment.runner.send_message("exception", {"msg": str(error), "traceback": str(error)})
             return
         raise StopTest(f"error: {error}") from error

@@ -92,7 +92,7 @@ def run(spec: StepSpec) -> dict[str, Any]:
 
 if __name__ == "__main__":
     result = run(pickle.load(sys.stdin.buffer))  # noqa: S301 - load.generator's own process wrote it
-    Path(sys.argv[1]).write_text(json.dumps(result), encoding="utf-8")
+    Path(sys.argv[1]).write_text(json.dumps(result, allow_nan=False), encoding="utf-8")
     sys.stdout.flush()
     sys.stderr.flush()
     # gRPC's own threads can outlive an orderly end.

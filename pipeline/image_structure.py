@@ -59,6 +59,7 @@ _USUAL_MASKS: Final = (0xFF0000, 0xFF00, 0xFF)
 _BYTE_MASKS: Final = {0xFF, 0xFF00, 0xFF0000, 0xFF000000}
 
 _MOST_WEBP_CHUNKS: Final = 100
+_FIRST_QUARTER_TURN: Final = 5  # EXIF orientations 5 to 8 swap height and width
 
 
 _FTYP_NAMES: Final = {
@@ -111,6 +112,11 @@ class ImageHeader:
     tile_pixels: int = 0
     planar: bool = False
     white_is_zero: bool = False
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Height and width in pixels, EXIF orientation applied."""
+        return (self.width, self.height) if self.orientation >= _FIRST_QUARTER_TURN else (self.height, self.width)
 
 
 def read_header(data: bytes) -> ImageHeader:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -15,12 +16,21 @@ from numpy.typing import NDArray
 
 from pipeline import rle
 from pipeline.contract import MASK_FORMATS
+from pipeline.image_structure import check_png, plain_png
 from pipeline.masks import MaskRuns
 from pipeline.outlines import Outlines
 from pipeline.png_mask import write_png
 
 _RUNS_AT_ONCE: Final = 1 << 17
 """Most runs whose outlines are computed at once: bounds the memory of a request with many large masks."""
+
+MOST_MASK_BYTES: Final = 64 * 1024 * 1024
+"""Most bytes of one encoded mask that is decoded: as many as an image may have."""
+
+_PNG_HEAD: Final = struct.Struct(">8s8sII9x")  # signature, IHDR's length and type, width, height, the rest of IHDR
+_PNG_START: Final = (b"\x89PNG\r\n\x1a\n", b"\0\0\0\rIHDR")
+_BASE64_HEAD: Final = 44  # characters that hold the 33 bytes of a PNG's head
+_OF_NUMBERS: Final = b"0123456789, "
 
 
 def encode_masks(masks: Sequence[MaskRuns], mask_format: str) -> list[bytes]:
@@ -82,13 +92,87 @@ def decode_mask(encoded: bytes, mask_format: str, height: int, width: int) -> ND
     if mask_format in ("png", "png_base64"):
         if mask_format == "png_base64":
             encoded = _from_base64(encoded)
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_GRAYSCALE)
-        if image is None or image.shape != (height, width):
-            raise ValueError(f"the bytes are not a PNG mask of {height}x{width} pixels")
-        return np.asarray(image) > 0
+        return _png_pixels(encoded, height, width) > 0
     if mask_format == "none":
         raise ValueError("no masks were asked for: mask_format was 'none'")
     raise ValueError(f"mask format {mask_format!r}; allowed: {', '.join(MASK_FORMATS)}")
+
+
+def check_masks(masks: Sequence[bytes], mask_format: str, height: int, width: int) -> None:
+    """Check, without decoding, that masks of one image can be decoded with bounded work.
+
+    Run lengths are checked in full. Of the others, kind and size are checked here, and the rest by
+    :func:`decode_mask`.
+
+    Args:
+        masks: encoded masks from elsewhere; any bytes.
+        mask_format: the format that was asked for.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+
+    Raises:
+        ValueError: one is not such a mask; says which.
+
+    Example:
+        >>> check_masks([b"06"], "rle", height=2, width=3)
+        >>> check_masks([b"06", b"5"], "polygon", height=2, width=3)
+        Traceback (most recent call last):
+        ValueError: mask 0 is not a polygon mask of 2x3 pixels
+    """
+    if mask_format == "none":
+        return
+    if mask_format == "rle":
+        wrong = rle.find_unfit(masks, height * width)
+    else:
+        fits = _FITS[mask_format]
+        wrong = next((index for index, mask in enumerate(masks) if not fits(mask, height, width)), None)
+    large = next((index for index, mask in enumerate(masks) if len(mask) > MOST_MASK_BYTES), None)
+    if wrong is not None:
+        raise ValueError(f"mask {wrong} is not a {mask_format} mask of {height}x{width} pixels")
+    if large is not None:
+        raise ValueError(f"mask {large} has {len(masks[large])} bytes; allowed: {MOST_MASK_BYTES}")
+
+
+def _is_polygons(encoded: bytes, *_: int) -> bool:
+    """Whether there is nothing but lists of numbers in one list: no nesting that would exhaust a JSON reader."""
+    brackets = encoded.translate(None, _OF_NUMBERS)
+    return brackets == b"[" + b"[]" * (len(brackets) // 2 - 1) + b"]"
+
+
+def _is_png(encoded: bytes, height: int, width: int) -> bool:
+    if len(encoded) < _PNG_HEAD.size:
+        return False
+    *start, png_width, png_height = _PNG_HEAD.unpack_from(encoded)
+    return tuple(start) == _PNG_START and (png_height, png_width) == (height, width)
+
+
+def _is_base64_png(encoded: bytes, height: int, width: int) -> bool:
+    try:
+        return _is_png(_from_base64(encoded[:_BASE64_HEAD]), height, width)
+    except ValueError:
+        return False
+
+
+_FITS: Final[Mapping[str, Callable[[bytes, int, int], bool]]] = {
+    "polygon": _is_polygons,
+    "png": _is_png,
+    "png_base64": _is_base64_png,
+}
+
+
+def _png_pixels(encoded: bytes, height: int, width: int) -> NDArray[np.uint8]:
+    """Gray pixels of a PNG; no other format reaches the decoder."""
+    fault = ValueError(f"the bytes are not a PNG mask of {height}x{width} pixels")
+    if not _is_png(encoded, height, width):
+        raise fault
+    try:
+        check_png(encoded)
+        image = cv2.imdecode(np.frombuffer(plain_png(encoded), np.uint8), cv2.IMREAD_GRAYSCALE)
+    except (ValueError, struct.error, cv2.error):
+        raise fault from None
+    if image is None or image.shape != (height, width):
+        raise fault
+    return np.asarray(image, np.uint8)
 
 
 def _portions(masks: Sequence[MaskRuns]) -> Iterator[Sequence[MaskRuns]]:
@@ -125,18 +209,21 @@ def _polygons(masks: Sequence[MaskRuns]) -> list[bytes]:
 def _filled(encoded: bytes, height: int, width: int) -> NDArray[np.bool_]:
     """The mask of polygons that run along the sides of pixels: set where an odd number of edges lies above."""
     fault = ValueError(f"the bytes are not polygons along the sides of pixels within {height}x{width} pixels")
+    if not _is_polygons(encoded):
+        raise fault
     marks = [np.zeros(0, np.int64)]
+    sides = width * (height + 1)  # of pixels, along rows: outlines use each at most once
     try:
-        polygons = json.loads(encoded)
-        if not isinstance(polygons, list):
-            raise fault
-        for polygon in polygons:
+        for polygon in json.loads(encoded):
             x, y = np.array(polygon, np.int64).reshape(-1, 2).T
             next_x, next_y = np.roll(x, -1), np.roll(y, -1)
             aslant = (x != next_x) & (y != next_y)
             if aslant.any() or x.min() < 0 or y.min() < 0 or x.max() > width or y.max() > height:
                 raise fault
             count = np.abs(next_x - x)
+            sides -= int(count.sum())
+            if sides < 0:
+                raise fault
             column = np.arange(int(count.sum())) + np.repeat(np.minimum(x, next_x) - np.cumsum(count) + count, count)
             marks.append(column * height + np.repeat(y, count))
     except (ValueError, TypeError, OverflowError):

@@ -71,6 +71,75 @@ def decode(counts: bytes, height: int, width: int) -> NDArray[np.bool_]:
     return np.ascontiguousarray(np.repeat(values, runs).reshape(width, height).T)
 
 
+def find_unfit(masks: Sequence[bytes], pixels: int) -> int | None:
+    """One of several compressed ``counts`` that does not fit an image, found in one pass without decoding.
+
+    Args:
+        masks: compressed ``counts``; may be any bytes.
+        pixels: of the image.
+
+    Returns:
+        Index of one that is no such encoding, or whose runs do not add up to ``pixels``; None if all fit.
+
+    Example:
+        >>> find_unfit([b"22", b"04", b"23"], pixels=4)
+        2
+    """
+    if not masks:
+        return None
+    sizes = np.array([len(mask) for mask in masks])
+    ends = np.cumsum(sizes)
+    groups = np.frombuffer(b"".join(masks), np.uint8) - np.uint8(48)  # what lies below wraps around
+    if not sizes.all() or groups.max() > 63:
+        empty, wrong = np.flatnonzero(sizes == 0)[:1], np.flatnonzero(groups > 63)[:1]
+        return int(min(*empty, *np.searchsorted(ends, wrong, side="right"), len(masks)))
+    last = groups < 32
+    cut = np.flatnonzero(~last[ends - 1])
+    if cut.size:
+        return int(cut[0])
+    stops = np.flatnonzero(last)
+    lengths = np.diff(stops, prepend=-1)
+    behind = np.searchsorted(stops, ends - 1) + 1  # numbers up to the end of each mask
+    if lengths.max() > _MAX_GROUPS:
+        return int(np.searchsorted(behind, lengths.argmax(), side="right"))
+    # From the last group to the first; the last one's bit of 16 is the sign.
+    values = ((groups[stops] & 31 ^ 16).astype(np.int64)) - 16
+    more, place = np.arange(len(stops)), stops
+    for group in range(1, int(lengths.max())):
+        longer = lengths[more] > group
+        more, place = more[longer], place[longer] - 1
+        values[more] = (values[more] << 5) + (groups[place] & 31)
+    return _wrong_sum(values, np.diff(behind, prepend=0), pixels)
+
+
+def _wrong_sum(values: NDArray[np.int64], lengths: NDArray[np.int64], pixels: int) -> int | None:
+    """A mask whose runs, given as differences, leave [0, pixels] or do not add up to ``pixels``."""
+    # At even and at odd places, each run is the sum of its mask's differences so far; both get as many places.
+    rows = (lengths + 1) // 2
+    tails = np.cumsum(rows)
+    heads = tails - rows
+    padding = 2 * tails[lengths % 2 == 1] - 1  # no run there
+    used = np.ones(2 * int(tails[-1]), np.bool_)
+    used[padding] = False
+    differences = np.zeros(len(used), np.int64)
+    differences[used] = values
+    even, odd = differences[0::2].copy(), differences[1::2].copy()
+    first = even[heads]  # no difference is taken to it
+    even[heads] = 0
+    for runs in (even, odd):
+        runs[heads[1:]] -= np.add.reduceat(runs, heads)[:-1]  # begins anew with each mask
+        np.cumsum(runs, out=runs)
+    even[heads] = first
+    odd[padding // 2] = 0
+    wrong = np.add.reduceat(even, heads) + np.add.reduceat(odd, heads) != pixels
+    for runs in (even, odd):
+        outside = runs.view(np.uint64) > pixels  # or negative
+        if outside.any():
+            wrong |= np.logical_or.reduceat(outside, heads)
+    found = np.flatnonzero(wrong)
+    return int(found[0]) if found.size else None
+
+
 def area(counts: bytes) -> int:
     """Pixels set in a mask given by its compressed ``counts``.
 

@@ -129,7 +129,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """The file's text."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -140,7 +140,7 @@ class Manifest:
         """
         path = folder / MANIFEST_NAME
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
             if values["format_version"] > FORMAT_VERSION:
                 raise RepositoryError(f"{path}: written by a newer builder (format {values['format_version']}); update")
             values["files"] = {name: FileEntry(**entry) for name, entry in values["files"].items()}
@@ -149,8 +149,12 @@ class Manifest:
             return cls(**values)
         except FileNotFoundError:
             raise RepositoryError(f"{path}: missing; the version was not written by this builder") from None
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
             raise RepositoryError(f"{path}: not a readable manifest ({error}); build the version again") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _number(value: object) -> str:

@@ -56,7 +56,7 @@ def append_promotion(model_folder: Path, promotion: Promotion) -> None:
         size = stream.tell()
         # A line that a killed process left half written is ended, so that readers leave out only that one.
         whole = size == 0 or os.pread(stream.fileno(), 1, size - 1) == b"\n"
-        stream.write(("" if whole else "\n").encode() + json.dumps(asdict(promotion)).encode() + b"\n")
+        stream.write(("" if whole else "\n").encode() + json.dumps(asdict(promotion), allow_nan=False).encode() + b"\n")
         stream.flush()
         os.fsync(stream.fileno())
 

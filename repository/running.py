@@ -50,7 +50,7 @@ class RunningServer:
         folder = _folder()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = folder / f"{self.pid}.json"
-        write_atomically(path, json.dumps(asdict(self), indent=2), mode=0o600)
+        write_atomically(path, json.dumps(asdict(self), indent=2, allow_nan=False), mode=0o600)
         return path
 
 

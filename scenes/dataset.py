@@ -133,7 +133,7 @@ def _write(folder: Path, seeds: range, cards: CardSource, sides_px: tuple[int, i
             annotations += _annotations(scene, seed, len(annotations) + 1)
             advance()
     content = {"images": images, "annotations": annotations, "categories": [CATEGORY]}
-    (folder / _ANNOTATIONS).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    (folder / _ANNOTATIONS).write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]:

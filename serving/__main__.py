@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except OperatorError as error:
-        print(f"error: {error}", file=sys.stderr)
+        command_line.say_error(error)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -82,7 +82,7 @@ def _run(options: argparse.Namespace) -> int:
             server,
             policy,
             options.ready_timeout_s,
-            on_ready=lambda: print(_how_to_call(server, served), flush=True),
+            on_ready=lambda: command_line.say(_how_to_call(server, served)),
             say=_say,
             watch=lambda running: watch_over(running, policy, _say),
         )
@@ -96,19 +96,19 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    command_line.say(line, sys.stderr)
 
 
 def _preflight(options: argparse.Namespace) -> int:
     found = preflight(ModelRepository.existing(options.repository), options.profile, options.precisions)
     for line in found.lines():
-        print(line)
+        command_line.say(line)
     return 0 if all(status.ready for status in found.models) else 1
 
 
 def _unpack(options: argparse.Namespace) -> int:
     unpack_tritonserver(options.folder)
-    print(f"tritonserver {EMBEDDED_VERSION} is in {options.folder}")
+    command_line.say(f"tritonserver {EMBEDDED_VERSION} is in {options.folder}")
     return 0
 
 
@@ -175,7 +175,7 @@ def _whole(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m serving", description=__doc__)
+    parser = command_line.Parser(prog="python -m serving", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="start the server, wait until it is ready, stop it on Ctrl-C")
     run.add_argument(

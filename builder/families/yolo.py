@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +25,10 @@ PROTOTYPE_STRIDE: Final = 4
 BOX_CHANNELS: Final = 4
 EXPORT_COMMAND: Final = "yolo export model=best.pt format=onnx"
 
+_MOST_NAMES: Final = 1 << 20  # characters; ten thousand names of a hundred
+_QUOTED: Final = re.compile(r"'(?:[^'\\\n]|\\.)*'|\"(?:[^\"\\\n]|\\.)*\"")
+_FLAT: Final = re.compile(r"\s*(\{[0-9\s:,]*\}|\[[0-9\s,]*\]|\([0-9\s,]*\))\s*")
+_MOST_SHOWN: Final = 100  # characters of the metadata in a message
 _SHAPES: Final = ("Shape", "Size")
 _HEAD_CAN_BE_TURNED_OFF_SINCE: Final = (8, 4, 8)
 _NMS_SELECTS_THE_HEAD_SINCE: Final = (8, 4, 142)
@@ -66,7 +70,7 @@ def _advice_without_suppression(metadata: Mapping[str, str]) -> str:
     """
     since = f"leave `nms` and `end2end` out (`{EXPORT_COMMAND}`), because nms=False selects the end-to-end head"
     before = f"set end2end=False and leave `nms` out (`{EXPORT_COMMAND} end2end=False`)"
-    match = re.match(r"(\d+)\.(\d+)\.(\d+)", metadata.get("version", ""))
+    match = re.match(r"([0-9]{1,4})\.([0-9]{1,4})\.([0-9]{1,4})(?![0-9])", metadata.get("version", ""))
     if match is None:
         return f"Export again. With ultralytics 8.4.142 or newer: {since}. With an older one: {before}"
     again = f"Export again (ultralytics {match.group()})"
@@ -110,7 +114,7 @@ def check_outputs(
         task = metadata.get("task", "")
         if task == "segment":
             raise ExportError(f"the outputs ({shown}) lack the mask prototypes; export the whole model again")
-        kind = f"its metadata says task={task!r}" if task else "it has no mask prototypes (a 4-D output)"
+        kind = f"its metadata says task={task[:_MOST_SHOWN]!r}" if task else "it has no mask prototypes (a 4-D output)"
         raise ExportError(
             f"this looks like a detection export, not a segmentation export: {kind}; outputs: {shown}. Export a "
             "*-seg model, for example `yolo export model=yolov8n-seg.pt format=onnx`"
@@ -141,22 +145,38 @@ def check_outputs(
 
 def model_name(metadata: Mapping[str, str]) -> str | None:
     """``yolov8n-seg`` out of a description such as ``Ultralytics YOLOv8n-seg model trained on coco.yaml``."""
-    match = re.search(r"\b(yolo\w*?-seg)\b", metadata.get("description", ""), re.IGNORECASE)
+    match = re.search(r"\b(yolo\w{0,40}?-seg)\b", metadata.get("description", ""), re.IGNORECASE)
     return match.group(1) if match else None
 
 
-def class_names(metadata: Mapping[str, str], num_classes: int) -> tuple[str, ...]:
-    """Class names from the metadata (``{0: 'person', …}``), else ``class_0`` and so on."""
+def class_names(metadata: Mapping[str, str], num_classes: int) -> tuple[tuple[str, ...], str]:
+    """Class names from the metadata (``{0: 'person', …}``), else ``class_0`` and so on.
+
+    Returns:
+        One name per class, in printable characters; and a note that says what of the metadata is ignored, empty if
+        nothing is.
+    """
     fallback = tuple(f"class_{index}" for index in range(num_classes))
+    text = metadata.get("names")
+    if text is None:
+        return fallback, ""
+    ignored = "the export's metadata 'names' is ignored, and classes are called class_0 and so on: {}"
+    if len(text) > _MOST_NAMES:
+        return fallback, ignored.format(f"it has {len(text)} characters; allowed: {_MOST_NAMES}")
+    # Python's own reader fails on deep nesting in ways that end the process: nothing but a flat list reaches it.
+    if not _FLAT.fullmatch(_QUOTED.sub("", text)):
+        return fallback, ignored.format("it is not a flat list of names, such as {0: 'person'}")
     try:
-        names = ast.literal_eval(metadata["names"])
-    except (KeyError, ValueError, SyntaxError):
-        return fallback
+        names = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return fallback, ignored.format("it is not a list of names, such as {0: 'person'}")
     if isinstance(names, dict):
         names = [names.get(index, fallback[index]) for index in range(num_classes)]
-    if not isinstance(names, Sequence) or isinstance(names, str) or len(names) != num_classes:
-        return fallback
-    return tuple(str(name) for name in names)
+    if not isinstance(names, list | tuple) or len(names) != num_classes:
+        return fallback, ignored.format(f"it does not hold {num_classes} names")
+    shown = tuple("".join(one if one.isprintable() else "\ufffd" for one in str(name)) for name in names)
+    changed = sum(name != str(given) for name, given in zip(shown, names, strict=True))
+    return shown, f"{changed} class names held characters that cannot be printed; they are replaced" if changed else ""
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,56 @@ def test_names_come_from_the_metadata(tmp_path):
     assert load_export(tmp_path / "m.onnx", name="My Model").name == "my-model"
 
 
-@pytest.mark.parametrize("names", ["not python", "{0: 'a'}x", "[1, 2", "['only one']", "__import__('os')"])
+HOSTILE_NAMES = [
+    "-" * 100_000 + "1",
+    "1+" * 100_000 + "1j",
+    "[" * 100_000 + "]" * 100_000,
+    "{'a': " * 90 + "1" + "}" * 90,
+    "{[1]: 2}",
+    "{{}: 1}",
+    "{0: {}}",
+    "[" + "9" * 5000 + "]",
+    "5",
+    "'abc'",
+    "\0",
+    "{" + ", ".join(f"{index}: 'x'" for index in range(200_000)) + "}",
+    "['a', 'b', 'c'" + ", 'd'" * 50_000 + "]",
+]
+
+
+def test_class_names_are_printable(tmp_path):
+    names = "{0: '\\ud800', 1: '\\x1b[2J', 2: 'größe'}"
+    export = load_export(segmentation_export(tmp_path / "m.onnx", metadata={"names": names}))
+    assert export.class_names == ("\ufffd", "\ufffd[2J", "größe")
+    assert "2 class names held characters" in export.notes[0]
+
+
+@pytest.mark.parametrize("key", ["names", "description", "task", "version", "end2end"])
+@pytest.mark.parametrize("value", ["9" * 5000 + ".1.1", "yolo" * 100_000 + "-seg", "\x1b]0;x\x07"])
+def test_other_metadata_may_be_anything(tmp_path, key, value):
+    path = segmentation_export(tmp_path / "m.onnx", metadata={key: value})
+    export = load_export(path)
+    assert len(export.name) <= 100
+    segmentation_export(tmp_path / "d.onnx", outputs=("output0",), metadata={key: value})
+    with pytest.raises(ExportError) as raised:
+        load_export(tmp_path / "d.onnx")
+    assert len(str(raised.value)) < 2000
+
+
+def test_metadata_that_is_no_utf8(tmp_path):
+    path = segmentation_export(tmp_path / "m.onnx", metadata={"names": "NAMES", "description": "ABCDEF"})
+    path.write_bytes(path.read_bytes().replace(b"NAMES", b"\xff\xfeMES").replace(b"ABCDEF", b"AB\xff\xfeEF"))
+    assert load_export(path).class_names == ("class_0", "class_1", "class_2")
+
+
+@pytest.mark.parametrize(
+    "names", ["not python", "{0: 'a'}x", "[1, 2", "['only one']", "__import__('os')", *HOSTILE_NAMES]
+)
 def test_broken_names_are_ignored(tmp_path, names):
     export = load_export(segmentation_export(tmp_path / "m.onnx", metadata={"names": names}))
     assert export.class_names == ("class_0", "class_1", "class_2")
+    (note,) = export.notes
+    assert "'names' is ignored" in note
 
 
 def refused(path, **options):

@@ -17,6 +17,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, np_to_triton_dtype, serialize_byte_tensor
 
 from pipeline import contract
+from pipeline.mask_formats import encode_masks
+from pipeline.masks import MaskRuns
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -64,9 +66,10 @@ class Stub:
 def padded_answer(request: Received) -> Tensors:
     """As the real server: image k of the request, 0 first, has k detections, padded to the fullest image.
 
-    Its size is taken from the image's bytes, ``b"HEIGHTxWIDTH"``, where they say so, and is 10 x 20 otherwise.
+    Its size is 10 x 20.
     """
     batch, depth = len(request.images), max(1, len(request.images) - 1)
+    (mask,) = encode_masks([MaskRuns.from_image(np.eye(10, 20))], str(request.parameters.get("mask_format", "rle")))
     boxes = np.zeros((batch, depth, 4), np.float32)
     scores = np.zeros((batch, depth), np.float32)
     class_ids = np.zeros((batch, depth), np.int32)
@@ -74,10 +77,10 @@ def padded_answer(request: Received) -> Tensors:
     sizes = np.tile(np.array([10, 20], np.int32), (batch, 1))
     for index in range(batch):
         for detection in range(index):
-            boxes[index, detection] = [index, detection, index + 4, detection + 5]
+            boxes[index, detection] = [index, detection, index + 4, detection + 4]
             scores[index, detection] = 0.9 - 0.1 * detection
             class_ids[index, detection] = detection + 1
-            masks[index, detection] = b"mask %d.%d" % (index, detection)
+            masks[index, detection] = mask
     counts = np.arange(batch, dtype=np.int32)[:, None]
     arrays = (counts, boxes, scores, class_ids, masks, sizes)
     return {spec.name: array for spec, array in zip(contract.RESPONSE_TENSORS, arrays, strict=True)}

@@ -11,10 +11,13 @@ import pytest
 
 from client import AsyncSegmentationClient, SegmentationClient
 from client.errors import (
+    AnswerError,
     RequestError,
     RequestTimeoutError,
     ServerError,
     ServerUnavailableError,
+    answer_errors,
+    error_of_status,
     translated_errors,
 )
 
@@ -158,6 +161,28 @@ def test_a_port_where_something_else_answers(answer, protocol, connect):
     if "the answer has no output" not in str(raised.value):
         assert url in str(raised.value)
         assert protocol in str(raised.value)
+
+
+@pytest.mark.parametrize("protocol", ["http"])
+@pytest.mark.parametrize(
+    "body", [b"no JSON", b"[" * 200_000, b'{"outputs":[5]}', b'{"outputs":[{"name":"boxes"}]}', b"\xff"]
+)
+def test_an_answer_that_cannot_be_read_is_a_fault_of_that_answer(body, connect):
+    answer = OK + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    with listener(answer) as url, pytest.raises(AnswerError, match=f"the answer of {url}"):
+        connect(url, timeout_s=5).segment(b"image")
+
+
+@pytest.mark.parametrize("error", [UnicodeError("label"), OSError(111, "no"), ConnectionResetError()])
+def test_faults_of_the_connection_are_not_faults_of_the_answer(error):
+    with pytest.raises(type(error)), answer_errors("host:1", "http"):
+        raise error
+
+
+@pytest.mark.parametrize("message", [None, ["x"], 5, "x" * 100_000])
+def test_a_servers_message_may_be_anything(message):
+    for status in ("400", "500", "503", None):
+        assert len(str(error_of_status(status, message, "host:1", 1.0))) < 3000
 
 
 @pytest.mark.parametrize("url", ["no.such.host.invalid:8000", "[::1]:9"])

@@ -32,7 +32,11 @@ class PickyTransport:
         mask = rle.encode(disc(HEIGHT, WIDTH, 40, 30, 20))
         box = np.array([[20, 10, 61, 51]], np.float32)
         found = ImageSegmentation(box, np.ones(1, np.float32), np.zeros(1, np.int32), [mask], HEIGHT, WIDTH)
-        return pack_response([found] * len(batch))
+        answer = pack_response([found] * len(batch))
+        for index, image in enumerate(batch):
+            if image == b"infinite":
+                answer["boxes"][index, 0, 0] = -np.inf
+        return answer
 
     async def close(self):
         pass
@@ -78,6 +82,13 @@ def test_a_failed_server_is_not_asked_again(folder):
     outcomes, transport = run(folder, batch_size=4)
     assert [outcome.error for outcome in outcomes] == ["the server failed"] * 4 + [None] * 4
     assert transport.batches == [4, 4]
+
+
+def test_a_wrong_answer_is_the_error_of_its_image(folder, tmp_path):
+    (folder / "b.png").write_bytes(b"infinite")
+    outcomes, _ = run(folder, batch_size=4, out=tmp_path / "out")
+    assert [outcome.source.name for outcome in outcomes if outcome.error] == ["in/b.png"]
+    assert "does not lie inside the image" in outcomes[1].error
 
 
 def test_an_image_that_vanished_fails_alone(folder):

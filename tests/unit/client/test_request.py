@@ -3,10 +3,15 @@
 import numpy as np
 import pytest
 
-from client.errors import RequestError, ServerError
+from client.coco import CocoDocument
+from client.errors import AnswerError, RequestError, ServerError
 from client.images import encode_pixels, encoded_image
 from client.request import Request, parameters_of, parse_response
+from pipeline import contract, rle
 from pipeline.decode_work import REQUEST_DECODE_S
+from pipeline.mask_formats import encode_masks
+from pipeline.masks import MaskRuns
+from pipeline.overlay import draw_overlay
 from pipeline.postprocess import ImageSegmentation, pack_response
 
 
@@ -93,10 +98,10 @@ def test_an_image_that_is_too_large_for_a_request_of_several_goes_alone(monkeypa
 def image_segmentation(n, height, width, seed=0):
     rng = np.random.default_rng(seed)
     return ImageSegmentation(
-        boxes=rng.random((n, 4), np.float32),
+        boxes=np.sort(rng.random((n, 2, 2), np.float32), axis=1).reshape(n, 4),
         scores=np.sort(rng.random(n, np.float32))[::-1],
         class_ids=rng.integers(0, 5, n).astype(np.int32),
-        masks=[b"mask %d" % index for index in range(n)],
+        masks=[rle.encode(rng.random((height, width)) > 0.5) for _ in range(n)],
         height=height,
         width=width,
     )
@@ -127,12 +132,14 @@ def test_results_do_not_hang_on_the_response():
 def test_mask_format_follows_the_request():
     tensors = pack_response([image_segmentation(1, 4, 4)])
     assert Request((b"x",), ("x",), {}).parse(tensors)[0].mask_format == "rle"
+    tensors["masks"][0, 0] = encode_masks([MaskRuns.from_image(np.ones((4, 4)))], "png")[0]
     assert Request((b"x",), ("x",), {"mask_format": "png"}).parse(tensors)[0].mask_format == "png"
 
 
 def test_answers_of_another_model_are_refused():
     tensors = pack_response([image_segmentation(2, 4, 4)])
-    with pytest.raises(ServerError, match="'masks'"):
+    assert issubclass(AnswerError, ServerError)
+    with pytest.raises(AnswerError, match="'masks'"):
         parse_response({name: array for name, array in tensors.items() if name != "masks"}, 1, "rle")
     with pytest.raises(ServerError, match=r"'boxes' has shape \[1, 2, 5\]; expected \[1, -1, 4\]"):
         parse_response({**tensors, "boxes": np.zeros((1, 2, 5), np.float32)}, 1, "rle")
@@ -147,3 +154,162 @@ def test_a_refusal_names_the_images():
     assert (str(one), one.status) == ("a.jpg: bad", "400")
     two = Request((b"x", b"y"), ("a.jpg", "b.jpg"), {}).named(RequestError("image 2 of 2: bad"))
     assert str(two) == "2 images (a.jpg, b.jpg): image 2 of 2: bad"
+
+
+HEIGHT, WIDTH = 12, 16
+MASK = np.zeros((HEIGHT, WIDTH), np.bool_)
+MASK[2:7, 3:9] = True
+
+
+def answer(mask_format="rle", **changes):
+    """The right tensors for one image with two detections, but for the changes: of elements, or of whole tensors."""
+    masks = encode_masks([MaskRuns.from_image(MASK)] * 2, mask_format)
+    boxes = np.array([[3, 2, 9, 7], [3, 2, 9, 7]], np.float32)
+    found = ImageSegmentation(boxes, np.array([0.9, 0.5], np.float32), np.array([0, 3], np.int32), masks, HEIGHT, WIDTH)
+    tensors = pack_response([found])
+    for name, change in changes.items():
+        if isinstance(change, np.ndarray):
+            tensors[name] = change
+        else:
+            tensors[name][0, 0] = change
+    return tensors
+
+
+@pytest.mark.parametrize("mask_format", contract.MASK_FORMATS)
+def test_a_right_answer_is_accepted(mask_format):
+    request = Request((encode_pixels(np.zeros((HEIGHT, WIDTH), np.uint8)),), ("x",), {"mask_format": mask_format})
+    (result,) = request.parse(answer(mask_format))
+    assert mask_format == "none" or np.array_equal(result.masks, [MASK, MASK])
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"boxes": [3, 2, np.inf, 7]}, "box"),
+        ({"boxes": [-np.inf, 2, 9, 7]}, "box"),
+        ({"boxes": [3, np.nan, 9, 7]}, "box"),
+        ({"boxes": [3, 2, 1e30, 7]}, "box"),
+        ({"boxes": [9, 2, 3, 7]}, "box"),
+        ({"scores": np.nan}, "scores"),
+        ({"scores": 1.5}, "scores"),
+        ({"scores": 0.1}, "scores"),
+        ({"scores": np.array([[0.5, np.nan]], np.float32)}, "scores"),
+        ({"scores": np.array([[0.5, -0.5]], np.float32)}, "scores"),
+        ({"class_ids": -1}, "class"),
+        ({"class_ids": 2**31 - 1}, "class"),
+        ({"class_ids": np.array([[0.0, 1.0]], np.float32)}, "type float32; expected INT32"),
+        ({"boxes": np.zeros((1, 2, 4))}, "type float64; expected FP32"),
+        ({"masks": np.zeros((1, 2), np.int32)}, "type int32; expected BYTES"),
+        ({"masks": np.array([["06", "06"]])}, "expected BYTES"),
+        ({"num_detections": np.zeros((1,), np.int32)}, "shape"),
+        ({"num_detections": -1}, "num_detections"),
+        ({"image_size": np.full((1, 2), 2**31 - 1, np.int32)}, "image_size"),
+        ({"image_size": np.array([[0, 0]], np.int32)}, "image_size"),
+        ({"masks": 5}, "bytes"),
+        ({"masks": "06"}, "bytes"),
+        ({"masks": None}, "bytes"),
+        ({"masks": b""}, "mask 0"),
+        ({"masks": b"\xff"}, "mask 0"),
+        ({"masks": b"06"}, "mask 0"),
+        ({"masks": b"zzzzzzzzzzzz0"}, "mask 0"),
+        ({"masks": b"P"}, "mask 0"),
+    ],
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_wrong_answers_are_server_errors(changes, fault, known):
+    image = encode_pixels(np.zeros((HEIGHT, WIDTH), np.uint8)) if known else b"x"
+    with pytest.raises(AnswerError, match=fault):
+        Request((image,), ("x",), {}).parse(answer(**changes))
+
+
+@pytest.mark.parametrize(
+    ("mask_format", "mask"),
+    [
+        ("polygon", b"5"),
+        ("polygon", b""),
+        ("polygon", b"{}"),
+        ("polygon", b"[[NaN,0]]"),
+        ("polygon", b"[" * 100_000 + b"]" * 100_000),
+        ("png", b""),
+        ("png", b"\xff\xd8\xff\xe0 a JPEG instead of the PNG, 33 bytes"),
+        ("png", encode_pixels(np.zeros((HEIGHT + 1, WIDTH), np.uint8))),
+        ("png_base64", b"!" * 60),
+        ("png_base64", b"iVBO"),
+    ],
+)
+def test_masks_of_another_kind_are_server_errors(mask_format, mask):
+    with pytest.raises(AnswerError, match="image 1 of 1 is wrong: mask 0"):
+        parse_response(answer(mask_format, masks=mask), 1, mask_format)
+
+
+def test_more_detections_than_may_be_asked_for_are_a_server_error():
+    many = contract.DEFAULT_TOP_K + 1
+    found = ImageSegmentation(np.zeros((many, 4)), np.zeros(many), np.zeros(many), [b""] * many, HEIGHT, WIDTH)
+    with pytest.raises(AnswerError, match="1001 detections; allowed: 1000"):
+        parse_response(pack_response([found]), 1, "none")
+
+
+def test_the_size_is_that_of_the_upright_image():
+    jpeg = encode_pixels(np.zeros((WIDTH, HEIGHT), np.uint8), 90)
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"
+    turned = jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]
+    Request((turned,), ("x",), {}).parse(answer())
+    with pytest.raises(AnswerError, match="image_size is 12x16; the image that was sent has 16x12 pixels"):
+        Request((jpeg,), ("x",), {}).parse(answer())
+
+
+def garbage(rng, name):
+    """Tensors as no server should send them, and some that it may."""
+    shapes = [(1,), (1, 1), (1, 2), (1, 3), (1, 2, 4), (2, 2, 4), (1, 0), (1, 0, 4), (), (0,)]
+    shape = shapes[rng.integers(len(shapes))]
+    if rng.random() < 0.5:
+        objects = np.empty(shape, np.object_)
+        of = [b"", b"06", b"[[0,0]]", b"[[1,1,2,2]]", b"[[0,0,9999999999999999999999,1]]", b"5", None, 3.5, "x", [1]]
+        objects[...] = of[rng.integers(len(of))]
+        return objects
+    dtype = [np.int32, np.float32, np.float64, np.int64, np.bool_, "U4", "S4", np.complex64][rng.integers(8)]
+    return (
+        np.frombuffer(rng.bytes(max(1, int(np.prod(shape))) * np.dtype(dtype).itemsize), dtype)[
+            : int(np.prod(shape))
+        ].reshape(shape)
+        if dtype != "U4"
+        else np.full(shape, "text")
+    )
+
+
+def mutated(rng, mask):
+    """A mask with some bytes changed, cut or added."""
+    data = bytearray(mask)
+    for _ in range(rng.integers(1, 4)):
+        place = rng.integers(len(data) + 1)
+        data[place : place + rng.integers(0, 3)] = rng.bytes(rng.integers(0, 3))
+    return bytes(data)
+
+
+@pytest.mark.parametrize("mask_format", contract.MASK_FORMATS)
+def test_random_answers_are_server_errors_or_can_be_used(mask_format):
+    rng = np.random.default_rng(16)
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    accepted = 0
+    for _ in range(600):
+        tensors = answer(mask_format)
+        kind = rng.integers(3)
+        name = contract.RESPONSE_TENSORS[rng.integers(6)].name
+        if kind == 0:
+            tensors[name] = garbage(rng, name)
+        elif kind == 1 and tensors[name].dtype != np.object_:
+            array = tensors[name]
+            array.reshape(-1)[rng.integers(array.size)] = np.frombuffer(rng.bytes(4), array.dtype)[0]
+        else:
+            tensors["masks"][0, 0] = mutated(rng, tensors["masks"][0, 0])
+        try:
+            (result,) = parse_response(tensors, 1, mask_format, [(HEIGHT, WIDTH)])
+        except ServerError:
+            continue
+        accepted += 1
+        for use in (lambda r: CocoDocument({}).add("x", r), lambda r: draw_overlay(image, r)):
+            try:
+                use(result)
+            except ValueError:  # found when a mask is decoded
+                assert mask_format not in ("rle", "none")
+    assert 0 < accepted < 600

@@ -53,10 +53,10 @@ def test_a_long_batch_is_cut_into_requests_of_eight_and_comes_back_in_order(stub
     assert [len(result) for result in results] == [*range(8), *range(8), *range(3)]
     # Image 2 of a request has two detections, in front of padding.
     result = results[2]
-    assert result.boxes.tolist() == [[2, 0, 6, 5], [2, 1, 6, 6]]
+    assert result.boxes.tolist() == [[2, 0, 6, 4], [2, 1, 6, 5]]
     assert result.scores == pytest.approx([0.9, 0.8])
     assert result.class_ids.tolist() == [1, 2]
-    assert result.encoded_masks == (b"mask 2.0", b"mask 2.1")
+    assert np.array_equal(result.masks, [np.eye(10, 20)] * 2)
     assert (result.image_size, result.mask_format) == ((10, 20), "png")
 
 
@@ -68,7 +68,7 @@ def test_no_image_asks_nothing(stub, connect):
 def test_paths_bytes_and_arrays(stub, connect, tmp_path):
     path = tmp_path / "photo.jpg"
     path.write_bytes(b"sent as it is")
-    rgb = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    rgb = np.arange(10 * 20 * 3).astype(np.uint8).reshape(10, 20, 3)
     connect(stub.url).segment_batch([path, str(path), memoryview(b"bytes"), rgb, rgb[:, :, 0]])
     first, second, third, color, gray = stub.received[0].images
     assert (first, second, third) == (b"sent as it is", b"sent as it is", b"bytes")
@@ -127,6 +127,14 @@ def test_an_answer_of_another_model_is_a_server_error(stub, connect):
     stub.answer = lambda request: {k: v for k, v in padded_answer(request).items() if k != "masks"}
     with pytest.raises(ServerError, match="no output 'masks'"):
         connect(stub.url).segment(b"picture")
+
+
+def test_an_answer_whose_tensors_cannot_be_read_is_a_server_error(stub, connect):
+    strange = {"masks": np.zeros((1, 1), np.int32), "boxes": np.full((1, 1, 4), np.nan, np.float32)}
+    for name, array in strange.items():
+        stub.answer = lambda request, name=name, array=array: {**padded_answer(request), name: array}
+        with pytest.raises(ServerError):
+            connect(stub.url).segment_batch([b"picture"] * 2)
 
 
 def test_readiness(stub, connect):

@@ -26,9 +26,9 @@ def brightness(frame):
 class OutOfOrderTransport:
     """Answers after a random time, with the frame's brightness as the score of one disc."""
 
-    def __init__(self, refuse=(), gone_after=None):
+    def __init__(self, refuse=(), gone_after=None, mask=None):
         self.seen, self.working, self.most = 0, 0, 0
-        self._refuse, self._gone_after = refuse, gone_after
+        self._refuse, self._gone_after, self._mask = refuse, gone_after, mask
         self._rng = np.random.default_rng(0)
 
     async def infer(self, model, images, parameters):
@@ -43,7 +43,7 @@ class OutOfOrderTransport:
         frame = cv2.imdecode(np.frombuffer(images[0, 0], np.uint8), cv2.IMREAD_COLOR)
         if round(brightness(frame) / 10) in self._refuse:
             raise RequestError("refused")
-        mask = rle.encode(disc(HEIGHT, WIDTH, 64, 48, 20))
+        mask = rle.encode(disc(HEIGHT, WIDTH, 64, 48, 20)) if self._mask is None else self._mask
         found = ImageSegmentation(
             np.array([[44, 28, 85, 69]], np.float32),
             np.array([brightness(frame) / 255], np.float32),
@@ -69,7 +69,7 @@ def video_path(tmp_path):
     return path
 
 
-def run(path, transport, output=None, in_flight=5, stop_after=None):
+def run(path, transport, output=None, in_flight=5, stop_after=None, options=None):
     shown = []
 
     async def segment():
@@ -84,7 +84,7 @@ def run(path, transport, output=None, in_flight=5, stop_after=None):
 
         video = VideoInput(path)
         try:
-            settings = VideoSettings(output=output, in_flight=in_flight)
+            settings = VideoSettings(output=output, in_flight=in_flight, options=options or {})
             return await segment_video(client, video, settings, stop, on_progress)
         finally:
             video.close()
@@ -125,6 +125,14 @@ def test_a_refused_frame_stays_and_is_counted(video_path, tmp_path):
     last, _ = run(video_path, OutOfOrderTransport(refuse=(7,)), tmp_path / "overlay.mp4")
     assert (last.frames, last.failed) == (FRAMES, 1)
     assert last.last_error.startswith("frame 8: ")
+    assert len(read_video(tmp_path / "overlay.mp4")) == FRAMES
+
+
+@pytest.mark.parametrize("mask_format", ["rle", "polygon"])  # refused when it comes, and when it is drawn
+def test_frames_with_wrong_masks_stay_and_are_counted(video_path, tmp_path, mask_format):
+    transport = OutOfOrderTransport(mask=b"[[0,0,9,9]]")
+    last, _ = run(video_path, transport, tmp_path / "overlay.mp4", options={"mask_format": mask_format})
+    assert (last.frames, last.failed) == (FRAMES, FRAMES)
     assert len(read_video(tmp_path / "overlay.mp4")) == FRAMES
 
 

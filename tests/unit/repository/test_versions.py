@@ -383,6 +383,24 @@ def test_shipped_configurations_name_a_plan_per_architecture(precision):
 # The command line.
 
 
+def test_hostile_manifests_are_shown_harmlessly_or_refused(repository, capsys):
+    add_version(repository, verification=PASSED)
+    path = repository.path / "network_int8/1/manifest.json"
+    text = path.read_text()
+    values = json.loads(text)
+    values["source"]["class_names"] = ["\x9b2J\x1b[2J größe"]
+    path.write_text(json.dumps(values, ensure_ascii=False))
+    for more in ((), ("--json",)):
+        assert run(repository, "show", "network_int8/1", *more) == 0
+        shown = capsys.readouterr().out
+        assert not any(not one.isprintable() and one != "\n" for one in shown)
+    assert json.loads(shown)["source"] == values["source"]
+    for broken in (text.replace("{", '{"x": NaN, ', 1), '{"format_version": ' + "[" * 100_000):
+        path.write_text(broken)
+        with pytest.raises(RepositoryError, match="not a readable manifest"):
+            repository.manifest("int8", 1)
+
+
 def test_commands_print_what_they_did(repository, capsys):
     add_version(repository, verification=PASSED)
     add_version(repository, verification=FAILED)
