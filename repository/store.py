@@ -8,6 +8,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ _DISK_REMEDIES: Final = {
     errno.EROFS: _BE_ALLOWED,
     errno.EACCES: _BE_ALLOWED,
     errno.EPERM: _BE_ALLOWED,
+    errno.ELOOP: "remove this link, then repeat the command",
 }
 
 
@@ -173,22 +175,29 @@ class ModelRepository:
     def locked(self) -> Iterator[None]:
         """Lock the repository for writing; a second builder waits.
 
+        Users who are neither the owner nor of the group cannot open the lock file, and so not hold the lock.
+
         Raises:
-            RepositoryError: it cannot be written to, or the disk is full.
+            RepositoryError: it cannot be written to, the disk is full, or the lock file is a link.
         """
-        with _explained_disk_errors(self.path), (self.path / _LOCK_NAME).open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            yield
+        with _explained_disk_errors(self.path):
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            with os.fdopen(os.open(self.path / _LOCK_NAME, flags, 0o660), "r+") as stream:
+                status = os.fstat(stream.fileno())
+                if status.st_uid == os.geteuid() and status.st_mode & 0o007:  # made by an older release
+                    os.fchmod(stream.fileno(), stat.S_IMODE(status.st_mode) & ~0o007)
+                fcntl.flock(stream, fcntl.LOCK_EX)
+                yield
 
     def is_locked(self) -> bool:
         """Whether a builder is writing to the repository now."""
         try:
             with (self.path / _LOCK_NAME).open() as stream:
                 fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
         except BlockingIOError:
             return True
+        except (FileNotFoundError, PermissionError):  # another user's repository
+            return False
         return False
 
     def leftovers(self, precision: str) -> list[Path]:

@@ -102,7 +102,7 @@ def resources(server: TritonServer) -> dict[str, float]:
     """Resident memory (what is shared is counted once), file descriptors and shared memory of a server's processes."""
     parent = psutil.Process(server.pid)
     processes = [parent, *parent.children(recursive=True)]
-    regions = list(server.shm_path.parent.glob(f"{server.shm_path.name}*"))
+    regions = list(server.state_folder.parent.glob(f"{server.shm_path.name}*"))
     return {
         "memory_mb": sum(each.memory_full_info().pss for each in processes) / 1e6,
         "descriptors": float(sum(each.num_fds() for each in processes)),
