@@ -209,6 +209,9 @@ class TritonServer:
         profile = PROFILES[options.profile]
         installation.check_backend("tensorrt" if profile.loads_plans else "python")
         running_servers()  # removes what killed servers left
+        for precision in contract.PRECISIONS:
+            for version in repository.promoted(precision, options.profile):
+                repository.drop_compiled(precision, version)
         if options.gateway or not installation.has_request_bound:
             _refuse_http_options(options.extra_arguments)
             self.front = self.front or HttpFront(self._host, given[0], self._take_line)
