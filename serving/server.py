@@ -470,6 +470,7 @@ def _with_absolute_path(argument: str) -> str:
 
 def _environment(installation: Installation, repository: ModelRepository, links: SafeNames) -> dict[str, str]:
     environment = dict(os.environ)
+    environment.pop("PYTHONSAFEPATH", None)  # the Python backend's processes find this project by their working folder
     libraries = [*map(str, links.installation(installation).library_path), environment.get("LD_LIBRARY_PATH", "")]
     environment["LD_LIBRARY_PATH"] = ":".join(filter(None, libraries))
     # The stub finds this virtual environment through the first python3 on PATH.
