@@ -231,12 +231,15 @@ class ModelRepository:
         """
         with _explained_disk_errors(self.path):
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            with os.fdopen(os.open(self.path / _LOCK_NAME, flags, 0o660), "r+") as stream:
-                status = os.fstat(stream.fileno())
+            descriptor = os.open(self.path / _LOCK_NAME, flags, 0o660)
+            try:
+                status = os.fstat(descriptor)
                 if status.st_uid == os.geteuid() and status.st_mode & 0o007:  # made by an older release
-                    os.fchmod(stream.fileno(), stat.S_IMODE(status.st_mode) & ~0o007)
-                fcntl.flock(stream, fcntl.LOCK_EX)
+                    os.fchmod(descriptor, stat.S_IMODE(status.st_mode) & ~0o007)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
                 yield
+            finally:
+                os.close(descriptor)  # the lock ends with it
 
     def is_locked(self) -> bool:
         """Whether a builder is writing to the repository now."""

@@ -727,6 +727,15 @@ def test_a_builder_killed_while_it_writes_leaves_a_clean_repository(tmp_path, bu
         check_next_build_works(killed, build_inputs)
 
 
+@pytest.mark.parametrize("stray", STRAYS)
+def test_a_build_goes_past_what_is_no_version_and_reports_it(tmp_path, build_inputs, capsys, stray):
+    repository = ModelRepository.open(tmp_path / "repository")
+    stray(repository.model_folder("fp32") / "1")
+    assert main(build_arguments(repository.path, "after", build_inputs)) == 0
+    assert repository.versions("fp32") == [2]
+    assert "network_fp32: '1' is a " in "".join(capsys.readouterr())
+
+
 def test_a_repository_whose_copy_was_cut_short_is_completed(tmp_path):
     path = tmp_path / "repository"
     ModelRepository.open(path)
