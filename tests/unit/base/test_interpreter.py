@@ -10,8 +10,8 @@ from base.fetch import fetch_archive
 from base.interpreter import PYTHON
 from repository.plans import find_machine
 
-ROOMS = ("base", "bench", "builder", "client", "demo", "load", "pipeline", "repository", "scenes", "serving", "steps")
-OTHERS = ("cv2", "google", "grpc", "locust", "numpy", "onnx", "onnxruntime", "pip", "psutil", "rich", "tritonclient")
+ROOMS = "base bench builder client demo gateway load pipeline repository scenes serving steps"
+OTHERS = "cv2 google grpc locust numpy onnx onnxruntime pip psutil rich tritonclient"
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def hostile(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     listing = [sys.executable, "-c", "import runpy, sys; print(*sys.modules)"]
     before = set(subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split())
-    for name in {*sys.stdlib_module_names, *ROOMS, *OTHERS} - before:
+    for name in {*sys.stdlib_module_names, *ROOMS.split(), *OTHERS.split()} - before:
         (folder / f"{name}.py").write_text("open('taken', 'a').write(__name__ + ' ')\nraise SystemExit(9)\n")
     return folder
 
@@ -33,7 +33,7 @@ def taken(hostile, monkeypatch):
     (hostile / "taken").unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("command", ["bench", "builder", "client", "demo", "load", "serving"])
+@pytest.mark.parametrize("command", ["bench", "builder", "client", "demo", "gateway", "load", "serving"])
 def test_a_command_takes_nothing_from_the_working_folder(hostile, taken, command):
     own = (hostile / f"{command}.py").rename(hostile / "renamed")  # Python itself would take it for the command
     try:
