@@ -12,6 +12,7 @@ from typing import Final
 
 from base.errors import FetchError
 from base.files import sha256_of
+from base.interpreter import PYTHON
 
 # pip's warnings say why an index did not answer; its errors only that nothing matched.
 _UNREACHABLE: Final = re.compile(r"connection broken by '(?P<broken>.*)': |(?P<refused>Could not fetch URL .*)")
@@ -57,7 +58,7 @@ def _download(requirement: str, sha256: str, folder: Path, source: bool) -> None
     listing.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
     # The build backend of the source archive is installed, pinned and hashed: none is fetched unseen.
     kind = ["--no-binary", name, "--no-build-isolation"] if source else ["--only-binary", ":all:"]
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--require-hashes"]
+    command = [*PYTHON, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--require-hashes"]
     watched = sys.stderr.isatty()
     print(f"fetching {requirement} …", file=sys.stderr, flush=True)
     result = subprocess.run(

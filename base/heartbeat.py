@@ -14,6 +14,8 @@ from mmap import mmap
 from pathlib import Path
 from typing import Final
 
+from base.files import open_private
+
 _MOMENT: Final = struct.Struct("<q")
 _NAME: Final = "busy_"
 
@@ -25,17 +27,20 @@ class Heartbeat:
         path: the file.
     """
 
-    def __init__(self, prefix: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         """Make the file, for this process.
 
         Args:
-            prefix: beginning of its path; see :func:`heartbeat_path`.
+            folder: one that only this user can enter; see :func:`base.files.private_folder`.
+
+        Raises:
+            OSError: the file cannot be made, or another user's is there.
         """
-        for left in prefix.parent.glob(f"{prefix.name}{_NAME}*"):  # left by processes that a reload ended
+        for left in folder.glob(f"{_NAME}*"):  # left by processes that a reload ended
             if not Path(f"/proc/{left.name.rpartition('_')[2]}").exists():
                 left.unlink(missing_ok=True)
-        self.path = heartbeat_path(prefix, os.getpid())
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.path = heartbeat_path(folder, os.getpid())
+        descriptor = open_private(self.path, os.O_RDWR | os.O_CREAT)
         try:
             os.posix_fallocate(descriptor, 0, _MOMENT.size)
             self._memory = mmap(descriptor, _MOMENT.size)
@@ -53,15 +58,15 @@ class Heartbeat:
             _MOMENT.pack_into(self._memory, 0, 0)
 
 
-def heartbeat_path(prefix: Path, pid: int) -> Path:
+def heartbeat_path(folder: Path, pid: int) -> Path:
     """The file of one process."""
-    return Path(f"{prefix}{_NAME}{pid}")
+    return folder / f"{_NAME}{pid}"
 
 
-def busy_for_s(prefix: Path, pid: int) -> float:
+def busy_for_s(folder: Path, pid: int) -> float:
     """How long a process has been in its call, in seconds; 0 if it is idle or has no file."""
     try:
-        (moment,) = _MOMENT.unpack(heartbeat_path(prefix, pid).read_bytes())
+        (moment,) = _MOMENT.unpack(heartbeat_path(folder, pid).read_bytes())
     except (OSError, struct.error):
         return 0.0
     return (time.monotonic_ns() - moment) / 1e9 if moment else 0.0

@@ -4,8 +4,7 @@ May import every room.
 """
 
 import sys
-from pathlib import Path
 
-if sys.argv[:1] == ["-m"]:  # then the working folder comes first, where modules of the same names may lie
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if sys.argv[:1] == ["-m"] and not getattr(sys.flags, "safe_path", sys.flags.isolated):
+    sys.path[0] = __path__[0].rpartition("/")[0]  # it was the working folder, where anybody's modules may lie
 import base  # noqa: F401 - turns ONNX Runtime's telemetry off

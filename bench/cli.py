@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run_parts(options: argparse.Namespace) -> None:
     """Run each part in a new process with the settings of memory and threads that the server gives its models."""
     print(METHOD, flush=True)
-    os.environ.update(model_environment())
+    os.environ.update(model_environment(), PYTHONSAFEPATH="1")  # else new processes search the working folder first
     failed = []
     for name in options.parts:
         process = multiprocessing.get_context("spawn").Process(target=_run_part, args=(name, options, os.getpid()))

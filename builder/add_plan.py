@@ -70,7 +70,7 @@ def add_plan(
         TensorRTError: the plan cannot be built.
     """
     folder = repository.model_folder(precision) / str(version)
-    manifest = Manifest.read(folder)
+    manifest = repository.manifest(precision, version)
     if manifest.profile not in PROFILES or not PROFILES[manifest.profile].loads_plans:
         raise RepositoryError(
             f"{manifest.tag} was built for the profile {manifest.profile}; build one with --profile tensorrt first"

@@ -124,14 +124,9 @@ def open_inputs(settings: BuildSettings, steps: Steps) -> Inputs:
             reference = fetch_reference()
         path, name = reference.onnx, name or REFERENCE_NAME
     with steps.step("inspect export", path.name):
-<<<<<<< HEAD
         export = load_export(path, name, settings.input_size, settings.inspection.limits)
-    steps.note(export.summary())
-=======
-        export = load_export(path, name, settings.input_size)
     for line in (export.summary(), *export.notes):
         steps.note(line)
->>>>>>> work-e
     with steps.step("graph surgery", "dynamic batch, grafted ends"):
         network = make_batch_dynamic(export)
     datasets = resolve_datasets(settings, reference, steps)

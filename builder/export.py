@@ -146,26 +146,16 @@ def load_export(
     Raises:
         ExportError: the file is no export of a known family, or goes beyond a limit; the message says what is wrong.
     """
-<<<<<<< HEAD
     if not path.is_file():
         raise ExportError(f"{path}: no such file; give an ONNX export with --onnx PATH")
     outputs = first_run(path, input_size, limits)
     found = inspect(path, input_size)
     height, width = found.input_height, found.input_width
     detections_name, prototypes_name = yolo.check_outputs(outputs, found.metadata, height, width)
-=======
-    model, opset, files = _read(path)
-    # Text that is no UTF-8 comes as bytes.
-    metadata = {_text(entry.key): _text(entry.value) for entry in model.metadata_props}
-    yolo.check_suppression(model, metadata)
-    input_name, batch, height, width = _check_input(model, input_size)
-    outputs = _run_once(model, input_name, (batch or 1, 3, height, width))
-    detections_name, prototypes_name = yolo.check_outputs(outputs, metadata, height, width)
->>>>>>> work-e
     channels, anchors = outputs[detections_name][1:]
     coefficients = outputs[prototypes_name][1]
     num_classes = channels - yolo.BOX_CHANNELS - coefficients
-    class_names, note = yolo.class_names(metadata, num_classes)
+    class_names, note = yolo.class_names(found.metadata, num_classes)
     return Export(
         path=path,
         files=found.files,
@@ -181,21 +171,17 @@ def load_export(
         num_classes=num_classes,
         num_coefficients=coefficients,
         num_anchors=anchors,
-<<<<<<< HEAD
-        class_names=yolo.class_names(found.metadata, num_classes),
-        model=found.model,
-=======
         class_names=class_names,
         notes=(note,) if note else (),
-        model=model,
->>>>>>> work-e
+        model=found.model,
     )
 
 
 def inspect(path: Path, input_size: tuple[int, int] | None) -> Inspected:
     """Read a file and check what can be checked without running it; see :func:`load_export`."""
     model, opset, files = _read(path)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    # Text that is no UTF-8 comes as bytes.
+    metadata = {_text(entry.key): _text(entry.value) for entry in model.metadata_props}
     yolo.check_suppression(model, metadata)
     input_name, batch, height, width = _check_input(model, input_size)
     _check_sizes(model, input_name)

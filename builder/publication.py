@@ -27,18 +27,13 @@ from pipeline import contract
 from repository import manifest as manifests
 from repository.manifest import FileEntry, Manifest
 from repository.networks import mixture, mixture_remedy
+from repository.shim import SHIM, SHIM_NAME
 from repository.store import ModelRepository
 
 BUILD_REVISION: Final = 8
 """Raised whenever the builder makes something else out of the same inputs; part of every build key."""
 
 _MODEL_FILE: Final = "model.onnx"
-_MODEL_SHIM: Final = '''"""Runs this version's ``model.onnx`` (profile cpu)."""
-
-from steps.onnx_model import TritonPythonModel
-
-__all__ = ["TritonPythonModel"]
-'''
 
 
 @dataclass(frozen=True)
@@ -97,6 +92,9 @@ class Publisher:
         with self._repository.locked():
             for path in self._repository.fit_network(self._sizes, export.class_names):
                 steps.note(f"sizes of this network written to {path}")
+        for precision in settings.precisions:
+            for stray in self._repository.strays(precision):
+                steps.warn(stray)
 
     def existing(self, precision: str) -> Built | None:
         """The version of an earlier, equal build; None if there is none."""
@@ -123,7 +121,7 @@ class Publisher:
         repository, artifact = self._repository, verified.artifact
         with repository.locked(), repository.staging(precision) as staged:
             onnx.save(artifact.model, staged / _MODEL_FILE)
-            (staged / "model.py").write_text(_MODEL_SHIM, encoding="utf-8")
+            (staged / SHIM_NAME).write_text(SHIM, encoding="utf-8")
             for name, plan in artifact.plans.items():
                 (staged / name).write_bytes(plan)
             _check_runs(staged / _MODEL_FILE)

@@ -126,6 +126,7 @@ def _list(options: argparse.Namespace) -> int:
     console.print(table)
     for line in broken:
         say(line)
+    _warn_of_strays(repository)
     _warn_of_mixtures(repository, contract.PROFILES)
     if not table.row_count and not broken:
         say(f"no version is built yet; `python -m builder build --repository {repository.path}` makes some")
@@ -179,11 +180,13 @@ def _rollback(options: argparse.Namespace) -> int:
 
 
 def _prune(options: argparse.Namespace) -> int:
-    removed = prune(ModelRepository.existing(options.repository), options.keep, dry_run=options.dry_run)
+    repository = ModelRepository.existing(options.repository)
+    removed = prune(repository, options.keep, dry_run=options.dry_run)
     for ref in removed:
         say(f"{'would remove' if options.dry_run else 'removed'} {ref}")
     if not removed:
         say("nothing to remove")
+    _warn_of_strays(repository)
     return 0
 
 
@@ -225,8 +228,15 @@ def _show_outcomes(repository: ModelRepository, refs: Sequence[VersionRef], outc
             say(f"  {name} does not serve {ref.model}; start it again to serve it too")
         if not done.servers and not done.not_serving:
             say("  no server of this repository and profile runs here; the next one starts with it")
+    _warn_of_strays(repository)
     _warn_of_mixtures(repository, [outcomes[0].profile])
     return 0
+
+
+def _warn_of_strays(repository: ModelRepository) -> None:
+    for precision in contract.PRECISIONS:
+        for stray in repository.strays(precision):
+            say(f"warning: {stray}")
 
 
 def _warn_of_mixtures(repository: ModelRepository, profiles: Sequence[str]) -> None:

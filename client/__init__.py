@@ -4,11 +4,9 @@ Imports ``pipeline``, and nothing that only a server or a builder needs.
 """
 
 import sys
-from pathlib import Path
 
-if sys.argv[:1] == ["-m"]:
-    # ``python -m`` puts the working folder first, which may hold another project's modules of the same names.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if sys.argv[:1] == ["-m"] and not getattr(sys.flags, "safe_path", sys.flags.isolated):
+    sys.path[0] = __path__[0].rpartition("/")[0]  # it was the working folder, where anybody's modules may lie
 
 from client.errors import (
     RequestError,

@@ -6,12 +6,12 @@ import json
 import os
 import pickle
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from base.interpreter import PYTHON
 from load.errors import LoadError
 from load.options import UserOptions
 
@@ -70,9 +70,9 @@ def run_step(spec: StepSpec) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="load_") as folder:
         answer = Path(folder) / "result.json"
         with subprocess.Popen(
-            [sys.executable, "-m", "load.step", str(answer)],
+            [*PYTHON, "-m", "load.step", str(answer)],
             env=environment(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"),  # it takes one core
-            cwd=_ROOT,  # the working folder comes before PYTHONPATH, and may hold a ``load.py`` of another project
+            cwd=_ROOT,  # without -P the working folder comes before PYTHONPATH, and may hold another ``load.py``
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -6,10 +6,10 @@ import argparse
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Final
 
+from base.interpreter import PYTHON
 from load.errors import LoadError
 from load.generator import environment
 from load.server import add_server_arguments, server_under_test
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         urls = [f"--url-{protocol}={url}" for protocol, url in endpoints.urls.items()]
         print(f"Locust's page: http://{options.web_host}:{options.web_port}   Ctrl-C stops", flush=True)
         web = [f"--web-host={options.web_host}", f"--web-port={options.web_port}", "--class-picker"]
-        command = [sys.executable, "-m", "locust", "-f", str(_LOCUSTFILE), *web, *urls, *more]
+        command = [*PYTHON, "-m", "locust", "-f", str(_LOCUSTFILE), *web, *urls, *more]
         parent = os.getpid()
         process = subprocess.Popen(command, env=environment(), preexec_fn=lambda: _follow(parent))  # noqa: PLW1509
         try:

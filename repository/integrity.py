@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from repository.networks import mixture, mixture_remedy
 from repository.plans import Machine, Misfit, find_machine, plan_misfit
 from repository.profiles import PROFILES
 from repository.running import running_servers
+from repository.shim import SHIM_NAME, is_importable, is_shim
 from repository.store import ModelRepository, read_config, size_problems
 
 _CACHE: Final = "__pycache__"
@@ -84,11 +86,12 @@ def verify(
         for number in versions if version is None else [version]:
             findings.versions += 1
             faults = version_faults(repository, name, number)
-            findings.faults += faults
+            findings.faults += [fault for fault in faults if fault not in findings.faults]
             if not faults:
                 manifest = repository.manifest(name, number)
                 _check_plans(repository, manifest, this_machine, findings, required=version is not None)
-        findings.faults += _config_faults(repository, name)
+        findings.faults += [*_named_stray_faults(repository, name), *_config_faults(repository, name)]
+        findings.notes += repository.strays(name)
         findings.notes += _leftover_notes(repository, name)
     if version is None:
         _check_networks(repository, findings)
@@ -107,7 +110,15 @@ def version_faults(repository: ModelRepository, precision: str, version: int) ->
         problems = [str(error)]
     except (TypeError, AttributeError, KeyError) as error:
         problems = [f"{MANIFEST_NAME} has entries of the wrong kind ({error!r})"]
-    return [Fault(subject, problem, _rebuild_remedy(repository, precision, version)) for problem in problems]
+    shim = folder / SHIM_NAME
+    if os.path.lexists(shim) and not is_shim(shim):
+        problems.append(f"{SHIM_NAME} is other code than the builder writes, which the server would run")
+    faults = [Fault(subject, problem, _rebuild_remedy(repository, precision, version)) for problem in problems]
+    foreign = repository.foreign_code(precision)
+    if foreign:
+        problem = f"the server could import {', '.join(foreign)} beside the versions"
+        faults.append(Fault(contract.network_model(precision), problem, "move it elsewhere"))
+    return faults
 
 
 def misfit_of(repository: ModelRepository, manifest: Manifest, machine: Machine) -> Misfit | None:
@@ -145,7 +156,11 @@ def _manifest_problems(manifest: Manifest, precision: str, version: int) -> Iter
 def _file_problems(manifest: Manifest, folder: Path) -> Iterator[str]:
     for name, entry in manifest.files.items():
         path = folder / name
-        if not path.is_file():
+        if name != SHIM_NAME and is_importable(path):
+            yield f"{name} is code that the server could import; a version has no other than {SHIM_NAME}"
+        if path.is_symlink():
+            yield f"{name} is a link, not a file"
+        elif not path.is_file():
             yield f"{name} is missing"
         elif path.stat().st_size != entry.size_bytes:
             yield f"{name} has {path.stat().st_size} bytes; {MANIFEST_NAME} says {entry.size_bytes}"
@@ -228,6 +243,17 @@ def _config_faults(repository: ModelRepository, precision: str) -> Iterator[Faul
         for problem in size_problems(config, mine[-1].source.get("tensor_sizes", {}) if mine else {}):
             remedy = f"`{repository.build_command(precision, profile)}` writes it"
             yield Fault(model, f"{path.name}: {problem}", remedy)
+
+
+def _named_stray_faults(repository: ModelRepository, precision: str) -> Iterator[Fault]:
+    """Links and files that a configuration names as versions: the project ignores them, but Triton loads them."""
+    for profile in contract.PROFILES:
+        try:
+            strays = repository.named_strays(precision, profile)
+        except RepositoryError:
+            continue  # reported with the configuration
+        for stray in strays:
+            yield Fault(contract.network_model(precision), stray, repository.stray_remedy(precision, profile))
 
 
 def _leftover_notes(repository: ModelRepository, precision: str) -> list[str]:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import platform
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -136,13 +137,18 @@ class Manifest:
         """Read a version's manifest.
 
         Raises:
-            RepositoryError: missing, broken, or of a newer format.
+            RepositoryError: missing, broken, a link, of a newer format, or it names files outside of the folder.
         """
         path = folder / MANIFEST_NAME
         try:
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                raise RepositoryError(f"{path}: not a regular file; build the version again")
             values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
             if values["format_version"] > FORMAT_VERSION:
                 raise RepositoryError(f"{path}: written by a newer builder (format {values['format_version']}); update")
+            for name in [*values["files"], *values.get("plans", {})]:
+                if not _is_plain(name):
+                    raise RepositoryError(f"{path}: names {name!a}; allowed: files of the version's own folder")
             values["files"] = {name: FileEntry(**entry) for name, entry in values["files"].items()}
             values["excluded_nodes"] = tuple(values["excluded_nodes"])
             values["attempts"] = tuple(values["attempts"])
@@ -155,6 +161,11 @@ class Manifest:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is that of a file in the folder itself, as this project's builder gives: no separators."""
+    return re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._+-]*", name) is not None
 
 
 def _number(value: object) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from base.gpu import Gpu, find_gpu
+from base.interpreter import PYTHON
 from repository.errors import FlavorError
 from repository.flavor import detect_flavor, parse_version
 
@@ -143,7 +143,7 @@ def _version_misfit(name: str, facts: Mapping[str, Any], machine: Machine) -> Mi
 def _library_version() -> tuple[int, ...] | None:
     try:
         answer = subprocess.run(
-            [sys.executable, "-c", _READ_LIBRARY], capture_output=True, text=True, timeout=60, check=True
+            [*PYTHON, "-c", _READ_LIBRARY], capture_output=True, text=True, timeout=60, check=True
         ).stdout.strip()
     except (subprocess.SubprocessError, OSError):
         return None

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from base.cache import cache_dir
-from base.files import write_atomically
+from base.cache import CACHE_VARIABLE, cache_dir
+from base.files import is_private, open_private, private_folder, write_atomically
 from base.names import SHARED_MEMORY, SHM_PREFIX, STUB_NAME
 from repository.errors import RepositoryError
 
@@ -46,10 +46,12 @@ class RunningServer:
     shm_prefix: str = ""
 
     def write(self) -> Path:
-        """Write the state file, readable only by this user."""
-        folder = _folder()
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = folder / f"{self.pid}.json"
+        """Write the state file, readable only by this user.
+
+        Raises:
+            RepositoryError: another user made the folder for it.
+        """
+        path = _made_folder() / f"{self.pid}.json"
         write_atomically(path, json.dumps(asdict(self), indent=2, allow_nan=False), mode=0o600)
         return path
 
@@ -58,13 +60,17 @@ def running_servers(repository: Path | None = None) -> list[RunningServer]:
     """Servers of this user that are alive, of one repository or of all.
 
     What dead ones left is removed: shared memory stays when a server and its parent were both killed, and processes of
-    its Python backend may stay for seconds more.
+    its Python backend may stay for seconds more. Files that another user could have written are ignored.
     """
-    found = []
-    for path in sorted(_folder().glob("*.json")):
+    found: list[RunningServer] = []
+    folder = _folder()
+    if not is_private(folder):
+        return found
+    for path in sorted(folder.glob("*.json")):
         try:
-            server = RunningServer(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            with os.fdopen(open_private(path, os.O_RDONLY), encoding="utf-8") as stream:
+                server = RunningServer(**json.load(stream))
+        except (OSError, ValueError, TypeError, RecursionError):
             continue
         if not _is_alive(server.pid):
             clear_after(server.shm_prefix)
@@ -80,7 +86,7 @@ def scratch_folder(prefix: str) -> Path:
     Raises:
         RepositoryError: no usual folder for temporary files has such a name and is writable.
     """
-    _folder().mkdir(parents=True, exist_ok=True, mode=0o700)
+    _made_folder()
     folder = next((one for one in _scratch_parents() if is_safe(one) and os.access(one, os.W_OK)), None)
     if folder is None:
         raise RepositoryError(
@@ -98,12 +104,16 @@ def is_safe(path: Path) -> bool:
 def clear_after(prefix: str) -> None:
     """Remove what a dead server left: processes of its Python backend, shared memory and its own files.
 
-    Anything but the prefix of one server is ignored.
+    Anything but the prefix of one server is ignored. So is what another user put under it.
     """
     if SHM_PREFIX.fullmatch(prefix):
         _kill_orphans(prefix)
         for region in SHARED_MEMORY.glob(f"{prefix}*"):
-            region.unlink(missing_ok=True)
+            if is_private(region):
+                shutil.rmtree(region, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):  # another user's, or gone
+                    region.unlink()
         for folder in _scratch_parents():
             shutil.rmtree(folder / f"{prefix}files", ignore_errors=True)
 
@@ -118,7 +128,18 @@ def _kill_orphans(prefix: str) -> None:
 
 
 def _folder() -> Path:
-    return cache_dir() / "servers"
+    """Where state files lie; a second name where another user made the first one in a cache that they share."""
+    first = cache_dir() / "servers"
+    return first if is_private(first) or not os.path.lexists(first) else cache_dir() / f"servers-{os.geteuid()}"
+
+
+def _made_folder() -> Path:
+    try:
+        return private_folder(_folder())
+    except PermissionError as error:
+        raise RepositoryError(
+            f"{error.filename}: {error.strerror}; set {CACHE_VARIABLE} to a folder that only you can write to"
+        ) from error
 
 
 def _scratch_parents() -> list[Path]:

@@ -7,7 +7,9 @@ import errno
 import fcntl
 import os
 import re
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ from pipeline import contract
 from repository.errors import RepositoryError
 from repository.manifest import MANIFEST_NAME, Manifest, classes_text, other_classes
 from repository.profiles import PROFILES
+from repository.shim import SHIM_NAME, is_importable
 
 SHIPPED_REPOSITORY: Final = Path(__file__).resolve().parent.parent / "model_repository"
 PROMOTIONS_NAME: Final = ".promotions.jsonl"
@@ -31,10 +34,11 @@ CONFIG_NAME: Final = "config.pbtxt"
 CONFIG_NAMES: Final = {name: profile.config_name for name, profile in PROFILES.items()}
 """Where the configuration of a ``network_*`` model lies, per profile."""
 
+_VERSION: Final = re.compile(r"[1-9][0-9]{0,17}")  # what fits Triton's 64 bits
 _STAGING_PREFIX: Final = ".building-"
 _LOCK_NAME: Final = ".lock"
 _COPYING_NAME: Final = ".copying"
-_ONNX_FILES: Final = ("model.onnx", "model.py")
+_ONNX_FILES: Final = ("model.onnx", SHIM_NAME)
 _MAKE_ROOM: Final = "make room on that disk, then repeat the command"
 _BE_ALLOWED: Final = "make the repository writable for this user, then repeat the command"
 _DISK_REMEDIES: Final = {
@@ -44,6 +48,7 @@ _DISK_REMEDIES: Final = {
     errno.EROFS: _BE_ALLOWED,
     errno.EACCES: _BE_ALLOWED,
     errno.EPERM: _BE_ALLOWED,
+    errno.ELOOP: "remove this link, then repeat the command",
 }
 
 
@@ -125,14 +130,60 @@ class ModelRepository:
         return self.path / model / CONFIG_NAME
 
     def versions(self, precision: str) -> list[int]:
-        """Numbers of the versions on disk, rising."""
+        """Numbers of the versions on disk, rising; see :meth:`strays` for what else is there."""
+        return sorted(int(entry.name) for entry in self._entries(precision) if _is_version(entry))
+
+    def strays(self, precision: str) -> list[str]:
+        """What lies among the versions and is none, such as a link, for messages. Everything ignores it."""
+        known = (CONFIG_NAME, "configs", "__pycache__")
+        model = contract.network_model(precision)
+        return [
+            f"{model}: {entry.name!a} is {_kind_of(entry)}, not a version; it is ignored. Move it elsewhere"
+            for entry in sorted(self._entries(precision))
+            if not _is_version(entry) and entry.name not in known and not entry.name.startswith(".")
+        ]
+
+    def foreign_code(self, precision: str) -> list[str]:
+        """Names of files and folders beside the versions that a Python process of the server could import."""
+        return [
+            ascii(entry.name)
+            for entry in sorted(self._entries(precision))
+            if not _is_version(entry) and is_importable(entry)
+        ]
+
+    def drop_compiled(self, precision: str, version: int) -> None:
+        """Remove what Python would run in place of a version's ``model.py``: its compiled form, which no hash covers.
+
+        Raises:
+            RepositoryError: it cannot be removed.
+        """
+        cache = self.version_folder(precision, version) / "__pycache__"
+        try:
+            for path in [cache] if cache.is_symlink() else cache.glob(f"{Path(SHIM_NAME).stem}.*"):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise RepositoryError(
+                f"{cache} may hold other code than {SHIM_NAME}, and cannot be removed ({error.strerror}); remove it "
+                f"with `rm -r {cache}`"
+            ) from error
+
+    def _entries(self, precision: str) -> list[Path]:
         folder = self.model_folder(precision)
-        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        return sorted(int(name) for name in names if re.fullmatch(r"[1-9]\d*", name))
+        return list(folder.iterdir()) if folder.is_dir() else []
 
     def next_version(self, precision: str) -> int:
-        """The number that follows the highest on disk."""
-        return max(self.versions(precision), default=0) + 1
+        """The number that follows the highest on disk, and that nothing else has taken.
+
+        Raises:
+            RepositoryError: no number is left.
+        """
+        version = max(self.versions(precision), default=0) + 1
+        while os.path.lexists(self.version_folder(precision, version)):
+            version += 1
+        if not _VERSION.fullmatch(str(version)):
+            highest = self.version_folder(precision, version - 1)
+            raise RepositoryError(f"{highest} has the highest number that a version can have; move it elsewhere")
+        return version
 
     def manifest(self, precision: str, version: int) -> Manifest:
         """Manifest of a version.
@@ -173,22 +224,32 @@ class ModelRepository:
     def locked(self) -> Iterator[None]:
         """Lock the repository for writing; a second builder waits.
 
+        Users who are neither the owner nor of the group cannot open the lock file, and so not hold the lock.
+
         Raises:
-            RepositoryError: it cannot be written to, or the disk is full.
+            RepositoryError: it cannot be written to, the disk is full, or the lock file is a link.
         """
-        with _explained_disk_errors(self.path), (self.path / _LOCK_NAME).open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            yield
+        with _explained_disk_errors(self.path):
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(self.path / _LOCK_NAME, flags, 0o660)
+            try:
+                status = os.fstat(descriptor)
+                if status.st_uid == os.geteuid() and status.st_mode & 0o007:  # made by an older release
+                    os.fchmod(descriptor, stat.S_IMODE(status.st_mode) & ~0o007)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(descriptor)  # the lock ends with it
 
     def is_locked(self) -> bool:
         """Whether a builder is writing to the repository now."""
         try:
             with (self.path / _LOCK_NAME).open() as stream:
                 fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
         except BlockingIOError:
             return True
+        except (FileNotFoundError, PermissionError):  # another user's repository
+            return False
         return False
 
     def leftovers(self, precision: str) -> list[Path]:
@@ -199,7 +260,9 @@ class ModelRepository:
         folder = self.model_folder(precision)
         shared = [self.path / name for name in contract.SHARED_MODELS]
         half_written = [file for place in (folder, folder / "configs", *shared) for file in place.glob(".*.pbtxt-*")]
-        return sorted([*folder.glob(f"{_STAGING_PREFIX}*"), *folder.glob("[0-9]*/.*-*"), *half_written])
+        versions = (self.version_folder(precision, version) for version in self.versions(precision))
+        half_written += [file for version in versions for file in version.glob(".*-*")]
+        return sorted([*folder.glob(f"{_STAGING_PREFIX}*"), *half_written])
 
     @contextlib.contextmanager
     def staging(self, precision: str) -> Iterator[Path]:
@@ -222,7 +285,7 @@ class ModelRepository:
             RepositoryError: the version exists.
         """
         target = self.version_folder(precision, version)
-        if target.exists():
+        if os.path.lexists(target):
             raise RepositoryError(f"{target} exists; versions are never changed")
         for file in staged.iterdir():
             file.chmod(0o444)
@@ -236,16 +299,16 @@ class ModelRepository:
         """Remove a version: hidden in one step, then deleted. Call it while the repository is :meth:`locked`."""
         self._sweep(precision)
         folder = self.version_folder(precision, version)
-        hidden = folder.with_name(f"{_STAGING_PREFIX}removed-{version}")
+        hidden = folder.with_name(f"{_STAGING_PREFIX}removed-{version}-{secrets.token_hex(4)}")
         folder.rename(hidden)
         shutil.rmtree(hidden)
 
     def _sweep(self, precision: str) -> None:
         for leftover in self.leftovers(precision):
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover, ignore_errors=True)  # what cannot be removed stays, and `verify` reports it
             else:
-                leftover.unlink()
+                leftover.unlink(missing_ok=True)
 
     def promoted(self, precision: str, profile: str) -> list[int]:
         """Versions that the profile's configuration names and that can be served under it."""
@@ -259,6 +322,25 @@ class ModelRepository:
             RepositoryError: the configuration is missing or broken.
         """
         return list(read_config(self.config_path(precision, profile)).version_policy.specific.versions)
+
+    def named_strays(self, precision: str, profile: str) -> list[str]:
+        """Links and files that the profile's configuration names as versions: Triton would load them.
+
+        Raises:
+            RepositoryError: the configuration is missing or broken.
+        """
+        named = (self.version_folder(precision, one) for one in self.named_versions(precision, profile))
+        return [
+            f"{contract.network_model(precision)}/{path.name} is {_kind_of(path)}, not a version, and "
+            f"{self.config_path(precision, profile).name} names it"
+            for path in named
+            if os.path.lexists(path) and not _is_version(path)
+        ]
+
+    def stray_remedy(self, precision: str, profile: str) -> str:
+        """What to do about :meth:`named_strays`."""
+        promote = f"python -m builder promote {contract.network_model(precision)}/VERSION --profile {profile}"
+        return f"move it elsewhere, and promote a version with `{promote}`"
 
     def servable_precisions(self, profile: str) -> tuple[str, ...]:
         """Precisions of which the profile's configuration names a version that can be served.
@@ -275,6 +357,8 @@ class ModelRepository:
     def is_servable(self, precision: str, version: int, profile: str) -> bool:
         """Whether a version holds what the profile's backend loads."""
         folder = self.version_folder(precision, version)
+        if not _is_version(folder):
+            return False
         if PROFILES[profile].loads_plans:
             return any(folder.glob("*.plan"))
         return all((folder / name).is_file() for name in _ONNX_FILES)
@@ -284,7 +368,7 @@ class ModelRepository:
         if self.is_servable(precision, version, profile):
             return None
         folder = self.version_folder(precision, version)
-        if not folder.is_dir():
+        if not _is_version(folder):
             return "there is no such version; `python -m builder list` shows those that exist"
         if not PROFILES[profile].loads_plans:
             missing = [name for name in _ONNX_FILES if not (folder / name).is_file()]
@@ -385,6 +469,16 @@ class ModelRepository:
                 f"{self.path} holds {manifest.tag} with tensors {manifest.source['tensor_sizes']}; this export has "
                 f"{sizes}. One repository serves one network shape: build into another one with --repository FOLDER"
             )
+
+
+def _is_version(path: Path) -> bool:
+    return _VERSION.fullmatch(path.name) is not None and path.is_dir() and not path.is_symlink()
+
+
+def _kind_of(path: Path) -> str:
+    if path.is_symlink():
+        return "a link"
+    return "a folder" if path.is_dir() else "a file"
 
 
 def size_problems(config: Any, sizes: Mapping[str, list[int]]) -> list[str]:

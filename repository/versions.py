@@ -53,7 +53,7 @@ class VersionRef:
         """
         models = {contract.network_model(precision): precision for precision in contract.PRECISIONS}
         name, slash, number = text.rstrip("/").partition("/")
-        if name not in models or (slash and not re.fullmatch(r"[1-9]\d*", number)):
+        if name not in models or (slash and not re.fullmatch(r"[1-9][0-9]{0,17}", number)):
             raise ValueError(
                 f"{text!r}; expected a model, or a model and version, such as network_int8/2; models: "
                 f"{', '.join(models)}"
@@ -344,6 +344,7 @@ class _Turn:
 
     def make(self) -> None:
         """Change the configuration, then the servers."""
+        self._repository.drop_compiled(self.manifest.precision, self.manifest.version)
         self._repository.promote(self.manifest.precision, self._profile, self.manifest.version)
         for server in self.serving:
             _switch(server, self.manifest)

@@ -80,8 +80,8 @@ class HttpFront:
         descriptor = self._listener.fileno()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "gateway", "run", f"--grpc-url={grpc_url}", f"--http-fd={descriptor}"],
-            env={**allocator_environment(), **os.environ},
-            cwd=_ROOT,
+            env={**allocator_environment(), **os.environ, "PYTHONSAFEPATH": ""},
+            cwd=_ROOT,  # where this project lies, installed or not
             pass_fds=(descriptor,),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

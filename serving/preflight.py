@@ -174,6 +174,9 @@ class _Examination:
             promoted = []
             self._refuse(str(error), "copy the file from the shipped model_repository, then `python -m builder verify`")
         else:
+            self._warnings += self._repository.strays(self._precision)
+            for stray in self._repository.named_strays(self._precision, self._profile.name):
+                self._refuse(stray, self._repository.stray_remedy(self._precision, self._profile.name))
             if promoted:
                 for problem in problems:
                     self._refuse(problem, self._build)

@@ -14,6 +14,8 @@ from serving.errors import ServingError
 # It becomes part of a command-line option of tritonserver that is cut at ":" and "=", and a header's value.
 _ALLOWED: Final = re.compile(r"[A-Za-z0-9._~+/-]{16,512}")
 
+_ROOT_UID: Final = 0
+
 
 def new_secret() -> str:
     """A random secret of 192 bits."""
@@ -24,7 +26,8 @@ def secret_in(path: Path) -> str:
     """The secret in a file; a file that is missing is made with a random one, readable only by its owner.
 
     Raises:
-        ServingError: the file cannot be read or made, or holds something else.
+        ServingError: the file cannot be read or made, belongs to another user than this one and root, or holds
+            something else.
     """
     try:
         with contextlib.suppress(FileExistsError):
@@ -38,9 +41,13 @@ def secret_in(path: Path) -> str:
                     os.link(beside, path)
                 finally:
                     beside.unlink()
-        text = path.read_text(encoding="utf-8").strip()
+        with path.open(encoding="utf-8") as stream:
+            owner = os.fstat(stream.fileno()).st_uid
+            text = stream.read().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ServingError(f"{path}: the secret cannot be read or made ({error}); name another file") from error
+    if owner not in (os.geteuid(), _ROOT_UID):  # an orchestrator mounts secrets as root
+        raise ServingError(f"{path} belongs to another user ({owner}), who knows the secret; name another file")
     if not _ALLOWED.fullmatch(text):
         raise ServingError(
             f"{path} holds no secret of 16 to 512 letters, digits and ._~+/-; write one with "

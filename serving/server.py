@@ -21,7 +21,8 @@ from typing import Any, Final
 from google.protobuf import json_format
 
 from base.allocator import allocator_environment
-from base.names import ADMIN_HEADER, SHARED_MEMORY, SHM_PREFIX_VARIABLE
+from base.files import private_folder
+from base.names import ADMIN_HEADER, SHARED_MEMORY, SHM_PREFIX_VARIABLE, STATE_NAME
 from pipeline import contract
 from repository.errors import RepositoryError
 from repository.profiles import PROFILES
@@ -182,9 +183,9 @@ class TritonServer:
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     @property
-    def shm_path(self) -> Path:
-        """Beginning of the paths of the server's files in shared memory."""
-        return SHARED_MEMORY / self._shm_prefix
+    def state_folder(self) -> Path:
+        """The server's folder in shared memory: its admission control, and what its Python processes are doing."""
+        return SHARED_MEMORY / f"{self._shm_prefix}{STATE_NAME}"
 
     def start(self) -> None:
         """Start the process; returns at once.
@@ -208,6 +209,9 @@ class TritonServer:
         profile = PROFILES[options.profile]
         installation.check_backend("tensorrt" if profile.loads_plans else "python")
         running_servers()  # removes what killed servers left
+        for precision in contract.PRECISIONS:
+            for version in repository.promoted(precision, options.profile):
+                repository.drop_compiled(precision, version)
         if options.gateway or not installation.has_request_bound:
             _refuse_http_options(options.extra_arguments)
             self.front = self.front or HttpFront(self._host, given[0], self._take_line)
@@ -220,6 +224,7 @@ class TritonServer:
         self._lines.clear()
         links = SafeNames(scratch_folder(self._shm_prefix))
         self._served = links.of(self._served_repository(links.folder / "repository"))
+        private_folder(self.state_folder)  # now, while no other user can know its name
         self._process = subprocess.Popen(
             self._command(links.installation(installation), self._served, models),
             env={**_environment(installation, repository, links), SHM_PREFIX_VARIABLE: self._shm_prefix},
@@ -465,6 +470,7 @@ def _with_absolute_path(argument: str) -> str:
 
 def _environment(installation: Installation, repository: ModelRepository, links: SafeNames) -> dict[str, str]:
     environment = dict(os.environ)
+    environment.pop("PYTHONSAFEPATH", None)  # the Python backend's processes find this project by their working folder
     libraries = [*map(str, links.installation(installation).library_path), environment.get("LD_LIBRARY_PATH", "")]
     environment["LD_LIBRARY_PATH"] = ":".join(filter(None, libraries))
     # The stub finds this virtual environment through the first python3 on PATH.

@@ -148,10 +148,10 @@ class StubWatch:
                     _kill(pid)
             elif entry.state is _State.RUNNING:
                 entry.turn(_State.GONE, now)
-                heartbeat_path(self._server.shm_path, pid).unlink(missing_ok=True)
+                heartbeat_path(self._server.state_folder, pid).unlink(missing_ok=True)
             elif entry.state is _State.RETIRED:
                 del self._table[pid]
-                heartbeat_path(self._server.shm_path, pid).unlink(missing_ok=True)
+                heartbeat_path(self._server.state_folder, pid).unlink(missing_ok=True)
         self._count(now)
         self._settle(now)
         return self._stubs(_State.DEAD)
@@ -208,7 +208,7 @@ class StubWatch:
             entry.stopped_since = now if entry.stopped_since is None else entry.stopped_since
             return now - entry.stopped_since > STOPPED_S
         entry.stopped_since = None
-        return busy_for_s(self._server.shm_path, entry.stub.pid) > self._longest_call_s
+        return busy_for_s(self._server.state_folder, entry.stub.pid) > self._longest_call_s
 
     def _count(self, now: float) -> None:
         """Miss the processes that should exist and died before they were seen for the first time."""

@@ -11,6 +11,7 @@ share the state through a file in shared memory.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import math
 import os
 import statistics
@@ -24,7 +25,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from base.names import SHARED_MEMORY, SHM_PREFIX_VARIABLE
+from base.files import open_private, private_folder
+from base.names import SHARED_MEMORY, SHM_PREFIX_VARIABLE, STATE_NAME
 from pipeline import contract
 from pipeline.errors import BUSY, OverloadError
 
@@ -71,14 +73,14 @@ class Admission:
         """Open the state, or make it.
 
         Args:
-            path: the file; made when it is missing.
+            path: the file, in a folder that only this user can enter; made when it is missing.
             max_latency_s: see the attribute.
 
         Raises:
-            OSError: it cannot be opened.
+            OSError: it cannot be opened, or is another user's.
         """
         self.max_latency_s = max_latency_s
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = open_private(path, os.O_RDWR | os.O_CREAT)
         self._file = os.fdopen(descriptor, "r+b", buffering=0)
         fcntl.flock(self._file, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_size < _WORDS * 8:
@@ -210,16 +212,28 @@ class Admission:
 
 def state_path() -> Path:
     """The state of the server that this process of the Python backend belongs to."""
-    return Path(f"{shm_path()}admission")
+    return state_folder() / "admission"
 
 
-def shm_path() -> Path:
-    """Start of the paths of that server's files in shared memory."""
-    return SHARED_MEMORY / (os.environ.get(SHM_PREFIX_VARIABLE) or _parent())
+def state_folder() -> Path:
+    """That server's folder in shared memory, which only its user can enter.
+
+    ``serving run`` makes it before tritonserver starts, while nobody knows its name. Where tritonserver was started by
+    hand, the first process that asks makes it.
+
+    Raises:
+        OSError: it cannot be made, or another user made it.
+    """
+    return private_folder(SHARED_MEMORY / f"{os.environ.get(SHM_PREFIX_VARIABLE) or _of_parent()}{STATE_NAME}")
 
 
-def _parent() -> str:
-    """A name that is unique to the server: its process number and start time (proc(5), field 22)."""
+def _of_parent() -> str:
+    """A name for the server that no other user can predict: a hash of what only its own user sees of it.
+
+    That is its process number and start time with the random addresses of its code and stack (proc(5), ``stat``, fields
+    22 and 26 to 28).
+    """
     pid = os.getppid()
-    started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return f"segmentation_{pid}_{started}_"
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    facts = " ".join([str(pid), fields[19], *fields[23:26]])
+    return f"segmentation_{hashlib.sha256(facts.encode()).hexdigest()[:8]}_"

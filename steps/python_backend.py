@@ -17,7 +17,7 @@ from base.heartbeat import Heartbeat
 from pipeline import contract
 from pipeline.errors import InputError, OverloadError
 from pipeline.parameters import RequestParameters
-from steps.admission import Admission, shm_path
+from steps.admission import Admission, state_folder
 
 
 def answer_each(
@@ -46,7 +46,7 @@ def answer_each(
 @functools.cache
 def heartbeat() -> Heartbeat:
     """Of this process."""
-    return Heartbeat(shm_path())
+    return Heartbeat(state_folder())
 
 
 def internal_error(what: str) -> Any:

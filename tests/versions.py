@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline import contract
 from repository.manifest import MANIFEST_NAME, FileEntry, Manifest
+from repository.shim import SHIM, SHIM_NAME
 from repository.store import ModelRepository
 
 SIZES = {"images": [640, 640, 3], "candidates": [1000, 38], "prototypes": [32, 160, 160]}
@@ -47,7 +48,7 @@ def add_version(
     with repository.locked(), repository.staging(precision) as staged:
         version = repository.next_version(precision)
         (staged / "model.onnx").write_bytes(content + str(version).encode())
-        (staged / "model.py").write_text("")
+        (staged / SHIM_NAME).write_text(SHIM)
         for name in plans or {}:
             (staged / name).write_bytes(f"plan {name}".encode())
         files = {path.name: FileEntry.of(path) for path in sorted(staged.iterdir())}

@@ -10,6 +10,7 @@ from typing import Final
 
 import psutil
 
+from base.names import SHARED_MEMORY, STATE_NAME
 from client import RetryPolicy, SegmentationClient
 from client.errors import SegmentationError
 from serving.server import TritonServer
@@ -102,7 +103,8 @@ def resources(server: TritonServer) -> dict[str, float]:
     """Resident memory (what is shared is counted once), file descriptors and shared memory of a server's processes."""
     parent = psutil.Process(server.pid)
     processes = [parent, *parent.children(recursive=True)]
-    regions = list(server.shm_path.parent.glob(f"{server.shm_path.name}*"))
+    prefix = server.state_folder.name.removesuffix(STATE_NAME)
+    regions = [*SHARED_MEMORY.glob(f"{prefix}*"), *server.state_folder.iterdir()]
     return {
         "memory_mb": sum(each.memory_full_info().pss for each in processes) / 1e6,
         "descriptors": float(sum(each.num_fds() for each in processes)),

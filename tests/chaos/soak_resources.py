@@ -73,7 +73,7 @@ class Sampler:
 
     def _sample(self) -> dict[str, float]:
         processes = [self._root, *self._root.children(recursive=True)]
-        regions = [path.stat() for path in _SHARED_MEMORY.glob(f"{self._prefix}*")]
+        regions = [path.stat() for kind in ("*", "*/*") for path in _SHARED_MEMORY.glob(f"{self._prefix}{kind}")]
         return {
             # PSS: what several processes share is counted once.
             "memory_mib": sum(process.memory_full_info().pss for process in processes) / 2**20,

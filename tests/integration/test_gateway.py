@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from base.names import SHARED_MEMORY, STATE_NAME
 from client.segmentation import SegmentationClient
 from serving.server import ServerOptions, TritonServer
 from serving.supervisor import RestartPolicy
@@ -155,7 +156,8 @@ def test_curl_sends_more_than_a_megabyte(small, tmp_path):
 
 def test_what_the_server_writes_is_readable_by_its_user_alone(server):
     """Regions of shared memory hold callers' images; none may be read by others of the machine."""
-    regions = list(server.shm_path.parent.glob(f"{server.shm_path.name}*"))
+    prefix = server.state_folder.name.removesuffix(STATE_NAME)
+    regions = [*SHARED_MEMORY.glob(f"{prefix}*"), *server.state_folder.iterdir()]
     assert any("admission" in region.name for region in regions)
     modes = {region.name: stat.S_IMODE(region.stat().st_mode) for region in regions}
     assert {name: oct(mode) for name, mode in modes.items() if mode & 0o077} == {}

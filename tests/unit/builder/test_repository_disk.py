@@ -48,3 +48,23 @@ def test_a_configuration_that_could_not_be_written_is_as_before(repository, monk
     assert path.read_text() == before
     assert repository.leftovers("int8") == []
     assert [entry.name for entry in path.parent.iterdir() if entry.name.startswith(".")] == []
+
+
+def test_only_those_who_may_write_can_hold_the_lock(repository):
+    lock = repository.path / ".lock"
+    lock.chmod(0o644)  # of an older release: any user could open it, and lock it for good
+    with repository.locked():
+        assert lock.stat().st_mode & 0o007 == 0
+    lock.unlink()
+    with repository.locked():
+        assert lock.stat().st_mode & 0o007 == 0
+        assert repository.is_locked()
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_followed(repository, tmp_path):
+    (tmp_path / "other").write_text("precious")
+    (repository.path / ".lock").unlink(missing_ok=True)
+    (repository.path / ".lock").symlink_to(tmp_path / "other")
+    with pytest.raises(RepositoryError, match="remove this link"), repository.locked():
+        pass
+    assert (tmp_path / "other").read_text() == "precious"

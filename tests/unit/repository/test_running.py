@@ -11,7 +11,9 @@ import sys
 import pytest
 
 from repository import running as state
-from repository.running import RunningServer, clear_after, running_servers
+from repository.errors import RepositoryError
+from repository.running import RunningServer, clear_after, running_servers, scratch_folder
+from tests.strangers import belongs_to_another
 
 PREFIX = "segmentation_0123abcd_"
 
@@ -140,3 +142,43 @@ def test_nothing_but_the_prefix_of_one_server_removes_anything(tmp_path, monkeyp
     assert region.exists()
     clear_after(PREFIX)
     assert not region.exists()
+
+
+# Another user of this machine.
+
+
+def test_another_users_state_file_is_ignored(alive, tmp_path, monkeypatch):
+    mine = a_server(alive, tmp_path, http="127.0.0.1:4")
+    theirs = mine.write().rename(tmp_path / "cache" / "servers" / "1.json")
+    mine.write()
+    belongs_to_another(monkeypatch, theirs)
+    assert running_servers() == [mine]
+    theirs.unlink()
+    theirs.symlink_to(f"{alive}.json")
+    assert running_servers() == [mine]
+
+
+def test_another_user_who_made_the_folder_first_is_neither_trusted_nor_in_the_way(alive, tmp_path, cache, monkeypatch):
+    planted = a_server(alive, tmp_path, grpc="127.0.0.1:9").write()
+    belongs_to_another(monkeypatch, planted.parent)
+    assert running_servers() == []
+    server = a_server(alive, tmp_path)
+    path = server.write()
+    assert path.parent == cache / f"servers-{os.geteuid()}"
+    assert running_servers() == [server]
+    belongs_to_another(monkeypatch, path.parent)
+    with pytest.raises(RepositoryError, match="TRITON_SEGMENTATION_CACHE"):
+        scratch_folder(PREFIX)
+
+
+def test_what_cannot_be_removed_stops_no_start(dead, tmp_path, monkeypatch):
+    shared = tmp_path / "shm"
+    (shared / f"{PREFIX}folder").mkdir(parents=True)
+    (shared / f"{PREFIX}folder").chmod(0o755)
+    (shared / f"{PREFIX}state").mkdir(mode=0o700)
+    (shared / f"{PREFIX}state" / "admission").touch()
+    monkeypatch.setattr(state, "SHARED_MEMORY", shared)
+    path = a_server(dead, tmp_path, shm_prefix=PREFIX).write()
+    assert running_servers() == []
+    assert not path.exists()
+    assert [entry.name for entry in shared.iterdir()] == [f"{PREFIX}folder"]

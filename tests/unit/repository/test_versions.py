@@ -1,12 +1,15 @@
 """Promoting, rolling back, pruning and verifying versions, without a server."""
 
+import hashlib
 import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -20,8 +23,10 @@ from repository.errors import RepositoryError
 from repository.integrity import verify
 from repository.plans import Machine, library_version, plan_misfit
 from repository.promotions import Promotion, append_promotion, read_promotions, rollback_target
+from repository.shim import RECORDED_SHA256, SHIM
 from repository.store import PROMOTIONS_NAME, SHIPPED_REPOSITORY, ModelRepository, read_config
 from repository.versions import PromotionError, VersionRef, promote, prune, rollback
+from serving.preflight import preflight
 from tests.exports import segmentation_export
 from tests.unit.repository.helpers import H100, L4, NO_GPU, FakeServer, run
 from tests.versions import FAILED, H100_PLAN, PASSED, add_version, rewrite
@@ -311,6 +316,205 @@ def test_leftovers_are_named_and_tolerated(repository):
     assert not repository.leftovers("int8")
 
 
+# What is no version, and what does not come from the builder.
+
+
+def link_to_a_version(path):
+    path.symlink_to("1")
+
+
+def link_to_nothing(path):
+    path.symlink_to("nowhere")
+
+
+def link_out_of_the_repository(path):
+    outside = path.parents[2] / "outside"
+    outside.mkdir(exist_ok=True)
+    (outside / ".precious-file").write_text("mine")
+    path.symlink_to(outside)
+
+
+def file_like_a_version(path):
+    path.write_text("")
+
+
+STRAYS = [link_to_a_version, link_to_nothing, link_out_of_the_repository, file_like_a_version]
+
+
+@pytest.mark.parametrize("stray", STRAYS)
+def test_what_is_no_version_is_ignored_and_reported(repository, capsys, stray):
+    for _ in range(2):
+        add_version(repository)
+    stray(repository.model_folder("int8") / "3")
+    assert repository.versions("int8") == [1, 2]
+    assert run(repository, "promote", "network_int8/2") == 0
+    assert "warning: network_int8: '3' is a " in capsys.readouterr().out
+    with pytest.raises(RepositoryError, match="network_int8/3: no such version"):
+        promote(repository, "int8", 3)
+    assert add_version(repository).version == 4
+    for _ in range(2):
+        assert run(repository, "prune", "--keep", "0") == 0
+        assert "warning: network_int8: '3' is a " in capsys.readouterr().out
+    assert repository.versions("int8") == [1, 2]  # served, and where a rollback goes
+    findings = verify(repository)
+    assert findings.faults == []
+    assert len(findings.notes) == 1
+    assert "'3' is a " in findings.notes[0]
+    assert not repository.leftovers("int8")
+    outside = repository.path.parent / "outside"
+    assert stray is not link_out_of_the_repository or (outside / ".precious-file").read_text() == "mine"
+
+
+def test_a_link_that_a_killed_or_older_prune_hid_is_swept(repository):
+    add_version(repository)
+    (repository.model_folder("int8") / ".building-removed-2").symlink_to("1")
+    assert add_version(repository).version == 2
+    assert repository.versions("int8") == [1, 2]
+    assert not repository.leftovers("int8")
+
+
+@pytest.mark.parametrize("name", ["9" * 30, "9" * 5000, "\uff13", "01", "old", "-1", "1\n", "\x1b[2J"])
+def test_odd_names_are_no_versions_and_are_printed_in_ascii(repository, capsys, name):
+    add_version(repository)
+    try:
+        (repository.model_folder("int8") / name).mkdir()
+    except OSError:
+        name = name[:200]
+        (repository.model_folder("int8") / name).mkdir()
+    assert repository.versions("int8") == [1]
+    assert add_version(repository).version == 2
+    assert run(repository, "list") == 0
+    assert f"network_int8: {name!a} is a folder, not a version" in capsys.readouterr().out
+
+
+def test_the_highest_number_leaves_no_other(repository):
+    add_version(repository)
+    (repository.model_folder("int8") / "1").rename(repository.model_folder("int8") / ("9" * 18))
+    with pytest.raises(RepositoryError, match="9 has the highest number that a version can have"):
+        repository.next_version("int8")
+
+
+def test_a_link_that_the_configuration_names_is_a_fault(repository):
+    add_version(repository)
+    link_to_a_version(repository.model_folder("int8") / "2")
+    path = repository.config_path("int8", "cpu")
+    path.write_text(path.read_text().replace("[ 1 ]", "[ 1, 2 ]", 1))
+    assert repository.promoted("int8", "cpu") == [1]
+    (fault,) = verify(repository).faults
+    assert "network_int8/2 is a link, not a version, and cpu.pbtxt names it" in fault.problem
+    assert "promote network_int8/VERSION --profile cpu" in fault.remedy
+
+
+HOSTILE = "import os\nos.system('id')\n"
+
+
+def change_code(folder):
+    rewrite(folder / "model.py", HOSTILE.encode())
+    list_in_manifest(folder, "model.py", folder / "model.py")
+
+
+def link_code(folder):
+    hostile = folder.parents[2] / "hostile.py"
+    hostile.write_text(HOSTILE)
+    (folder / "model.py").unlink()
+    (folder / "model.py").symlink_to(hostile)
+    list_in_manifest(folder, "model.py", hostile)
+
+
+def add_module(folder):
+    (folder / "triton_python_backend_utils.py").write_text(HOSTILE)
+    list_in_manifest(folder, "triton_python_backend_utils.py", folder / "triton_python_backend_utils.py")
+
+
+def name_a_file_elsewhere(folder):
+    list_in_manifest(folder, "../../config.pbtxt", folder / ".." / ".." / "config.pbtxt")
+
+
+def name_an_absolute_path(folder):
+    list_in_manifest(folder, "/etc/hostname", Path("/etc/hostname"))
+
+
+def link_the_network(folder):
+    network = (folder / "model.onnx").rename(folder.parents[2] / "elsewhere.onnx")
+    (folder / "model.onnx").symlink_to(network)
+
+
+def link_the_manifest(folder):
+    manifest = (folder / "manifest.json").rename(folder.parents[2] / "elsewhere.json")
+    (folder / "manifest.json").symlink_to(manifest)
+
+
+def nest_deeply(folder):
+    rewrite(folder / "manifest.json", b"[" * 100_000)
+
+
+def list_in_manifest(folder, name, path):
+    """What an attacker does who changes a file: the manifest fits it."""
+    content = path.read_bytes() if path.is_file() else b""
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    files[name] = {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+    change_manifest(folder, files=files)
+
+
+@pytest.mark.parametrize(
+    ("harm", "problem"),
+    [
+        (change_code, "model.py is other code than the builder writes"),
+        (link_code, "model.py is a link, not a file"),
+        (add_module, "triton_python_backend_utils.py is code that the server could import"),
+        (name_a_file_elsewhere, r"names '../../config.pbtxt'; allowed: files of the version's own folder"),
+        (name_an_absolute_path, r"names '/etc/hostname'; allowed: files of the version's own folder"),
+        (link_the_network, "model.onnx is a link, not a file"),
+        (link_the_manifest, "manifest.json: not a regular file"),
+        (nest_deeply, "not a readable manifest"),
+    ],
+)
+def test_a_manifest_that_was_rewritten_proves_nothing(repository, harm, problem):
+    add_version(repository)
+    add_version(repository)
+    harm(repository.model_folder("int8") / "2")
+    assert any(problem in fault.problem for fault in verify(repository, "int8", 2).faults)
+    with pytest.raises(RepositoryError, match=re.escape(problem)):
+        promote(repository, "int8", 2, force=True)
+    assert list(served(repository)) == [1]
+    repository._name_versions("int8", "cpu", [2])  # by hand
+    status = {one.model: one for one in preflight(repository, "cpu").models}["network_int8"]
+    assert any(problem in reason for reason in status.reasons)
+
+
+def test_code_beside_the_versions_is_refused(repository):
+    add_version(repository)
+    (repository.model_folder("int8") / "triton_python_backend_utils.py").write_text(HOSTILE)
+    (repository.model_folder("int8") / "onnxruntime").mkdir()
+    (repository.model_folder("int8") / "onnxruntime" / "__init__.py").write_text(HOSTILE)
+    (fault,) = verify(repository).faults
+    assert "could import 'onnxruntime', 'triton_python_backend_utils.py' beside the versions" in fault.problem
+    with pytest.raises(RepositoryError, match="could import"):
+        promote(repository, "int8", 1)
+
+
+def test_the_shim_is_recorded():
+    assert hashlib.sha256(SHIM.encode()).hexdigest() in RECORDED_SHA256, "add it, and keep those of earlier releases"
+
+
+def test_compiled_code_in_place_of_the_shim_is_removed_before_it_is_served(repository, tmp_path):
+    for _ in range(2):
+        add_version(repository)
+    cache = repository.model_folder("int8") / "2" / "__pycache__"
+    cache.mkdir()
+    planted = cache / "model.cpython-311.pyc"
+    planted.write_bytes(b"hostile")
+    promote(repository, "int8", 2)
+    assert not planted.exists()
+    cache.rmdir()
+    planted = tmp_path / "model.x.pyc"
+    planted.touch()
+    cache.symlink_to(tmp_path)
+    repository.drop_compiled("int8", 2)
+    assert planted.exists()
+    assert not cache.is_symlink()
+
+
 # Plans.
 
 
@@ -539,6 +743,15 @@ def test_a_builder_killed_while_it_writes_leaves_a_clean_repository(tmp_path, bu
         assert run_build(killed, f"build{attempt}", build_inputs, kill_at_write=moment)[0] == -signal.SIGKILL
         check_clean(killed)
         check_next_build_works(killed, build_inputs)
+
+
+@pytest.mark.parametrize("stray", STRAYS)
+def test_a_build_goes_past_what_is_no_version_and_reports_it(tmp_path, build_inputs, capsys, stray):
+    repository = ModelRepository.open(tmp_path / "repository")
+    stray(repository.model_folder("fp32") / "1")
+    assert main(build_arguments(repository.path, "after", build_inputs)) == 0
+    assert repository.versions("fp32") == [2]
+    assert "network_fp32: '1' is a " in "".join(capsys.readouterr())
 
 
 def test_a_repository_whose_copy_was_cut_short_is_completed(tmp_path):

@@ -68,6 +68,20 @@ def test_a_promoted_version_that_is_gone_names_another(repository):
     assert found.remedy == "python -m builder promote network_int8/2 --profile cpu"
 
 
+def test_what_is_no_version_is_a_warning_unless_the_configuration_names_it(repository):
+    add_version(repository)
+    link = repository.model_folder("int8") / "2"
+    link.symlink_to("1")
+    found = status(repository)
+    assert found.ready
+    assert found.warnings == ("network_int8: '2' is a link, not a version; it is ignored. Move it elsewhere",)
+    path = repository.config_path("int8", "cpu")
+    path.write_text(path.read_text().replace("[ 1 ]", "[ 1, 2 ]", 1))
+    found = status(repository)
+    assert found.reasons == ("network_int8/2 is a link, not a version, and cpu.pbtxt names it",)
+    assert "move it elsewhere" in found.remedy
+
+
 def test_a_missing_network_is_named(repository):
     add_version(repository)
     (repository.model_folder("int8") / "1" / "model.onnx").unlink()

@@ -38,3 +38,13 @@ def test_what_cannot_be_a_secret_is_refused(tmp_path, text):
 def test_a_folder_that_is_missing_is_named(tmp_path):
     with pytest.raises(ServingError, match="nowhere/secret"):
         secret_in(tmp_path / "nowhere" / "secret")
+
+
+def test_a_file_that_another_user_made_first_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "secret"
+    path.write_text("0123456789abcdef0123456789abcdef\n")
+    owner = path.stat().st_uid
+    monkeypatch.setattr("serving.secret._ROOT_UID", owner + 1)  # where this test runs as root
+    monkeypatch.setattr("os.geteuid", lambda: owner + 2)
+    with pytest.raises(ServingError, match=f"belongs to another user \\({owner}\\)"):
+        secret_in(path)

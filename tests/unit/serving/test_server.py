@@ -65,6 +65,30 @@ def test_what_cannot_work_is_refused_before_anything_is_fetched(repository, monk
         TritonServer(ServerOptions(repository, **options)).start()
 
 
+def test_the_servers_folder_in_shared_memory_is_its_users_before_its_name_is_known(repository, program):
+    program('stat --printf "%F %a %u\\n" "/dev/shm/${TRITON_SEGMENTATION_SHM_PREFIX}state"')
+    lines = []
+    server = TritonServer(ServerOptions(repository, **FREE), lines.append)
+    server.start()
+    folder = server.state_folder
+    server.wait(10)
+    server.stop()
+    assert lines == [f"directory 700 {os.geteuid()}"]
+    assert not folder.exists()
+
+
+def test_compiled_code_is_removed_before_a_version_is_served(repository, program):
+    program("exit 0")
+    planted = repository / "network_int8" / "1" / "__pycache__" / "model.cpython-311.pyc"
+    planted.parent.mkdir()
+    planted.write_bytes(b"hostile")
+    server = TritonServer(ServerOptions(repository, **FREE))
+    server.start()
+    assert not planted.exists()
+    server.wait(10)
+    server.stop()
+
+
 def test_a_profile_that_the_server_has_no_backend_for_is_refused(repository, program):
     program("exit 0")
     (repository / "network_int8" / "1" / "model.plan").touch()

@@ -38,7 +38,7 @@ class Server:
 
     pid = 1
     models = ("admission", "preprocess", "segment_int8")
-    shm_path = Path("/nowhere/segmentation_")
+    state_folder = Path("/nowhere/segmentation_state")
 
     def __init__(self):
         self.ready, self.fault, self.reloaded = (1,), None, []

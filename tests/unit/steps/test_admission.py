@@ -1,14 +1,20 @@
+import fcntl
 import multiprocessing
 import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from base.files import private_folder
+from base.names import SHM_PREFIX, SHM_PREFIX_VARIABLE, STATE_NAME
 from pipeline.errors import BUSY, OverloadError
-from steps.admission import FLOOR_IMAGES, Admission
+from steps import admission as steps_admission
+from steps.admission import FLOOR_IMAGES, Admission, state_folder, state_path
+from tests.strangers import belongs_to_another
 
 
 @pytest.fixture
@@ -250,3 +256,42 @@ def _hold(path, holds):
 def test_the_state_is_readable_by_its_owner_alone(path):
     Admission(path, max_latency_s=1.0)
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.fixture
+def shared_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(steps_admission, "SHARED_MEMORY", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("started", ["by serving run", "by hand"])
+def test_another_user_who_makes_and_locks_the_state_first_stops_nothing(shared_memory, monkeypatch, started):
+    name = "segmentation_0123abcd_"
+    if started == "by hand":
+        monkeypatch.delenv(SHM_PREFIX_VARIABLE, raising=False)
+        pid = os.getppid()
+        name = f"segmentation_{pid}_{Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]}_"
+    else:
+        monkeypatch.setenv(SHM_PREFIX_VARIABLE, name)
+        private_folder(shared_memory / f"{name}{STATE_NAME}")  # before anybody can know the name
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("the state waits for another user's lock"))
+    with (shared_memory / f"{name}admission").open("w") as squatted:
+        fcntl.flock(squatted, fcntl.LOCK_EX)
+        signal.alarm(5)
+        try:
+            Admission(state_path(), max_latency_s=1.0).admit(1)
+        finally:
+            signal.alarm(0)
+
+
+def test_another_users_state_is_not_trusted(shared_memory, monkeypatch):
+    belongs_to_another(monkeypatch, state_folder())
+    with pytest.raises(PermissionError, match="nobody else can enter"):
+        state_path()
+
+
+def test_the_processes_of_one_server_share_its_folder(shared_memory, monkeypatch):
+    monkeypatch.delenv(SHM_PREFIX_VARIABLE, raising=False)
+    assert state_folder() == state_folder()
+    assert SHM_PREFIX.match(state_folder().name)
+    assert state_folder().stat().st_mode & 0o777 == 0o700
