@@ -684,7 +684,9 @@ def build_killed_at(moment, folder, arguments, writes):
 
     def count(event, values):
         opened = event == "open" and isinstance(values[2], int) and values[2] & (os.O_WRONLY | os.O_RDWR)
-        if (opened or event in changes) and os.path.realpath(os.fsdecode(values[0])).startswith(folder):
+        if not (opened or event in changes) or isinstance(values[0], int):  # a pipe of a child process
+            return
+        if os.path.realpath(os.fsdecode(values[0])).startswith(folder):
             writes.value += 1
             if writes.value == moment:
                 os.kill(os.getpid(), signal.SIGKILL)
