@@ -59,6 +59,7 @@ _USUAL_MASKS: Final = (0xFF0000, 0xFF00, 0xFF)
 _BYTE_MASKS: Final = {0xFF, 0xFF00, 0xFF0000, 0xFF000000}
 
 _MOST_WEBP_CHUNKS: Final = 100
+_WEBP_ANIMATED: Final = 0x02
 _FIRST_QUARTER_TURN: Final = 5  # EXIF orientations 5 to 8 swap height and width
 
 
@@ -305,6 +306,57 @@ def _webp_orientation(data: bytes) -> int:
             return exif_orientation(block) or 1
         position += 4
     return 1
+
+
+def still_webp(data: bytes, header: ImageHeader) -> bytes:
+    """A WebP in a form that OpenCV 4.11 decodes: an animation becomes its first frame, without transparency.
+
+    OpenCV's reader of animations reads memory that a damaged frame left unwritten, and may end the process.
+
+    Raises:
+        ImageError: the first frame is missing, cut off, or not as large as the canvas.
+
+    Example:
+        >>> import cv2, numpy as np
+        >>> webp = cv2.imencode(".webp", np.zeros((40, 60, 3), np.uint8))[1].tobytes()
+        >>> still_webp(webp, read_header(webp)) == webp
+        True
+    """
+    if data[12:16] != b"VP8X" or not data[20] & _WEBP_ANIMATED:
+        return data
+    end = 8 + int.from_bytes(data[4:8], "little")
+    for kind, start, stop in _riff_chunks(data, 12, end):
+        if kind != b"ANMF":
+            continue
+        # Position, size and duration of the frame come first (RFC 9649, section 2.7.1.1).
+        for part, place, part_end in _riff_chunks(data, start + 24, stop):
+            if part not in (b"VP8 ", b"VP8L"):
+                continue
+            picture = data[place:part_end]
+            still = b"RIFF" + struct.pack("<I", len(picture) + 4) + b"WEBP" + picture
+            # A still WebP's header has 30 bytes at least.
+            frame = _read_webp(still) if len(still) >= 30 else None
+            if frame is None or (frame.width, frame.height) != (header.width, header.height):
+                size = "no size" if frame is None else f"{frame.width}x{frame.height} pixels"
+                raise ImageError(
+                    f"the first frame of the animated WebP has {size}, the canvas {header.width}x{header.height}; "
+                    "allowed: the same size. Send one frame as a still image",
+                    "format",
+                )
+            return still
+        break
+    raise ImageError("the animated WebP has no whole first frame. Send the whole file, or a still image", "truncated")
+
+
+def _riff_chunks(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Type, start and end of each chunk that is whole, in a bounded number (RFC 9649, section 2.3)."""
+    for _ in range(_MOST_WEBP_CHUNKS):
+        size = int.from_bytes(data[start + 4 : start + 8], "little")
+        stop = start + 8 + size + size % 2
+        if start + 8 > end or stop > end:
+            return
+        yield data[start : start + 4], start, stop
+        start = stop
 
 
 def _read_bmp(data: bytes) -> ImageHeader:

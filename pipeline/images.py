@@ -10,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ImageError
-from pipeline.image_structure import ImageHeader, check_jpeg, check_png, jpeg_truncated, plain_png, read_header
+from pipeline.image_structure import (
+    ImageHeader,
+    check_jpeg,
+    check_png,
+    jpeg_truncated,
+    plain_png,
+    read_header,
+    still_webp,
+)
 from pipeline.jpeg_structure import closed_jpeg
 from pipeline.tiff_structure import without_orientation
 
@@ -78,6 +86,8 @@ def check_image(data: bytes, limits: ImageLimits) -> tuple[bytes, ImageHeader]:
     elif header.format == "PNG":
         check_png(data)
         data = plain_png(data)
+    elif header.format == "WEBP":
+        data = still_webp(data, header)
     elif header.format == "TIFF" and header.orientation != 1:
         data = without_orientation(data)
     return data, header

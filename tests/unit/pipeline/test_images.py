@@ -3,6 +3,7 @@ import io
 import struct
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -169,6 +170,49 @@ def test_an_animated_png_is_its_default_image_whatever_its_animation_says():
     frames = [Image.fromarray(PIXELS).rotate(180), Image.fromarray(PIXELS)]
     data = encoded("PNG", Image.fromarray(PIXELS), save_all=True, append_images=frames)
     np.testing.assert_array_equal(decode_image(data), PIXELS)
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 80}])
+def test_an_animated_webp_is_its_first_frame(options):
+    frames = [Image.fromarray(PIXELS).rotate(180), Image.fromarray(PIXELS).rotate(90)]
+    data = encoded("WEBP", Image.fromarray(PIXELS), save_all=True, append_images=frames, **options)
+    with Image.open(io.BytesIO(data)) as animation:
+        assert animation.n_frames == 3
+        np.testing.assert_array_equal(decode_image(data), animation.convert("RGB"))
+
+
+def test_a_damaged_animated_webp_is_never_what_lay_in_memory_before():
+    """OpenCV's own reader of animations gives that in some threads, or ends the process."""
+    noise = np.random.default_rng(0).integers(0, 256, (4, 64, 96, 4), np.uint8)
+    frames = [Image.fromarray(pixels) for pixels in noise]
+    whole = encoded("WEBP", frames[0], save_all=True, append_images=frames[1:], lossless=True)
+    start = whole.index(b"VP8L")
+    damaged = whole[: start + 30] + bytes(40) + whole[start + 70 :]
+
+    def look(_):
+        try:
+            return decode_image(damaged).tobytes()
+        except ImageError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(8) as threads:
+        (found,) = set(threads.map(look, range(80)))
+    assert "could not be decoded" in found
+
+
+def test_an_animated_webp_whose_first_frame_is_not_the_canvas_is_refused():
+    data = bytearray(
+        encoded("WEBP", Image.fromarray(PIXELS), save_all=True, append_images=[Image.fromarray(PIXELS[::-1])])
+    )
+    data[24] += 4  # of the canvas' width
+    with pytest.raises(
+        ImageError, match="first frame of the animated WebP has 60x40 pixels, the canvas 64x40; allowed"
+    ):
+        decode_image(bytes(data))
+    data[20 + 10 :] = b""
+    data[4:8] = struct.pack("<I", len(data) - 8)
+    with pytest.raises(ImageError, match="animated WebP has no whole first frame"):
+        decode_image(bytes(data))
 
 
 def test_pixel_data_behind_the_last_pixel_is_refused_before_it_is_inflated():
