@@ -280,7 +280,7 @@ class Publisher:
 
 def _check_runs(path: Path) -> None:
     try:
-        quiet_session(str(path))
+        quiet_session(path.read_bytes())
     except Exception as error:  # ONNX Runtime has one exception type per status
         raise BuilderError(f"the built network does not load in ONNX Runtime: {first_line(error)}") from error
 

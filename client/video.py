@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import os
 import re
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,10 +163,32 @@ def source_name(source: VideoSource) -> str:
 
 
 def _opened(source: VideoSource) -> cv2.VideoCapture:
-    if not isinstance(source, str):
-        return cv2.VideoCapture(source if isinstance(source, int) else str(source))
+    if isinstance(source, int):
+        return cv2.VideoCapture(source)
+    if isinstance(source, Path):
+        with _named_for_opencv(source) as name:
+            return cv2.VideoCapture(name)
     bounds = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _ADDRESS_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _ADDRESS_TIMEOUT_MS]
     return cv2.VideoCapture(source, cv2.CAP_FFMPEG, bounds)
+
+
+@contextlib.contextmanager
+def _named_for_opencv(path: Path) -> Iterator[str]:
+    """A name of a file or folder that is UTF-8, until the block ends: OpenCV 4.11 crashes on any other."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except OSError:  # OpenCV does not open this either
+            yield ""
+            return
+        try:
+            yield f"/proc/self/fd/{handle}"
+        finally:
+            os.close(handle)
+    else:
+        yield str(path)
 
 
 class VideoOutput:
@@ -177,7 +201,8 @@ class VideoOutput:
 
     def __init__(self, path: Path, fps: float) -> None:
         self._path, self._fps = path, fps
-        self._partial = path.with_name(f".{path.stem}.partial.mp4")
+        stem = path.stem.encode("ascii", "replace").decode().replace("?", "_")
+        self._partial = path.with_name(f".{stem}.partial.mp4")
         self._lock = threading.Lock()  # as in VideoInput
         self._writer: cv2.VideoWriter | None = None
         self._size: tuple[int, int] = (0, 0)
@@ -212,7 +237,9 @@ class VideoOutput:
         except OSError as error:
             raise VideoError(f"{self._path}: cannot be written: {error.strerror or error}") from error
         self._size = (width, height)
-        writer = cv2.VideoWriter(str(self._partial), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, self._size)
+        with _named_for_opencv(self._partial.parent) as folder:
+            name = f"{folder}/{self._partial.name}"
+            writer = cv2.VideoWriter(name, cv2.VideoWriter.fourcc(*"mp4v"), self._fps, self._size)
         if not writer.isOpened():
             raise VideoError(f"{self._path}: cannot be written as MPEG-4 of {width}x{height} pixels")
         return writer

@@ -28,7 +28,8 @@ def onnx_network(model: Path | bytes, threads: int | None = None) -> Network:
     options.intra_op_num_threads = threads or 0
     # Spinning threads would take cores from whatever else the machine does.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    source = str(model) if isinstance(model, Path) else model
+    # Bytes: ONNX Runtime takes no path that is not UTF-8, as one with an é is under the locale C.
+    source = model.read_bytes() if isinstance(model, Path) else model
     session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     names = [contract.CANDIDATES.name, contract.PROTOTYPES.name]
 

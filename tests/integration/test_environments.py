@@ -206,7 +206,9 @@ def test_serve_call_build_and_measure(name, repository, photographs, tmp_path):
         # The running server is found by its repository, and reloaded over gRPC.
         place.run("builder", "promote", "network_int8/1", "--repository", place.repository)
     assert not files_of(prefix)
-    built = place.run("builder", "build", "--precisions", "fp32", "--repository", place.repository)
+    built = place.run(
+        "builder", "build", "--precisions", "fp32", "--verification-scenes", "4", "--repository", place.repository
+    )
     assert "network_fp32" in built
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import http.server
+import os
 import threading
 
 import cv2
@@ -119,6 +120,20 @@ def test_frames_stay_in_order_and_bounded(video_path, tmp_path):
     # The disc is drawn: blue and red differ inside it, and nowhere in the gray source.
     assert all(abs(float(frame[48, 64, 0]) - float(frame[48, 64, 2])) > 20 for frame in frames)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["overlay.mp4"]
+
+
+def test_names_that_are_not_utf8(video_path, tmp_path):
+    """OpenCV's own readers and writers crash on them."""
+    folder = tmp_path / os.fsdecode(b"films \xff")
+    folder.mkdir()
+    source, output = (folder / os.fsdecode(name) for name in (b"in \xff.mp4", b"out \xff.mp4"))
+    video_path.rename(source)
+    last, _ = run(source, OutOfOrderTransport(), output)
+    assert (last.frames, last.failed) == (FRAMES, 0)
+    assert set(folder.iterdir()) == {source, output}
+    assert len(read_video(output.rename(tmp_path / "out.mp4"))) == FRAMES
+    with pytest.raises(VideoError, match="cannot be opened"):
+        VideoInput(folder / os.fsdecode(b"none \xff.mp4"))
 
 
 def test_a_refused_frame_stays_and_is_counted(video_path, tmp_path):
