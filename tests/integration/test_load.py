@@ -183,10 +183,11 @@ def test_no_server_is_reported(capsys, tmp_path):
 
 def test_two_workers_together_count_what_the_server_counts(server, tmp_path):
     common = ["--url-grpc", server.grpc_url, "--url-http", server.http_url, "--precision", "int8"]
-    common += ["--think-time-s", "1"]
+    common += ["--think-time-s", "3"]
     port = str(free_ports("127.0.0.1", 1)[0])
     master = ["--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--expect-workers", "2"]
-    master += ["--headless", "-u", "4", "-r", "4", "-t", "10s", "--json-file", str(tmp_path / "two")]
+    # Workers prepare themselves within the run time, which a busy machine takes long for.
+    master += ["--headless", "-u", "4", "-r", "4", "-t", "30s", "--json-file", str(tmp_path / "two")]
     worker = [*LOCUST, "GrpcUser", "HttpUser", "--worker", "--master-host", "127.0.0.1", "--master-port", port]
     statistics = TritonStatistics("grpc", server.grpc_url)
 
