@@ -281,5 +281,5 @@ def test_a_start_that_cannot_work_ends_at_once(repository, tmp_path):
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "set TMPDIR to one that can be written to" in done.stderr
+    assert "set TMPDIR to one that is writable" in done.stderr
     assert time.monotonic() - started < 30
