@@ -36,7 +36,7 @@ serve: build ## leave a server running on loopback and say how to call it
 	@$(PYTHON_IN_VENV) -m serving run --profile cpu --repository "$(REPOSITORY)" $(serve_ports)
 
 test: test-unit ## unit tests, and integration tests against the real server
-	@$(PYTHON_IN_VENV) -m pytest tests/integration --durations=20
+	@$(PYTHON_IN_VENV) -m pytest tests/integration --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=20
 
 .PHONY: test-unit
 test-unit: dev ## unit tests alone, on all cores: no server, about a minute on two
@@ -45,7 +45,7 @@ test-unit: dev ## unit tests alone, on all cores: no server, about a minute on t
 test-tensorrt: tensorrt ## build TensorRT plans, and hold the builder against TensorRT's API
 	@$(PYTHON_IN_VENV) -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --require-hashes \
 		--target .cache/tensorrt-stubs -r requirements/tensorrt-stubs.txt
-	@TENSORRT_STUBS=.cache/tensorrt-stubs $(PYTHON_IN_VENV) -m pytest tests/unit/builder/tensorrt tests/integration/test_tensorrt_build.py \
+	@TENSORRT_STUBS=.cache/tensorrt-stubs $(PYTHON_IN_VENV) -m pytest --numprocesses=2 --dist=worksteal --durations=20 tests/unit/builder/tensorrt tests/integration/test_tensorrt_build.py \
 		tests/integration/test_tensorrt_fallback.py
 
 test-gpu: dev ## hold the GPU's steps against the CPU's; on a machine with an NVIDIA GPU, with cupy-cuda13x and nvImageCodec

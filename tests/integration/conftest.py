@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,8 +23,14 @@ from scenes.reference import fetch_reference
 from serving.server import ServerOptions, TritonServer
 
 ROOT = Path(__file__).resolve().parents[2]
+LONGEST = ("test_readme", "test_soak", "test_hostile_input", "test_mask_work", "test_faults")
 # A quarter of the usual scenes: the tests compare with the photographs, not with the gates' margins.
 SETTINGS = {"calibration.scenes": 32, "verification.scenes": 32}
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first, so that the two processes of the suite end together."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(scope="session")
@@ -33,10 +42,11 @@ def reference():
 def repository(reference, tmp_path_factory):
     """A copy, for this run to change, of what the builder made the first time that it was as it is now."""
     kept = kept_repository("small")
-    if not kept.exists():
-        fresh = tmp_path_factory.mktemp("built") / "repository"
-        build(load_settings(None, {"repository": fresh, **SETTINGS}), Steps(Console(quiet=True)))
-        keep(fresh, kept)
+    with alone(kept.parent / "lock"):  # the suite's other process may be building it
+        if not kept.exists():
+            fresh = tmp_path_factory.mktemp("built") / "repository"
+            build(load_settings(None, {"repository": fresh, **SETTINGS}), Steps(Console(quiet=True)))
+            keep(fresh, kept)
     return Path(shutil.copytree(kept, tmp_path_factory.mktemp("model") / "repository"))
 
 
@@ -54,10 +64,20 @@ def patient_repository(repository, tmp_path_factory):
 def kept_repository(name: str) -> Path:
     """Where a repository is kept that the builder makes as it is now; those of earlier states are removed."""
     folder = cache_dir() / "tests" / _state_of_the_builder()
-    if not folder.exists():
-        shutil.rmtree(folder.parent, ignore_errors=True)
-        folder.mkdir(parents=True)
+    with alone(cache_dir() / "tests.lock"):
+        if not folder.exists():
+            shutil.rmtree(folder.parent, ignore_errors=True)
+            folder.mkdir(parents=True)
     return folder / name
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold a lock file; the suite runs in two processes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def keep(repository: Path, kept: Path) -> None:

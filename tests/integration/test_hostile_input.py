@@ -17,15 +17,15 @@ pytestmark = pytest.mark.server
 
 def test_every_input_ends_in_a_right_answer_or_a_clear_refusal(patient_repository, tmp_path, monkeypatch):
     monkeypatch.setattr(hostile_watch, "PROMPT_S", 30.0)  # others may have the cores; `make chaos` holds the promise
-    result = hostile.run(patient_repository, tmp_path, inputs=1500, seed=3)
+    result = hostile.run(patient_repository, tmp_path, inputs=800, seed=3)
     assert result["faults"] == []
-    assert result["inputs"] == 1500
+    assert result["inputs"] == 800
     assert not (tmp_path / "failures").exists()
     for entry in result["kinds"].values():
         assert entry["answered"] + entry["refused"] + entry["closed"] == entry["inputs"]
     assert sum(entry["answered"] for entry in result["kinds"].values()) > 100
     assert sum(entry["refused"] for entry in result["kinds"].values()) > 100
-    assert result["answers_compared_bit_for_bit"] > 100
+    assert result["answers_compared_bit_for_bit"] > 60
     assert result["watched"]["requests"] > 3
 
 

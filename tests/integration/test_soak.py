@@ -1,4 +1,4 @@
-"""Two minutes of mixed traffic with promotions: every answer right, nothing fails, nothing grows."""
+"""A minute of mixed traffic with promotions: every answer right, nothing fails, nothing grows."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from tests.chaos import soak
 pytestmark = pytest.mark.server
 
 
-def test_two_minutes_of_mixed_traffic(patient_repository, tmp_path):
-    result = soak.run(patient_repository, tmp_path, minutes=2.0, seed=1)
+def test_a_minute_of_mixed_traffic(patient_repository, tmp_path):
+    result = soak.run(patient_repository, tmp_path, minutes=1.0, seed=1)
     assert result["faults"] == []
     assert result["wrong_answers"] == 0
     assert result["switches"] >= 4

@@ -44,14 +44,25 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_estimate_is_near_the_time_taken(kind):
-    data, taken = KINDS[kind], []
+def seconds_taken(data):
+    taken = []
     for _ in range(3):
         started = time.process_time()
         decode_for(data, 640, 640)
         taken.append(time.process_time() - started)
-    assert min(taken) / 4 < decode_seconds(data) < 4 * min(taken)
+    return min(taken)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_estimate_is_near_the_time_taken(kind):
+    """As against a plain JPEG: processors differ, and the estimate does not know this one."""
+    ratio = seconds_taken(KINDS[kind]) / seconds_taken(KINDS["JPEG"])
+    estimate = decode_seconds(KINDS[kind]) / decode_seconds(KINDS["JPEG"])
+    assert ratio / 4 < estimate < 4 * ratio
+
+
+def test_the_estimate_is_of_the_right_size():
+    assert seconds_taken(KINDS["JPEG"]) / 20 < decode_seconds(KINDS["JPEG"]) < 20 * seconds_taken(KINDS["JPEG"])
 
 
 @pytest.mark.parametrize("extension", [".jpg", ".png", ".webp", ".bmp", ".tiff"])
