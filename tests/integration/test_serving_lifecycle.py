@@ -15,10 +15,13 @@ import time
 import urllib.request
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
+from google.protobuf import message_factory
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from base.names import ADMIN_HEADER
@@ -181,6 +184,27 @@ def test_another_user_never_sees_the_secret_that_opens_the_control_api(tiny):
     assert seen == []
     assert [line for line in lines if secret in line] == []
     assert len(lines) > 100
+
+
+OPEN = {"ModelConfig", "ModelInfer", "ModelMetadata", "ModelReady", "ModelStatistics", "ModelStreamInfer"}
+METHODS = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
+CONTROL = [each for each in METHODS if each.name not in OPEN and "Server" not in each.name]
+
+
+@pytest.mark.parametrize("method", CONTROL, ids=lambda each: each.name)
+def test_every_call_over_grpc_that_controls_the_server_needs_the_secret(small, method):
+    header = f"triton-grpc-protocol-{ADMIN_HEADER}"
+    refused = [(), ((header, "wrong"),), ((header, ""),), ((header, "wrong"), (header, small.admin_secret))]
+    with grpc.insecure_channel(small.grpc_url) as channel:
+        call = getattr(service_pb2_grpc.GRPCInferenceServiceStub(channel), method.name)
+        request = message_factory.GetMessageClass(method.input_type)()
+        for metadata in refused:
+            with pytest.raises(grpc.RpcError, match="This protocol is restricted"):
+                call(request, metadata=metadata, timeout=10)
+        try:
+            call(request, metadata=((header, small.admin_secret),), timeout=10)
+        except grpc.RpcError as error:  # an empty request is not always a good one
+            assert "restricted" not in error.details()
 
 
 def test_the_model_control_api_needs_the_secret_over_grpc(small):
