@@ -41,7 +41,7 @@ def test_ones_own_socket(family, host):
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
                 listener.bind((f"::ffff:{host}", 0))
             except OSError as error:
-                pytest.skip(f"no IPv6 here: {error}")
+                pytest.skip(f"IPv6 is missing ({error}); make test-unit runs it where there is some")
         else:
             listener.bind((host, 0))
         address = f"127.0.0.1:{listener.getsockname()[1]}"
@@ -59,7 +59,7 @@ def test_a_grpc_servers_socket():
     server.stop(None)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+@pytest.mark.skipif(os.geteuid() != 0, reason="root is missing; as root, make test-unit runs it")
 def test_another_user_on_the_port_is_not_sent_the_secret():
     with subprocess.Popen(
         [sys.executable, "-S", "-c", _IMPOSTOR], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
