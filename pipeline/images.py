@@ -156,12 +156,13 @@ def decode_for(
     return image, image.shape[0], image.shape[1]
 
 
+# The flags called COLOR ask for BGR.
 _REDUCED: Final = {
     factor: cv2.IMREAD_COLOR_RGB | flag
     for factor, flag in (
-        (2, cv2.IMREAD_REDUCED_COLOR_2),
-        (4, cv2.IMREAD_REDUCED_COLOR_4),
-        (8, cv2.IMREAD_REDUCED_COLOR_8),
+        (2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
+        (4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
+        (8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
     )
 }
 

@@ -15,6 +15,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from base.errors import OperatorError
+from base.listeners import is_ours
 from base.names import ADMIN_HEADER
 from pipeline import contract
 from pipeline.loopback import grpc_channel_args
@@ -47,21 +48,28 @@ class LiveServer:
         admin_secret: opens the model-control API.
         name: for messages.
         answer_timeout_s: how long an answer may take, in seconds; loading a model always has five minutes.
+        own: it is this user's and on this machine: nobody else who took its port is sent the secret.
     """
 
     def __init__(
-        self, url: str, admin_secret: str, name: str | None = None, answer_timeout_s: float = ANSWER_TIMEOUT_S
+        self,
+        url: str,
+        admin_secret: str,
+        name: str | None = None,
+        answer_timeout_s: float = ANSWER_TIMEOUT_S,
+        own: bool = False,
     ) -> None:
         self.url = url
         self._timeout_s = answer_timeout_s
         self.name = name or f"the server at {url}"
-        self._headers = {GRPC_ADMIN_HEADER: admin_secret}
+        self._admin_secret = admin_secret
+        self._own = own
         self._client = triton.InferenceServerClient(url, channel_args=grpc_channel_args(url))
 
     @classmethod
     def of(cls, server: RunningServer) -> LiveServer:
         """The server of a state file."""
-        return cls(server.grpc, server.admin_secret, f"the server at {server.grpc} (process {server.pid})")
+        return cls(server.grpc, server.admin_secret, f"the server at {server.grpc} (process {server.pid})", own=True)
 
     def __enter__(self) -> LiveServer:
         return self
@@ -107,7 +115,7 @@ class LiveServer:
         """
         index = self._ask(
             "list its models",
-            lambda: self._client.get_model_repository_index(headers=self._headers, client_timeout=self._timeout_s),
+            lambda: self._client.get_model_repository_index(headers=self._headers(), client_timeout=self._timeout_s),
         )
         # A model with one version that was never loaded is listed without state or version.
         ready = [int(entry.version) for entry in index.models if entry.name == model and entry.state == "READY"]
@@ -142,7 +150,7 @@ class LiveServer:
         self._ask(
             f"load {model}",
             lambda: self._client.load_model(
-                model, headers=self._headers, config=config, client_timeout=_LOAD_TIMEOUT_S
+                model, headers=self._headers(), config=config, client_timeout=_LOAD_TIMEOUT_S
             ),
         )
 
@@ -186,6 +194,11 @@ class LiveServer:
 
     def _infer(self, model: str, version: str, tensor: Any) -> Any:
         return self._client.infer(model, [tensor], model_version=version, client_timeout=self._timeout_s)
+
+    def _headers(self) -> dict[str, str]:
+        if self._own and not is_ours(self.url):
+            raise LiveError(f"{self.name}: nobody or another user listens there, who is not sent the secret")
+        return {GRPC_ADMIN_HEADER: self._admin_secret}
 
     def _ask(self, what: str, call: Callable[[], _Answer]) -> _Answer:
         try:

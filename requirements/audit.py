@@ -1,9 +1,9 @@
-"""Audits the lock files: ``python requirements/audit.py`` (``make audit``).
+"""Audits the lock files and the server's releases: ``python requirements/audit.py`` (``make audit``).
 
-Every pin is looked up in the package index that pip uses: whether the files with the pinned hashes are still there,
-whether the release was withdrawn, and when it was made; ``docs/dependencies.md`` is written from that. Known
-vulnerabilities are asked for with pip-audit, where it is installed and its database answers; where not, that is said,
-and the dates are what there is to judge by.
+Every pin is held against ``requirements/advisories.yaml``, and looked up in the package index that pip uses: whether
+the files with the pinned hashes are still there, whether the release was withdrawn, and when it was made.
+``docs/dependencies.md`` is written from both. More vulnerabilities are asked for with pip-audit, where it is installed
+and its database answers; where not, that is said.
 """
 
 from __future__ import annotations
@@ -23,10 +23,20 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
+from packaging.specifiers import SpecifierSet
+
+from serving.tritonserver import EMBEDDED_VERSION
+
 ROOT: Final = Path(__file__).resolve().parent.parent
 LOCKS: Final = ("base", "dev", "tensorrt", "exports")
 DOCUMENT: Final = ROOT / "docs" / "dependencies.md"
+ADVISORIES: Final = ROOT / "requirements" / "advisories.yaml"
+SERVER: Final = "tritonserver"
+EXPOSED: Final = "exposed"
+STATES: Final = (EXPOSED, "accepted", "not exposed")
 _JSON: Final = "application/vnd.pypi.simple.v1+json"  # PEP 691
+_MONTHS: Final = {"2.51.0": "24.10"}  # of the container with the version that is embedded (Triton's release notes)
 _PIN: Final = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)")
 
 
@@ -72,6 +82,79 @@ def read_lock(path: Path) -> list[Pin]:
             name, version, hashes = re.sub(r"[-_.]+", "-", found[1]).lower(), found[2], set()
         hashes |= set(re.findall(r"--hash=sha256:([0-9a-f]{64})", line))
     return pins
+
+
+@dataclass(frozen=True)
+class Advisory:
+    """One entry of ``advisories.yaml``, which explains the fields."""
+
+    component: str
+    ids: tuple[str, ...]
+    affected: SpecifierSet
+    what: str
+    here: str
+    why: str
+    source: str
+
+    def hits(self, pins: Sequence[Pin]) -> list[str]:
+        """Versions among the pins that are affected, rising."""
+        found = {pin.version for pin in pins if pin.name == self.component and pin.version in self.affected}
+        return sorted(found, key=lambda version: [int(part) for part in re.findall(r"\d+", version)])
+
+
+def read_advisories(path: Path = ADVISORIES) -> list[Advisory]:
+    """The list of advisories.
+
+    Raises:
+        ValueError: an entry lacks a field or has another one, or says something else than :data:`STATES`.
+    """
+    found = []
+    for entry in yaml.safe_load(path.read_text()):
+        try:
+            advisory = Advisory(**{**entry, "ids": tuple(entry["ids"]), "affected": SpecifierSet(entry["affected"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path.name}: {entry}: {error}") from error
+        if advisory.here not in STATES or not advisory.ids or not all((advisory.what, advisory.why, advisory.source)):
+            raise ValueError(f"{path.name}: {entry}: `here` is one of {', '.join(STATES)}; no field is empty")
+        found.append(advisory)
+    return found
+
+
+def server_pins(dockerfile: Path = ROOT / "serving" / "Dockerfile") -> list[Pin]:
+    """The server that is embedded, and the one of the container, as months."""
+    month = re.search(r"^ARG MONTH=(\S+)", dockerfile.read_text(), re.MULTILINE)
+    if month is None:
+        raise ValueError(f"{dockerfile}: has no line `ARG MONTH=YY.MM`")
+    return [Pin(SERVER, version, frozenset()) for version in (_MONTHS[EMBEDDED_VERSION], month[1])]
+
+
+def all_pins() -> list[Pin]:
+    """Those of every lock file, and the servers."""
+    locked = [pin for lock in LOCKS for pin in read_lock(ROOT / "requirements" / f"{lock}.txt")]
+    return [*locked, *server_pins()]
+
+
+def exposed(advisories: Sequence[Advisory], pins: Sequence[Pin]) -> list[str]:
+    """A line about each pin that is affected by what the project is exposed to."""
+    return [
+        f"{advisory.component} {version}: {', '.join(advisory.ids)}: {advisory.what}; {advisory.why}. "
+        f"Affected: {advisory.affected}; pin another version ({advisory.source})"
+        for advisory in advisories
+        if advisory.here == EXPOSED
+        for version in advisory.hits(pins)
+    ]
+
+
+def table(advisories: Sequence[Advisory], pins: Sequence[Pin]) -> list[str]:
+    """The advisories as lines of a table in Markdown."""
+    lines = ["| component | advisories | affected | pinned and affected | here |", "| --- | --- | --- | --- | --- |"]
+    for each in advisories:
+        ids = ", ".join(f"[{each.ids[0]}]({each.source})" if i == 0 else name for i, name in enumerate(each.ids))
+        hits = ", ".join(each.hits(pins)) or "none"
+        state = f"{each.here}: {each.why}" if each.here != EXPOSED else f"not pinned: {each.why}"
+        cells = (each.component, f"{ids}: {each.what}", f"`{each.affected}`", hits, state)
+        lines.append(f"| {' | '.join(' '.join(cell.split()) for cell in cells)} |")
+    return lines
 
 
 def index_url() -> str:
@@ -140,14 +223,23 @@ def document(releases: dict[str, list[Release]], audited: dict[str, str], today:
     lines = [
         "# Dependencies",
         "",
-        "Every package that the lock files pin, with the day of its release. Written by `make audit`, which checks too",
-        "that the pinned files are still in the index and were not withdrawn. Why each direct dependency is there is",
-        "said in `pyproject.toml`. torch is installed beside the locks `tensorrt` and `exports`",
-        "(`requirements/install.sh`).",
+        "Every package that the lock files pin, with the day of its release, and the known advisories. Written by",
+        "`make audit`, which checks too that the pinned files are still in the index and were not withdrawn, and fails",
+        "if a pin is one that the project is exposed to. Why each direct dependency is there is said in",
+        "`pyproject.toml`. torch is installed beside the locks `tensorrt` and `exports` (`requirements/install.sh`).",
         "",
-        f"Looked up on {today.isoformat()}. Known vulnerabilities (pip-audit):",
+        f"Looked up on {today.isoformat()}. Beyond the table, pip-audit says of known vulnerabilities:",
         "",
         *(f"- `requirements/{lock}.txt`: {said}" for lock, said in audited.items()),
+        "",
+        "## Known advisories",
+        "",
+        "From `requirements/advisories.yaml`, which says what its words mean. Versions of tritonserver are months of",
+        f"its containers; the embedded {EMBEDDED_VERSION} is {_MONTHS[EMBEDDED_VERSION]}. NVIDIA publishes little,",
+        "so that *accepted* means: **callers of the embedded server's gRPC port can at least end it. Give callers whom",
+        "you do not trust the container, or HTTP alone.**",
+        "",
+        *table(read_advisories(), all_pins()),
     ]
     seen: set[tuple[str, str]] = set()
     for lock, found in releases.items():
@@ -165,13 +257,21 @@ def document(releases: dict[str, list[Release]], audited: dict[str, str], today:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Audit; returns 1 if a pin has a problem or a known vulnerability."""
+    """Audit; returns 1 if a pin has a problem, or a known vulnerability that the project is exposed to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--table", action="store_true", help="print the table of known advisories, and ask nobody")
     options = parser.parse_args(arguments)
+    if options.table:
+        print("\n".join(table(read_advisories(), all_pins())))
+        return 0
+    faults = exposed(read_advisories(), all_pins())
+    print(f"{ADVISORIES.name}: {len(faults)} pins that the project is exposed to")
+    for fault in faults:
+        print(f"  {fault}")
     index = index_url()
     releases: dict[str, list[Release]] = {}
-    audited, sound = {}, True
+    audited, sound = {}, not faults
     with ThreadPoolExecutor(16) as pool:
         for lock in LOCKS:
             pins = read_lock(ROOT / "requirements" / f"{lock}.txt")

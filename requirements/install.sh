@@ -71,16 +71,15 @@ done
 echo "set-up: installing $(grep -c == "$lock") pinned, hashed packages from $lock"
 quiet=--quiet
 [ -t 2 ] && quiet=
-complete=
 case $name in
 tensorrt | exports)
     # Not in the lock: its processor and CUDA builds bring different packages. Model Optimizer and ultralytics need either.
     "$venv/bin/python" -m pip install $quiet --disable-pip-version-check torch==2.13.0
     ;;
 esac
-# ultralytics asks for an OpenCV that needs X11 libraries; the lock has the one that does not.
-[ "$name" != exports ] || complete=--no-deps
-"$venv/bin/python" -m pip install $quiet --disable-pip-version-check --require-hashes $complete -r "$lock"
+# The locks are complete, and hold what pip would refuse: OpenCV's metadata asks for NumPy 2 (pyproject.toml), ultralytics
+# for an OpenCV that needs X11 libraries.
+"$venv/bin/python" -m pip install $quiet --disable-pip-version-check --require-hashes --no-deps -r "$lock"
 [ "$name" = exports ] ||
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 digest "$name" >"$venv/.installed-$name"

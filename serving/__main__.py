@@ -63,6 +63,7 @@ def _run(options: argparse.Namespace) -> int:
             preprocess_instances=options.preprocess_instances,
             postprocess_instances=options.postprocess_instances,
             exit_timeout_s=options.exit_timeout_s,
+            visible_secret=options.visible_secret,
             gateway=options.gateway,
             extra_arguments=tuple(options.arguments),
             admin_secret=secret_in(options.admin_secret_file) if options.admin_secret_file is not None else None,
@@ -190,6 +191,11 @@ def _parser() -> argparse.ArgumentParser:
         type=local_path,
         metavar="FILE",
         help="holds the secret of the restricted APIs; made if missing (default: a new secret at every start)",
+    )
+    run.add_argument(
+        "--visible-secret",
+        action="store_true",
+        help="start even where other users of this machine can read the secret in the list of processes",
     )
     run.add_argument(
         "--gateway",

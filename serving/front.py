@@ -154,9 +154,9 @@ class HttpFront:
 
 
 def knows_secret(grpc_url: str, admin_secret: str) -> bool:
-    """Whether the server at an address opens its control API to a secret: another one that took the port does not."""
+    """Whether this user's server at an address opens its control API to a secret: another one on the port does not."""
     try:
-        with LiveServer(grpc_url, admin_secret, answer_timeout_s=5.0) as live:
+        with LiveServer(grpc_url, admin_secret, answer_timeout_s=5.0, own=True) as live:
             live.ready_versions(contract.ADMISSION_MODEL)
     except LiveError:
         return False

@@ -32,6 +32,7 @@ from repository.store import CONFIG_NAME, CONFIG_NAMES, ModelRepository, read_co
 from serving.environment import check_ports, check_shared_memory, free_ports, is_free, resolve_host
 from serving.errors import ServingError
 from serving.front import HttpFront, knows_secret
+from serving.hidden_arguments import STAND_IN, CannotHide, start_hidden
 from serving.http_call import http_call
 from serving.lifetime import end_with
 from serving.private_files import PRIVATE_UMASK, has_filter, keep_files_private
@@ -77,6 +78,7 @@ class ServerOptions:
         postprocess_instances: processes that make masks.
         max_latency_ms: bound of admission control; None takes the model's configuration.
         admin_secret: opens the restricted APIs; None makes a random one.
+        visible_secret: start even where other users of this machine can read the secret in the list of processes.
         gateway: put the gateway in front of HTTP whatever the server's version is; before 2.60 it always is.
         extra_arguments: passed to tritonserver, relative paths made absolute; metrics must stay on, readiness is read
             there.
@@ -95,6 +97,7 @@ class ServerOptions:
     postprocess_instances: int | None = None
     max_latency_ms: int | None = None
     admin_secret: str | None = None
+    visible_secret: bool = False
     gateway: bool = False
     extra_arguments: tuple[str, ...] = ()
 
@@ -225,20 +228,9 @@ class TritonServer:
         links = SafeNames(scratch_folder(self._shm_prefix))
         self._served = links.of(self._served_repository(links.folder / "repository"))
         private_folder(self.state_folder)  # now, while no other user can know its name
-        self._process = subprocess.Popen(
+        self._process = self._start_process(
             self._command(links.installation(installation), self._served, models),
-            env={**_environment(installation, repository, links), SHM_PREFIX_VARIABLE: self._shm_prefix},
-            # The Python backend's processes search their working folder for modules first; the caller's may hold
-            # another project's.
-            cwd=_ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-            umask=PRIVATE_UMASK,
-            preexec_fn=functools.partial(_prepare_child, os.getpid()),  # noqa: PLW1509 - system calls, no locks
+            {**_environment(installation, repository, links), SHM_PREFIX_VARIABLE: self._shm_prefix},
         )
         self._reader = threading.Thread(target=self._read_log, args=(self._process,), daemon=True)
         self._reader.start()
@@ -257,6 +249,32 @@ class TritonServer:
             shm_prefix=self._shm_prefix,
         )
         self._state_file = server.write()
+
+    def _start_process(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+        prepare = functools.partial(_prepare_child, os.getpid())
+        options: dict[str, Any] = {
+            # The Python backend's processes search their working folder for modules first; the caller's may hold
+            # another project's.
+            "cwd": _ROOT,
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+            "text": True,
+            "errors": "replace",
+            "start_new_session": True,
+            "umask": PRIVATE_UMASK,
+        }
+        try:
+            return start_hidden(command, self.admin_secret, environment, prepare, **options)
+        except CannotHide as error:
+            seen = f"other users of this machine can read the admin secret in tritonserver's arguments: {error}"
+            if not self.options.visible_secret:
+                raise ServingError(
+                    f"{seen}. Allow ptrace (kernel.yama.ptrace_scope 0 or 1, a container's seccomp profile), "
+                    "or start with --visible-secret where there are no other users"
+                ) from error
+            self._take_line(seen)
+        return subprocess.Popen(command, env=environment, preexec_fn=prepare, **options)  # noqa: PLW1509 - no locks
 
     def restart(self) -> None:
         """Stop what is left of the server and start it again where it was: same ports, same secret.
@@ -291,8 +309,22 @@ class TritonServer:
             if time.monotonic() > deadline:
                 raise ServingError(f"tritonserver was not ready within {timeout_s:.0f} s{self.last_words()}")
             time.sleep(0.1)
+        self._check_hidden()
         for model, fault in warm_up(self.http_url, self._models).items():
             self._take_line(f"{model} did not answer a first request: {fault}")
+
+    def _check_hidden(self) -> None:
+        """Refuse a script on PATH that started the server with the arguments that it was given itself."""
+        if self.options.visible_secret:
+            return
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended
+                if self.admin_secret.encode() in (process / "cmdline").read_bytes():
+                    raise ServingError(
+                        f"other users of this machine can read the admin secret in the arguments of process "
+                        f"{process.name}. If a script started it, put the folder of the program itself on PATH, or "
+                        "start with --visible-secret"
+                    )
 
     def is_ready(self) -> bool:
         """Whether all models are ready, and this server says so: another one on its port does not know its secret."""
@@ -377,7 +409,7 @@ class TritonServer:
         options = self.options
         http_port, grpc_port, metrics_port = self._ports
         profile = PROFILES[options.profile]
-        # Triton takes the secret only from its command line, where other users of this machine can see it.
+        # Triton takes the secret only from its command line; start_hidden keeps it out of sight.
         secret = f"{RESTRICTED_APIS}:{ADMIN_HEADER}={self.admin_secret}"
         http = ["--allow-http=false"]
         if self.front is None:
@@ -415,6 +447,7 @@ class TritonServer:
             self._take_line(line.rstrip("\n"))
 
     def _take_line(self, line: str) -> None:
+        line = line.replace(self.admin_secret, STAND_IN)  # of a message about the options, for example
         self._lines.append(line)
         if self._log is not None:
             try:

@@ -270,7 +270,8 @@ class StubWatch:
     @contextlib.contextmanager
     def _live(self) -> Iterator[LiveServer]:
         try:
-            with LiveServer(self._server.grpc_url, self._server.admin_secret, answer_timeout_s=_ANSWER_S) as live:
+            server = self._server
+            with LiveServer(server.grpc_url, server.admin_secret, answer_timeout_s=_ANSWER_S, own=True) as live:
                 yield live
         except LiveError as error:
             raise ServingError(str(error)) from error

@@ -49,6 +49,7 @@ def endless_masks(large: bytes | None = None) -> Iterator[Malformed]:
 def large_images() -> Iterator[Malformed]:
     """Images of 12 megapixels of the kinds that take longest to decode, one and eight in a request."""
     pixels = cv2.imdecode(np.frombuffer(large_image(), np.uint8), cv2.IMREAD_REDUCED_COLOR_2)
+    assert pixels is not None
     options = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1, cv2.IMWRITE_JPEG_QUALITY, 100]
     progressive = cv2.imencode(".jpg", pixels, options)[1].tobytes()
     kinds = {

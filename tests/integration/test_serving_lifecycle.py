@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -14,19 +15,25 @@ import time
 import urllib.request
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
+from google.protobuf import message_factory
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from base.names import ADMIN_HEADER
 from pipeline import contract
+from repository.live import LiveError, LiveServer
 from repository.running import running_servers
 from serving import server as server_module
 from serving.errors import PortInUse, ServingError
+from serving.hidden_arguments import STAND_IN
 from serving.server import ServerOptions, TritonServer
 from serving.tritonserver import find_tritonserver
+from tests.local_user import looking_for
 from tests.unit.serving.repositories import tiny_repository
 
 pytestmark = pytest.mark.server
@@ -159,6 +166,44 @@ def test_the_model_control_api_is_not_offered_over_http(small):
         for secret in (None, "wrong", small.admin_secret):
             assert restricted_http(small, path, secret) == http.client.FORBIDDEN
     assert [one.admin_secret for one in running_servers(small.options.repository)] == [small.admin_secret]
+
+
+def test_another_user_never_sees_the_secret_that_opens_the_control_api(tiny):
+    """In no arguments or environment, from before the server's start until after a restart; nor in its log."""
+    secret, lines = secrets.token_hex(32), []
+    server = TritonServer(ServerOptions(tiny, admin_secret=secret, log_verbose=2, **FREE), lines.append)
+    with looking_for(secret) as seen, server:
+        server.restart()
+        server.wait_ready()
+        (running,) = running_servers(tiny)
+        with LiveServer.of(running) as live:
+            live.reload("segment_int8")
+        with LiveServer(server.grpc_url, STAND_IN) as stranger, pytest.raises(LiveError, match="restricted"):
+            stranger.reload("segment_int8")
+    assert seen == []
+    assert [line for line in lines if secret in line] == []
+    assert len(lines) > 100
+
+
+OPEN = {"ModelConfig", "ModelInfer", "ModelMetadata", "ModelReady", "ModelStatistics", "ModelStreamInfer"}
+METHODS = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
+CONTROL = [each for each in METHODS if each.name not in OPEN and "Server" not in each.name]
+
+
+@pytest.mark.parametrize("method", CONTROL, ids=lambda each: each.name)
+def test_every_call_over_grpc_that_controls_the_server_needs_the_secret(small, method):
+    header = f"triton-grpc-protocol-{ADMIN_HEADER}"
+    refused = [(), ((header, "wrong"),), ((header, ""),), ((header, "wrong"), (header, small.admin_secret))]
+    with grpc.insecure_channel(small.grpc_url) as channel:
+        call = getattr(service_pb2_grpc.GRPCInferenceServiceStub(channel), method.name)
+        request = message_factory.GetMessageClass(method.input_type)()
+        for metadata in refused:
+            with pytest.raises(grpc.RpcError, match="This protocol is restricted"):
+                call(request, metadata=metadata, timeout=10)
+        try:
+            call(request, metadata=((header, small.admin_secret),), timeout=10)
+        except grpc.RpcError as error:  # an empty request is not always a good one
+            assert "restricted" not in error.details()
 
 
 def test_the_model_control_api_needs_the_secret_over_grpc(small):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
+import subprocess
 import sys
 from datetime import date
 from pathlib import Path
@@ -49,6 +51,62 @@ def test_the_document_lists_what_is_pinned():
     assert listed == pinned, "write it again with `make audit`"
 
 
+def test_no_pin_is_one_that_the_project_is_exposed_to():
+    assert audit.exposed(audit.read_advisories(), audit.all_pins()) == []
+
+
+def test_the_document_has_the_table_of_advisories_as_it_is_now():
+    table = "\n".join(audit.table(audit.read_advisories(), audit.all_pins()))
+    assert table in audit.DOCUMENT.read_text(), "write it again with `make audit`"
+    # What nobody else's server has: the embedded one, and why that is acceptable.
+    assert re.search(r"\| tritonserver \| .*CVE-2025-23311.* \| 24\.10 \| not exposed: the HTTP API", table)
+
+
+@pytest.mark.parametrize(
+    ("component", "version", "advisory"),
+    [
+        ("opencv-python-headless", "4.11.0.86", "CVE-2025-53644"),
+        ("aiohttp", "3.13.3", "CVE-2026-22815"),
+        ("onnx", "1.20.1", "CVE-2026-27489"),
+        ("protobuf", "6.33.4", "CVE-2026-0994"),
+    ],
+)
+def test_a_pin_on_the_list_fails_the_audit(monkeypatch, capsys, component, version, advisory):
+    monkeypatch.setattr(audit, "LOCKS", ())
+    monkeypatch.setattr(audit, "server_pins", lambda: [audit.Pin(component, version, frozenset())])
+    assert audit.main(["--check"]) == 1
+    assert re.search(rf"{component} {version}: .*{advisory}.*pin another version", capsys.readouterr().out)
+    monkeypatch.setattr(audit, "server_pins", lambda: [audit.Pin("another", version, frozenset())])
+    assert audit.main(["--check"]) == 0
+
+
+def test_servers_are_compared_by_month(tmp_path):
+    embedded, container = audit.server_pins()
+    assert embedded.version == "24.10"
+    (fixed_in_26_07,) = [each for each in audit.read_advisories() if "CVE-2026-16497" in each.ids]
+    assert fixed_in_26_07.hits([embedded, container]) == ["24.10"]
+    assert fixed_in_26_07.hits([audit.Pin("tritonserver", each, frozenset()) for each in ("26.06", "26.07")]) == [
+        "26.06"
+    ]
+    (tmp_path / "Dockerfile").write_text("FROM scratch\n")
+    with pytest.raises(ValueError, match="ARG MONTH"):
+        audit.server_pins(tmp_path / "Dockerfile")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"here": "fine"}, "exposed, accepted, not exposed"), ({"why": ""}, "no field is empty"), ({"cve": 1}, "cve")],
+)
+def test_an_advisory_says_everything(tmp_path, change, message):
+    entry = {"component": "a", "ids": ["CVE-1"], "affected": "<1", "what": "w", "here": "accepted", "why": "y"}
+    path = tmp_path / "advisories.yaml"
+    path.write_text(json.dumps([{**entry, "source": "s"}]))
+    assert audit.read_advisories(path)[0].ids == ("CVE-1",)
+    path.write_text(json.dumps([{**entry, "source": "s", **change}]))
+    with pytest.raises(ValueError, match=message):
+        audit.read_advisories(path)
+
+
 @pytest.mark.skipif(tomllib is None, reason="tomllib is missing; make test-unit runs it with Python 3.11 or 3.12")
 def test_every_direct_dependency_has_a_reason_and_is_pinned():
     text = (ROOT / "pyproject.toml").read_text()
@@ -72,6 +130,15 @@ def test_every_direct_dependency_has_a_reason_and_is_pinned():
     exporter = {pin.name for pin in audit.read_lock(ROOT / "requirements/exports.txt")} | {"torch"}
     for requirement in document["dependency-groups"]["exports"]:
         assert re.match(r"[A-Za-z0-9._-]+", requirement)[0] in exporter, requirement
+
+
+def test_the_locks_bring_all_that_is_needed_though_pip_does_not_resolve_them():
+    """OpenCV's metadata alone disagrees: it asks for NumPy 2, and works with 1.26 (``pyproject.toml``)."""
+    checked = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
+    faults = [line for line in checked.stdout.splitlines() if line != "No broken requirements found."]
+    assert [
+        line for line in faults if not re.match(r"opencv-python-headless \S+ has requirement numpy>=2;", line)
+    ] == []
 
 
 def test_what_is_fetched_elsewhere_is_hashed():

@@ -118,11 +118,11 @@ def test_the_client_of_the_stack_is_the_projects(services):
 
 
 def test_knobs_reach_the_server(services):
-    changed = resolved(PREPROCESS_INSTANCES="7", SEGMENTATION_PROFILE="cpu", TRITON_MONTH="26.09", GPU="1")
+    changed = resolved(PREPROCESS_INSTANCES="7", SEGMENTATION_PROFILE="cpu", TRITON_MONTH="26.12", GPU="1")
     triton = changed["services"]["triton"]
     options = _parser().parse_args(triton["command"])
     assert (options.preprocess_instances, options.profile) == (7, "cpu")
-    assert triton["image"].endswith(":26.09")
+    assert triton["image"].endswith(":26.12")
     assert triton["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"] == ["1"]
 
 

@@ -1,7 +1,9 @@
 """The Dockerfiles: the linter's verdict, what they copy and install."""
 
 import fnmatch
+import re
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -59,13 +61,23 @@ def test_nothing_runs_as_root_and_bases_are_pinned(path, stage):
     assert not stage.base.endswith(":latest")
 
 
-def test_server_and_builder_stand_on_the_same_month():
+def test_server_and_builder_stand_on_the_same_month_and_every_file_names_it():
+    """A plan runs only on the TensorRT that built it. ``ARG MONTH`` of ``serving/Dockerfile`` is what others follow."""
     months = {stage.base.rsplit(":", 1)[1] for _, stage in STAGES if stage.base.startswith("nvcr.io")}
     assert len(months) == 1
+    month = months.pop().removesuffix("-py3")
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     for name in ("triton", "builder"):
-        assert compose["services"][name]["build"]["args"]["MONTH"] == "${TRITON_MONTH:-26.08}"
-    assert months == {"26.08-py3"}
+        assert compose["services"][name]["build"]["args"]["MONTH"] == f"${{TRITON_MONTH:-{month}}}"
+    named = re.compile(r"(?:MONTH(?:=|:-)|newTag: \"|segmentation-(?:triton|builder):)(2\d\.\d\d)")
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    found = {}
+    for file in files:
+        if not file.startswith("tests/") and Path(file).suffix in ("", ".yml", ".yaml", ".md", ".example"):
+            numbers = named.findall((ROOT / file).read_text())
+            found |= {file: set(numbers)} if numbers else {}
+    assert {"docker-compose.yml", ".env.example", "docs/scaling.md"} <= set(found)
+    assert set.union(*found.values()) == {month}, found
 
 
 def ignore_rules():

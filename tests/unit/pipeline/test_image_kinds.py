@@ -332,6 +332,9 @@ def test_an_intact_image_of_a_kind_that_cannot_be_decoded_is_not_called_damaged(
         (encoded("ICO"), "ICO"),
         (b"\0\0\0\x18ftypheic" + bytes(100), "HEIC"),
         (b"\0\0\0\x18ftypmp42" + bytes(100), "a video"),
+        # Each would be decoded as another format than its header says.
+        (b"\xff\xd8" + segment(0xE5, b"ypavif" + bytes(26220)) + encoded("JPEG")[2:], "AVIF"),
+        (encoded("BMP")[:4] + b"ftypisom" + encoded("BMP")[12:], "video"),
         (b"%PDF-1.7", "PDF"),
         (b"8BPS\0\1", "PSD"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\4CgBI" + bytes(100), "CgBI"),

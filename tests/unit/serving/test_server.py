@@ -16,11 +16,13 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from base.errors import OperatorError
+from base.names import ADMIN_HEADER
 from repository.live import GRPC_ADMIN_HEADER
 from repository.store import ModelRepository
 from serving import server as server_module
 from serving.errors import ServingError
 from serving.front import HttpFront
+from serving.hidden_arguments import STAND_IN, CannotHide
 from serving.safe_names import SafeNames
 from serving.server import ServerOptions, TritonServer
 from serving.tritonserver import Installation
@@ -253,3 +255,40 @@ def test_relative_paths_among_tritons_options_are_made_absolute(tmp_path, monkey
         ("--strict", "--strict"),
     ):
         assert server_module._with_absolute_path(given) == passed
+
+
+def test_a_secret_that_others_could_read_needs_consent(repository, program, monkeypatch):
+    program('echo "$@"')
+
+    def forbidden(*_, **__):
+        raise CannotHide("ptrace(2) is not allowed")
+
+    monkeypatch.setattr(server_module, "start_hidden", forbidden)
+    server = TritonServer(ServerOptions(repository, **FREE))
+    with pytest.raises(ServingError, match=r"other users.*ptrace\(2\) is not allowed.*--visible-secret"):
+        server.start()
+    assert server.pid is None
+    lines = []
+    server = TritonServer(ServerOptions(repository, visible_secret=True, **FREE), lines.append)
+    server.start()
+    server.wait(10)
+    server.stop()
+    assert "other users of this machine can read the admin secret" in lines[0]
+    # The program got it, the log did not.
+    assert f"{ADMIN_HEADER}={STAND_IN}" in lines[1]
+    assert server.admin_secret not in "".join(lines)
+
+
+def test_a_script_that_shows_the_secret_is_refused(repository, program, monkeypatch):
+    program('exec sh -c "sleep 60; :" sh "$@"')
+    monkeypatch.setattr(TritonServer, "is_ready", lambda _: True)
+    server = TritonServer(ServerOptions(repository, exit_timeout_s=1, **FREE))
+    server.start()
+    try:
+        deadline = time.monotonic() + 30
+        while b"sleep" not in Path(f"/proc/{server.pid}/cmdline").read_bytes() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(ServingError, match=rf"in the arguments of process {server.pid}.*--visible-secret"):
+            server.wait_ready()
+    finally:
+        server.stop()
