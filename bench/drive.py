@@ -44,41 +44,26 @@ Call: TypeAlias = "Callable[[int], Awaitable[object]]"
 
 @dataclass(frozen=True)
 class Target:
-    """What to call, and how.
+    """What to call, and how."""
 
-    Attributes:
-        url: the server's gRPC endpoint, ``host:port``.
-        model: name of the model or ensemble.
-        images: encoded images, sent in turn.
-        client_side: empty for an ensemble. Otherwise decoding and masks are this client's work: ``project`` for a
-            model of this project, ``plain`` for the plain one.
-    """
-
-    url: str
-    model: str
-    images: tuple[bytes, ...]
+    url: str  # the server's gRPC endpoint, ``host:port``
+    model: str  # name of the model or ensemble
+    images: tuple[bytes, ...]  # encoded images, sent in turn
+    # Empty for an ensemble. Otherwise decoding and masks are this client's work: ``project`` for a model of this
+    # project, ``plain`` for the plain one.
     client_side: str = ""
 
 
 @dataclass
 class Answers:
-    """The answers to one process, or to all.
+    """The answers to one process, or to all."""
 
-    Attributes:
-        window: when it opened and closed, by ``time.monotonic``.
-        latencies_ms: of the requests answered within the window.
-        answered: requests answered, those before and after the window too.
-        cpu_s: CPU time of the generating processes for all of them.
-        failed: requests that failed.
-        first_error: text of the first failure.
-    """
-
-    window: tuple[float, float]
-    latencies_ms: list[float] = field(default_factory=list)
-    answered: int = 0
-    cpu_s: float = 0.0
-    failed: int = 0
-    first_error: str = ""
+    window: tuple[float, float]  # when it opened and closed, by ``time.monotonic``
+    latencies_ms: list[float] = field(default_factory=list)  # of the requests answered within the window
+    answered: int = 0  # requests answered, those before and after the window too
+    cpu_s: float = 0.0  # CPU time of the generating processes for all of them
+    failed: int = 0  # requests that failed
+    first_error: str = ""  # text of the first failure
 
     def add(self, part: Answers) -> None:
         """Add those of another process."""
@@ -91,27 +76,16 @@ class Answers:
 
 @dataclass(frozen=True)
 class LoadFigures:
-    """What a target does under a load.
+    """What a target does under a load."""
 
-    Attributes:
-        in_flight: requests in flight.
-        images_per_s: answered within the window.
-        p50_ms: median latency.
-        p99_ms: 99th percentile of the latency.
-        max_ms: the longest latency.
-        client_ms: processor time of the client, per image.
-        usage: of the server.
-        window: when it was measured, by ``time.monotonic``.
-    """
-
-    in_flight: int
-    images_per_s: float
-    p50_ms: float
-    p99_ms: float
-    max_ms: float
-    client_ms: float
-    usage: Usage
-    window: tuple[float, float]
+    in_flight: int  # requests in flight
+    images_per_s: float  # answered within the window
+    p50_ms: float  # median latency
+    p99_ms: float  # 99th percentile of the latency
+    max_ms: float  # the longest latency
+    client_ms: float  # processor time of the client, per image
+    usage: Usage  # of the server
+    window: tuple[float, float]  # when it was measured, by ``time.monotonic``
 
     @property
     def host_ms(self) -> float:

@@ -20,39 +20,24 @@ _HANDED_OVER_S: Final = 2 * PUBLISH_EVERY_S
 
 @dataclass(frozen=True)
 class Reading:
-    """Counters of a server at one moment.
+    """Counters of a server at one moment."""
 
-    Attributes:
-        cpu_s: processor time of ``tritonserver``, and of each model that a stub runs.
-        session_cpu_s: of the network's sessions only.
-        images: that went through the network.
-        models: Triton's counters by model.
-    """
-
-    cpu_s: dict[str, float]
-    session_cpu_s: float
-    images: float
-    models: dict[str, ModelCounters] = field(default_factory=dict)
+    cpu_s: dict[str, float]  # processor time of ``tritonserver``, and of each model that a stub runs
+    session_cpu_s: float  # of the network's sessions only
+    images: float  # that went through the network
+    models: dict[str, ModelCounters] = field(default_factory=dict)  # Triton's counters by model
 
 
 @dataclass(frozen=True)
 class Usage:
-    """The difference of two readings, per image.
+    """The difference of two readings, per image."""
 
-    Attributes:
-        images: that went through the network.
-        session_ms: processor time of the network's session.
-        other_ms: processor time of everything else that the server does: the non-model CPU time.
-        by_process_ms: processor time by process; the session's is part of its stub's.
-        batches: executions of the network by batch size.
-        steps_ms: by model, how long a request waits for an instance (``queue``) and is in one (``compute``).
-    """
-
-    images: int
-    session_ms: float
-    other_ms: float
-    by_process_ms: dict[str, float]
-    batches: dict[int, int]
+    images: int  # that went through the network
+    session_ms: float  # processor time of the network's session
+    other_ms: float  # processor time of everything else that the server does: the non-model CPU time
+    by_process_ms: dict[str, float]  # processor time by process; the session's is part of its stub's
+    batches: dict[int, int]  # executions of the network by batch size
+    # By model, how long a request waits for an instance (``queue``) and is in one (``compute``)
     steps_ms: dict[str, dict[str, float]]
 
     @classmethod

@@ -34,25 +34,15 @@ WARM_UP_PASSES: Final = 2
 
 @dataclass(frozen=True)
 class Schedule:
-    """The steps of a comparison.
+    """The steps of a comparison."""
 
-    Attributes:
-        precisions: which ensembles.
-        protocols: over which protocols.
-        loads: how much load.
-        rounds: how often to go through all of it.
-        duration_s: window that is measured per step, in seconds.
-        warm_up_s: load before it, in seconds.
-        options: how users behave.
-    """
-
-    precisions: tuple[str, ...]
-    protocols: tuple[str, ...]
-    loads: tuple[Load, ...]
-    rounds: int
-    duration_s: float
-    warm_up_s: float
-    options: UserOptions
+    precisions: tuple[str, ...]  # which ensembles
+    protocols: tuple[str, ...]  # over which protocols
+    loads: tuple[Load, ...]  # how much load
+    rounds: int  # how often to go through all of it
+    duration_s: float  # window that is measured per step, in seconds
+    warm_up_s: float  # load before it, in seconds
+    options: UserOptions  # how users behave
 
     def steps(self) -> Iterator[tuple[int, Load, str, str]]:
         """Round, load, protocol and precision of every step, in order."""
@@ -76,36 +66,22 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Where the server listens.
+    """Where the server listens."""
 
-    Attributes:
-        urls: protocol to ``host:port``.
-        metrics: ``host:port`` of the metrics endpoint; None where it is not known.
-        repository: its model repository; None where it is not available.
-    """
-
-    urls: dict[str, str]
-    metrics: str | None = None
-    repository: Path | None = None
+    urls: dict[str, str]  # protocol to ``host:port``
+    metrics: str | None = None  # ``host:port`` of the metrics endpoint; None where it is not known
+    repository: Path | None = None  # its model repository; None where it is not available
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The results of a comparison.
+    """The results of a comparison."""
 
-    Attributes:
-        results: the steps, in the order in which they ran.
-        versions: per precision.
-        expected: image name to the number of detections that are expected in it.
-        reference: precision that found them.
-        stopped: why the comparison ended early; None if it is complete.
-    """
-
-    results: tuple[StepResult, ...]
-    versions: dict[str, MeasuredVersion]
-    expected: dict[str, int | None]
-    reference: str
-    stopped: str | None
+    results: tuple[StepResult, ...]  # the steps, in the order in which they ran
+    versions: dict[str, MeasuredVersion]  # per precision
+    expected: dict[str, int | None]  # image name to the number of detections that are expected in it
+    reference: str  # precision that found them
+    stopped: str | None  # why the comparison ended early; None if it is complete
 
 
 def run_comparison(schedule: Schedule, endpoints: Endpoints, say: Callable[[str], None]) -> Outcome:

@@ -65,32 +65,20 @@ Lookup = Callable[[str, str, str], "float | None"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of one condition.
+    """The outcome of one condition."""
 
-    Attributes:
-        text: the condition.
-        holds: whether it holds, so that the run fails. An undecided one fails the run too.
-        detail: the values that decided, or why it cannot be decided.
-    """
-
-    text: str
-    holds: bool
-    detail: str
+    text: str  # the condition
+    holds: bool  # whether it holds, so that the run fails. An undecided one fails the run too.
+    detail: str  # the values that decided, or why it cannot be decided
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A parsed condition; made by :meth:`parse`.
+    """A parsed condition; made by :meth:`parse`."""
 
-    Attributes:
-        text: as it was given.
-        tree: its expression, of allowed nodes only.
-        names: each name in it to its precision, protocol (empty if left out) and value.
-    """
-
-    text: str
-    tree: ast.expr
-    names: dict[str, tuple[str, str, str]]
+    text: str  # as it was given
+    tree: ast.expr  # its expression, of allowed nodes only
+    names: dict[str, tuple[str, str, str]]  # each name in it to its precision, protocol (empty if left out) and value
 
     @classmethod
     def parse(cls, text: str) -> Condition:

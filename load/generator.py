@@ -24,31 +24,18 @@ _KEPT_LINES: Final = 12
 
 @dataclass(frozen=True)
 class StepSpec:
-    """One load on one precision over one protocol.
+    """One load on one precision over one protocol."""
 
-    Attributes:
-        precision: which ensemble.
-        protocol: ``grpc`` or ``http``.
-        url: ``host:port``.
-        users: closed loop: requests in flight; open loop: sources of arrivals.
-        rate: open loop: arrivals per second over all users; None is a closed loop.
-        warm_up_s: load before the window that is measured, in seconds.
-        duration_s: the window, in seconds.
-        payloads: file that :func:`load.payloads.save` wrote.
-        options: how users behave.
-        seed: of the order of images and of arrivals.
-    """
-
-    precision: str
-    protocol: str
-    url: str
-    users: int
-    rate: float | None
-    warm_up_s: float
-    duration_s: float
-    payloads: Path
-    options: UserOptions
-    seed: int = 0
+    precision: str  # which ensemble
+    protocol: str  # ``grpc`` or ``http``
+    url: str  # ``host:port``
+    users: int  # closed loop: requests in flight; open loop: sources of arrivals
+    rate: float | None  # open loop: arrivals per second over all users; None is a closed loop
+    warm_up_s: float  # load before the window that is measured, in seconds
+    duration_s: float  # the window, in seconds
+    payloads: Path  # file that :func:`load.payloads.save` wrote
+    options: UserOptions  # how users behave
+    seed: int = 0  # of the order of images and of arrivals
 
 
 def environment(**changes: str) -> dict[str, str]:

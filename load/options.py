@@ -22,26 +22,19 @@ DEFAULT_TOLERANCE: Final = 0.25
 class UserOptions:
     """How every simulated user behaves.
 
-    Attributes:
-        images: a folder or file to send; None sends the reference photographs as JPEG.
-        megapixels: sizes to which the images are scaled, each image in each size; empty keeps their own.
-        batch_sizes: images per request, drawn in turn.
-        think_time_s: least and most seconds between an answer and a closed-loop user's next request.
-        timeout_s: bound on one answer, in seconds.
-        parameters: KServe request parameters of every request.
-        tolerance: share of the expected detections by which an answer may differ, rounded down.
-
     Raises:
         ValueError: a value out of range.
     """
 
-    images: Path | None = None
+    images: Path | None = None  # a folder or file to send; None sends the reference photographs as JPEG
+    # Sizes to which the images are scaled, each image in each size; empty keeps their own
     megapixels: tuple[float, ...] = ()
-    batch_sizes: tuple[int, ...] = (1,)
+    batch_sizes: tuple[int, ...] = (1,)  # images per request, drawn in turn
+    # Least and most seconds between an answer and a closed-loop user's next request
     think_time_s: tuple[float, float] = (0.0, 0.0)
-    timeout_s: float = 30.0
-    parameters: Parameters | None = None
-    tolerance: float = DEFAULT_TOLERANCE
+    timeout_s: float = 30.0  # bound on one answer, in seconds
+    parameters: Parameters | None = None  # KServe request parameters of every request
+    tolerance: float = DEFAULT_TOLERANCE  # share of the expected detections by which an answer may differ, rounded down
 
     def __post_init__(self) -> None:
         if not self.batch_sizes or not all(1 <= size <= contract.MAX_REQUEST_BATCH for size in self.batch_sizes):

@@ -27,19 +27,12 @@ _NO_LIMITS: Final = ImageLimits(max_pixels=2**30, max_bytes=2**31)
 
 @dataclass(frozen=True)
 class Payload:
-    """One encoded image and what is known of it.
+    """One encoded image and what is known of it."""
 
-    Attributes:
-        name: for messages.
-        data: the bytes that are sent.
-        image_size: height and width in pixels, upright.
-        expected: number of detections by the reference precision; None: not asked.
-    """
-
-    name: str
-    data: bytes
-    image_size: tuple[int, int]
-    expected: int | None = None
+    name: str  # for messages
+    data: bytes  # the bytes that are sent
+    image_size: tuple[int, int]  # height and width in pixels, upright
+    expected: int | None = None  # number of detections by the reference precision; None: not asked
 
 
 def load_payloads(options: UserOptions) -> list[Payload]:

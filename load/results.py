@@ -21,15 +21,10 @@ _UNKNOWN_TO_SERVER: Final = ("unavailable", "not_sent")
 
 @dataclass(frozen=True)
 class Load:
-    """A load on the server.
+    """A load on the server."""
 
-    Attributes:
-        users: closed loop: requests kept in flight.
-        rate: open loop: arrivals per second; 0 in a closed loop.
-    """
-
-    users: int
-    rate: float = 0.0
+    users: int  # closed loop: requests kept in flight
+    rate: float = 0.0  # open loop: arrivals per second; 0 in a closed loop
 
     @property
     def is_open(self) -> bool:
@@ -44,38 +39,25 @@ class Load:
 
 @dataclass
 class StepResult:
-    """One step.
+    """One step."""
 
-    Attributes:
-        precision: which ensemble.
-        protocol: ``grpc`` or ``http``.
-        load: on the server.
-        round: number of the round, from 0.
-        window_s: length of the window that was measured, in seconds.
-        throughput: right answers within the window, in images per second.
-        latencies_ms: of the right answers to requests sent (open loop: due) within the window.
-        kinds: outcome of all requests, those outside of the window too: ``ok``, ``wrong``, ``refused``, ``timeout``,
-            ``unavailable``, ``not_sent`` to their number.
-        first_errors: text of the first failure of each kind.
-        client_cores: processor cores that the generator used; near 1, the generator limits the load.
-        server: Triton's counters of the step by model; empty where the server did not answer.
-        metrics: gauge to mean and peak.
-        error: why the step ended early or has no results; None if it is complete.
-    """
-
-    precision: str
-    protocol: str
-    load: Load
-    round: int
-    window_s: float = 0.0
-    throughput: float = 0.0
+    precision: str  # which ensemble
+    protocol: str  # ``grpc`` or ``http``
+    load: Load  # on the server
+    round: int  # number of the round, from 0
+    window_s: float = 0.0  # length of the window that was measured, in seconds
+    throughput: float = 0.0  # right answers within the window, in images per second
+    # Of the right answers to requests sent (open loop: due) within the window
     latencies_ms: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    # Outcome of all requests, those outside of the window too: ``ok``, ``wrong``, ``refused``, ``timeout``,
+    # ``unavailable``, ``not_sent`` to their number
     kinds: Counter[str] = field(default_factory=Counter)
-    first_errors: dict[str, str] = field(default_factory=dict)
-    client_cores: float = 0.0
+    first_errors: dict[str, str] = field(default_factory=dict)  # text of the first failure of each kind
+    client_cores: float = 0.0  # processor cores that the generator used; near 1, the generator limits the load
+    # Triton's counters of the step by model; empty where the server did not answer
     server: dict[str, ModelCounters] = field(default_factory=dict)
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    error: str | None = None
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)  # gauge to mean and peak
+    error: str | None = None  # why the step ended early or has no results; None if it is complete
 
     @classmethod
     def of(cls, precision: str, protocol: str, load: Load, number: int, values: dict[str, Any]) -> StepResult:

@@ -29,18 +29,13 @@ _SETTLE_S: Final = 0.5
 
 @dataclass(frozen=True)
 class ModelCounters:
-    """Counters of one model, all versions together.
+    """Counters of one model, all versions together."""
 
-    Attributes:
-        version: the versions that are served, separated by commas.
-        counts: ``images`` and ``executions`` (batches run), and for ``success``, ``fail`` and each of :data:`PHASES`
-            the number of requests, and under ``<name>_ns`` their nanoseconds.
-        batches: batch size to how often it was run.
-    """
-
-    version: str = ""
+    version: str = ""  # the versions that are served, separated by commas
+    # ``images`` and ``executions`` (batches run), and for ``success``, ``fail`` and each of :data:`PHASES` the number
+    # of requests, and under ``<name>_ns`` their nanoseconds
     counts: Counter[str] = field(default_factory=Counter)
-    batches: Counter[int] = field(default_factory=Counter)
+    batches: Counter[int] = field(default_factory=Counter)  # batch size to how often it was run
 
     @classmethod
     def of(cls, versions: list[dict[str, Any]]) -> ModelCounters:

@@ -50,24 +50,16 @@ class NotSent(SegmentationError):
 
 @dataclass(frozen=True)
 class Session:
-    """Settings that all users of this process share.
+    """Settings that all users of this process share."""
 
-    Attributes:
-        urls: protocol to ``host:port``.
-        precision: which ensemble to call.
-        payloads: what to send.
-        options: how to behave.
-        arrivals_per_second: open loop: mean requests per second of each user, at random times (Poisson), sent whether
-            or not earlier ones are answered. None: closed loop, a user waits for its answer.
-        seed: of the order of images, and of arrivals.
-    """
-
-    urls: dict[str, str]
-    precision: str
-    payloads: tuple[Payload, ...]
-    options: UserOptions
+    urls: dict[str, str]  # protocol to ``host:port``
+    precision: str  # which ensemble to call
+    payloads: tuple[Payload, ...]  # what to send
+    options: UserOptions  # how to behave
+    # Open loop: mean requests per second of each user, at random times (Poisson), sent whether or not earlier ones are
+    # answered. None: closed loop, a user waits for its answer.
     arrivals_per_second: float | None = None
-    seed: int = 0
+    seed: int = 0  # of the order of images, and of arrivals
 
     @property
     def stop_timeout_s(self) -> float:

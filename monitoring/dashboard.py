@@ -30,28 +30,18 @@ _HEIGHT: Final = 8
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel.
+    """One panel."""
 
-    Attributes:
-        title: what it shows.
-        description: how to read it.
-        queries: legend, by which Grafana names the series, to PromQL with Grafana's variables ``$instance`` and
-            ``$__rate_interval``.
-        unit: Grafana's name of the unit.
-        kind: ``timeseries``, ``stat``, ``bargauge`` or ``table``.
-        width: columns of 24.
-        needs_gpu: whether its series exist only on servers with a GPU.
-        needs_onnx: whether its series exist only in the profiles that run the network in ONNX Runtime.
-    """
-
-    title: str
-    description: str
+    title: str  # what it shows
+    description: str  # how to read it
+    # Legend, by which Grafana names the series, to PromQL with Grafana's variables ``$instance`` and
+    # ``$__rate_interval``
     queries: dict[str, str]
-    unit: str = "short"
-    kind: str = "timeseries"
-    width: int = 8
-    needs_gpu: bool = False
-    needs_onnx: bool = False
+    unit: str = "short"  # Grafana's name of the unit
+    kind: str = "timeseries"  # ``timeseries``, ``stat``, ``bargauge`` or ``table``
+    width: int = 8  # columns of 24
+    needs_gpu: bool = False  # whether its series exist only on servers with a GPU
+    needs_onnx: bool = False  # whether its series exist only in the profiles that run the network in ONNX Runtime
 
 
 @dataclass(frozen=True)

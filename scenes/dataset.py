@@ -30,17 +30,11 @@ _RECORD: Final = "dataset.json"
 
 @dataclass(frozen=True)
 class SceneDataset:
-    """A set of scenes on disk.
+    """A set of scenes on disk."""
 
-    Attributes:
-        images: folder of the JPEG images, named by seed.
-        annotations: COCO instances file, masks as compressed RLE.
-        count: how many images there are.
-    """
-
-    images: Path
-    annotations: Path
-    count: int
+    images: Path  # folder of the JPEG images, named by seed
+    annotations: Path  # COCO instances file, masks as compressed RLE
+    count: int  # how many images there are
 
 
 def write_dataset(

@@ -44,21 +44,15 @@ _TRIES: Final = 10
 
 @dataclass(frozen=True)
 class Scene:
-    """An image and the cards in it; n may be 0.
+    """An image and the cards in it; n may be 0."""
 
-    Attributes:
-        image: uint8 [height, width, 3] RGB, as ``jpeg`` decodes.
-        masks: bool [n, height, width]: the pixels whose center is on the card and on nothing that lies over it.
-        boxes: float32 [n, 4] of x1, y1, x2, y2 in pixels, tight around the masks; a pixel covers [x, x + 1].
-        jpeg: the image as a file.
-        card_names: what each card is and where it comes from, such as ``drawn 17`` or ``two_ids.png#1``.
-    """
-
-    image: Pixels
+    image: Pixels  # uint8 [height, width, 3] RGB, as ``jpeg`` decodes
+    # bool [n, height, width]: the pixels whose center is on the card and on nothing that lies over it
     masks: NDArray[np.bool_]
+    # float32 [n, 4] of x1, y1, x2, y2 in pixels, tight around the masks; a pixel covers [x, x + 1]
     boxes: NDArray[np.float32]
-    jpeg: bytes
-    card_names: tuple[str, ...]
+    jpeg: bytes  # the image as a file
+    card_names: tuple[str, ...]  # what each card is and where it comes from, such as ``drawn 17`` or ``two_ids.png#1``
 
 
 def generate_scene(

@@ -28,17 +28,11 @@ _NO_RETRY: Final = RetryPolicy(retries=0)
 
 @dataclass(frozen=True)
 class Tried:
-    """What became of a fault.
+    """What became of a fault."""
 
-    Attributes:
-        seconds: from the fault until every request was answered again; None where nothing had to recover.
-        evidence: what was counted and quoted.
-        broken: what was not as promised.
-    """
-
-    seconds: float | None
-    evidence: dict[str, Any]
-    broken: list[str]
+    seconds: float | None  # from the fault until every request was answered again; None where nothing had to recover
+    evidence: dict[str, Any]  # what was counted and quoted
+    broken: list[str]  # what was not as promised
 
 
 @dataclass(frozen=True)
@@ -53,25 +47,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Disturbance:
-    """What callers noticed of a fault.
+    """What callers noticed of a fault."""
 
-    Attributes:
-        under_way: requests that failed and were under way when it happened.
-        later: requests that failed and were sent later.
-        answered: requests that were answered.
-        wrong: of those, with another answer than the right one.
-        slowest_s: the longest that a failed request took, in seconds.
-        seconds: from the fault to the first answer after the last failure; 0 if nothing failed.
-        errors: the different texts of the errors.
-    """
-
-    under_way: int
-    later: int
-    answered: int
-    wrong: int
-    slowest_s: float
-    seconds: float
-    errors: list[str]
+    under_way: int  # requests that failed and were under way when it happened
+    later: int  # requests that failed and were sent later
+    answered: int  # requests that were answered
+    wrong: int  # of those, with another answer than the right one
+    slowest_s: float  # the longest that a failed request took, in seconds
+    seconds: float  # from the fault to the first answer after the last failure; 0 if nothing failed
+    errors: list[str]  # the different texts of the errors
 
     def tried(self, allowed: str, within_s: float, *broken: str, **evidence: Any) -> Tried:
         """What became of the fault.

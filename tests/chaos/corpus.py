@@ -29,19 +29,12 @@ MAX_FILE_BYTES: Final = 8 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Source:
-    """One source archive.
+    """One source archive."""
 
-    Attributes:
-        requirement: package and version.
-        sha256: of the archive.
-        folder: only files below it are taken; empty takes all.
-        suffix: only files with this ending are taken; empty takes all.
-    """
-
-    requirement: str
-    sha256: str
-    folder: str = ""
-    suffix: str = ""
+    requirement: str  # package and version
+    sha256: str  # of the archive
+    folder: str = ""  # only files below it are taken; empty takes all
+    suffix: str = ""  # only files with this ending are taken; empty takes all
 
 
 SOURCES: Final[dict[str, Source]] = {

@@ -42,17 +42,11 @@ entry ``nothing``."""
 
 @dataclass(frozen=True)
 class Case:
-    """One image and how it is asked about.
+    """One image and how it is asked about."""
 
-    Attributes:
-        name: for messages.
-        data: the encoded image.
-        parameters: of the request.
-    """
-
-    name: str
-    data: bytes
-    parameters: Parameters
+    name: str  # for messages
+    data: bytes  # the encoded image
+    parameters: Parameters  # of the request
 
 
 class Network:

@@ -51,37 +51,23 @@ Input = Sample | Malformed
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back.
+    """What came back."""
 
-    Attributes:
-        result: ``answered``, ``refused``, ``closed`` (the connection, without an answer), or a status that is none of
-            these.
-        text: the server's words.
-        segmentations: per image, where it was answered.
-    """
-
+    # ``answered``, ``refused``, ``closed`` (the connection, without an answer), or a status that is none of these
     result: str
-    text: str = ""
-    segmentations: tuple[Segmentation, ...] = ()
+    text: str = ""  # the server's words
+    segmentations: tuple[Segmentation, ...] = ()  # per image, where it was answered
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one input.
+    """What became of one input."""
 
-    Attributes:
-        kind: of the input.
-        name: of the input.
-        result: see :class:`Answer`.
-        seconds: until it was known.
-        fault: what is wrong with that; empty if nothing is.
-    """
-
-    kind: str
-    name: str
-    result: str
-    seconds: float
-    fault: str = ""
+    kind: str  # of the input
+    name: str  # of the input
+    result: str  # see :class:`Answer`
+    seconds: float  # until it was known
+    fault: str = ""  # what is wrong with that; empty if nothing is
 
 
 def read_grpc(response: Any, mask_format: str = "rle") -> Answer:

@@ -53,17 +53,11 @@ _NO_RETRY: Final = RetryPolicy(retries=0)
 
 @dataclass(frozen=True)
 class Sent:
-    """One request of the burst.
+    """One request of the burst."""
 
-    Attributes:
-        outcome: ``answered``, ``refused``, or the type of another error.
-        seconds: from sending it to having its outcome.
-        text: the server's words, where it was not answered.
-    """
-
-    outcome: str
-    seconds: float
-    text: str = ""
+    outcome: str  # ``answered``, ``refused``, or the type of another error
+    seconds: float  # from sending it to having its outcome
+    text: str = ""  # the server's words, where it was not answered
 
 
 def run(

@@ -30,29 +30,17 @@ _WARM_UP_ROUNDS: Final = 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """One request and what became of it.
+    """One request and what became of it."""
 
-    Attributes:
-        kind: which client sent it.
-        precision: which ensemble was asked.
-        started: when it was sent, by the clock ``time.monotonic``, in seconds.
-        ended: when its outcome was there.
-        cases: numbers of the cases that it carried.
-        answers: fingerprints of the answers, in that order.
-        bad: name of the bad input that it carried; None if it was a good one.
-        error: type and text of its error; None if it was answered.
-        refusal_was_meant: whether it had to be refused, and was, as the caller's fault.
-    """
-
-    kind: str
-    precision: str
-    started: float
-    ended: float
-    cases: tuple[int, ...]
-    answers: tuple[str, ...] = ()
-    bad: str | None = None
-    error: str | None = None
-    refusal_was_meant: bool = False
+    kind: str  # which client sent it
+    precision: str  # which ensemble was asked
+    started: float  # when it was sent, by the clock ``time.monotonic``, in seconds
+    ended: float  # when its outcome was there
+    cases: tuple[int, ...]  # numbers of the cases that it carried
+    answers: tuple[str, ...] = ()  # fingerprints of the answers, in that order
+    bad: str | None = None  # name of the bad input that it carried; None if it was a good one
+    error: str | None = None  # type and text of its error; None if it was answered
+    refusal_was_meant: bool = False  # whether it had to be refused, and was, as the caller's fault
 
 
 @dataclass(frozen=True)
