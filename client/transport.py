@@ -87,6 +87,16 @@ class Transport(_Connection):
             ready = bool(self._client.is_model_ready(model, **self._bound))
             return ready and (self._is_grpc or _is_of(self._client.get_model_metadata(model), model))
 
+    def statistics(self) -> list[dict[str, Any]]:
+        """Triton's counters, an entry per model and version; over gRPC, 64-bit numbers are text and zeros are missing.
+
+        Raises:
+            SegmentationError: no answer.
+        """
+        options = {"as_json": True, **self._bound} if self._is_grpc else {}
+        with self._errors():
+            return list(self._client.get_inference_statistics(**options).get("model_stats", []))
+
     def close(self) -> None:
         """Close the connections."""
         self._client.close()

@@ -6,8 +6,8 @@ all loads and protocols, and at each of them through all precisions, in an order
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from load.errors import LoadError
-from load.generator import StepSpec, run_step
+from load.generator import run_step
 from load.metrics import MetricsSampler
 from load.options import UserOptions
-from load.payloads import check_ready, is_ready, load_payloads, save, with_expectations
-from load.results import Load, StepResult
+from load.payloads import check_ready, is_ready, load_payloads, with_expectations
+from load.results import Load, StepResult, StepSpec
 from load.triton_statistics import TritonStatistics, difference
 from load.versions import MeasuredVersion, describe_version
 from pipeline import contract
@@ -104,68 +104,40 @@ def run_comparison(schedule: Schedule, endpoints: Endpoints, say: Callable[[str]
     payloads = load_payloads(schedule.options)
     for precision in (*schedule.precisions * WARM_UP_PASSES, reference):
         payloads = with_expectations(payloads, first, endpoints.urls[first], precision, schedule.options)
-    statistics = TritonStatistics(first, endpoints.urls[first], timeout_s)
     results: list[StepResult] = []
     stopped: str | None = None
-    try:
+    with contextlib.closing(TritonStatistics(first, endpoints.urls[first], timeout_s)) as statistics:
         statistics.calibrate(schedule.precisions[0])
-        versions = {
-            precision: describe_version(
-                precision,
-                statistics.read(precision)[contract.network_model(precision)].version,
-                endpoints.repository,
-            )
-            for precision in schedule.precisions
-        }
-        with tempfile.TemporaryDirectory(prefix="load_") as name:
-            path = Path(name) / "payloads"
-            save(payloads, path)
-            steps = list(schedule.steps())
-            for count, step in enumerate(steps, 1):
-                result = _run(schedule, endpoints, path, statistics, step)
-                results.append(result)
-                say(f"[{count}/{len(steps)}] {_line(result)}")
-                if result.error is not None:
-                    stopped = f"step {count} of {len(steps)} ({_name(result)}): {result.error}"
-                    break
-    finally:
-        statistics.close()
-    return Outcome(
-        tuple(results), versions, {payload.name: payload.expected for payload in payloads}, reference, stopped
-    )
+        versions = {}
+        for precision in schedule.precisions:
+            version = statistics.read(precision)[contract.network_model(precision)].version
+            versions[precision] = describe_version(precision, version, endpoints.repository)
+        steps = list(schedule.steps())
+        for count, (number, load, protocol, precision) in enumerate(steps, 1):
+            times = schedule.warm_up_s, schedule.duration_s
+            url = endpoints.urls[protocol]
+            spec = StepSpec(precision, protocol, url, load, number, *times, payloads, schedule.options)
+            results.append(result := _run(spec, endpoints.metrics, statistics))
+            say(f"[{count}/{len(steps)}] {_line(result)}")
+            if result.error is not None:
+                stopped = f"step {count} of {len(steps)} ({_name(result)}): {result.error}"
+                break
+    expected = {payload.name: payload.expected for payload in payloads}
+    return Outcome(tuple(results), versions, expected, reference, stopped)
 
 
-def _run(
-    schedule: Schedule,
-    endpoints: Endpoints,
-    payloads: Path,
-    statistics: TritonStatistics,
-    step: tuple[int, Load, str, str],
-) -> StepResult:
+def _run(spec: StepSpec, metrics: str | None, statistics: TritonStatistics) -> StepResult:
     """Run one step, and read the server's counters before and after; a fault is in the result's ``error``."""
-    number, load, protocol, precision = step
-    spec = StepSpec(
-        precision,
-        protocol,
-        endpoints.urls[protocol],
-        load.users,
-        load.rate or None,
-        schedule.warm_up_s,
-        schedule.duration_s,
-        payloads,
-        schedule.options,
-        seed=number,
-    )
-    result = StepResult(precision, protocol, load, number)
+    result = StepResult(spec.precision, spec.protocol, spec.load, spec.round)
     try:
-        before = statistics.read(precision)
-        with MetricsSampler(endpoints.metrics) as sampler:
-            result = StepResult.of(precision, protocol, load, number, run_step(spec))
+        before = statistics.read(spec.precision)
+        with MetricsSampler(metrics) as sampler:
+            result = StepResult.of(spec, run_step(spec))
         result.metrics = sampler.summary()
         # The server counts a request after its answer, so the last counts may be late.
         deadline = time.monotonic() + SETTLE_S
         while True:
-            result.server = difference(before, statistics.read(precision))
+            result.server = difference(before, statistics.read(spec.precision))
             if result.disagreement() is None or time.monotonic() > deadline:
                 break
             time.sleep(_POLL_S)

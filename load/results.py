@@ -10,6 +10,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from load.options import UserOptions
+from load.payloads import Payload
 from load.spread import number, percentile
 from load.triton_statistics import ModelCounters
 from pipeline import contract
@@ -23,7 +25,7 @@ _UNKNOWN_TO_SERVER: Final = ("unavailable", "not_sent")
 class Load:
     """A load on the server."""
 
-    users: int  # closed loop: requests kept in flight
+    users: int  # closed loop: requests kept in flight; open loop: sources of arrivals
     rate: float = 0.0  # open loop: arrivals per second; 0 in a closed loop
 
     @property
@@ -37,9 +39,24 @@ class Load:
         return f"{self.rate:g}/s arriving" if self.is_open else f"{self.users} user{'s' * (self.users != 1)}"
 
 
+@dataclass(frozen=True)
+class StepSpec:
+    """One load on one precision over one protocol."""
+
+    precision: str  # which ensemble
+    protocol: str  # ``grpc`` or ``http``
+    url: str  # ``host:port``
+    load: Load  # of the users
+    round: int  # number of the round, from 0; also the seed of the order of images and of arrivals
+    warm_up_s: float  # load before the window that is measured, in seconds
+    duration_s: float  # the window, in seconds
+    payloads: tuple[Payload, ...]  # what is sent
+    options: UserOptions  # how users behave
+
+
 @dataclass
 class StepResult:
-    """One step."""
+    """The result of one step."""
 
     precision: str  # which ensemble
     protocol: str  # ``grpc`` or ``http``
@@ -60,7 +77,7 @@ class StepResult:
     error: str | None = None  # why the step ended early or has no results; None if it is complete
 
     @classmethod
-    def of(cls, precision: str, protocol: str, load: Load, number: int, values: dict[str, Any]) -> StepResult:
+    def of(cls, spec: StepSpec, values: dict[str, Any]) -> StepResult:
         """Sum up a run of :func:`load.step.run`, whose values these are."""
         window_s = float(values["window_s"])
         begun, ended = np.array(values["begun_s"], float), np.array(values["ended_s"], float)
@@ -69,10 +86,10 @@ class StepResult:
         within = right & (ended >= 0) & (ended < window_s)
         sent_within = right & (begun >= 0) & (begun < window_s)
         return cls(
-            precision,
-            protocol,
-            load,
-            number,
+            spec.precision,
+            spec.protocol,
+            spec.load,
+            spec.round,
             window_s=window_s,
             throughput=float(images[within].sum() / window_s) if window_s > 0 else 0.0,
             latencies_ms=np.sort(ended[sent_within] - begun[sent_within]) * 1e3,
