@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import re
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from client import RetryPolicy, SegmentationClient
 from client.errors import SegmentationError
 from pipeline import contract
 from scenes.reference import fetch_reference
+from tests.chaos.background import Background
 from tests.chaos.expected import Case, Network, fingerprint
 from tests.chaos.faults_service import wait_for
 
@@ -21,7 +22,7 @@ PRECISION: Final = "int8"
 LONGEST_S: Final = 10.0
 """A caller must have its answer or an error within this time, in seconds."""
 
-_CALLERS: Final = (("grpc", 3), ("http", 1))
+_CALLERS: Final = ("grpc", "grpc", "grpc", "http")
 _SETTLED: Final = 12
 _NO_RETRY: Final = RetryPolicy(retries=0)
 
@@ -77,7 +78,7 @@ class Disturbance:
         return Tried(self.seconds, evidence, [*found, *broken])
 
 
-class Callers:
+class Callers(Background):
     """Requests without a pause, each compared with the right answer, from ``with`` to its end.
 
     Args:
@@ -91,22 +92,7 @@ class Callers:
         self._right = Network(network).answer(Case("", self._image, {}))
         self._urls = urls
         self._asked: list[Asked] = []
-        self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._run, args=(protocol,), daemon=True)
-            for protocol, count in _CALLERS
-            for _ in range(count)
-        ]
-
-    def __enter__(self) -> Callers:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(2 * LONGEST_S)
+        super().__init__(*(functools.partial(self._run, protocol) for protocol in _CALLERS))
 
     def disturbed_by(self, fault: Callable[[], object], until: Callable[[], object]) -> Disturbance:
         """Do something while the requests go on.
@@ -124,7 +110,7 @@ class Callers:
         until()
         settled = time.monotonic()
         wait_for(lambda: self.good_since(settled) >= _SETTLED, 60, "requests to be answered again")
-        self.__exit__()
+        self.end()
         asked = [one for one in self._asked if one.ended >= at]
         failed = [one for one in asked if one.error is not None]
         last = max((one.started for one in failed), default=None)
@@ -155,7 +141,7 @@ class Callers:
 
     def _run(self, protocol: str) -> None:
         with SegmentationClient(self._urls[protocol], protocol, PRECISION, LONGEST_S, _NO_RETRY) as client:
-            while not self._stop.is_set():
+            while not self.stopped.is_set():
                 started = time.monotonic()
                 try:
                     answer = fingerprint(client.segment(self._image))

@@ -27,7 +27,7 @@ from repository.versions import promote, rollback
 from tests.chaos import part
 from tests.chaos.expected import Network, cases
 from tests.chaos.faults_service import Service
-from tests.chaos.soak_resources import Sampler, draw, flatness
+from tests.chaos.resources import Sampler, draw, flatness
 from tests.chaos.soak_traffic import Outcome, Traffic, warm_up
 
 SWITCHED: Final = "fp16"
