@@ -5,6 +5,8 @@ import socket
 import struct
 import threading
 import time
+import tracemalloc
+import zlib
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -152,6 +154,23 @@ def test_an_answer_that_cannot_be_read_is_a_fault_of_that_answer(body, connect):
     answer = OK + b"Content-Length: %d\r\n\r\n" % len(body) + body
     with listener(answer) as url, pytest.raises(AnswerError, match=f"the answer of {url}"):
         connect(url, timeout_s=5).segment(b"image")
+
+
+@pytest.mark.parametrize("protocol", ["http"])
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_an_answer_that_would_become_huge_is_not_inflated(encoding, connect):
+    packer = zlib.compressobj(wbits=31 if encoding == "gzip" else 15)
+    body = packer.compress(bytes(200 << 20)) + packer.flush()
+    answer = OK + f"Content-Encoding: {encoding}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    with listener(answer) as url:
+        client = connect(url, timeout_s=20)
+        tracemalloc.start()
+        try:
+            with pytest.raises(AnswerError, match=f"Content-Encoding is {encoding}; allowed: none"):
+                client.segment(b"image")
+            assert tracemalloc.get_traced_memory()[1] < 20 << 20
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.mark.parametrize("error", [UnicodeError("label"), OSError(111, "no"), ConnectionResetError()])
