@@ -109,14 +109,7 @@ class Drivers:
     def measure(
         self, target: Target, meter: ServerMeter, in_flight: int, seconds: float, warm_up_s: float = 0.5
     ) -> LoadFigures:
-        """Put load on a target; for longer where a busy machine answers nothing within the window.
-
-        Args:
-            target: what to call.
-            meter: of the target's server.
-            in_flight: requests in flight, over all processes.
-            seconds: length of the window in which answers are timed.
-            warm_up_s: load before the window.
+        """Put load on a target for a window of ``seconds``; for longer where a busy machine answers nothing within it.
 
         Raises:
             LoadError: a request failed, or nothing is answered.

@@ -55,9 +55,6 @@ _SETTINGS: Final = (
 def run(options: argparse.Namespace) -> None:
     """Measure every precision; print the figures and write them to ``gpu-<precision>.json`` and ``gpu.png``.
 
-    Args:
-        options: of the command line; its help says what they are.
-
     Raises:
         ServingError: the server did not start.
         LoadError: a request failed, or the session could not be made.
@@ -84,13 +81,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def copy_repository(options: argparse.Namespace, target: Path) -> Path:
-    """Copy a repository, and set the network's instances in the copy.
+    """Copy a repository to a new folder, and set the network's instances there.
 
     Under the profile cuda the copy serves the versions that are promoted for cpu: both load ``model.onnx``.
-
-    Args:
-        options: ``repository``, ``profile`` and ``network_instances``; None keeps the configuration.
-        target: a folder that does not exist yet; returned.
 
     Raises:
         RepositoryError: a configuration is missing or broken.

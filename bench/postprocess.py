@@ -35,9 +35,6 @@ _PARAMETERS: Final = RequestParameters()
 def run(options: argparse.Namespace) -> None:
     """Measure every scene; masks of each way are checked against a float64 computation in the same run.
 
-    Args:
-        options: ``repository``, whose fp32 network looks at the reference photographs, ``out`` and ``rounds``.
-
     Raises:
         OperatorError: the reference photographs are not available.
         LoadError: the IoU of a mask of this project with that computation is below :data:`LEAST_IOU`.

@@ -44,13 +44,8 @@ class Usage:
     def between(cls, before: Reading, after: Reading, network: str) -> Usage:
         """Take the difference of two readings, both made while no request was in flight.
 
-        Args:
-            before: the earlier one.
-            after: the later one.
-            network: name of the model that runs the network.
-
         Raises:
-            ValueError: no image was processed between them.
+            ValueError: no image went through the model ``network`` between them.
         """
         images = after.images - before.images
         if images <= 0:
@@ -69,14 +64,7 @@ class Usage:
 
 
 class ServerMeter:
-    """Reads the counters of one server.
-
-    Args:
-        pid: of tritonserver.
-        grpc_url: its gRPC endpoint.
-        metrics_url: its metrics endpoint.
-        network: name of the model that runs the network.
-    """
+    """Reads the counters of one server; ``network`` is the model that runs the network."""
 
     def __init__(self, pid: int, grpc_url: str, metrics_url: str, network: str) -> None:
         self.network = network
@@ -107,12 +95,7 @@ class ServerMeter:
 
 
 def sums_of(text: str, model: str) -> dict[str, float]:
-    """A model's metrics by name, added up over its versions.
-
-    Args:
-        text: metrics in Prometheus' text format.
-        model: name of the model.
-    """
+    """A model's metrics by name, added up over its versions, out of Prometheus' text format."""
     sums: dict[str, float] = {}
     for name, labels, value in samples(text):
         if f'model="{model}"' in labels.split(","):

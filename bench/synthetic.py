@@ -32,14 +32,7 @@ class Outputs:
 
 
 def scene(instances: int, height: int, width: int, seed: int = 0) -> Outputs:
-    """Instances on a grid that fills the image, each a random blob seen by nine anchors.
-
-    Args:
-        instances: how many remain after suppression.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
-        seed: of the random numbers.
-    """
+    """Instances on a grid that fills the image, each a random blob seen by nine anchors; suppression leaves all."""
     rng = np.random.default_rng(seed)
     geometry = Geometry.fit(height, width, INPUT_SIZE, INPUT_SIZE)
     prototypes = _smooth_fields(rng).astype(np.float16)

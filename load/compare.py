@@ -87,11 +87,6 @@ class Outcome:
 def run_comparison(schedule: Schedule, endpoints: Endpoints, say: Callable[[str], None]) -> Outcome:
     """Run all steps; a server that goes away ends the comparison early, with the results until then.
 
-    Args:
-        schedule: the steps.
-        endpoints: where the server listens.
-        say: called with a line per step.
-
     Raises:
         LoadError: it cannot start: no server, a precision that is not served, images that cannot be read.
     """

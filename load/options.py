@@ -97,12 +97,7 @@ def add_user_arguments(parser: Any) -> None:
 
 
 def add_url_arguments(parser: Any, defaults: bool) -> None:
-    """Declare where a server listens.
-
-    Args:
-        parser: of argparse or of Locust.
-        defaults: whether the ports of ``python -m serving run`` are the defaults, or nothing.
-    """
+    """Declare where a server listens; by default, if wanted, on the ports of ``python -m serving run``."""
     for protocol, url in DEFAULT_URLS.items():
         parser.add_argument(
             f"--url-{protocol}",

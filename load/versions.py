@@ -27,13 +27,7 @@ class MeasuredVersion:
 
 
 def describe_version(precision: str, version: str, repository: Path | None) -> MeasuredVersion:
-    """Read a version's manifest.
-
-    Args:
-        precision: fp32, fp16 or int8.
-        version: number of its folder.
-        repository: the server's model repository; None where it is not available.
-    """
+    """Read a version's manifest out of the server's model repository, if that is available."""
     if repository is None:
         return MeasuredVersion(precision, version)
     try:

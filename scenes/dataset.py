@@ -51,14 +51,6 @@ def write_dataset(
     The set is written beside its place and renamed, so a reader never sees half of one. A set of other cards, seeds or
     library versions is replaced.
 
-    Args:
-        folder: made if it does not exist.
-        split: ``calibration`` or ``verification``.
-        count: how many scenes, at least 1.
-        cards: where the cards come from.
-        steps: shows progress.
-        sides_px: shortest and longest side of an image.
-
     Raises:
         SceneError: the split is unknown or too short, or ``folder/split`` holds something else than a set of scenes.
     """

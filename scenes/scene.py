@@ -61,13 +61,8 @@ def generate_scene(
     """Compose the scene of ``seed``.
 
     The same arguments give the same scene, to the pixel, with the same NumPy, OpenCV and Pillow on the same kind of
-    machine. No global random state is read or changed.
-
-    Args:
-        seed: in one of :data:`SPLITS`.
-        cards: where the cards come from.
-        sides_px: shortest and longest side of the image.
-        strength: scales light, shadow, color cast, blur, noise and JPEG loss, in [0, 2]; 0 switches them off.
+    machine. No global random state is read or changed. ``strength`` scales light, shadow, color cast, blur, noise and
+    JPEG loss, in [0, 2]; 0 switches them off.
 
     Raises:
         SceneError: the seed is in no split.

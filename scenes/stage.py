@@ -39,17 +39,13 @@ class Stage:
     cards: list[PlacedCard] = field(default_factory=list)  # what has been laid down so far
 
     def lay_card(self, card: FlatObject, homography: Matrix, *, may_overlap: bool, min_inside: float) -> bool:
-        """Lay a card on the picture, unless that breaks a rule.
+        """Lay a card on the picture, unless that breaks a rule; says whether it was laid.
 
         Args:
             card: what to lay.
             homography: where: float64 [3, 3] from mm on the card to pixels.
             may_overlap: whether it may hide part of another card.
-            min_inside: share of it that must lie inside the image; at least ``min_visible``. Pixels are counted, so
-                0.99 asks for all of it.
-
-        Returns:
-            Whether it was laid. If not, nothing has changed.
+            min_inside: share of it that must lie inside the image; pixels are counted, so 0.99 asks for all of it.
         """
         place = self._place(card, homography)
         if place is None or np.count_nonzero(place.mask) < max(min_inside, self.min_visible) * place.area_px:

@@ -178,15 +178,7 @@ def paint(image: Pixels, pixels: Pixels, place: Footprint) -> None:
 
 
 def paint_shadow(image: Pixels, place: Footprint, offset_px: tuple[float, float], blur_px: float, depth: float) -> None:
-    """Darken what is around and under an object.
-
-    Args:
-        image: uint8 [height, width, 3], changed in place.
-        place: where the object lies.
-        offset_px: how far right and down the shadow falls.
-        blur_px: width of its soft edge.
-        depth: how dark it is, in [0, 1].
-    """
+    """Darken what is around and under an object, in place; ``blur_px`` is how wide its edge is, ``depth`` in [0, 1]."""
     height, width = image.shape[:2]
     reach = round(blur_px * 2 + max(map(abs, offset_px))) + 1
     top, bottom, left, right = place.window

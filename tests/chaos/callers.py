@@ -59,14 +59,7 @@ class Disturbance:
     errors: list[str]  # the different texts of the errors
 
     def tried(self, allowed: str, within_s: float, *broken: str, **evidence: Any) -> Tried:
-        """What became of the fault.
-
-        Args:
-            allowed: pattern that every error must match.
-            within_s: how soon requests must be answered again, in seconds.
-            broken: what else was not as promised.
-            evidence: what else was counted.
-        """
+        """What became of the fault: every error must match ``allowed``, and requests be answered again ``within_s``."""
         found = [f"an error that should not be: {error}" for error in self.errors if not re.search(allowed, error)]
         if self.wrong:
             found.append(f"{self.wrong} wrong answers")
@@ -95,15 +88,7 @@ class Callers(Background):
         super().__init__(*(functools.partial(self._run, protocol) for protocol in _CALLERS))
 
     def disturbed_by(self, fault: Callable[[], object], until: Callable[[], object]) -> Disturbance:
-        """Do something while the requests go on.
-
-        Args:
-            fault: does it.
-            until: returns when it has been fixed.
-
-        Returns:
-            What the callers noticed, up to a dozen answers in a row afterwards.
-        """
+        """Do something while the requests go on, until it has been fixed; a dozen answers in a row end it."""
         wait_for(lambda: self.good_since(0.0) >= _SETTLED, 30, "requests to be answered")
         at = time.monotonic()
         fault()

@@ -1,4 +1,4 @@
-"""What the server must answer, bit for bit: the same images through ``pipeline`` and ONNX Runtime, without a server."""
+"""The answers that are expected, bit for bit: the same images through ``pipeline`` and ONNX Runtime, without a server."""
 
 from __future__ import annotations
 
@@ -50,11 +50,7 @@ class Case:
 
 
 class Network:
-    """One version's network.
-
-    Args:
-        path: its ``model.onnx``.
-    """
+    """The ``model.onnx`` of a version."""
 
     def __init__(self, path: Path) -> None:
         options = ort.SessionOptions()

@@ -151,15 +151,7 @@ FAULTS: Final[dict[str, Fault]] = {
 
 
 def run(repository: Path, out: Path) -> dict[str, Any]:
-    """Try every fault.
-
-    Args:
-        repository: a built model repository.
-        out: folder for ``faults.json``.
-
-    Returns:
-        ``records``, one per fault, and ``faults``: what was not as promised.
-    """
+    """Try every fault; returns a record of each, and ``faults``: what was not as promised."""
     records = [{"name": name, **fault.record(repository)} for name, fault in FAULTS.items()]
     broken = [f"{record['name']}: {text}" for record in records for text in record["broken"]]
     _show(records)

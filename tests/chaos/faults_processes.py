@@ -72,7 +72,7 @@ def kill_stub(model: str, repository: Path) -> Tried:
 
 
 def stopped_process(repository: Path) -> Tried:
-    """Stop (SIGSTOP) the process that runs the network: it is there and does nothing."""
+    """Stop (SIGSTOP) the process that runs the network: it runs, and does nothing."""
     return _without_process(repository, contract.network_model(PRECISION), psutil.Process.suspend)
 
 

@@ -48,13 +48,9 @@ _AT_ONCE: Final = 50  # images of which one network remembers the outputs
 
 
 def run(repository: Path, out: Path, inputs: int = 10_000, seed: int = 0) -> dict[str, Any]:
-    """Send hostile inputs to a server; each must end in a right answer or a clear refusal.
+    """Send so many hostile inputs to a server; each must end in a right answer or a clear refusal.
 
-    Args:
-        repository: a built model repository.
-        out: folder for ``hostile.json`` and, where something was not as promised, ``failures/``.
-        inputs: how many, the test sets first of all.
-        seed: of what is drawn.
+    Those that do not are written to ``failures/``.
 
     Returns:
         The figures, with ``faults``: what was not as promised.
@@ -124,10 +120,7 @@ def _every_kind(seed: int, bounded: bool) -> Iterator[Input]:
     """The files made for harm, each malformed request, and some mutations; large ones often.
 
     A process of the Python backend keeps the shared memory that its largest request took, so each must have had one.
-
-    Args:
-        seed: of what is drawn.
-        bounded: whether requests for more work than a server with a bound does are among them.
+    Only a server with a bound refuses requests for more work than anybody needs.
     """
     chance = random.Random(seed)  # noqa: S311 - no secret
     for sample in crafted_images():

@@ -83,7 +83,7 @@ class Sender:
             answer = self._image(channel, one.data) if isinstance(one, Sample) else self._malformed(channel, one)
             seconds = time.monotonic() - started
             fault = image_fault(one, answer) if isinstance(one, Sample) else request_fault(one, answer)
-        except Exception as error:  # whatever it is: a worker that ended would leave the rest unsent
+        except Exception as error:  # of any kind: a worker that ended would leave the rest unsent
             seconds, fault = time.monotonic() - started, f"no answer: {error!r}"
         if fault:
             self._keep(one)

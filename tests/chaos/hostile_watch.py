@@ -26,11 +26,6 @@ _DRIBBLERS: Final = 3
 class Watcher(Background):
     """Sends a photograph every second, over both protocols in turn, and compares the answer.
 
-    Args:
-        server: the server.
-        precision: of the ensemble.
-        photograph: the image.
-
     Attributes:
         seconds: how long each took.
         faults: what was not as promised.

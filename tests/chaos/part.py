@@ -36,16 +36,13 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
 def command(
     name: str, run: Callable[..., dict[str, Any]], arguments: Sequence[str] | None = None, **defaults: Any
 ) -> int:
-    """Run a part from the command line.
+    """Run a part from the command line; returns 1 if something was not as promised.
 
     Args:
         name: of the module.
         run: the part.
         arguments: of the command line.
         defaults: further arguments of ``run`` and what they are by default; a tuple lists all that are allowed.
-
-    Returns:
-        1 if something was not as promised.
     """
     made = parser(f".{name}", run.__doc__)
     for option, default in defaults.items():

@@ -56,13 +56,9 @@ class Malformed:
 
 
 def http_request(body: bytes, header_length: int | None = None, path: str = _PATH, **headers: str) -> bytes:
-    """A POST as bytes.
+    """A POST as bytes; headers are added or replaced, with hyphens for underscores.
 
-    Args:
-        body: of the request.
-        header_length: of the JSON in front of binary data; None leaves the header out.
-        path: of the request.
-        headers: more of them, or others in place of the right ones; underscores become hyphens.
+    ``header_length`` is that of the JSON in front of binary data; None leaves the header out.
     """
     lines = {"Host": "127.0.0.1", "Content-Length": str(len(body)), "Connection": "close"}
     if header_length is not None:

@@ -22,11 +22,7 @@ PARTS: Final = ("hostile", "overload", "overload_cuda", "faults", "kills", "soak
 
 
 def render(figures: Mapping[str, Any]) -> str:
-    """The document's text.
-
-    Args:
-        figures: part's name to what its run returned.
-    """
+    """The document's text, by the figures of the parts."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,

@@ -39,12 +39,8 @@ SHORT_S: Final = 600.0
 def used_by(pid: int, shm_prefix: str) -> dict[str, float]:
     """What a process and all below it use, by the names of :data:`SERIES`.
 
-    Args:
-        pid: of the process.
-        shm_prefix: beginning of the names of the server's shared memory regions.
-
     Raises:
-        psutil.NoSuchProcess, OSError: a process or region ended while it was looked at.
+        psutil.NoSuchProcess, OSError: a process or shared memory region ended while it was looked at.
     """
     root = psutil.Process(pid)
     processes = [root, *root.children(recursive=True)]

@@ -66,10 +66,6 @@ def warm_up(url: str, cases: Sequence[Case]) -> None:
     A process's pool of shared memory grows to the largest request that it was ever handed, and never shrinks: drawn by
     chance, that one comes after ten minutes.
 
-    Args:
-        url: of the server's gRPC endpoint.
-        cases: what is asked.
-
     Raises:
         SegmentationError: a request failed.
     """
@@ -85,11 +81,6 @@ async def _warm_up(url: str, images: Sequence[bytes]) -> None:
 
 class Traffic(Background):
     """Requests without a pause, from a fixed number of callers, from ``with`` to its end.
-
-    Args:
-        urls: protocol to where they go.
-        cases: what is asked.
-        seed: of what is asked when.
 
     Attributes:
         outcomes: one per request.
@@ -108,7 +99,7 @@ class Traffic(Background):
     def _guard(self, protocol: str, how: str, size: int) -> None:
         try:
             self._call(protocol, how, size)
-        except Exception as error:  # whatever it is, it is a fault
+        except Exception as error:  # any other error is a fault
             self.crashes.append(f"a caller ended: {error!r}")
 
     def _call(self, protocol: str, how: str, size: int) -> None:

@@ -36,7 +36,7 @@ PANELS = [
     for legend, query in panel["queries"].items()
 ]
 PRECISIONS = ("fp32", "int8")
-# Longer than the interval of the dashboard's rates, 20 s, for they need two scrapes inside.
+# Longer than the interval of the dashboard's rates (20 s), which need two scrapes inside.
 TRAFFIC_S = 30
 
 

@@ -1,4 +1,4 @@
-"""Each profile gets what is its own: cpu and cuda load model.onnx, tensorrt loads plans, and cuda needs a GPU."""
+"""Each profile gets its own: cpu and cuda load model.onnx, tensorrt loads plans, and cuda needs a GPU."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_live_server_of_the_profile_tensorrt_needs_a_plan_that_runs_here(monke
     ("plans", "words"),
     [(None, "holds no TensorRT plan"), ({"model-portable.rtxplan": RTX_PLAN}, "one of TensorRT-RTX, which Triton's")],
 )
-def test_what_the_profile_tensorrt_cannot_serve_is_said_with_what_can(repository, plans, words):
+def test_what_the_profile_tensorrt_cannot_serve_is_reported_with_what_can(repository, plans, words):
     add_version(repository, plans=plans)
     with pytest.raises(RepositoryError, match=words) as caught:
         promote(repository, "int8", 1, "tensorrt")
@@ -125,7 +125,7 @@ def test_a_damaged_version_is_rolled_back_under_each_profile(repository):
 # What is said of a profile that the builder makes no versions for.
 
 
-def test_nothing_is_built_for_cuda_and_the_way_to_it_is_told(capsys):
+def test_nothing_is_built_for_cuda_and_the_error_says_what_to_do(capsys):
     with pytest.raises(SystemExit):
         builder(["build", "--profile", "cuda"])
     assert (
@@ -188,7 +188,7 @@ def test_cuda_without_a_gpu_is_not_ready(repository, capsys):
     assert "python -m serving run --profile cpu" in text
 
 
-def test_a_version_that_is_gone_or_damaged_is_told_under_cuda_too(repository, with_gpu):
+def test_a_version_that_is_gone_or_damaged_is_reported_under_cuda_too(repository, with_gpu):
     add_versions(repository, 2)
     promote(repository, "int8", 1, "cuda")
     (repository.model_folder("int8") / "1" / "model.onnx").unlink()
