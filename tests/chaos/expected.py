@@ -1,4 +1,4 @@
-"""The answers that are expected, bit for bit: the same images through ``pipeline`` and ONNX Runtime, without a server."""
+"""The answers expected, bit for bit: the same images through ``pipeline`` and ONNX Runtime, without a server."""
 
 from __future__ import annotations
 
