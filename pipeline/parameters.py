@@ -25,7 +25,7 @@ class RequestParameters:
         iou: a detection whose box overlaps a better one of its class by more than this intersection over
             union is dropped, in [0, 1].
         max_detections: most detections per image, best first, in [1, 1000].
-        mask_format: encoding of the masks: ``rle`` (COCO compressed), ``polygon``, ``png``, ``png_base64`` or ``none``.
+        mask_format: encoding of the masks, one of :data:`pipeline.contract.MASK_FORMATS`.
         classes: class indices to keep; None keeps all.
     """
 
