@@ -25,7 +25,7 @@ from serving.lifetime import end_with
 from serving.server import model_environment
 
 PARTS: Final = {
-    "postprocess": "masks, against the whole-mask method and other packages",
+    "postprocess": "masks, against the whole-mask method and ultralytics",
     "preprocess": "decode and letterbox, against the plain way and ultralytics",
     "ensemble": "throughput, latency and CPU time per image under load",
 }
@@ -80,7 +80,7 @@ def _end(*_: object) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.Parser(
-        prog="python -m bench", description="measure against the bare model, the plain ways and other packages"
+        prog="python -m bench", description="measure against the bare model, the plain ways and ultralytics"
     )
     commands = parser.add_subparsers(required=True, metavar="PART")
     for name, text in {**PARTS, "all": f"the {len(PARTS)} parts above"}.items():

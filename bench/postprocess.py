@@ -1,4 +1,4 @@
-"""From the network's outputs to encoded masks: this project, the whole-mask method, and other packages."""
+"""From the network's outputs to encoded masks: this project, the whole-mask method, and ultralytics."""
 
 from __future__ import annotations
 
@@ -89,11 +89,8 @@ def _ways(outputs: Outputs) -> dict[str, peers.MaskMaker]:
         found = plain.finish(outputs.detections, outputs.wide_prototypes, outputs.geometry)
         return found.boxes, found.masks
 
-    others = {
-        "ultralytics": peers.ultralytics_masks(outputs, _PARAMETERS.confidence, _PARAMETERS.iou),
-        "edgefirst-decoder": peers.edgefirst_masks(outputs, _PARAMETERS.confidence, _PARAMETERS.iou),
-    }
-    return {OURS: ours, WHOLE: whole} | {name: work for name, work in others.items() if work is not None}
+    theirs = peers.ultralytics_masks(outputs, _PARAMETERS.confidence, _PARAMETERS.iou)
+    return {OURS: ours, WHOLE: whole} | ({"ultralytics": theirs} if theirs is not None else {})
 
 
 def _worst_iou(found: tuple[NDArray[np.float32], list[bytes]], outputs: Outputs) -> float:
