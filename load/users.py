@@ -134,7 +134,8 @@ class SegmentationUser(locust.User):
             tuple(payload.data for payload in payloads), tuple(payload.name for payload in payloads), parameters
         )
         tensor = request.tensor()
-        sender = self._idle.pop() if self._idle else self._connect()
+        url, timeout_s = session.urls[self.protocol], session.options.timeout_s
+        sender = self._idle.pop() if self._idle else Transport(self.protocol, url, timeout_s)
         failure: Exception | None = None
         tensors: Tensors = {}
         wall, begun = time.time(), time.perf_counter() if due is None else due
@@ -150,9 +151,6 @@ class SegmentationUser(locust.User):
         self._report(payloads, begun, wall, failure, size, ended)
         if isinstance(failure, ServerUnavailableError):
             gevent.sleep(UNAVAILABLE_PAUSE_S)
-
-    def _connect(self) -> Transport:
-        return Transport(self.protocol, self._session.urls[self.protocol], self._session.options.timeout_s)
 
     def _fault(self, request: Request, tensors: Tensors, payloads: list[Payload]) -> Exception | None:
         try:

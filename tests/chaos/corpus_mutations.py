@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import struct
 import zlib
@@ -33,10 +34,6 @@ def flip_bits(chance: random.Random, data: bytes, seeds: Seeds, within: int | No
     for _ in range(chance.choice((1, 1, 2, 4, 16, 64))):
         changed[chance.randrange(size)] ^= 1 << chance.randrange(8)
     return bytes(changed)
-
-
-def flip_header_bits(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
-    return flip_bits(chance, data, seeds, within=64)
 
 
 def truncate(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
@@ -186,7 +183,7 @@ def bmp_header(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
 
 _ANYWHERE: Final[dict[str, Mutation]] = {
     "Bit flips": flip_bits,
-    "Bit flips in the header": flip_header_bits,
+    "Bit flips in the header": functools.partial(flip_bits, within=64),
     "Truncation": truncate,
     "Spliced with another image": splice,
     "Header of another image": foreign_header,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from repository.store import SHIPPED_REPOSITORY
 
 
 def keep(out: Path, name: str, result: dict[str, Any]) -> dict[str, Any]:
-    """Add a description of the machine to a part's figures, write them to ``NAME.json`` and show what was broken."""
-    result["machine"] = describe_machine()
+    """Add the machine to a part's figures, write them to ``NAME.json`` and show what was broken."""
+    machine = describe_machine(())
+    result["machine"] = machine | {"system": machine["system"].replace(f" {platform.release()} ", " ")}
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     for fault in result["faults"]:
