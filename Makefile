@@ -62,7 +62,7 @@ load: dev build ## from nothing to a two-minute comparison of the precisions und
 load-ui: dev build ## Locust's web page on 127.0.0.1:8089, with a server to press on
 	@$(PYTHON_IN_VENV) -m load ui --repository "$(REPOSITORY)" $(given_ports) $(locust_port)
 
-bench: dev build ## measure the ensemble against the bare model, the plain ways and other packages (a few minutes)
+bench: dev build ## measure the ensemble against the bare model, the plain ways and ultralytics (a few minutes)
 	@$(PYTHON_IN_VENV) -m bench all --repository "$(REPOSITORY)" --out out/bench
 
 bench-gpu: dev ## the ensemble on a GPU machine, profile cuda (versions promoted for it; needs onnxruntime-gpu)

@@ -19,16 +19,19 @@ from bench.measure import METHOD
 from client.errors import SegmentationError
 from load.errors import LoadError
 from pipeline import command_line, contract
+from pipeline.command_line import names, whole
 from repository.store import SHIPPED_REPOSITORY
 from serving.lifetime import end_with
 from serving.server import model_environment
 
 PARTS: Final = {
-    "postprocess": "masks, against the whole-mask method and other packages",
+    "postprocess": "masks, against the whole-mask method and ultralytics",
     "preprocess": "decode and letterbox, against the plain way and ultralytics",
     "ensemble": "throughput, latency and CPU time per image under load",
 }
 """Modules of this package with a function ``run``, and what they measure."""
+
+_FAILURES: Final = (OperatorError, SegmentationError, OSError, psutil.Error)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,23 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     command_line.prepare()
     options = _parser().parse_args(arguments)
-    try:
-        if options.parts == ("gpu",):
-            from bench import gpu
-
-            gpu.run(options)
-        else:
-            _run_parts(options)
-    except (OperatorError, SegmentationError, OSError, psutil.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return command_line.exit_status(lambda: _run(options), _FAILURES)
 
 
-def _run_parts(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace) -> int:
     """Run each part in a new process with the settings of memory and threads that the server gives its models."""
+    if options.parts == ("gpu",):
+        from bench import gpu
+
+        gpu.run(options)
+        return 0
     print(METHOD, flush=True)
     os.environ.update(model_environment(), PYTHONSAFEPATH="1")  # else new processes search the working folder first
     failed = []
@@ -67,16 +63,13 @@ def _run_parts(options: argparse.Namespace) -> None:
             failed.append(f"{name}: the benchmark ended with status {process.exitcode}; its message is above")
     if failed:
         raise LoadError(f"{'; '.join(failed)}. What was measured is in {options.out}")
+    return 0
 
 
 def _run_part(name: str, options: argparse.Namespace, parent: int) -> None:
     signal.signal(signal.SIGTERM, _end)
     end_with(parent)
-    try:
-        importlib.import_module(f"bench.{name}").run(options)
-    except (OperatorError, OSError, psutil.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    sys.exit(command_line.exit_status(lambda: importlib.import_module(f"bench.{name}").run(options) or 0, _FAILURES))
 
 
 def _end(*_: object) -> None:
@@ -86,14 +79,14 @@ def _end(*_: object) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench", description="measure against the bare model, the plain ways and other packages"
+    parser = command_line.Parser(
+        prog="python -m bench", description="measure against the bare model, the plain ways and ultralytics"
     )
     commands = parser.add_subparsers(required=True, metavar="PART")
     for name, text in {**PARTS, "all": f"the {len(PARTS)} parts above"}.items():
         part = commands.add_parser(name, help=text)
         _add_common(part, in_flight=(1, 4, 16), seconds=3.0)
-        part.add_argument("--rounds", type=_count, default=5, help="rounds of the comparison (default: 5)")
+        part.add_argument("--rounds", type=whole(1), default=5, help="rounds of the comparison (default: 5)")
         part.add_argument(
             "--precision", choices=contract.PRECISIONS, default="fp32", help="ensemble: of the network (default: fp32)"
         )
@@ -102,14 +95,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_common(gpu, in_flight=(1, 16, 64, 128), seconds=6.0)
     cores = len(os.sched_getaffinity(0))
     gpu.add_argument("--profile", choices=("cuda", "cpu"), default="cuda", help="cpu tries this out without a GPU")
-    gpu.add_argument("--precisions", type=_precisions, default=("fp32", "fp16"), help="default: fp32,fp16")
-    gpu.add_argument("--processes", type=_count, default=max(2, min(6, cores // 2)), help="that generate load")
     gpu.add_argument(
-        "--preprocess-instances", type=_count, default=max(2, cores // 2), help="default: half of the cores"
+        "--precisions", type=names(contract.PRECISIONS), default=("fp32", "fp16"), help="default: fp32,fp16"
     )
-    gpu.add_argument("--postprocess-instances", type=_count, default=max(1, cores // 4), help="default: a quarter")
-    gpu.add_argument("--network-instances", type=_count, help="default: as configured")
-    gpu.add_argument("--network-kind", choices=("cpu", "gpu"), help="instance kind (default: as configured)")
+    gpu.add_argument("--processes", type=whole(1), default=max(2, min(6, cores // 2)), help="that generate load")
+    gpu.add_argument(
+        "--preprocess-instances", type=whole(1), default=max(2, cores // 2), help="default: half of the cores"
+    )
+    gpu.add_argument("--postprocess-instances", type=whole(1), default=max(1, cores // 4), help="default: a quarter")
+    gpu.add_argument("--network-instances", type=whole(1), help="default: as configured")
     gpu.set_defaults(parts=("gpu",))
     return parser
 
@@ -125,20 +119,4 @@ def _add_common(parser: argparse.ArgumentParser, in_flight: tuple[int, ...], sec
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    values = tuple(int(part) for part in text.split(","))
-    if any(value < 1 for value in values):
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: whole numbers from 1, comma-separated")
-    return values
-
-
-def _count(text: str) -> int:
-    (value,) = _counts(text)
-    return value
-
-
-def _precisions(text: str) -> tuple[str, ...]:
-    chosen = tuple(text.split(","))
-    unknown = [part for part in chosen if part not in contract.PRECISIONS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r}; allowed: {', '.join(contract.PRECISIONS)}")
-    return chosen
+    return tuple(map(whole(1), text.split(",")))

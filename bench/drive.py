@@ -12,14 +12,13 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from typing import Any, Final, TypeAlias
 
 import cv2
 import grpc
 import numpy as np
 from numpy.typing import NDArray
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import InferResult, service_pb2, service_pb2_grpc
 
 from bench.server_meter import ServerMeter, Usage
 from bench.synthetic import INPUT_SIZE
@@ -44,41 +43,26 @@ Call: TypeAlias = "Callable[[int], Awaitable[object]]"
 
 @dataclass(frozen=True)
 class Target:
-    """What to call, and how.
+    """What to call, and how."""
 
-    Attributes:
-        url: the server's gRPC endpoint, ``host:port``.
-        model: name of the model or ensemble.
-        images: encoded images, sent in turn.
-        client_side: empty for an ensemble. Otherwise decoding and masks are this client's work: ``project`` for a
-            model of this project, ``plain`` for the plain one.
-    """
-
-    url: str
-    model: str
-    images: tuple[bytes, ...]
+    url: str  # the server's gRPC endpoint, ``host:port``
+    model: str  # name of the model or ensemble
+    images: tuple[bytes, ...]  # encoded images, sent in turn
+    # Empty for an ensemble. Otherwise decoding and masks are this client's work: ``project`` for a model of this
+    # project, ``plain`` for the plain one.
     client_side: str = ""
 
 
 @dataclass
 class Answers:
-    """The answers to one process, or to all.
+    """The answers to one process, or to all."""
 
-    Attributes:
-        window: when it opened and closed, by ``time.monotonic``.
-        latencies_ms: of the requests answered within the window.
-        answered: requests answered, those before and after the window too.
-        cpu_s: CPU time of the generating processes for all of them.
-        failed: requests that failed.
-        first_error: text of the first failure.
-    """
-
-    window: tuple[float, float]
-    latencies_ms: list[float] = field(default_factory=list)
-    answered: int = 0
-    cpu_s: float = 0.0
-    failed: int = 0
-    first_error: str = ""
+    window: tuple[float, float]  # when it opened and closed, by ``time.monotonic``
+    latencies_ms: list[float] = field(default_factory=list)  # of the requests answered within the window
+    answered: int = 0  # requests answered, those before and after the window too
+    cpu_s: float = 0.0  # CPU time of the generating processes for all of them
+    failed: int = 0  # requests that failed
+    first_error: str = ""  # text of the first failure
 
     def add(self, part: Answers) -> None:
         """Add those of another process."""
@@ -91,27 +75,16 @@ class Answers:
 
 @dataclass(frozen=True)
 class LoadFigures:
-    """What a target does under a load.
+    """What a target does under a load."""
 
-    Attributes:
-        in_flight: requests in flight.
-        images_per_s: answered within the window.
-        p50_ms: median latency.
-        p99_ms: 99th percentile of the latency.
-        max_ms: the longest latency.
-        client_ms: processor time of the client, per image.
-        usage: of the server.
-        window: when it was measured, by ``time.monotonic``.
-    """
-
-    in_flight: int
-    images_per_s: float
-    p50_ms: float
-    p99_ms: float
-    max_ms: float
-    client_ms: float
-    usage: Usage
-    window: tuple[float, float]
+    in_flight: int  # requests in flight
+    images_per_s: float  # answered within the window
+    p50_ms: float  # median latency
+    p99_ms: float  # 99th percentile of the latency
+    max_ms: float  # the longest latency
+    client_ms: float  # processor time of the client, per image
+    usage: Usage  # of the server
+    window: tuple[float, float]  # when it was measured, by ``time.monotonic``
 
     @property
     def host_ms(self) -> float:
@@ -119,55 +92,27 @@ class LoadFigures:
         return self.client_ms + self.usage.other_ms + self.usage.session_ms
 
 
-@dataclass(frozen=True)
-class _Order:
-    target: Target
-    in_flight: int
-    begin: float
-    window: tuple[float, float]  # by time.monotonic, which all processes of a host share
-
-
 class Drivers:
-    """The processes that send requests."""
+    """The processes that send requests, from ``with`` to its end."""
 
     def __init__(self, processes: int) -> None:
-        os.environ.update(_ONE_THREAD)  # read by the maths libraries when the new processes load them
-        context = multiprocessing.get_context("spawn")
-        self._pipes: list[Connection] = []
-        self._processes = []
-        for _ in range(processes):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=True)
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
+        self._processes = processes
 
     def __enter__(self) -> Drivers:
+        os.environ.update(_ONE_THREAD)  # read by the maths libraries when the new processes load them
+        self._pool = multiprocessing.get_context("spawn").Pool(self._processes, _prepare)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pipe in self._pipes:
-            pipe.close()
-        for process in self._processes:
-            process.join(10)
-            if process.is_alive():
-                process.kill()
+        self._pool.terminate()  # gRPC's own threads can outlive an orderly end
 
     def measure(
         self, target: Target, meter: ServerMeter, in_flight: int, seconds: float, warm_up_s: float = 0.5
     ) -> LoadFigures:
-        """Put load on a target; for longer where a busy machine answers nothing within the window.
-
-        Args:
-            target: what to call.
-            meter: of the target's server.
-            in_flight: requests in flight, over all processes.
-            seconds: length of the window in which answers are timed.
-            warm_up_s: load before the window.
+        """Put load on a target for a window of ``seconds``; for longer where a busy machine answers nothing within it.
 
         Raises:
-            LoadError: a request failed, nothing is answered, or a generating process has ended.
+            LoadError: a request failed, or nothing is answered.
         """
         for window_s in (seconds * times for times in _LONGER):
             before = meter.read()
@@ -194,22 +139,21 @@ class Drivers:
         """Keep ``in_flight`` requests going for a while, and return when all are answered.
 
         Raises:
-            LoadError: a generating process has ended or does not answer.
+            LoadError: a generating process does not answer.
         """
         begin = time.monotonic() + _LEAD_S
         window = (begin + warm_up_s, begin + warm_up_s + seconds)
-        used = self._pipes[: min(in_flight, len(self._pipes))]
-        for index, pipe in enumerate(used):
-            share = in_flight // len(used) + (index < in_flight % len(used))
-            pipe.send(_Order(target, share, begin, window))
+        used = min(in_flight, self._processes)
+        shares = [in_flight // used + (index < in_flight % used) for index in range(used)]
+        tasks = [(target, share, begin, window) for share in shares]
+        answers = self._pool.starmap_async(_serve, tasks, chunksize=1)
+        try:
+            parts = answers.get(warm_up_s + seconds + _ANSWER_GRACE_S)
+        except multiprocessing.TimeoutError:
+            raise LoadError(f"a load process gave no results within {_ANSWER_GRACE_S:.0f} s of its window") from None
         total = Answers(window)
-        for pipe in used:
-            if not pipe.poll(warm_up_s + seconds + _ANSWER_GRACE_S):
-                raise LoadError(f"a load process did not answer within {_ANSWER_GRACE_S:.0f} s; is the server stuck?")
-            try:
-                total.add(pipe.recv())
-            except EOFError:
-                raise LoadError("a load process ended; its traceback is above") from None
+        for part in parts:
+            total.add(part)
         return total
 
 
@@ -226,24 +170,22 @@ def _request(model: str, name: str, dtype: str, shape: Sequence[int], data: byte
     return request
 
 
-def _serve(pipe: Connection) -> None:
+def _prepare() -> None:
     cv2.setNumThreads(1)
-    while True:
-        try:
-            order = pipe.recv()
-        except EOFError:
-            # Nothing is left to flush, and gRPC's own threads can outlive an orderly end.
-            os._exit(0)
-        pipe.send(asyncio.run(_work(order)))
 
 
-async def _work(order: _Order) -> Answers:
-    answers = Answers(order.window)
-    opened, closed = order.window
-    options = [*grpc_channel_args(order.target.url), ("grpc.use_local_subchannel_pool", 1)]
-    async with grpc.aio.insecure_channel(order.target.url, options=options) as channel:
-        call = _CALLS[order.target.client_side](order.target, service_pb2_grpc.GRPCInferenceServiceStub(channel))
-        await asyncio.sleep(max(0.0, order.begin - time.monotonic()))
+def _serve(target: Target, in_flight: int, begin: float, window: tuple[float, float]) -> Answers:
+    """Keep requests in flight until the window closes; times are of ``time.monotonic``, which all processes share."""
+    return asyncio.run(_send(target, in_flight, begin, window))
+
+
+async def _send(target: Target, in_flight: int, begin: float, window: tuple[float, float]) -> Answers:
+    answers = Answers(window)
+    opened, closed = window
+    options = [*grpc_channel_args(target.url), ("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(target.url, options=options) as channel:
+        call = _CALLS[target.client_side](target, service_pb2_grpc.GRPCInferenceServiceStub(channel))
+        await asyncio.sleep(max(0.0, begin - time.monotonic()))
 
         async def flight(number: int) -> None:
             index = number
@@ -259,10 +201,10 @@ async def _work(order: _Order) -> Answers:
                     answers.answered += 1
                     if opened <= now < closed:
                         answers.latencies_ms.append((now - sent) * 1e3)
-                index += order.in_flight
+                index += in_flight
 
         cpu = time.process_time()
-        await asyncio.gather(*(flight(number) for number in range(order.in_flight)))
+        await asyncio.gather(*(flight(number) for number in range(in_flight)))
         answers.cpu_s = time.process_time() - cpu
     return answers
 
@@ -279,7 +221,7 @@ def _client_side(target: Target, stub: service_pb2_grpc.GRPCInferenceServiceStub
         pixels = np.empty((1, INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
         geometry = preprocess(target.images[index % len(target.images)], pixels[0])
         request = _request(target.model, contract.IMAGES.name, contract.IMAGES.dtype, pixels.shape, pixels.tobytes())
-        outputs = _arrays(await stub.ModelInfer(request))
+        outputs = _outputs(await stub.ModelInfer(request))
         postprocess(outputs[contract.CANDIDATES.name], outputs[contract.PROTOTYPES.name], geometry, parameters)
 
     return call
@@ -291,19 +233,16 @@ def _plain_client_side(target: Target, stub: service_pb2_grpc.GRPCInferenceServi
     async def call(index: int) -> None:
         planes, geometry = plain.to_planes(target.images[index % len(target.images)])
         request = _request(target.model, "planes", "FP32", (1, *planes.shape), planes.tobytes())
-        outputs = _arrays(await stub.ModelInfer(request))
+        outputs = _outputs(await stub.ModelInfer(request))
         plain.finish(outputs["detections"], outputs["prototypes"], geometry)
 
     return call
 
 
-_DTYPES: Final = {"FP32": np.float32, "FP16": np.float16}
-
-
-def _arrays(response: service_pb2.ModelInferResponse) -> dict[str, NDArray[Any]]:
+def _outputs(response: service_pb2.ModelInferResponse) -> dict[str, NDArray[Any]]:
     """Outputs for the one image of a request, by name."""
-    pairs = zip(response.outputs, response.raw_output_contents, strict=True)
-    return {one.name: np.frombuffer(raw, _DTYPES[one.datatype]).reshape(tuple(one.shape))[0] for one, raw in pairs}
+    result = InferResult(response)
+    return {output.name: result.as_numpy(output.name)[0] for output in response.outputs}
 
 
 _CALLS: Final[dict[str, Callable[[Target, Any], Call]]] = {

@@ -52,11 +52,7 @@ _Pair: TypeAlias = "tuple[NDArray[np.float32], NDArray[np.float16]]"  # an image
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure all ways side by side against one server.
-
-    Args:
-        options: ``repository``, ``out``, ``rounds``, ``seconds`` of a window, ``in_flight`` requests, ``precision`` of
-            the network; the plain ways run the export as it is.
+    """Measure all ways side by side against one server; the plain ways run the export as it is.
 
     Raises:
         ServingError: the server did not start.
@@ -115,11 +111,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def install_plain(export_path: Path, repository: Path) -> tuple[str, ...]:
-    """Write the plain ensemble's models into a new repository.
-
-    Args:
-        export_path: the export; its batch axis is made dynamic and nothing else.
-        repository: a folder that does not exist yet.
+    """Write the plain ensemble's models into a new repository, the export with a dynamic batch axis and nothing else.
 
     Returns:
         Arguments for tritonserver that serve them beside other models.

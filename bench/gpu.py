@@ -24,7 +24,7 @@ from typing import Any, Final
 import grpc
 import numpy as np
 from numpy.typing import NDArray
-from tritonclient.grpc import model_config_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2_grpc
 
 from bench.drive import Drivers, LoadFigures, Target, encoded_request
 from bench.measure import rate
@@ -47,18 +47,13 @@ _READY_TIMEOUT_S: Final = 180.0
 _WARM_UP_S: Final = 1.0
 _POLL_MS: Final = 100
 _SETTINGS: Final = (
-    *("profile", "seconds", "processes", "preprocess_instances", "postprocess_instances"),
-    *("network_instances", "network_kind"),
+    *("profile", "seconds", "processes"),
+    *("preprocess_instances", "postprocess_instances", "network_instances"),
 )
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure every precision; print the figures and write them to ``gpu-<precision>.json`` and ``gpu.png``.
-
-    Args:
-        options: ``repository``, ``out``, ``profile`` (``cpu`` tries this out without a GPU), ``precisions``,
-            ``in_flight`` requests, ``seconds`` of a window, ``processes`` that generate load, instance counts
-            ``preprocess_instances``, ``postprocess_instances``, ``network_instances``, and ``network_kind``.
 
     Raises:
         ServingError: the server did not start.
@@ -80,20 +75,15 @@ def run(options: argparse.Namespace) -> None:
             results.append(result)
     try:
         draw(results, options.out / "gpu.png")
-    except ImportError:
-        _say("no picture: matplotlib is not installed here")
-    else:
         _say(f"written: {options.out / 'gpu.png'}")
+    except ImportError:  # a GPU machine without network has what serves, not what draws
+        _say("no picture: matplotlib is not installed here")
 
 
 def copy_repository(options: argparse.Namespace, target: Path) -> Path:
-    """Copy a repository, and set the network's instances in the copy.
+    """Copy a repository to a new folder, and set the network's instances there.
 
     Under the profile cuda the copy serves the versions that are promoted for cpu: both load ``model.onnx``.
-
-    Args:
-        options: ``repository``, ``profile``, ``network_instances`` and ``network_kind``; None keeps the configuration.
-        target: a folder that does not exist yet; returned.
 
     Raises:
         RepositoryError: a configuration is missing or broken.
@@ -104,8 +94,6 @@ def copy_repository(options: argparse.Namespace, target: Path) -> Path:
         config = read_config(path)
         for group in config.instance_group:
             group.count = options.network_instances or group.count
-            if options.network_kind is not None:
-                group.kind = model_config_pb2.ModelInstanceGroup.Kind.Value(f"KIND_{options.network_kind.upper()}")
         if options.profile == "cuda":
             config.version_policy.specific.versions[:] = ModelRepository(target).promoted(precision, "cpu")
         write_config(path, config)

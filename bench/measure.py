@@ -19,10 +19,6 @@ METHOD: Final = (
 def interleave(ways: Mapping[str, Callable[[], Any]], rounds: int) -> Iterator[dict[str, list[Any]]]:
     """Call every way once per round, after a warm-up round whose results are dropped.
 
-    Args:
-        ways: name to a call that measures itself and returns the result.
-        rounds: how many results to keep of each.
-
     Yields:
         After every round, name to the results so far: a later failure loses none.
     """

@@ -1,4 +1,4 @@
-"""Pre- and postprocessing as most examples have it: FP32 planes in, whole outputs out, masks upsampled whole."""
+"""Pre- and postprocessing as in most examples: FP32 planes in, whole outputs out, masks upsampled whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the network's outputs to encoded masks: this project, the whole-mask method, and other packages."""
+"""From the network's outputs to encoded masks: this project, the whole-mask method, and ultralytics."""
 
 from __future__ import annotations
 
@@ -34,9 +34,6 @@ _PARAMETERS: Final = RequestParameters()
 
 def run(options: argparse.Namespace) -> None:
     """Measure every scene; masks of each way are checked against a float64 computation in the same run.
-
-    Args:
-        options: ``repository``, whose fp32 network looks at the reference photographs, ``out`` and ``rounds``.
 
     Raises:
         OperatorError: the reference photographs are not available.
@@ -92,11 +89,8 @@ def _ways(outputs: Outputs) -> dict[str, peers.MaskMaker]:
         found = plain.finish(outputs.detections, outputs.wide_prototypes, outputs.geometry)
         return found.boxes, found.masks
 
-    others = {
-        "ultralytics": peers.ultralytics_masks(outputs, _PARAMETERS.confidence, _PARAMETERS.iou),
-        "edgefirst-decoder": peers.edgefirst_masks(outputs, _PARAMETERS.confidence, _PARAMETERS.iou),
-    }
-    return {OURS: ours, WHOLE: whole} | {name: work for name, work in others.items() if work is not None}
+    theirs = peers.ultralytics_masks(outputs, _PARAMETERS.confidence, _PARAMETERS.iou)
+    return {OURS: ours, WHOLE: whole} | ({"ultralytics": theirs} if theirs is not None else {})
 
 
 def _worst_iou(found: tuple[NDArray[np.float32], list[bytes]], outputs: Outputs) -> float:

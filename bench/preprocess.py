@@ -35,9 +35,6 @@ Way: TypeAlias = "Callable[[], tuple[NDArray[np.uint8], Geometry]]"
 def run(options: argparse.Namespace) -> None:
     """Measure every picture; the fp32 network segments the pixels of each way, to compare them.
 
-    Args:
-        options: ``repository``, ``out`` and ``rounds``.
-
     Raises:
         OperatorError: the reference photographs are not available.
     """

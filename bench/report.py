@@ -12,17 +12,11 @@ from client.files import write_atomically
 from load.machine import describe_machine
 from load.spread import Spread, ratios
 
-_PACKAGES: Final = ("numpy", "opencv-python-headless", "onnxruntime", "ultralytics", "edgefirst-decoder", "torch")
+_PACKAGES: Final = ("numpy", "opencv-python-headless", "onnxruntime", "ultralytics", "torch")
 
 
 class PartReport:
-    """One part of the benchmark; its files are ``<name>.json`` and ``<name>.png``.
-
-    Args:
-        name: of the part.
-        what: what is compared, in a sentence or two.
-        folder: where its files are written.
-    """
+    """One part of the benchmark, and what it compares; its files are ``<name>.json`` and ``<name>.png``."""
 
     def __init__(self, name: str, what: str, folder: Path) -> None:
         self._name, self._what, self._folder = name, what, folder
@@ -31,15 +25,7 @@ class PartReport:
         self._machine = describe_machine(_PACKAGES)  # before the load, which raises the load average
 
     def add(self, case: str, way: str, unit: str, values: Sequence[float], **notes: Any) -> None:
-        """Add a figure.
-
-        Args:
-            case: what was measured, such as a scene or a load.
-            way: what did the work.
-            unit: of the values.
-            values: one per round.
-            notes: more about the way, such as its accuracy.
-        """
+        """Add a figure of a case (a scene, a load) and a way: a value per round, and notes such as its accuracy."""
         spread = Spread.quartiles(values).to_json()
         self.figures.append({"case": case, "way": way, "unit": unit, **spread, "notes": notes})
 
@@ -124,12 +110,7 @@ class PartReport:
 
 
 def stack(axes: Any, bars: dict[str, dict[str, float]]) -> None:
-    """Draw horizontal bars of stacked parts.
-
-    Args:
-        axes: where to draw.
-        bars: label of each bar to its parts, by name.
-    """
+    """Draw horizontal bars of stacked parts: label of each bar to its parts, by name."""
     left = [0.0] * len(bars)
     for index, name in enumerate(dict.fromkeys(name for parts in bars.values() for name in parts)):
         widths = [parts.get(name, 0.0) for parts in bars.values()]

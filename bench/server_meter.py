@@ -20,52 +20,32 @@ _HANDED_OVER_S: Final = 2 * PUBLISH_EVERY_S
 
 @dataclass(frozen=True)
 class Reading:
-    """Counters of a server at one moment.
+    """Counters of a server at one moment."""
 
-    Attributes:
-        cpu_s: processor time of ``tritonserver``, and of each model that a stub runs.
-        session_cpu_s: of the network's sessions only.
-        images: that went through the network.
-        models: Triton's counters by model.
-    """
-
-    cpu_s: dict[str, float]
-    session_cpu_s: float
-    images: float
-    models: dict[str, ModelCounters] = field(default_factory=dict)
+    cpu_s: dict[str, float]  # processor time of ``tritonserver``, and of each model that a stub runs
+    session_cpu_s: float  # of the network's sessions only
+    images: float  # that went through the network
+    models: dict[str, ModelCounters] = field(default_factory=dict)  # Triton's counters by model
 
 
 @dataclass(frozen=True)
 class Usage:
-    """The difference of two readings, per image.
+    """The difference of two readings, per image."""
 
-    Attributes:
-        images: that went through the network.
-        session_ms: processor time of the network's session.
-        other_ms: processor time of everything else that the server does: the non-model CPU time.
-        by_process_ms: processor time by process; the session's is part of its stub's.
-        batches: executions of the network by batch size.
-        steps_ms: by model, how long a request waits for an instance (``queue``) and is in one (``compute``).
-    """
-
-    images: int
-    session_ms: float
-    other_ms: float
-    by_process_ms: dict[str, float]
-    batches: dict[int, int]
+    images: int  # that went through the network
+    session_ms: float  # processor time of the network's session
+    other_ms: float  # processor time of everything else that the server does: the non-model CPU time
+    by_process_ms: dict[str, float]  # processor time by process; the session's is part of its stub's
+    batches: dict[int, int]  # executions of the network by batch size
+    # By model, how long a request waits for an instance (``queue``) and is in one (``compute``)
     steps_ms: dict[str, dict[str, float]]
 
     @classmethod
     def between(cls, before: Reading, after: Reading, network: str) -> Usage:
         """Take the difference of two readings, both made while no request was in flight.
 
-        Args:
-            before: the earlier one.
-            after: the later one.
-            network: name of the model that runs the network.
-
         Raises:
-            ValueError: no image was processed between them.
+            ValueError: no image went through the model ``network`` between them.
         """
         images = after.images - before.images
         if images <= 0:
@@ -84,14 +64,7 @@ class Usage:
 
 
 class ServerMeter:
-    """Reads the counters of one server.
-
-    Args:
-        pid: of tritonserver.
-        grpc_url: its gRPC endpoint.
-        metrics_url: its metrics endpoint.
-        network: name of the model that runs the network.
-    """
+    """Reads the counters of one server; ``network`` is the model that runs the network."""
 
     def __init__(self, pid: int, grpc_url: str, metrics_url: str, network: str) -> None:
         self.network = network
@@ -122,12 +95,7 @@ class ServerMeter:
 
 
 def sums_of(text: str, model: str) -> dict[str, float]:
-    """A model's metrics by name, added up over its versions.
-
-    Args:
-        text: metrics in Prometheus' text format.
-        model: name of the model.
-    """
+    """A model's metrics by name, added up over its versions, out of Prometheus' text format."""
     sums: dict[str, float] = {}
     for name, labels, value in samples(text):
         if f'model="{model}"' in labels.split(","):

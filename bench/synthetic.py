@@ -22,32 +22,17 @@ _FEATURE_CELLS: Final = 6  # width of what the prototypes show, in cells
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a network would put out for one image.
+    """What a network would put out for one image."""
 
-    Attributes:
-        geometry: where the image lies in the network's input.
-        detections: float32 [5 + C, anchors], the plain export's layout with one class.
-        candidates: float32 [1000, 6 + C], this project's layout, sorted by falling score.
-        prototypes: float16 [C, 160, 160].
-        wide_prototypes: the same in float32.
-    """
-
-    geometry: Geometry
-    detections: NDArray[np.float32]
-    candidates: NDArray[np.float32]
-    prototypes: NDArray[np.float16]
-    wide_prototypes: NDArray[np.float32]
+    geometry: Geometry  # where the image lies in the network's input
+    detections: NDArray[np.float32]  # float32 [5 + C, anchors], the plain export's layout with one class
+    candidates: NDArray[np.float32]  # float32 [1000, 6 + C], this project's layout, sorted by falling score
+    prototypes: NDArray[np.float16]  # float16 [C, 160, 160]
+    wide_prototypes: NDArray[np.float32]  # the same in float32
 
 
 def scene(instances: int, height: int, width: int, seed: int = 0) -> Outputs:
-    """Instances on a grid that fills the image, each a random blob seen by nine anchors.
-
-    Args:
-        instances: how many remain after suppression.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
-        seed: of the random numbers.
-    """
+    """Instances on a grid that fills the image, each a random blob seen by nine anchors; suppression leaves all."""
     rng = np.random.default_rng(seed)
     geometry = Geometry.fit(height, width, INPUT_SIZE, INPUT_SIZE)
     prototypes = _smooth_fields(rng).astype(np.float16)

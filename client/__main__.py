@@ -7,24 +7,18 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
 
 from client.commands import run_photos, run_video
 from client.errors import SegmentationError
+from client.parameter_options import add_parameter_arguments, parameters_given
 from client.retry import RetryPolicy
 from client.segmentation import AsyncSegmentationClient
 from client.transport import DEFAULT_URLS
 from client.video import ADDRESS, VideoError, VideoSource, source_name
 from pipeline import command_line, contract
-from pipeline.command_line import markup
+from pipeline.command_line import seconds, whole
 from pipeline.errors import ParameterError
 from pipeline.image_files import VIDEO_SUFFIXES, SourceError
-from pipeline.parameters import RequestParameters
-
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,13 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     _check(parser, options)
-    try:
-        return asyncio.run(_run(options))
-    except (SourceError, SegmentationError, VideoError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {markup(error, layout=True)}", highlight=False, soft_wrap=True)
-        return EXIT_USAGE
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    untried = (SourceError, SegmentationError, VideoError)
+    return command_line.exit_status(lambda: asyncio.run(_run(options)), (), wrong_usage=untried)
 
 
 async def _run(options: argparse.Namespace) -> int:
@@ -72,12 +61,6 @@ def _path_or_address(text: str) -> Path | str:
     return text if ADDRESS.fullmatch(text) else Path(text)
 
 
-def _request_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The keyword arguments of ``segment`` that were given on the command line."""
-    names = ("confidence", "iou", "max_detections", "mask_format", "classes")
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-
-
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuse contradicting options, and what the server would refuse for every image."""
     videos = [source_name(given) for given in options.paths if _is_video(given)]
@@ -93,42 +76,10 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error("--annotations gives the ids of --coco-results; give that too")
     if options.json is not None and options.json == options.coco_results:
         parser.error("--json and --coco-results are two files of different layouts; give them different names")
-    options.request = _request_options(options)
     try:
-        given = dict(options.request)
-        if "classes" in given:
-            given["classes"] = ",".join(map(str, given["classes"]))
-        RequestParameters.parse(given)
+        options.request = parameters_given(options)
     except ParameterError as error:
         parser.error(str(error))
-
-
-def _whole(least: int, most: int | None = None) -> Any:
-    def parse(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or int(text) < least or (most is not None and int(text) > most):
-            raise argparse.ArgumentTypeError(
-                f"{text!r}; allowed: {least} {'or more' if most is None else f'to {most}'}"
-            )
-        return int(text)
-
-    return parse
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: seconds above 0")
-    return value
-
-
-def _classes(text: str) -> list[int]:
-    parts = text.split(",")
-    if not all(part.strip().isascii() and part.strip().isdigit() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: class indices, comma-separated, such as 0,2")
-    return [int(part) for part in parts]
 
 
 def _class_names(text: str) -> dict[int, str]:
@@ -149,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="images, folders of images, or one video: a file, or an address (rtsp://, http://)",
     )
-    parser.add_argument("--camera", type=_whole(0), metavar="N", help="segment what camera N sees, until Ctrl-C")
+    parser.add_argument("--camera", type=whole(0), metavar="N", help="segment what camera N sees, until Ctrl-C")
 
     server = parser.add_argument_group("server")
     server.add_argument(
@@ -158,41 +109,27 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument("--protocol", choices=sorted(DEFAULT_URLS), default="grpc", help="default: grpc")
     server.add_argument("--precision", choices=contract.PRECISIONS, default="int8", help="default: int8")
     server.add_argument(
-        "--timeout-s", type=_seconds, default=30.0, metavar="S", help="bound on one answer (default: 30)"
+        "--timeout-s", type=seconds, default=30.0, metavar="S", help="bound on one answer (default: 30)"
     )
     server.add_argument(
         "--retries",
-        type=_whole(0),
+        type=whole(0),
         default=RetryPolicy.retries,
         metavar="N",
         help=f"how often a request that a busy server rejected is sent again (default: {RetryPolicy.retries})",
     )
     server.add_argument(
         "--batch-size",
-        type=_whole(1, contract.MAX_REQUEST_BATCH),
+        type=whole(1, contract.MAX_REQUEST_BATCH),
         default=1,
         metavar="N",
         help=f"images per request, 1 to {contract.MAX_REQUEST_BATCH} (default: 1; video frames are sent one by one)",
     )
     server.add_argument(
-        "--concurrency", type=_whole(1), default=4, metavar="N", help="requests in flight at once (default: 4)"
+        "--concurrency", type=whole(1), default=4, metavar="N", help="requests in flight at once (default: 4)"
     )
 
-    usual = RequestParameters()
-    wanted = parser.add_argument_group("what to find (default: the server's)")
-    wanted.add_argument(
-        "--confidence", type=float, metavar="X", help=f"least score, 0 to 1 (default: {usual.confidence:g})"
-    )
-    wanted.add_argument(
-        "--iou", type=float, metavar="X", help=f"overlap of two boxes of a class, 0 to 1 (default: {usual.iou:g})"
-    )
-    wanted.add_argument(
-        "--max-detections", type=int, metavar="N", help=f"most detections per image (default: {usual.max_detections})"
-    )
-    wanted.add_argument("--classes", type=_classes, metavar="N,N", help="class indices to keep (default: all)")
-    wanted.add_argument(
-        "--mask-format", choices=contract.MASK_FORMATS, help=f"how masks travel (default: {usual.mask_format})"
-    )
+    add_parameter_arguments(parser.add_argument_group("what to find"))
 
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, metavar="DIR", help="write overlay pictures, or the overlay video, here")
@@ -212,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         "--class-names", type=_class_names, default={}, metavar="A,B", help="names for labels and JSON, class 0 first"
     )
     output.add_argument(
-        "--jpeg-quality", type=_whole(1, 100), default=90, metavar="Q", help="of video frames sent (default: 90)"
+        "--jpeg-quality", type=whole(1, 100), default=90, metavar="Q", help="of video frames sent (default: 90)"
     )
     return parser
 

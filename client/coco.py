@@ -75,17 +75,11 @@ class CocoDocument:
 
 @dataclass(frozen=True)
 class CocoIds:
-    """Image and category ids of an annotations file.
+    """Image and category ids of an annotations file."""
 
-    Attributes:
-        images: file name, as the annotations write it, to the image's entry.
-        categories: name to id, in the order of the ids.
-        path: of the file, for messages.
-    """
-
-    images: Mapping[str, Mapping[str, Any]]
-    categories: Mapping[str, int]
-    path: Path
+    images: Mapping[str, Mapping[str, Any]]  # file name, as the annotations write it, to the image's entry
+    categories: Mapping[str, int]  # name to id, in the order of the ids
+    path: Path  # of the file, for messages
 
     @classmethod
     def read(cls, path: Path) -> CocoIds:

@@ -34,22 +34,15 @@ _OVERLAY_SUFFIXES: Final = (*_JPEG_SUFFIXES, ".png", ".webp", ".bmp", ".dib", ".
 class PhotoSettings:
     """How images are sent, and what is written.
 
-    Attributes:
-        out: folder for overlays; None writes none.
-        batch_size: images per request, 1 to :data:`pipeline.contract.MAX_REQUEST_BATCH`; large ones are split up.
-        concurrency: requests in flight at once.
-        options: keyword arguments of ``segment``.
-        class_names: for labels.
-
     Raises:
         ValueError: a number out of range.
     """
 
-    out: Path | None = None
-    batch_size: int = 1
-    concurrency: int = 4
-    options: Mapping[str, Any] = field(default_factory=dict)
-    class_names: Mapping[int, str] = field(default_factory=dict)
+    out: Path | None = None  # folder for overlays; None writes none
+    batch_size: int = 1  # images per request, 1 to :data:`pipeline.contract.MAX_REQUEST_BATCH`; large ones are split up
+    concurrency: int = 4  # requests in flight at once
+    options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of ``segment``
+    class_names: Mapping[int, str] = field(default_factory=dict)  # for labels
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= contract.MAX_REQUEST_BATCH:
@@ -60,19 +53,12 @@ class PhotoSettings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of one image.
+    """The outcome of one image."""
 
-    Attributes:
-        source: the image.
-        result: what was found; None if no answer came.
-        error: what failed, without the image's name; None if nothing did.
-        request_ms: milliseconds from sending the image's request to having its answer.
-    """
-
-    source: Source
-    result: Segmentation | None = None
-    error: str | None = None
-    request_ms: float | None = None
+    source: Source  # the image
+    result: Segmentation | None = None  # what was found; None if no answer came
+    error: str | None = None  # what failed, without the image's name; None if nothing did
+    request_ms: float | None = None  # milliseconds from sending the image's request to having its answer
 
 
 async def segment_photos(

@@ -95,12 +95,7 @@ class Request:
 class SegmentOptions(TypedDict, total=False):
     """What may be asked of one request; what is missing or None is left to the server's default.
 
-    Attributes:
-        confidence: least score of a detection, in [0, 1]; default 0.25.
-        iou: overlap above which the worse of two boxes of a class is dropped, in [0, 1]; default 0.45.
-        max_detections: most detections per image, 1 to 1000; default 300.
-        mask_format: ``rle``, ``polygon``, ``png``, ``png_base64`` or ``none``; default ``rle``.
-        classes: class indices to keep; default all.
+    Meaning, ranges and defaults: :class:`pipeline.parameters.RequestParameters`.
     """
 
     confidence: float | None

@@ -82,7 +82,7 @@ class _Client:
 
 
 class SegmentationClient(_Client):
-    """Finds instances in images, and blocks until the answer is there. Arguments: see the base class.
+    """Finds instances in images, and blocks until the answer has come. Arguments: see the base class.
 
     Over gRPC threads may share a client; over HTTP (which runs on gevent) each thread needs its own.
 

@@ -47,6 +47,16 @@ class _Connection:
         options = {"channel_args": grpc_channel_args(url)} if self._is_grpc else bounds
         self._client = self._library.InferenceServerClient(url, **options)
         self._bound = {"client_timeout": timeout_s} if self._is_grpc else {}
+        if not self._is_grpc:
+            self._client._post = self._without_inflation(self._client._post)
+
+    def _without_inflation(self, post: Any) -> Any:
+        """tritonclient's sending of a request, which refuses answers that it would inflate to any size."""
+        raise NotImplementedError
+
+    def _options(self) -> dict[str, Any]:
+        """Of a request for inference; tritonclient adds to the headers."""
+        return dict(self._bound) if self._is_grpc else {"headers": {"Accept-Encoding": "identity"}}
 
     def _errors(self) -> AbstractContextManager[None]:
         return translated_errors(*self._place)
@@ -58,6 +68,14 @@ class _Connection:
 
 class Transport(_Connection):
     """Sends requests and waits for their answers. Over gRPC threads may share it; over HTTP each needs its own."""
+
+    def _without_inflation(self, post: Any) -> Any:
+        def checked(*arguments: Any, **options: Any) -> Any:
+            response = post(*arguments, **options)
+            _check_encoding(response.get("Content-Encoding"))
+            return response
+
+        return checked
 
     def infer(self, model: str, images: NDArray[np.object_], parameters: Parameters) -> Tensors:
         """Send one request.
@@ -75,7 +93,7 @@ class Transport(_Connection):
         """
         inputs = _inputs(self._library, images)
         with self._errors(), self._answer_errors():
-            return _tensors(self._client.infer(model, inputs, parameters=parameters, **self._bound))
+            return _tensors(self._client.infer(model, inputs, parameters=parameters, **self._options()))
 
     def is_ready(self, model: str) -> bool:
         """Whether the server answers and has the model ready.
@@ -86,6 +104,16 @@ class Transport(_Connection):
         with self._errors():
             ready = bool(self._client.is_model_ready(model, **self._bound))
             return ready and (self._is_grpc or _is_of(self._client.get_model_metadata(model), model))
+
+    def statistics(self) -> list[dict[str, Any]]:
+        """Triton's counters, an entry per model and version; over gRPC, 64-bit numbers are text and zeros are missing.
+
+        Raises:
+            SegmentationError: no answer.
+        """
+        options = {"as_json": True, **self._bound} if self._is_grpc else {}
+        with self._errors():
+            return list(self._client.get_inference_statistics(**options).get("model_stats", []))
 
     def close(self) -> None:
         """Close the connections."""
@@ -98,11 +126,19 @@ class AsyncTransport(_Connection):
     _SUFFIX = ".aio"
     _HTTP_BOUNDS = ("conn_timeout",)
 
+    def _without_inflation(self, post: Any) -> Any:
+        async def checked(*arguments: Any, **options: Any) -> Any:
+            response = await post(*arguments, **options)
+            _check_encoding(response.headers.get("Content-Encoding"))
+            return response
+
+        return checked
+
     async def infer(self, model: str, images: NDArray[np.object_], parameters: Parameters) -> Tensors:
         """See :meth:`Transport.infer`."""
         inputs = _inputs(self._library, images)
         with self._errors(), self._answer_errors():
-            return _tensors(await self._client.infer(model, inputs, parameters=parameters, **self._bound))
+            return _tensors(await self._client.infer(model, inputs, parameters=parameters, **self._options()))
 
     async def is_ready(self, model: str) -> bool:
         """See :meth:`Transport.is_ready`."""
@@ -144,6 +180,16 @@ def _is_host(name: str) -> bool:
     except UnicodeError:
         return False
     return True
+
+
+def _check_encoding(encoding: str | None) -> None:
+    """Refuse an answer that tritonclient would inflate, however large it becomes; none was asked for.
+
+    Raises:
+        ValueError: says what came.
+    """
+    if encoding in ("gzip", "deflate"):
+        raise ValueError(f"its Content-Encoding is {encoding}; allowed: none, as the request said (Accept-Encoding)")
 
 
 def _is_of(metadata: Any, model: str) -> bool:

@@ -49,42 +49,25 @@ class VideoError(Exception):
 
 @dataclass(frozen=True)
 class VideoSettings:
-    """How frames are sent, and what is written.
+    """How frames are sent, and what is written."""
 
-    Attributes:
-        output: overlay video to write (MPEG-4 part 2, without sound); None writes none.
-        in_flight: frames in flight at once.
-        jpeg_quality: 1 to 100, of the frames sent.
-        options: keyword arguments of ``segment``.
-        class_names: for labels.
-    """
-
-    output: Path | None = None
-    in_flight: int = 4
-    jpeg_quality: int = 90
-    options: Mapping[str, Any] = field(default_factory=dict)
-    class_names: Mapping[int, str] = field(default_factory=dict)
+    output: Path | None = None  # overlay video to write (MPEG-4 part 2, without sound); None writes none
+    in_flight: int = 4  # frames in flight at once
+    jpeg_quality: int = 90  # 1 to 100, of the frames sent
+    options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of ``segment``
+    class_names: Mapping[int, str] = field(default_factory=dict)  # for labels
 
 
 @dataclass(frozen=True)
 class VideoProgress:
-    """Progress of a run.
+    """Progress of a run."""
 
-    Attributes:
-        frames: frames finished.
-        failed: of these, frames without a result; the overlay video shows them unchanged.
-        last_error: number and error of the last of them.
-        detections: instances in the last frame.
-        fps: frames per second over the latest frames.
-        elapsed_s: seconds since the start.
-    """
-
-    frames: int = 0
-    failed: int = 0
-    last_error: str | None = None
-    detections: int = 0
-    fps: float = 0.0
-    elapsed_s: float = 0.0
+    frames: int = 0  # frames finished
+    failed: int = 0  # of these, frames without a result; the overlay video shows them unchanged
+    last_error: str | None = None  # number and error of the last of them
+    detections: int = 0  # instances in the last frame
+    fps: float = 0.0  # frames per second over the latest frames
+    elapsed_s: float = 0.0  # seconds since the start
 
 
 class VideoInput:

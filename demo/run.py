@@ -44,18 +44,14 @@ class _Row:
 def run_demo(repository: Path, out: Path, ports: tuple[int, int, int] = (0, 0, 0)) -> int:
     """Build what is missing, serve it, segment the reference photographs, write the results.
 
-    Args:
-        repository: the model repository.
-        out: folder for overlay pictures, ``<precision>/<photograph>.png``, COCO JSON, ``<precision>.json``, and
-            ``scene.jpg``, a drawn scene before and after.
-        ports: of HTTP, gRPC and metrics; 0 takes a free one.
+    ``out`` gets ``<precision>/<photograph>.png``, COCO JSON, ``<precision>.json``, and ``scene.jpg``, a drawn scene
+    before and after. Ports are of HTTP, gRPC and metrics; 0 takes a free one.
 
     Returns:
         0; 1 if the two protocols do not agree.
 
     Raises:
-        BuilderError: the build failed.
-        ServingError: the server could not be run.
+        OperatorError: the build failed, or the server could not be run.
         SegmentationError: a request failed.
     """
     steps = Steps()

@@ -23,16 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in (compare_command, ui_command):
         command.add_parser(commands)
     options = parser.parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except (OperatorError, SegmentationError, OSError) as error:
-        command_line.say_error(error)
-        return 1
-    except ValueError as error:
-        command_line.say_error(error)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    failures = (OperatorError, SegmentationError, OSError)
+    return command_line.exit_status(lambda: int(options.run(options)), failures, wrong_usage=(ValueError,))
 
 
 if __name__ == "__main__":

@@ -21,34 +21,21 @@ MIN_ROUNDS: Final = 3
 
 @dataclass(frozen=True)
 class Share:
-    """A part of the mean request's time.
+    """A part of the mean request's time."""
 
-    Attributes:
-        step: ``admission``, ``preprocess``, ``network``, ``postprocess`` or ``rest`` (transport, scheduling).
-        phase: ``queue``, ``compute``, or empty for the rest.
-        milliseconds: per request.
-    """
-
-    step: str
-    phase: str
-    milliseconds: float
+    step: str  # ``admission``, ``preprocess``, ``network``, ``postprocess`` or ``rest`` (transport, scheduling)
+    phase: str  # ``queue``, ``compute``, or empty for the rest
+    milliseconds: float  # per request
 
 
 @dataclass(frozen=True)
 class Point:
-    """One load on one precision over one protocol, over all rounds.
+    """One load on one precision over one protocol, over all rounds."""
 
-    Attributes:
-        load: on the server.
-        steps: the rounds' steps.
-        throughput: images per second.
-        latency_ms: percentile to milliseconds.
-    """
-
-    load: Load
-    steps: tuple[StepResult, ...]
-    throughput: Spread
-    latency_ms: dict[int, Spread]
+    load: Load  # on the server
+    steps: tuple[StepResult, ...]  # the rounds' steps
+    throughput: Spread  # images per second
+    latency_ms: dict[int, Spread]  # percentile to milliseconds
 
     @classmethod
     def of(cls, load: Load, steps: Sequence[StepResult]) -> Point:
@@ -110,19 +97,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """One precision over one protocol, load by load.
+    """One precision over one protocol, load by load."""
 
-    Attributes:
-        precision: which ensemble.
-        protocol: ``grpc`` or ``http``.
-        points: by load, closed loop first.
-        budget_ms: bound on p95; None for none.
-    """
-
-    precision: str
-    protocol: str
-    points: tuple[Point, ...]
-    budget_ms: float | None = None
+    precision: str  # which ensemble
+    protocol: str  # ``grpc`` or ``http``
+    points: tuple[Point, ...]  # by load, closed loop first
+    budget_ms: float | None = None  # bound on p95; None for none
 
     @property
     def closed(self) -> tuple[Point, ...]:
@@ -175,19 +155,12 @@ class Series:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How two precisions compare, each at its best load.
+    """How two precisions compare, each at its best load."""
 
-    Attributes:
-        precision: above the line.
-        base: below it.
-        protocol: ``grpc`` or ``http``.
-        throughput: ratio of images per second, taken within each round.
-    """
-
-    precision: str
-    base: str
-    protocol: str
-    throughput: Spread
+    precision: str  # above the line
+    base: str  # below it
+    protocol: str  # ``grpc`` or ``http``
+    throughput: Spread  # ratio of images per second, taken within each round
 
     @property
     def has_too_few_rounds(self) -> bool:
@@ -206,17 +179,11 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Analysis:
-    """The answer.
+    """The answer."""
 
-    Attributes:
-        series: per precision and protocol.
-        versions: per precision.
-        budget_ms: bound on p95; None for none.
-    """
-
-    series: tuple[Series, ...]
-    versions: Mapping[str, MeasuredVersion]
-    budget_ms: float | None
+    series: tuple[Series, ...]  # per precision and protocol
+    versions: Mapping[str, MeasuredVersion]  # per precision
+    budget_ms: float | None  # bound on p95; None for none
 
     @property
     def protocols(self) -> tuple[str, ...]:

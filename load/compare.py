@@ -6,8 +6,8 @@ all loads and protocols, and at each of them through all precisions, in an order
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from load.errors import LoadError
-from load.generator import StepSpec, run_step
+from load.generator import run_step
 from load.metrics import MetricsSampler
 from load.options import UserOptions
-from load.payloads import check_ready, is_ready, load_payloads, save, with_expectations
-from load.results import Load, StepResult
+from load.payloads import check_ready, is_ready, load_payloads, with_expectations
+from load.results import Load, StepResult, StepSpec
 from load.triton_statistics import TritonStatistics, difference
 from load.versions import MeasuredVersion, describe_version
 from pipeline import contract
@@ -34,25 +34,15 @@ WARM_UP_PASSES: Final = 2
 
 @dataclass(frozen=True)
 class Schedule:
-    """The steps of a comparison.
+    """The steps of a comparison."""
 
-    Attributes:
-        precisions: which ensembles.
-        protocols: over which protocols.
-        loads: how much load.
-        rounds: how often to go through all of it.
-        duration_s: window that is measured per step, in seconds.
-        warm_up_s: load before it, in seconds.
-        options: how users behave.
-    """
-
-    precisions: tuple[str, ...]
-    protocols: tuple[str, ...]
-    loads: tuple[Load, ...]
-    rounds: int
-    duration_s: float
-    warm_up_s: float
-    options: UserOptions
+    precisions: tuple[str, ...]  # which ensembles
+    protocols: tuple[str, ...]  # over which protocols
+    loads: tuple[Load, ...]  # how much load
+    rounds: int  # how often to go through all of it
+    duration_s: float  # window that is measured per step, in seconds
+    warm_up_s: float  # load before it, in seconds
+    options: UserOptions  # how users behave
 
     def steps(self) -> Iterator[tuple[int, Load, str, str]]:
         """Round, load, protocol and precision of every step, in order."""
@@ -76,45 +66,26 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Where the server listens.
+    """Where the server listens."""
 
-    Attributes:
-        urls: protocol to ``host:port``.
-        metrics: ``host:port`` of the metrics endpoint; None where it is not known.
-        repository: its model repository; None where it is not available.
-    """
-
-    urls: dict[str, str]
-    metrics: str | None = None
-    repository: Path | None = None
+    urls: dict[str, str]  # protocol to ``host:port``
+    metrics: str | None = None  # ``host:port`` of the metrics endpoint; None where it is not known
+    repository: Path | None = None  # its model repository; None where it is not available
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The results of a comparison.
+    """The results of a comparison."""
 
-    Attributes:
-        results: the steps, in the order in which they ran.
-        versions: per precision.
-        expected: image name to the number of detections that are expected in it.
-        reference: precision that found them.
-        stopped: why the comparison ended early; None if it is complete.
-    """
-
-    results: tuple[StepResult, ...]
-    versions: dict[str, MeasuredVersion]
-    expected: dict[str, int | None]
-    reference: str
-    stopped: str | None
+    results: tuple[StepResult, ...]  # the steps, in the order in which they ran
+    versions: dict[str, MeasuredVersion]  # per precision
+    expected: dict[str, int | None]  # image name to the number of detections that are expected in it
+    reference: str  # precision that found them
+    stopped: str | None  # why the comparison ended early; None if it is complete
 
 
 def run_comparison(schedule: Schedule, endpoints: Endpoints, say: Callable[[str], None]) -> Outcome:
     """Run all steps; a server that goes away ends the comparison early, with the results until then.
-
-    Args:
-        schedule: the steps.
-        endpoints: where the server listens.
-        say: called with a line per step.
 
     Raises:
         LoadError: it cannot start: no server, a precision that is not served, images that cannot be read.
@@ -128,68 +99,40 @@ def run_comparison(schedule: Schedule, endpoints: Endpoints, say: Callable[[str]
     payloads = load_payloads(schedule.options)
     for precision in (*schedule.precisions * WARM_UP_PASSES, reference):
         payloads = with_expectations(payloads, first, endpoints.urls[first], precision, schedule.options)
-    statistics = TritonStatistics(first, endpoints.urls[first], timeout_s)
     results: list[StepResult] = []
     stopped: str | None = None
-    try:
+    with contextlib.closing(TritonStatistics(first, endpoints.urls[first], timeout_s)) as statistics:
         statistics.calibrate(schedule.precisions[0])
-        versions = {
-            precision: describe_version(
-                precision,
-                statistics.read(precision)[contract.network_model(precision)].version,
-                endpoints.repository,
-            )
-            for precision in schedule.precisions
-        }
-        with tempfile.TemporaryDirectory(prefix="load_") as name:
-            path = Path(name) / "payloads"
-            save(payloads, path)
-            steps = list(schedule.steps())
-            for count, step in enumerate(steps, 1):
-                result = _run(schedule, endpoints, path, statistics, step)
-                results.append(result)
-                say(f"[{count}/{len(steps)}] {_line(result)}")
-                if result.error is not None:
-                    stopped = f"step {count} of {len(steps)} ({_name(result)}): {result.error}"
-                    break
-    finally:
-        statistics.close()
-    return Outcome(
-        tuple(results), versions, {payload.name: payload.expected for payload in payloads}, reference, stopped
-    )
+        versions = {}
+        for precision in schedule.precisions:
+            version = statistics.read(precision)[contract.network_model(precision)].version
+            versions[precision] = describe_version(precision, version, endpoints.repository)
+        steps = list(schedule.steps())
+        for count, (number, load, protocol, precision) in enumerate(steps, 1):
+            times = schedule.warm_up_s, schedule.duration_s
+            url = endpoints.urls[protocol]
+            spec = StepSpec(precision, protocol, url, load, number, *times, payloads, schedule.options)
+            results.append(result := _run(spec, endpoints.metrics, statistics))
+            say(f"[{count}/{len(steps)}] {_line(result)}")
+            if result.error is not None:
+                stopped = f"step {count} of {len(steps)} ({_name(result)}): {result.error}"
+                break
+    expected = {payload.name: payload.expected for payload in payloads}
+    return Outcome(tuple(results), versions, expected, reference, stopped)
 
 
-def _run(
-    schedule: Schedule,
-    endpoints: Endpoints,
-    payloads: Path,
-    statistics: TritonStatistics,
-    step: tuple[int, Load, str, str],
-) -> StepResult:
+def _run(spec: StepSpec, metrics: str | None, statistics: TritonStatistics) -> StepResult:
     """Run one step, and read the server's counters before and after; a fault is in the result's ``error``."""
-    number, load, protocol, precision = step
-    spec = StepSpec(
-        precision,
-        protocol,
-        endpoints.urls[protocol],
-        load.users,
-        load.rate or None,
-        schedule.warm_up_s,
-        schedule.duration_s,
-        payloads,
-        schedule.options,
-        seed=number,
-    )
-    result = StepResult(precision, protocol, load, number)
+    result = StepResult(spec.precision, spec.protocol, spec.load, spec.round)
     try:
-        before = statistics.read(precision)
-        with MetricsSampler(endpoints.metrics) as sampler:
-            result = StepResult.of(precision, protocol, load, number, run_step(spec))
+        before = statistics.read(spec.precision)
+        with MetricsSampler(metrics) as sampler:
+            result = StepResult.of(spec, run_step(spec))
         result.metrics = sampler.summary()
         # The server counts a request after its answer, so the last counts may be late.
         deadline = time.monotonic() + SETTLE_S
         while True:
-            result.server = difference(before, statistics.read(precision))
+            result.server = difference(before, statistics.read(spec.precision))
             if result.disagreement() is None or time.monotonic() > deadline:
                 break
             time.sleep(_POLL_S)

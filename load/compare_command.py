@@ -19,7 +19,7 @@ from load.recommendation import recommend
 from load.report import JSON_NAME, Report, write_report
 from load.server import add_server_arguments, server_under_test
 from pipeline import contract
-from pipeline.command_line import say
+from pipeline.command_line import names, say, whole
 from serving.lifetime import interruptible
 
 _DEFAULT_USERS = "1,2,4,8,16"
@@ -30,8 +30,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "compare", help="compare precisions under load and write a report", description=__doc__
     )
-    parser.add_argument("--precisions", default=",".join(contract.PRECISIONS), help="default: fp32,fp16,int8")
-    parser.add_argument("--protocols", default="grpc,http", help="default: grpc,http")
+    for option, allowed in (("--precisions", contract.PRECISIONS), ("--protocols", tuple(DEFAULT_URLS))):
+        parser.add_argument(option, type=names(allowed), default=allowed, help=f"default: {','.join(allowed)}")
     parser.add_argument(
         "--users",
         help=f"closed loop: how many users at a time, load by load (default: {_DEFAULT_USERS}; none with --rate)",
@@ -39,7 +39,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--rate", default="", help="open loop: arrivals per second, load by load, such as 5,10,20")
     parser.add_argument("--duration", type=float, default=20.0, help="seconds that are measured per step (default: 20)")
     parser.add_argument("--warm-up", type=float, default=1.0, help="seconds of load before them (default: 1)")
-    parser.add_argument("--rounds", type=int, default=3, help="repetitions of all loads (default: 3)")
+    parser.add_argument("--rounds", type=whole(1), default=3, help="repetitions of all loads (default: 3)")
     parser.add_argument("--out", type=Path, default=Path("out/load"), help="folder of the report (default: out/load)")
     parser.add_argument("--budget-ms", type=float, help="find the highest load that keeps p95 within it")
     parser.add_argument(
@@ -69,7 +69,6 @@ def run(options: argparse.Namespace) -> int:
     """
     schedule = schedule_of(options)
     conditions = [Condition.parse(text) for text in options.fail_if]
-    _check_bounds(options)
     machine = describe_machine()  # before the load, which raises the load average
     precisions = tuple(dict.fromkeys(("fp32", *schedule.precisions))) if _can_add_fp32(options) else schedule.precisions
     with interruptible(), server_under_test(options, schedule.protocols, precisions) as (endpoints, server):
@@ -120,26 +119,21 @@ def schedule_of(options: argparse.Namespace) -> Schedule:
         ValueError: an option is out of range.
     """
     users = options.users if options.users is not None else ("" if options.rate else _DEFAULT_USERS)
-    if options.rounds < 1:
-        raise ValueError(f"--rounds is {options.rounds}; allowed: 1 or more")
     if not 0 < options.duration <= 3600 or not 0 <= options.warm_up <= 600:
         raise ValueError("--duration is above 0, up to 3600 s; --warm-up from 0 to 600 s")
+    if options.budget_ms is not None and not options.budget_ms > 0:
+        raise ValueError(f"--budget-ms is {options.budget_ms}; allowed: more than 0")
+    if not 0 <= options.max_error_rate <= 1:
+        raise ValueError(f"--max-error-rate is {options.max_error_rate}; allowed: 0 to 1")
     return Schedule(
-        _names("--precisions", options.precisions, contract.PRECISIONS),
-        _names("--protocols", options.protocols, tuple(DEFAULT_URLS)),
+        options.precisions,
+        options.protocols,
         loads_of(numbers(users, int), numbers(options.rate, float)),
         options.rounds,
         options.duration,
         options.warm_up,
         UserOptions.of(options),
     )
-
-
-def _check_bounds(options: argparse.Namespace) -> None:
-    if options.budget_ms is not None and not options.budget_ms > 0:
-        raise ValueError(f"--budget-ms is {options.budget_ms}; allowed: more than 0")
-    if not 0 <= options.max_error_rate <= 1:
-        raise ValueError(f"--max-error-rate is {options.max_error_rate}; allowed: 0 to 1")
 
 
 def _can_add_fp32(options: argparse.Namespace) -> bool:
@@ -151,11 +145,3 @@ def _can_add_fp32(options: argparse.Namespace) -> bool:
     return "fp32" in ModelRepository.existing(options.repository or SHIPPED_REPOSITORY).servable_precisions(
         options.profile
     )
-
-
-def _names(option: str, text: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    unknown = [name for name in names if name not in allowed]
-    if unknown or not names:
-        raise ValueError(f"{option} is {text!r}; allowed: {', '.join(allowed)}, with commas between them")
-    return names

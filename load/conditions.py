@@ -1,96 +1,65 @@
 """``--fail-if``: comparisons of measured values, such as ``int8.throughput < 1.2 * fp32.throughput``.
 
 A name is ``<precision>.<value>`` or ``<precision>.<protocol>.<value>``. A condition that leaves the protocol out is
-tried for each protocol that was measured, and holds if it holds for one of them. The text is parsed to a syntax tree of
-which only the nodes below are evaluated; no code runs.
+tried for each protocol that was measured, and holds if it holds for one of them. Jinja's sandbox evaluates it, after a
+check that it consists of names, numbers and operators alone.
 """
 
 from __future__ import annotations
 
-import ast
 import math
-import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+
+import jinja2
+from jinja2.sandbox import SandboxedEnvironment
 
 from client.transport import DEFAULT_URLS
 from load.errors import ConditionError
 from pipeline import contract
 
 VALUES: Final = (
-    "throughput",
-    "mean_ms",
-    "p50_ms",
-    "p95_ms",
-    "p99_ms",
-    "error_rate",
-    "requests",
-    "failures",
-    "mask_iou",
-    "f1",
-    "map50_95",
+    *("throughput", "mean_ms", "p50_ms", "p95_ms", "p99_ms", "error_rate", "requests", "failures"),
+    *("mask_iou", "f1", "map50_95"),
 )
 """What a condition may ask of a precision."""
 
 _MAX_LENGTH: Final = 500
-_MAX_NUMBER: Final = 1e15
+_TOKEN: Final = re.compile(r"[\w.]+|[<>=!]=|\*\*|//|\S")
 _NAME: Final = re.compile(rf"({'|'.join(contract.PRECISIONS)})\.(?:({'|'.join(DEFAULT_URLS)})\.)?({'|'.join(VALUES)})")
-_ARITHMETIC: Final[dict[type[ast.AST], Callable[..., float]]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.USub: operator.neg,
-    ast.UAdd: operator.pos,
-}
-_COMPARISONS: Final[dict[type[ast.AST], Callable[[float, float], bool]]] = {
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-}
+_NUMBER: Final = re.compile(r"\d{1,15}(\.\d{1,15})?")
+_OPERATORS: Final = frozenset({"<", ">", "<=", ">=", "==", "!=", "+", "-", "*", "/", "(", ")", "and", "or", "not"})
 _ALLOWED: Final = (
-    f"allowed: numbers below {_MAX_NUMBER:g}, + - * /, comparisons, and, or, not, and names, PRECISION.VALUE or "
+    "allowed: numbers such as 0.5, + - * /, comparisons, and, or, not, and names, PRECISION.VALUE or "
     f"PRECISION.PROTOCOL.VALUE of {', '.join(contract.PRECISIONS)}; {', '.join(DEFAULT_URLS)}; {', '.join(VALUES)}; "
     "such as 'int8.throughput < 1.2 * fp32.throughput or int8.error_rate > 0.01'"
 )
+_SANDBOX: Final = SandboxedEnvironment(undefined=jinja2.StrictUndefined)
 
 Lookup = Callable[[str, str, str], "float | None"]
 """Precision, protocol and value to the measured number; None if there is none."""
 
+_Name = tuple[str, str, str]  # precision, protocol (empty if left out) and value
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of one condition.
+    """The outcome of one condition."""
 
-    Attributes:
-        text: the condition.
-        holds: whether it holds, so that the run fails. An undecided one fails the run too.
-        detail: the values that decided, or why it cannot be decided.
-    """
-
-    text: str
-    holds: bool
-    detail: str
+    text: str  # the condition
+    holds: bool  # whether it holds, so that the run fails; an undecided one fails the run too
+    detail: str  # the values that decided, or why it cannot be decided
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A parsed condition; made by :meth:`parse`.
+    """A parsed condition; made by :meth:`parse`."""
 
-    Attributes:
-        text: as it was given.
-        tree: its expression, of allowed nodes only.
-        names: each name in it to its precision, protocol (empty if left out) and value.
-    """
-
-    text: str
-    tree: ast.expr
-    names: dict[str, tuple[str, str, str]]
+    text: str  # as it was given
+    names: tuple[_Name, ...]  # each name in it, once
+    evaluate: Callable[..., Any]  # precisions to their values
 
     @classmethod
     def parse(cls, text: str) -> Condition:
@@ -99,34 +68,35 @@ class Condition:
         Raises:
             ConditionError: it is too long, holds something that is not allowed, or names no measured value.
         """
-        if len(text) > _MAX_LENGTH:
-            raise ConditionError(f"the condition has {len(text)} characters; allowed: {_MAX_LENGTH}")
-        names = {}
-
-        def note(name: str) -> float:
-            if not (found := _NAME.fullmatch(name)):
-                raise ConditionError(f"{name!r} is unknown")
-            names[name] = (found[1], found[2] or "", found[3])
-            return math.nan
-
+        tokens = _TOKEN.findall(text)
+        names = tuple(
+            dict.fromkeys((found[1], found[2] or "", found[3]) for found in map(_NAME.fullmatch, tokens) if found)
+        )
         try:
-            tree = ast.parse(text.strip(), mode="eval").body
-            _truth(tree, note)
+            if len(text) > _MAX_LENGTH:
+                raise ValueError(f"it has {len(text)} characters, of {_MAX_LENGTH} allowed")
+            for token in tokens:
+                if token not in _OPERATORS and not _NAME.fullmatch(token) and not _NUMBER.fullmatch(token):
+                    raise ValueError(f"{token!r} is unknown")
             if not names:
-                raise ConditionError("it names no measured value")
-        except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError) as error:
+                raise ValueError("it names no measured value")
+            condition = cls(text, names, _SANDBOX.compile_expression(text, undefined_to_none=False))
+            if not isinstance(condition._result(dict.fromkeys(names, math.nan)), bool):
+                raise ValueError("it is no comparison")
+        except (ValueError, TypeError, ArithmeticError, RecursionError, jinja2.TemplateError) as error:
             raise ConditionError(f"condition {text!r}: {error}; {_ALLOWED}") from None
-        return cls(text, tree, names)
+        return condition
 
     def decide(self, lookup: Lookup, protocols: Sequence[str]) -> Verdict:
         """Try the condition on what was measured, protocol by protocol where it names none."""
-        unbound = any(not protocol for _, protocol, _ in self.names.values())
+        unbound = any(not protocol for _, protocol, _ in self.names)
         verdicts = [self._decide_for(lookup, protocol) for protocol in (protocols if unbound else protocols[:1])]
         return next((verdict for verdict in verdicts if verdict.holds), verdicts[0])
 
     def _decide_for(self, lookup: Lookup, default: str) -> Verdict:
         values, details = {}, []
-        for name, (precision, protocol, value) in self.names.items():
+        for name in self.names:
+            precision, protocol, value = name
             place = f"{precision}.{protocol or default}.{value}"
             measured = lookup(precision, protocol or default, value)
             if measured is None or math.isnan(measured):
@@ -135,34 +105,14 @@ class Condition:
             details.append(f"{place} = {measured:.4g}")
         detail = ", ".join(details)
         try:
-            return Verdict(self.text, _truth(self.tree, values.__getitem__), detail)
-        except ZeroDivisionError:
-            return Verdict(self.text, True, f"cannot be decided: division by zero ({detail})")
+            return Verdict(self.text, bool(self._result(values)), detail)
+        except ArithmeticError as error:
+            return Verdict(self.text, True, f"cannot be decided: {error} ({detail})")
 
-
-def _truth(node: ast.expr, value_of: Callable[[str], float]) -> bool:
-    """Evaluate comparisons and what joins them; every part, so that parsing sees all of them."""
-    if isinstance(node, ast.BoolOp):
-        results = [_truth(value, value_of) for value in node.values]
-        return all(results) if isinstance(node.op, ast.And) else any(results)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        return not _truth(node.operand, value_of)
-    if isinstance(node, ast.Compare) and all(type(one) in _COMPARISONS for one in node.ops):
-        sides = [_number(side, value_of) for side in (node.left, *node.comparators)]
-        pairs = zip(node.ops, sides, sides[1:], strict=False)
-        return all(_COMPARISONS[type(one)](left, right) for one, left, right in pairs)
-    raise ConditionError(f"{ast.unparse(node)!r} is no comparison")
-
-
-def _number(node: ast.expr, value_of: Callable[[str], float]) -> float:
-    """Evaluate arithmetic on floats, which cannot overflow into an error."""
-    if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
-        return _ARITHMETIC[type(node.op)](_number(node.left, value_of), _number(node.right, value_of))
-    if isinstance(node, ast.UnaryOp) and type(node.op) in _ARITHMETIC:
-        return _ARITHMETIC[type(node.op)](_number(node.operand, value_of))
-    if isinstance(node, ast.Attribute):
-        return value_of(ast.unparse(node))
-    value: Any = node.value if isinstance(node, ast.Constant) else None
-    if type(value) in (int, float) and value < _MAX_NUMBER:
-        return float(value)
-    raise ConditionError(f"{ast.unparse(node)!r} is not allowed")
+    def _result(self, values: Mapping[_Name, float]) -> Any:
+        """The value of the expression, where its names have these values."""
+        known: dict[str, Any] = {}
+        for (precision, protocol, value), number in values.items():
+            place = known.setdefault(precision, {})
+            (place.setdefault(protocol, {}) if protocol else place)[value] = float(number)
+        return self.evaluate(known)

@@ -9,5 +9,5 @@ class LoadError(OperatorError):
     """A load test cannot start or continue; the message says what to do."""
 
 
-class ConditionError(LoadError, ValueError):
+class ConditionError(ValueError):
     """A ``--fail-if`` condition is not allowed."""

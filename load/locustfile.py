@@ -34,7 +34,7 @@ from pipeline.command_line import printable
 __all__ = ["GrpcUser", "HttpUser"]
 
 _log = logging.getLogger(__name__)
-_asked: dict[str, list[Payload]] = {}
+_asked: dict[str, tuple[Payload, ...]] = {}
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
@@ -118,10 +118,10 @@ def _session(environment: Environment) -> Session:
         raise ValueError(f"arrivals per second are {arrivals}; allowed: a number from 0")
     # Each worker draws images and arrivals differently; without workers there is no index.
     seed = int(getattr(environment.runner, "worker_index", 0))
-    return Session(urls, given.precision, tuple(payloads), options, arrivals or None, seed)
+    return Session(urls, given.precision, payloads, options, arrivals or None, seed)
 
 
-def _expecting(options: UserOptions, precision: str, urls: dict[str, str]) -> list[Payload]:
+def _expecting(options: UserOptions, precision: str, urls: dict[str, str]) -> tuple[Payload, ...]:
     """Images with their expected detections, requested once."""
     key = f"{options} {precision} {urls}"
     if key not in _asked:
@@ -133,5 +133,5 @@ def _expecting(options: UserOptions, precision: str, urls: dict[str, str]) -> li
 
 
 @functools.cache
-def _payloads(images: Path | None, megapixels: tuple[float, ...]) -> list[Payload]:
+def _payloads(images: Path | None, megapixels: tuple[float, ...]) -> tuple[Payload, ...]:
     return load_payloads(UserOptions(images=images, megapixels=megapixels))

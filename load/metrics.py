@@ -29,12 +29,7 @@ _TIMEOUT_S: Final = 2.0
 
 
 class MetricsSampler:
-    """Samples the gauges once a second in the background; collects nothing while the endpoint does not answer.
-
-    Args:
-        url: ``host:port`` of the metrics endpoint; None samples nothing.
-        interval_s: between two samples, in seconds.
-    """
+    """Samples the gauges of an endpoint in the background; nothing where it is None or does not answer."""
 
     def __init__(self, url: str | None, interval_s: float = 1.0) -> None:
         self._url, self._interval_s = url, interval_s

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from client.errors import RequestError
+from client.parameter_options import add_parameter_arguments, parameters_given
 from client.request import Parameters, parameters_of
 from client.transport import DEFAULT_URLS, checked_url
 from pipeline import contract
@@ -22,26 +23,19 @@ DEFAULT_TOLERANCE: Final = 0.25
 class UserOptions:
     """How every simulated user behaves.
 
-    Attributes:
-        images: a folder or file to send; None sends the reference photographs as JPEG.
-        megapixels: sizes to which the images are scaled, each image in each size; empty keeps their own.
-        batch_sizes: images per request, drawn in turn.
-        think_time_s: least and most seconds between an answer and a closed-loop user's next request.
-        timeout_s: bound on one answer, in seconds.
-        parameters: KServe request parameters of every request.
-        tolerance: share of the expected detections by which an answer may differ, rounded down.
-
     Raises:
         ValueError: a value out of range.
     """
 
-    images: Path | None = None
+    images: Path | None = None  # a folder or file to send; None sends the reference photographs as JPEG
+    # Sizes to which the images are scaled, each image in each size; empty keeps their own
     megapixels: tuple[float, ...] = ()
-    batch_sizes: tuple[int, ...] = (1,)
+    batch_sizes: tuple[int, ...] = (1,)  # images per request, drawn in turn
+    # Least and most seconds between an answer and a closed-loop user's next request
     think_time_s: tuple[float, float] = (0.0, 0.0)
-    timeout_s: float = 30.0
-    parameters: Parameters | None = None
-    tolerance: float = DEFAULT_TOLERANCE
+    timeout_s: float = 30.0  # bound on one answer, in seconds
+    parameters: Parameters | None = None  # KServe request parameters of every request
+    tolerance: float = DEFAULT_TOLERANCE  # share of the expected detections by which an answer may differ, rounded down
 
     def __post_init__(self) -> None:
         if not self.batch_sizes or not all(1 <= size <= contract.MAX_REQUEST_BATCH for size in self.batch_sizes):
@@ -63,20 +57,13 @@ class UserOptions:
         Raises:
             ValueError: a value out of range.
         """
-        parameters = parameters_of(
-            confidence=_optional(namespace.confidence, float),
-            iou=_optional(namespace.iou, float),
-            max_detections=_optional(namespace.max_detections, int),
-            mask_format=namespace.mask_format or None,
-            classes=numbers(namespace.classes, int) or None,
-        )
         return cls(
             images=Path(namespace.images) if namespace.images else None,
             megapixels=numbers(namespace.megapixels, float),
             batch_sizes=numbers(namespace.batch_sizes, int),
             think_time_s=_think_time(namespace.think_time_s),
             timeout_s=float(namespace.request_timeout_s),
-            parameters=parameters,
+            parameters=parameters_of(**parameters_given(namespace)),
             tolerance=float(namespace.tolerance),
         )
 
@@ -106,20 +93,11 @@ def add_user_arguments(parser: Any) -> None:
         default=DEFAULT_TOLERANCE,
         help="detections may differ from fp32's by this share, rounded down (default: 0.25)",
     )
-    parser.add_argument("--confidence", default="", help="least score of a detection")
-    parser.add_argument("--iou", default="", help="overlap above which the worse of two boxes is dropped")
-    parser.add_argument("--max-detections", default="", help="most detections per image")
-    parser.add_argument("--mask-format", default="", choices=["", *contract.MASK_FORMATS], help="encoding of the masks")
-    parser.add_argument("--classes", default="", help="class indices to keep, such as 0,2 (default: all)")
+    add_parameter_arguments(parser)
 
 
 def add_url_arguments(parser: Any, defaults: bool) -> None:
-    """Declare where a server listens.
-
-    Args:
-        parser: of argparse or of Locust.
-        defaults: whether the ports of ``python -m serving run`` are the defaults, or nothing.
-    """
+    """Declare where a server listens; by default, if wanted, on the ports of ``python -m serving run``."""
     for protocol, url in DEFAULT_URLS.items():
         parser.add_argument(
             f"--url-{protocol}",
@@ -162,11 +140,3 @@ def checked_url_of(protocol: str, url: str) -> str:
         return checked_url(url)
     except RequestError as error:
         raise ValueError(f"--url-{protocol}: {error}") from None
-
-
-def _optional(text: str, kind: type[Any]) -> Any:
-    """A number, or None for no text: Locust's web page returns text for every type."""
-    values = numbers(text, kind)
-    if len(values) > 1:
-        raise ValueError(f"{text!r}; allowed: one number")
-    return values[0] if values else None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from client.errors import SegmentationError
@@ -27,22 +26,15 @@ _NO_LIMITS: Final = ImageLimits(max_pixels=2**30, max_bytes=2**31)
 
 @dataclass(frozen=True)
 class Payload:
-    """One encoded image and what is known of it.
+    """One encoded image and what is known of it."""
 
-    Attributes:
-        name: for messages.
-        data: the bytes that are sent.
-        image_size: height and width in pixels, upright.
-        expected: number of detections by the reference precision; None: not asked.
-    """
-
-    name: str
-    data: bytes
-    image_size: tuple[int, int]
-    expected: int | None = None
+    name: str  # for messages
+    data: bytes  # the bytes that are sent
+    image_size: tuple[int, int]  # height and width in pixels, upright
+    expected: int | None = None  # number of detections by the reference precision; None: not asked
 
 
-def load_payloads(options: UserOptions) -> list[Payload]:
+def load_payloads(options: UserOptions) -> tuple[Payload, ...]:
     """Read the images that the options name, in the sizes that they name.
 
     Raises:
@@ -54,38 +46,47 @@ def load_payloads(options: UserOptions) -> list[Payload]:
         else:
             files = list(fetch_reference().photographs)
         if options.megapixels:
-            return [
+            return tuple(
                 _payload(f"{file.stem}@{size:g}MP", encode(at_megapixels(file, size), ".jpg"))
                 for file in files
                 for size in options.megapixels
-            ]
+            )
         encoded = [file.read_bytes() for file in files] if options.images is not None else as_jpeg(files)
-        return [_payload(file.stem, data) for file, data in zip(files, encoded, strict=True)]
+        return tuple(_payload(file.stem, data) for file, data in zip(files, encoded, strict=True))
     except (SourceError, OSError, ImageError) as error:
         raise LoadError(f"images to send: {error}; name others with --images") from error
 
 
+@contextlib.contextmanager
+def calling(protocol: str, url: str, timeout_s: float) -> Iterator[Transport]:
+    """A connection to a server.
+
+    Raises:
+        LoadError: a call failed.
+    """
+    with contextlib.closing(Transport(protocol, url, timeout_s)) as transport:
+        try:
+            yield transport
+        except SegmentationError as error:
+            raise LoadError(str(error)) from error
+
+
 def with_expectations(
     payloads: Sequence[Payload], protocol: str, url: str, precision: str, options: UserOptions
-) -> list[Payload]:
+) -> tuple[Payload, ...]:
     """Send every payload once to one precision, and note the number of its detections.
 
     Raises:
         LoadError: it does not answer.
     """
-    sender = Transport(protocol, url, options.timeout_s)
-    parameters = options.parameters or {}
+    model, parameters = contract.ensemble_model(precision), options.parameters or {}
     counted = []
-    try:
+    with calling(protocol, url, options.timeout_s) as transport:
         for payload in payloads:
             request = Request((payload.data,), (payload.name,), parameters)
-            answer = sender.infer(contract.ensemble_model(precision), request.tensor(), parameters)
-            counted.append(dataclasses.replace(payload, expected=len(request.parse(answer)[0])))
-    except SegmentationError as error:
-        raise LoadError(f"{contract.ensemble_model(precision)} gives no reference result: {error}") from error
-    finally:
-        sender.close()
-    return counted
+            (result,) = request.parse(transport.infer(model, request.tensor(), parameters))
+            counted.append(dataclasses.replace(payload, expected=len(result)))
+    return tuple(counted)
 
 
 def is_ready(protocol: str, url: str, timeout_s: float, precision: str) -> bool:
@@ -94,13 +95,8 @@ def is_ready(protocol: str, url: str, timeout_s: float, precision: str) -> bool:
     Raises:
         LoadError: nothing answers at the url.
     """
-    sender = Transport(protocol, url, timeout_s)
-    try:
-        return sender.is_ready(contract.ensemble_model(precision))
-    except SegmentationError as error:
-        raise LoadError(str(error)) from error
-    finally:
-        sender.close()
+    with calling(protocol, url, timeout_s) as transport:
+        return transport.is_ready(contract.ensemble_model(precision))
 
 
 def check_ready(protocol: str, url: str, timeout_s: float, precision: str) -> None:
@@ -115,17 +111,6 @@ def check_ready(protocol: str, url: str, timeout_s: float, precision: str) -> No
             f"started. Build it with `python -m builder build --precisions {precision}` and restart the server, or "
             "choose another precision"
         )
-
-
-def save(payloads: Sequence[Payload], path: Path) -> None:
-    """Write payloads to a file, for another process of this project."""
-    path.write_bytes(pickle.dumps(list(payloads)))
-
-
-def read(path: Path) -> list[Payload]:
-    """Read what :func:`save` wrote."""
-    payloads: list[Payload] = pickle.loads(path.read_bytes())  # noqa: S301 - this project wrote it
-    return payloads
 
 
 def _payload(name: str, data: bytes) -> Payload:

@@ -11,15 +11,10 @@ from load.versions import MeasuredVersion
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A recommendation.
+    """A recommendation."""
 
-    Attributes:
-        precision: the precision; None where nothing can be recommended.
-        sentence: for the reader, with the reason.
-    """
-
-    precision: str | None
-    sentence: str
+    precision: str | None  # the precision; None where nothing can be recommended
+    sentence: str  # for the reader, with the reason
 
 
 def recommend(analysis: Analysis) -> Recommendation:

@@ -29,29 +29,17 @@ _BUSY_CLIENT_CORES: Final = 0.8
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that is reported.
+    """Everything that is reported."""
 
-    Attributes:
-        schedule: the steps.
-        outcome: their results.
-        analysis: of the results.
-        recommendation: the precision to deploy.
-        verdicts: of the conditions.
-        machine: see :func:`load.machine.describe_machine`.
-        server: where it was, and who started it.
-        command: the command line.
-        created_utc: ISO 8601.
-    """
-
-    schedule: Schedule
-    outcome: Outcome
-    analysis: Analysis
-    recommendation: Recommendation
-    verdicts: tuple[Verdict, ...]
-    machine: dict[str, Any]
-    server: dict[str, Any]
-    command: str
-    created_utc: str
+    schedule: Schedule  # the steps
+    outcome: Outcome  # their results
+    analysis: Analysis  # of the results
+    recommendation: Recommendation  # the precision to deploy
+    verdicts: tuple[Verdict, ...]  # of the conditions
+    machine: dict[str, Any]  # see :func:`load.machine.describe_machine`
+    server: dict[str, Any]  # where it was, and who started it
+    command: str  # the command line
+    created_utc: str  # ISO 8601
 
     @property
     def warnings(self) -> list[str]:

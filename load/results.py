@@ -10,6 +10,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from load.options import UserOptions
+from load.payloads import Payload
 from load.spread import number, percentile
 from load.triton_statistics import ModelCounters
 from pipeline import contract
@@ -21,15 +23,10 @@ _UNKNOWN_TO_SERVER: Final = ("unavailable", "not_sent")
 
 @dataclass(frozen=True)
 class Load:
-    """A load on the server.
+    """A load on the server."""
 
-    Attributes:
-        users: closed loop: requests kept in flight.
-        rate: open loop: arrivals per second; 0 in a closed loop.
-    """
-
-    users: int
-    rate: float = 0.0
+    users: int  # closed loop: requests kept in flight; open loop: sources of arrivals
+    rate: float = 0.0  # open loop: arrivals per second; 0 in a closed loop
 
     @property
     def is_open(self) -> bool:
@@ -42,43 +39,45 @@ class Load:
         return f"{self.rate:g}/s arriving" if self.is_open else f"{self.users} user{'s' * (self.users != 1)}"
 
 
+@dataclass(frozen=True)
+class StepSpec:
+    """One load on one precision over one protocol."""
+
+    precision: str  # which ensemble
+    protocol: str  # ``grpc`` or ``http``
+    url: str  # ``host:port``
+    load: Load  # of the users
+    round: int  # number of the round, from 0; also the seed of the order of images and of arrivals
+    warm_up_s: float  # load before the window that is measured, in seconds
+    duration_s: float  # the window, in seconds
+    payloads: tuple[Payload, ...]  # what is sent
+    options: UserOptions  # how users behave
+
+
 @dataclass
 class StepResult:
-    """One step.
+    """The result of one step."""
 
-    Attributes:
-        precision: which ensemble.
-        protocol: ``grpc`` or ``http``.
-        load: on the server.
-        round: number of the round, from 0.
-        window_s: length of the window that was measured, in seconds.
-        throughput: right answers within the window, in images per second.
-        latencies_ms: of the right answers to requests sent (open loop: due) within the window.
-        kinds: outcome of all requests, those outside of the window too: ``ok``, ``wrong``, ``refused``, ``timeout``,
-            ``unavailable``, ``not_sent`` to their number.
-        first_errors: text of the first failure of each kind.
-        client_cores: processor cores that the generator used; near 1, the generator limits the load.
-        server: Triton's counters of the step by model; empty where the server did not answer.
-        metrics: gauge to mean and peak.
-        error: why the step ended early or has no results; None if it is complete.
-    """
-
-    precision: str
-    protocol: str
-    load: Load
-    round: int
-    window_s: float = 0.0
-    throughput: float = 0.0
+    precision: str  # which ensemble
+    protocol: str  # ``grpc`` or ``http``
+    load: Load  # on the server
+    round: int  # number of the round, from 0
+    window_s: float = 0.0  # length of the window that was measured, in seconds
+    throughput: float = 0.0  # right answers within the window, in images per second
+    # Of the right answers to requests sent (open loop: due) within the window
     latencies_ms: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    # Outcome of all requests, those outside of the window too: ``ok``, ``wrong``, ``refused``, ``timeout``,
+    # ``unavailable``, ``not_sent`` to their number
     kinds: Counter[str] = field(default_factory=Counter)
-    first_errors: dict[str, str] = field(default_factory=dict)
-    client_cores: float = 0.0
+    first_errors: dict[str, str] = field(default_factory=dict)  # text of the first failure of each kind
+    client_cores: float = 0.0  # processor cores that the generator used; near 1, the generator limits the load
+    # Triton's counters of the step by model; empty where the server did not answer
     server: dict[str, ModelCounters] = field(default_factory=dict)
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    error: str | None = None
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)  # gauge to mean and peak
+    error: str | None = None  # why the step ended early or has no results; None if it is complete
 
     @classmethod
-    def of(cls, precision: str, protocol: str, load: Load, number: int, values: dict[str, Any]) -> StepResult:
+    def of(cls, spec: StepSpec, values: dict[str, Any]) -> StepResult:
         """Sum up a run of :func:`load.step.run`, whose values these are."""
         window_s = float(values["window_s"])
         begun, ended = np.array(values["begun_s"], float), np.array(values["ended_s"], float)
@@ -87,10 +86,10 @@ class StepResult:
         within = right & (ended >= 0) & (ended < window_s)
         sent_within = right & (begun >= 0) & (begun < window_s)
         return cls(
-            precision,
-            protocol,
-            load,
-            number,
+            spec.precision,
+            spec.protocol,
+            spec.load,
+            spec.round,
             window_s=window_s,
             throughput=float(images[within].sum() / window_s) if window_s > 0 else 0.0,
             latencies_ms=np.sort(ended[sent_within] - begun[sent_within]) * 1e3,

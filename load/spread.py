@@ -12,19 +12,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Spread:
-    """A value per round, summed up; NaN throughout without rounds.
+    """A value per round, summed up; NaN throughout without rounds."""
 
-    Attributes:
-        median: the middle value.
-        low: the least value, or the first quartile.
-        high: the greatest value, or the third quartile.
-        rounds: number of values.
-    """
-
-    median: float
-    low: float
-    high: float
-    rounds: int
+    median: float  # the middle value
+    low: float  # the least value, or the first quartile
+    high: float  # the greatest value, or the third quartile
+    rounds: int  # number of values
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:

@@ -1,4 +1,4 @@
-"""One step of a comparison, in a separate process: ``python -m load.step RESULT.json``, the step on standard input.
+"""One step of a comparison, in a separate process: ``python -m load.step``, the step on standard input.
 
 Locust patches the standard library of the process that it runs in; this one ends with the step.
 """
@@ -12,15 +12,13 @@ import os
 import pickle
 import sys
 import time
-from pathlib import Path
 from typing import Any, Final
 
 import cv2
 import gevent
 from locust.env import Environment
 
-from load.generator import StepSpec
-from load.payloads import read
+from load.results import StepSpec
 
 _POLL_S: Final = 0.2
 _GONE_S: Final = 5.0
@@ -55,16 +53,15 @@ class _Recorder:
 def run(spec: StepSpec) -> dict[str, Any]:
     """Put the load of one step on the server; returns plain values for :class:`load.results.StepResult`."""
     cv2.setNumThreads(1)
-    rate = spec.rate / spec.users if spec.rate is not None else None
-    payloads = tuple(read(spec.payloads))
-    session = Session({spec.protocol: spec.url}, spec.precision, payloads, spec.options, rate, spec.seed)
+    users, rate = spec.load.users, spec.load.rate / spec.load.users or None
+    session = Session({spec.protocol: spec.url}, spec.precision, spec.payloads, spec.options, rate, seed=spec.round)
     SegmentationUser.session = session
     recorder = _Recorder()
     environment = Environment(user_classes=[USER_CLASSES[spec.protocol]], stop_timeout=session.stop_timeout_s)
     environment.events.request.add_listener(recorder)  # type: ignore[no-untyped-call]
     runner = environment.create_local_runner()
-    runner.start(spec.users, spawn_rate=min(spec.users, 100))
-    while runner.user_count < spec.users and not recorder.server_is_gone:
+    runner.start(users, spawn_rate=min(users, 100))
+    while runner.user_count < users and not recorder.server_is_gone:
         gevent.sleep(0.01)
     opened = time.perf_counter() + spec.warm_up_s
     gevent.sleep(spec.warm_up_s)
@@ -92,8 +89,7 @@ def run(spec: StepSpec) -> dict[str, Any]:
 
 if __name__ == "__main__":
     result = run(pickle.load(sys.stdin.buffer))  # noqa: S301 - load.generator's own process wrote it
-    Path(sys.argv[1]).write_text(json.dumps(result, allow_nan=False), encoding="utf-8")
-    sys.stdout.flush()
+    print(json.dumps(result, allow_nan=False), flush=True)
     sys.stderr.flush()
     # gRPC's own threads can outlive an orderly end.
     os._exit(0)

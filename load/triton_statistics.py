@@ -12,14 +12,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tritonclient.utils import InferenceServerException
-
 from client.errors import RequestError, SegmentationError
 from client.request import Request
 from client.transport import Transport
 from load.errors import LoadError
 from pipeline import contract
-from pipeline.loopback import grpc_channel_args
 
 PHASES: Final = ("queue", "compute_input", "compute_infer", "compute_output")
 _NANOSECONDS_PER_MS: Final = 1e6
@@ -29,22 +26,17 @@ _SETTLE_S: Final = 0.5
 
 @dataclass(frozen=True)
 class ModelCounters:
-    """Counters of one model, all versions together.
+    """Counters of one model, all versions together."""
 
-    Attributes:
-        version: the versions that are served, separated by commas.
-        counts: ``images`` and ``executions`` (batches run), and for ``success``, ``fail`` and each of :data:`PHASES`
-            the number of requests, and under ``<name>_ns`` their nanoseconds.
-        batches: batch size to how often it was run.
-    """
-
-    version: str = ""
+    version: str = ""  # the versions that are served, separated by commas
+    # ``images`` and ``executions`` (batches run), and for ``success``, ``fail`` and each of :data:`PHASES` the number
+    # of requests, and under ``<name>_ns`` their nanoseconds
     counts: Counter[str] = field(default_factory=Counter)
-    batches: Counter[int] = field(default_factory=Counter)
+    batches: Counter[int] = field(default_factory=Counter)  # batch size to how often it was run
 
     @classmethod
     def of(cls, versions: list[dict[str, Any]]) -> ModelCounters:
-        """Add up the versions of a model; over gRPC, 64-bit numbers are text and zeros are missing."""
+        """Add up the versions of a model, entries of :meth:`client.transport.Transport.statistics`."""
         counters = cls(",".join(str(entry.get("version", "")) for entry in versions))
         for entry in versions:
             counters.counts["images"] += int(entry.get("inference_count", 0))
@@ -104,23 +96,13 @@ class TritonStatistics:
     """
 
     def __init__(self, protocol: str, url: str, timeout_s: float = 10.0) -> None:
-        self._protocol, self._url, self._timeout_s = protocol, url, timeout_s
         self.fails_per_request = 1
-        self._client: Any
-        if protocol == "grpc":
-            import tritonclient.grpc
-
-            self._client = tritonclient.grpc.InferenceServerClient(url, channel_args=grpc_channel_args(url))
-        else:
-            import tritonclient.http
-
-            self._client = tritonclient.http.InferenceServerClient(
-                url, connection_timeout=timeout_s, network_timeout=timeout_s
-            )
+        self._url = url
+        self._transport = Transport(protocol, url, timeout_s)
 
     def close(self) -> None:
         """Close the connection."""
-        self._client.close()
+        self._transport.close()
 
     def read_all(self) -> dict[str, ModelCounters]:
         """Counters of every model of the server, by name.
@@ -128,13 +110,12 @@ class TritonStatistics:
         Raises:
             LoadError: no answer.
         """
-        options = {"as_json": True, "client_timeout": self._timeout_s} if self._protocol == "grpc" else {}
         try:
-            answer = self._client.get_inference_statistics(**options)
-        except (InferenceServerException, OSError) as error:
-            raise LoadError(f"the server at {self._url} does not give its statistics: {error}") from error
+            entries = self._transport.statistics()
+        except SegmentationError as error:
+            raise LoadError(f"the server does not give its statistics: {error}") from error
         models: dict[str, list[dict[str, Any]]] = {}
-        for entry in answer.get("model_stats", []):
+        for entry in entries:
             models.setdefault(entry["name"], []).append(entry)
         return {name: ModelCounters.of(versions) for name, versions in models.items()}
 
@@ -164,16 +145,12 @@ class TritonStatistics:
         model = contract.ensemble_model(precision)
         rejected = Request((b"not an image",), ("probe",), {})
         before = self.read(precision)[model]
-        sender = Transport(self._protocol, self._url, self._timeout_s)
         try:
-            sender.infer(model, rejected.tensor(), {})
+            self._transport.infer(model, rejected.tensor(), {})
         except RequestError:
-            pass
+            time.sleep(_SETTLE_S)
         except SegmentationError as error:
             raise LoadError(str(error)) from error
-        finally:
-            sender.close()
-        time.sleep(_SETTLE_S)
         self.fails_per_request = max(1, (self.read(precision)[model] - before).counts["fail"])
 
 

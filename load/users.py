@@ -50,24 +50,16 @@ class NotSent(SegmentationError):
 
 @dataclass(frozen=True)
 class Session:
-    """Settings that all users of this process share.
+    """Settings that all users of this process share."""
 
-    Attributes:
-        urls: protocol to ``host:port``.
-        precision: which ensemble to call.
-        payloads: what to send.
-        options: how to behave.
-        arrivals_per_second: open loop: mean requests per second of each user, at random times (Poisson), sent whether
-            or not earlier ones are answered. None: closed loop, a user waits for its answer.
-        seed: of the order of images, and of arrivals.
-    """
-
-    urls: dict[str, str]
-    precision: str
-    payloads: tuple[Payload, ...]
-    options: UserOptions
+    urls: dict[str, str]  # protocol to ``host:port``
+    precision: str  # which ensemble to call
+    payloads: tuple[Payload, ...]  # what to send
+    options: UserOptions  # how to behave
+    # Open loop: mean requests per second of each user, at random times (Poisson), sent whether or not earlier ones are
+    # answered. None: closed loop, a user waits for its answer.
     arrivals_per_second: float | None = None
-    seed: int = 0
+    seed: int = 0  # of the order of images, and of arrivals
 
     @property
     def stop_timeout_s(self) -> float:
@@ -142,7 +134,8 @@ class SegmentationUser(locust.User):
             tuple(payload.data for payload in payloads), tuple(payload.name for payload in payloads), parameters
         )
         tensor = request.tensor()
-        sender = self._idle.pop() if self._idle else self._connect()
+        url, timeout_s = session.urls[self.protocol], session.options.timeout_s
+        sender = self._idle.pop() if self._idle else Transport(self.protocol, url, timeout_s)
         failure: Exception | None = None
         tensors: Tensors = {}
         wall, begun = time.time(), time.perf_counter() if due is None else due
@@ -158,9 +151,6 @@ class SegmentationUser(locust.User):
         self._report(payloads, begun, wall, failure, size, ended)
         if isinstance(failure, ServerUnavailableError):
             gevent.sleep(UNAVAILABLE_PAUSE_S)
-
-    def _connect(self) -> Transport:
-        return Transport(self.protocol, self._session.urls[self.protocol], self._session.options.timeout_s)
 
     def _fault(self, request: Request, tensors: Tensors, payloads: list[Payload]) -> Exception | None:
         try:

@@ -12,39 +12,22 @@ from repository.manifest import Manifest
 
 @dataclass(frozen=True)
 class MeasuredVersion:
-    """One served version.
+    """One served version."""
 
-    Attributes:
-        precision: fp32, fp16 or int8.
-        version: number of its folder, as the server names it.
-        tag: its tag; None if its manifest is not known.
-        size_bytes: of the network's file; None if not known.
-        passed: whether it passed its gate; None if it was not verified, or that is not known.
-        mask_iou: mean mask IoU of its detections with fp32's, in [0, 1].
-        f1: agreement of its detections with fp32's, in [0, 1].
-        map50_95: mask mAP against annotations, in [0, 1].
-        note: what is known of the accuracy, in words.
-    """
-
-    precision: str
-    version: str
-    tag: str | None = None
-    size_bytes: int | None = None
-    passed: bool | None = None
-    mask_iou: float | None = None
-    f1: float | None = None
-    map50_95: float | None = None
+    precision: str  # fp32, fp16 or int8
+    version: str  # number of its folder, as the server names it
+    tag: str | None = None  # its tag; None if its manifest is not known
+    size_bytes: int | None = None  # of the network's file; None if not known
+    passed: bool | None = None  # whether it passed its gate; None if it was not verified, or that is not known
+    mask_iou: float | None = None  # mean mask IoU of its detections with fp32's, in [0, 1]
+    f1: float | None = None  # agreement of its detections with fp32's, in [0, 1]
+    map50_95: float | None = None  # mask mAP against annotations, in [0, 1]
+    # What is known of the accuracy, in words
     note: str = "not known: no manifest; name the server's model repository with --repository"
 
 
 def describe_version(precision: str, version: str, repository: Path | None) -> MeasuredVersion:
-    """Read a version's manifest.
-
-    Args:
-        precision: fp32, fp16 or int8.
-        version: number of its folder.
-        repository: the server's model repository; None where it is not available.
-    """
+    """Read a version's manifest out of the server's model repository, if that is available."""
     if repository is None:
         return MeasuredVersion(precision, version)
     try:

@@ -1,1 +1,1 @@
-"""Prometheus and Grafana configuration, and the generator of the dashboard."""
+"""Prometheus and Grafana configuration, and what writes the dashboard."""

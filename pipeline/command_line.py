@@ -1,11 +1,13 @@
-"""What every ``python -m`` of this project does before anything else, and how it prints text from elsewhere."""
+"""What the commands of this project share: how they start and end, their options' types, and text from elsewhere."""
 
 from __future__ import annotations
 
 import argparse
 import io
+import math
 import re
 import sys
+from collections.abc import Callable, Sequence
 from typing import Final, NoReturn, TextIO
 
 # C0, DEL and C1, of which terminals take commands; line ends of Unicode's own; and what turns the direction of text.
@@ -54,6 +56,81 @@ def say(text: object, file: TextIO | None = None) -> None:
 def say_error(error: object) -> None:
     """Print the fault that ends a command to standard error."""
     say(f"error: {error}", sys.stderr)
+
+
+def exit_status(
+    command: Callable[[], int], failures: tuple[type[Exception], ...], wrong_usage: tuple[type[Exception], ...] = ()
+) -> int:
+    """Run a command; an error of these types becomes a line on standard error.
+
+    Returns:
+        The command's own status; 1 for one of ``failures``, 2 for one of ``wrong_usage``, 130 if it is interrupted.
+
+    Example:
+        >>> exit_status(lambda: 0, (OSError,))
+        0
+    """
+    try:
+        return command()
+    except failures as error:
+        say_error(error)
+        return 1
+    except wrong_usage as error:
+        say_error(error)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def names(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """The type of an option that takes some of the ``allowed`` names, comma-separated.
+
+    Example:
+        >>> names(("fp32", "fp16"))("fp16, fp32")
+        ('fp16', 'fp32')
+    """
+
+    def parse(text: str) -> tuple[str, ...]:
+        chosen = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+        for name in chosen:
+            if name not in allowed:
+                raise argparse.ArgumentTypeError(f"{name!r}; allowed: {', '.join(allowed)}, comma-separated")
+        return chosen
+
+    return parse
+
+
+def whole(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """The type of an option that takes a whole number of a range, both ends included.
+
+    Example:
+        >>> whole(1, 8)("3")
+        3
+    """
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+            bounds = f"{least} or more" if most == math.inf else f"{least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text!r}; allowed: {bounds}")
+        return int(text)
+
+    return parse
+
+
+def seconds(text: str) -> float:
+    """The type of an option that takes a time above 0.
+
+    Example:
+        >>> seconds("0.5")
+        0.5
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: seconds above 0")
+    return value
 
 
 class Parser(argparse.ArgumentParser):

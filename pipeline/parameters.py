@@ -25,7 +25,7 @@ class RequestParameters:
         iou: a detection whose box overlaps a better one of its class by more than this intersection over
             union is dropped, in [0, 1].
         max_detections: most detections per image, best first, in [1, 1000].
-        mask_format: encoding of the masks: ``rle`` (COCO compressed), ``polygon``, ``png``, ``png_base64`` or ``none``.
+        mask_format: encoding of the masks, one of :data:`pipeline.contract.MASK_FORMATS`.
         classes: class indices to keep; None keeps all.
     """
 
@@ -138,3 +138,12 @@ _PARSERS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "mask_format": _mask_format,
     "classes": _classes,
 }
+
+HELP: Final = {
+    "confidence": "least score of a detection, 0 to 1",
+    "iou": "overlap above which the worse of two boxes of a class is dropped, 0 to 1",
+    "max_detections": "most detections per image",
+    "mask_format": f"how masks travel: {', '.join(MASK_FORMATS)}",
+    "classes": "class indices to keep, such as 0,2",
+}
+"""What each parameter is for, as options of commands."""

@@ -21,7 +21,7 @@ class Detection:
         score: in [0, 1].
         class_id: index into the model's class names.
         encoded_mask: the mask as it came.
-        mask_format: ``rle``, ``polygon``, ``png``, ``png_base64`` or ``none``.
+        mask_format: one of :data:`pipeline.contract.MASK_FORMATS`.
         image_size: height and width of the original image, in pixels.
     """
 

@@ -12,16 +12,7 @@ _FIELD_SIDE = 48  # light changes slowly: a small field, enlarged, is as good as
 
 
 def expose(rng: np.random.Generator, image: Pixels, strength: float) -> Pixels:
-    """Light, shadow, color cast, blur and noise.
-
-    Args:
-        rng: decides on each.
-        image: uint8 [height, width, 3] RGB.
-        strength: 0 leaves the image unchanged, 1 is usual.
-
-    Returns:
-        uint8 [height, width, 3] RGB.
-    """
+    """Light, shadow, color cast, blur and noise on uint8 [height, width, 3] RGB; of ``strength`` 0 none, 1 is usual."""
     height, width = image.shape[:2]
     light = _light(rng, strength)
     cast = 1 + strength * rng.normal(0, 0.035, 3)

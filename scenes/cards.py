@@ -36,16 +36,12 @@ _INSET_PX: Final = 1.0
 
 @dataclass(frozen=True)
 class CardOutline:
-    """Where a card lies in a photograph, in pixels with pixel centers at .5.
+    """Where a card lies in a photograph, in pixels with pixel centers at .5."""
 
-    Attributes:
-        corners: where its straight edges would meet: top left, top right, bottom right, bottom left as one reads it.
-        radius_mm: of its rounded corners.
-        hidden: a polygon over what hides part of the card (a thumb), to be filled from around it; may be empty.
-    """
-
+    # Where its straight edges would meet: top left, top right, bottom right, bottom left as one reads it
     corners: tuple[Point, Point, Point, Point]
-    radius_mm: float = CORNER_RADIUS_MM
+    radius_mm: float = CORNER_RADIUS_MM  # of its rounded corners
+    # A polygon over what hides part of the card (a thumb), to be filled from around it; may be empty
     hidden: tuple[Point, ...] = ()
 
 
@@ -77,15 +73,10 @@ class CardSource:
 
     The splits share the few photographed cards but no drawn one: a drawn card's design number is even in calibration
     scenes and odd in verification scenes.
-
-    Attributes:
-        photographed: cards cut out of photographs; may be empty.
-        designs: how many different cards are drawn for each split, at least 1.
-        drawn: the drawn card of a design number, drawn once and kept.
     """
 
-    photographed: tuple[FlatObject, ...] = ()
-    designs: int = 40
+    photographed: tuple[FlatObject, ...] = ()  # cards cut out of photographs; may be empty
+    designs: int = 40  # how many different cards are drawn for each split, at least 1
 
     def __post_init__(self) -> None:
         self.drawn = functools.cache(draw_card)

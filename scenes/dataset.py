@@ -30,17 +30,11 @@ _RECORD: Final = "dataset.json"
 
 @dataclass(frozen=True)
 class SceneDataset:
-    """A set of scenes on disk.
+    """A set of scenes on disk."""
 
-    Attributes:
-        images: folder of the JPEG images, named by seed.
-        annotations: COCO instances file, masks as compressed RLE.
-        count: how many images there are.
-    """
-
-    images: Path
-    annotations: Path
-    count: int
+    images: Path  # folder of the JPEG images, named by seed
+    annotations: Path  # COCO instances file, masks as compressed RLE
+    count: int  # how many images there are
 
 
 def write_dataset(
@@ -56,14 +50,6 @@ def write_dataset(
 
     The set is written beside its place and renamed, so a reader never sees half of one. A set of other cards, seeds or
     library versions is replaced.
-
-    Args:
-        folder: made if it does not exist.
-        split: ``calibration`` or ``verification``.
-        count: how many scenes, at least 1.
-        cards: where the cards come from.
-        steps: shows progress.
-        sides_px: shortest and longest side of an image.
 
     Raises:
         SceneError: the split is unknown or too short, or ``folder/split`` holds something else than a set of scenes.

@@ -16,13 +16,8 @@ def smooth_noise(
 ) -> Field:
     """Value noise: random numbers on grids of falling size, interpolated and summed.
 
-    Args:
-        rng: where the numbers come from.
-        height: of the field, in pixels.
-        width: of the field, in pixels.
-        cells: rows and columns of the coarsest grid across the field; unequal ones stretch the grain.
-        octaves: how many grids, each twice as fine as the one before.
-        gain: weight of each grid relative to the one before.
+    ``cells`` are rows and columns of the coarsest grid across the field; unequal ones stretch the grain. Each of
+    ``octaves`` grids is twice as fine as the one before, and weighs ``gain`` as much.
 
     Returns:
         float32 [height, width], mean about 0, values in [-1, 1].

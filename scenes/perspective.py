@@ -15,17 +15,11 @@ _FOCAL_RANGE: Final = (0.75, 1.5)
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera that looks at the middle of a tilted table.
+    """A pinhole camera that looks at the middle of a tilted table."""
 
-    Attributes:
-        intrinsics: float64 [3, 3]; pixel centers at .5.
-        rotation: float64 [3, 3], from the table's axes (x right, y down, z away) to the camera's.
-        distance_mm: from the camera to the point of the table that it looks at.
-    """
-
-    intrinsics: Matrix
-    rotation: Matrix
-    distance_mm: float
+    intrinsics: Matrix  # float64 [3, 3]; pixel centers at .5
+    rotation: Matrix  # float64 [3, 3], from the table's axes (x right, y down, z away) to the camera's
+    distance_mm: float  # from the camera to the point of the table that it looks at
 
     @classmethod
     def over_table(

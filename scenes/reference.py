@@ -36,17 +36,11 @@ _FILES: Final = {
 
 @dataclass(frozen=True)
 class Reference:
-    """The reference model on disk.
+    """The reference model on disk."""
 
-    Attributes:
-        onnx: its export.
-        photographs: its five photographs, sorted by name.
-        expectations: the authors' own test, which states the boxes that they expect.
-    """
-
-    onnx: Path
-    photographs: tuple[Path, ...]
-    expectations: Path
+    onnx: Path  # its export
+    photographs: tuple[Path, ...]  # its five photographs, sorted by name
+    expectations: Path  # the authors' own test, which states the boxes that they expect
 
 
 def fetch_reference() -> Reference:

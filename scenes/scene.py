@@ -44,21 +44,15 @@ _TRIES: Final = 10
 
 @dataclass(frozen=True)
 class Scene:
-    """An image and the cards in it; n may be 0.
+    """An image and the cards in it; n may be 0."""
 
-    Attributes:
-        image: uint8 [height, width, 3] RGB, as ``jpeg`` decodes.
-        masks: bool [n, height, width]: the pixels whose center is on the card and on nothing that lies over it.
-        boxes: float32 [n, 4] of x1, y1, x2, y2 in pixels, tight around the masks; a pixel covers [x, x + 1].
-        jpeg: the image as a file.
-        card_names: what each card is and where it comes from, such as ``drawn 17`` or ``two_ids.png#1``.
-    """
-
-    image: Pixels
+    image: Pixels  # uint8 [height, width, 3] RGB, as ``jpeg`` decodes
+    # bool [n, height, width]: the pixels whose center is on the card and on nothing that lies over it
     masks: NDArray[np.bool_]
+    # float32 [n, 4] of x1, y1, x2, y2 in pixels, tight around the masks; a pixel covers [x, x + 1]
     boxes: NDArray[np.float32]
-    jpeg: bytes
-    card_names: tuple[str, ...]
+    jpeg: bytes  # the image as a file
+    card_names: tuple[str, ...]  # what each card is and where it comes from, such as ``drawn 17`` or ``two_ids.png#1``
 
 
 def generate_scene(
@@ -67,13 +61,8 @@ def generate_scene(
     """Compose the scene of ``seed``.
 
     The same arguments give the same scene, to the pixel, with the same NumPy, OpenCV and Pillow on the same kind of
-    machine. No global random state is read or changed.
-
-    Args:
-        seed: in one of :data:`SPLITS`.
-        cards: where the cards come from.
-        sides_px: shortest and longest side of the image.
-        strength: scales light, shadow, color cast, blur, noise and JPEG loss, in [0, 2]; 0 switches them off.
+    machine. No global random state is read or changed. ``strength`` scales light, shadow, color cast, blur, noise and
+    JPEG loss, in [0, 2]; 0 switches them off.
 
     Raises:
         SceneError: the seed is in no split.

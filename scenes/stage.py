@@ -12,17 +12,11 @@ from scenes.surface import FlatObject, Footprint, Matrix, Pixels, footprint, is_
 
 @dataclass
 class PlacedCard:
-    """A card in the picture.
+    """A card in the picture."""
 
-    Attributes:
-        card: what it is.
-        mask: bool [height, width], what is visible of it now; later things take pixels away.
-        area_px: of the whole card, with what is hidden or outside the image.
-    """
-
-    card: FlatObject
-    mask: NDArray[np.bool_]
-    area_px: float
+    card: FlatObject  # what it is
+    mask: NDArray[np.bool_]  # bool [height, width], what is visible of it now; later things take pixels away
+    area_px: float  # of the whole card, with what is hidden or outside the image
 
 
 @dataclass(frozen=True)
@@ -37,32 +31,21 @@ class Shadow:
 
 @dataclass
 class Stage:
-    """A picture and the cards in it; what is laid down later lies on top.
+    """A picture and the cards in it; what is laid down later lies on top."""
 
-    Attributes:
-        image: uint8 [height, width, 3] RGB.
-        shadow: what each thing casts.
-        min_visible: share of each card's whole area, in (0, 1], that must stay visible.
-        cards: what has been laid down so far.
-    """
-
-    image: Pixels
-    shadow: Shadow
-    min_visible: float
-    cards: list[PlacedCard] = field(default_factory=list)
+    image: Pixels  # uint8 [height, width, 3] RGB
+    shadow: Shadow  # what each thing casts
+    min_visible: float  # share of each card's whole area, in (0, 1], that must stay visible
+    cards: list[PlacedCard] = field(default_factory=list)  # what has been laid down so far
 
     def lay_card(self, card: FlatObject, homography: Matrix, *, may_overlap: bool, min_inside: float) -> bool:
-        """Lay a card on the picture, unless that breaks a rule.
+        """Lay a card on the picture, unless that breaks a rule; says whether it was laid.
 
         Args:
             card: what to lay.
             homography: where: float64 [3, 3] from mm on the card to pixels.
             may_overlap: whether it may hide part of another card.
-            min_inside: share of it that must lie inside the image; at least ``min_visible``. Pixels are counted, so
-                0.99 asks for all of it.
-
-        Returns:
-            Whether it was laid. If not, nothing has changed.
+            min_inside: share of it that must lie inside the image; pixels are counted, so 0.99 asks for all of it.
         """
         place = self._place(card, homography)
         if place is None or np.count_nonzero(place.mask) < max(min_inside, self.min_visible) * place.area_px:

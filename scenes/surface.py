@@ -28,21 +28,13 @@ TEXELS_PER_MM: Final = 10
 
 @dataclass(frozen=True)
 class FlatObject:
-    """A rounded rectangle with a picture on it.
+    """A rounded rectangle with a picture on it."""
 
-    Attributes:
-        texture: uint8 [rows, columns, 3] RGB; fills the whole rectangle, corners included.
-        width_mm: of the rectangle.
-        height_mm: of the rectangle.
-        radius_mm: of its corners; half the shorter side makes a pill or a disc.
-        name: what it is and where it comes from, such as ``drawn 17``.
-    """
-
-    texture: Pixels
-    width_mm: float
-    height_mm: float
-    radius_mm: float
-    name: str = ""
+    texture: Pixels  # uint8 [rows, columns, 3] RGB; fills the whole rectangle, corners included
+    width_mm: float  # of the rectangle
+    height_mm: float  # of the rectangle
+    radius_mm: float  # of its corners; half the shorter side makes a pill or a disc
+    name: str = ""  # what it is and where it comes from, such as ``drawn 17``
     _levels: list[Pixels] = field(default_factory=list, repr=False, compare=False)
 
     def level(self, texels_per_pixel: float) -> Pixels:
@@ -78,22 +70,15 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Footprint:
-    """Where an object lies in an image.
+    """Where an object lies in an image."""
 
-    Attributes:
-        window: the pixels that it may touch.
-        x_mm: float32, shape of the window: the point of the object behind each pixel center.
-        y_mm: likewise.
-        distance_px: float32, likewise: distance to the object's outline in pixels, negative inside. Its sign is
-            exact; its size is to first order, for smooth edges.
-        area_px: area of the whole object in pixels, with what is outside the image.
-    """
-
-    window: Window
-    x_mm: NDArray[np.float32]
-    y_mm: NDArray[np.float32]
+    window: Window  # the pixels that it may touch
+    x_mm: NDArray[np.float32]  # float32, shape of the window: the point of the object behind each pixel center
+    y_mm: NDArray[np.float32]  # likewise
+    # float32, likewise: distance to the object's outline in pixels, negative inside. Its sign is exact; its size is to
+    # first order, for smooth edges.
     distance_px: NDArray[np.float32]
-    area_px: float
+    area_px: float  # area of the whole object in pixels, with what is outside the image
 
     @functools.cached_property
     def mask(self) -> NDArray[np.bool_]:
@@ -193,15 +178,7 @@ def paint(image: Pixels, pixels: Pixels, place: Footprint) -> None:
 
 
 def paint_shadow(image: Pixels, place: Footprint, offset_px: tuple[float, float], blur_px: float, depth: float) -> None:
-    """Darken what is around and under an object.
-
-    Args:
-        image: uint8 [height, width, 3], changed in place.
-        place: where the object lies.
-        offset_px: how far right and down the shadow falls.
-        blur_px: width of its soft edge.
-        depth: how dark it is, in [0, 1].
-    """
+    """Darken what is around and under an object, in place; ``blur_px`` is how wide its edge is, ``depth`` in [0, 1]."""
     height, width = image.shape[:2]
     reach = round(blur_px * 2 + max(map(abs, offset_px))) + 1
     top, bottom, left, right = place.window

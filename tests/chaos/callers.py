@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import re
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from client import RetryPolicy, SegmentationClient
 from client.errors import SegmentationError
 from pipeline import contract
 from scenes.reference import fetch_reference
+from tests.chaos.background import Background
 from tests.chaos.expected import Case, Network, fingerprint
 from tests.chaos.faults_service import wait_for
 
@@ -21,24 +22,18 @@ PRECISION: Final = "int8"
 LONGEST_S: Final = 10.0
 """A caller must have its answer or an error within this time, in seconds."""
 
-_CALLERS: Final = (("grpc", 3), ("http", 1))
+_CALLERS: Final = ("grpc", "grpc", "grpc", "http")
 _SETTLED: Final = 12
 _NO_RETRY: Final = RetryPolicy(retries=0)
 
 
 @dataclass(frozen=True)
 class Tried:
-    """What became of a fault.
+    """What became of a fault."""
 
-    Attributes:
-        seconds: from the fault until every request was answered again; None where nothing had to recover.
-        evidence: what was counted and quoted.
-        broken: what was not as promised.
-    """
-
-    seconds: float | None
-    evidence: dict[str, Any]
-    broken: list[str]
+    seconds: float | None  # from the fault until every request was answered again; None where nothing had to recover
+    evidence: dict[str, Any]  # what was counted and quoted
+    broken: list[str]  # what was not as promised
 
 
 @dataclass(frozen=True)
@@ -53,35 +48,18 @@ class Asked:
 
 @dataclass(frozen=True)
 class Disturbance:
-    """What callers noticed of a fault.
+    """What callers noticed of a fault."""
 
-    Attributes:
-        under_way: requests that failed and were under way when it happened.
-        later: requests that failed and were sent later.
-        answered: requests that were answered.
-        wrong: of those, with another answer than the right one.
-        slowest_s: the longest that a failed request took, in seconds.
-        seconds: from the fault to the first answer after the last failure; 0 if nothing failed.
-        errors: the different texts of the errors.
-    """
-
-    under_way: int
-    later: int
-    answered: int
-    wrong: int
-    slowest_s: float
-    seconds: float
-    errors: list[str]
+    under_way: int  # requests that failed and were under way when it happened
+    later: int  # requests that failed and were sent later
+    answered: int  # requests that were answered
+    wrong: int  # of those, with another answer than the right one
+    slowest_s: float  # the longest that a failed request took, in seconds
+    seconds: float  # from the fault to the first answer after the last failure; 0 if nothing failed
+    errors: list[str]  # the different texts of the errors
 
     def tried(self, allowed: str, within_s: float, *broken: str, **evidence: Any) -> Tried:
-        """What became of the fault.
-
-        Args:
-            allowed: pattern that every error must match.
-            within_s: how soon requests must be answered again, in seconds.
-            broken: what else was not as promised.
-            evidence: what else was counted.
-        """
+        """What became of the fault: every error must match ``allowed``, and requests be answered again ``within_s``."""
         found = [f"an error that should not be: {error}" for error in self.errors if not re.search(allowed, error)]
         if self.wrong:
             found.append(f"{self.wrong} wrong answers")
@@ -93,7 +71,7 @@ class Disturbance:
         return Tried(self.seconds, evidence, [*found, *broken])
 
 
-class Callers:
+class Callers(Background):
     """Requests without a pause, each compared with the right answer, from ``with`` to its end.
 
     Args:
@@ -107,40 +85,17 @@ class Callers:
         self._right = Network(network).answer(Case("", self._image, {}))
         self._urls = urls
         self._asked: list[Asked] = []
-        self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._run, args=(protocol,), daemon=True)
-            for protocol, count in _CALLERS
-            for _ in range(count)
-        ]
-
-    def __enter__(self) -> Callers:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(2 * LONGEST_S)
+        super().__init__(*(functools.partial(self._run, protocol) for protocol in _CALLERS))
 
     def disturbed_by(self, fault: Callable[[], object], until: Callable[[], object]) -> Disturbance:
-        """Do something while the requests go on.
-
-        Args:
-            fault: does it.
-            until: returns when it has been fixed.
-
-        Returns:
-            What the callers noticed, up to a dozen answers in a row afterwards.
-        """
+        """Do something while the requests go on, until it has been fixed; a dozen answers in a row end it."""
         wait_for(lambda: self.good_since(0.0) >= _SETTLED, 30, "requests to be answered")
         at = time.monotonic()
         fault()
         until()
         settled = time.monotonic()
         wait_for(lambda: self.good_since(settled) >= _SETTLED, 60, "requests to be answered again")
-        self.__exit__()
+        self.end()
         asked = [one for one in self._asked if one.ended >= at]
         failed = [one for one in asked if one.error is not None]
         last = max((one.started for one in failed), default=None)
@@ -171,7 +126,7 @@ class Callers:
 
     def _run(self, protocol: str) -> None:
         with SegmentationClient(self._urls[protocol], protocol, PRECISION, LONGEST_S, _NO_RETRY) as client:
-            while not self._stop.is_set():
+            while not self.stopped.is_set():
                 started = time.monotonic()
                 try:
                     answer = fingerprint(client.segment(self._image))

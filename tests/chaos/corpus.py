@@ -5,7 +5,6 @@
 * pypng 20220715 (MIT): Willem van Schaik's PngSuite and more, as text in ``code/pngsuite.py``.
 * piexif 1.1.3 (MIT): photographs with EXIF as cameras write it.
 * imread 0.7.6 (MIT): microscopy images, multi-page TIFF, BMP.
-* The standard library's own ``test/imghdrdata``, where this Python brings its tests along.
 """
 
 from __future__ import annotations
@@ -13,11 +12,9 @@ from __future__ import annotations
 import ast
 import contextlib
 import os
-import sysconfig
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -27,35 +24,21 @@ from base.fetch import fetch_archive
 MAX_FILE_BYTES: Final = 8 * 1024 * 1024
 
 
-@dataclass(frozen=True)
-class Source:
-    """One source archive.
-
-    Attributes:
-        requirement: package and version.
-        sha256: of the archive.
-        folder: only files below it are taken; empty takes all.
-        suffix: only files with this ending are taken; empty takes all.
-    """
-
-    requirement: str
-    sha256: str
-    folder: str = ""
-    suffix: str = ""
-
-
-SOURCES: Final[dict[str, Source]] = {
-    "pillow": Source(
-        "pillow==11.3.0", "3828ee7586cd0b2091b6209e5ad53e20d0649bbe87164a459d0676e035e8f523", "Tests/images/"
+SOURCES: Final = {
+    "pillow": ("pillow==11.3.0", "3828ee7586cd0b2091b6209e5ad53e20d0649bbe87164a459d0676e035e8f523", "Tests/images/"),
+    "pngsuite": (
+        *("pypng==0.20220715.0", "739c433ba96f078315de54c0db975aee537cbc3e1d0ae4ed9aab0ca1e427e2c1"),
+        "code/pngsuite.py",
     ),
-    "pngsuite": Source(
-        "pypng==0.20220715.0", "739c433ba96f078315de54c0db975aee537cbc3e1d0ae4ed9aab0ca1e427e2c1", "code/pngsuite.py"
-    ),
-    "piexif": Source("piexif==1.1.3", "83cb35c606bf3a1ea1a8f0a25cb42cf17e24353fd82e87ae3884e74a302a5f1b", "tests/"),
-    "imread": Source(
-        "imread==0.7.6", "50b3d7089c862504c22b256ef51fe45851b34616db14c0ebfc5536001c996015", "imread/tests/data/"
+    "piexif": ("piexif==1.1.3", "83cb35c606bf3a1ea1a8f0a25cb42cf17e24353fd82e87ae3884e74a302a5f1b", "tests/"),
+    "imread": (
+        "imread==0.7.6",
+        "50b3d7089c862504c22b256ef51fe45851b34616db14c0ebfc5536001c996015",
+        "imread/tests/data/",
     ),
 }
+"""Name of a set to package and version, the archive's SHA-256, and the folder in it."""
+
 # The archives' metadata is made by setuptools, which an environment of this project need not have.
 _SETUPTOOLS: Final = ("setuptools==80.9.0", "062d34222ad13e0cc312a4c02d73f059e86a4acbfbdea8f8f76b28c99f306922")
 
@@ -66,18 +49,17 @@ def corpus() -> dict[str, list[tuple[str, bytes]]]:
     Raises:
         ServingError: an archive cannot be fetched, or has another hash.
     """
-    found = {name: sorted(_members(source)) for name, source in SOURCES.items()}
+    found = {name: sorted(_members(*source)) for name, source in SOURCES.items()}
     found["pngsuite"] = _png_suite(found["pngsuite"][0][1])
-    found["standard library"] = sorted(_standard_library())
-    return {name: files for name, files in found.items() if files}
+    return found
 
 
-def _members(source: Source) -> Iterator[tuple[str, bytes]]:
+def _members(requirement: str, sha256: str, folder: str) -> Iterator[tuple[str, bytes]]:
     with _build_backend():
-        archive = fetch_archive(source.requirement, source.sha256, cache_dir() / "archives", source=True)
+        archive = fetch_archive(requirement, sha256, cache_dir() / "archives", source=True)
     for path, data in _unpacked(archive):
         inner = path.partition("/")[2]
-        if inner.startswith(source.folder) and inner.endswith(source.suffix):
+        if inner.startswith(folder):
             yield inner, data
 
 
@@ -110,12 +92,6 @@ def _png_suite(module: bytes) -> list[tuple[str, bytes]]:
                 name, text = str(key.value), value.args[0].value
                 found.append((f"{name}.png", bytes.fromhex(text.decode() if isinstance(text, bytes) else str(text))))
     return sorted(found)
-
-
-def _standard_library() -> Iterator[tuple[str, bytes]]:
-    folder = Path(sysconfig.get_path("stdlib")) / "test" / "imghdrdata"
-    for path in folder.iterdir() if folder.is_dir() else ():
-        yield path.name, path.read_bytes()
 
 
 @contextlib.contextmanager

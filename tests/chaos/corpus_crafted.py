@@ -1,4 +1,4 @@
-"""Images made to hurt: bombs, lies about sizes, thousands of frames, pages and scans, EXIF in circles; no images."""
+"""Images made for harm: bombs, wrong sizes, thousands of frames, pages and scans, circular EXIF, and no images."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def with_size(jpeg: bytes, width: int, height: int) -> bytes:
 def many_scans(width: int, height: int, scans: int) -> bytes:
     """A progressive JPEG whose last scan is repeated: each goes over all coefficients and takes a few bytes.
 
-    Empty scans are what makes this dear for the decoder and cheap for the sender (libjpeg-turbo, doc/
+    Empty scans cost the decoder much and the sender little (libjpeg-turbo, doc/
     "Two Issues with the JPEG Standard").
     """
     gray = encoded(Image.new("L", (width, height), 90), "JPEG", progressive=True, quality=50)
@@ -189,7 +189,7 @@ def _webp() -> Iterator[Sample]:
 
 
 def bmp(width: int, height: int, bits: int = 24, compression: int = 0, pixels: bytes = b"", offset: int = 54) -> bytes:
-    """A BMP header with whatever pixels."""
+    """A BMP header with any pixels."""
     head = struct.pack("<2sIHHI", b"BM", 54 + len(pixels), 0, 0, offset)
     return head + struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(pixels), 0, 0, 0, 0) + pixels
 

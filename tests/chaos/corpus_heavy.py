@@ -23,11 +23,7 @@ def large_image() -> bytes:
 
 
 def endless_masks(large: bytes | None = None) -> Iterator[Malformed]:
-    """A thousand detections at 49 megapixels in every format, and eight such images in one request.
-
-    Args:
-        large: the encoded image; :func:`large_image` if None.
-    """
+    """A thousand detections at 49 megapixels in every format, and eight such images in one request."""
     large = large or large_image()
     eight = contract.MAX_REQUEST_BATCH
     for mask_format, images in [*((each, 1) for each in contract.MASK_FORMATS), ("rle", eight), ("png", eight)]:

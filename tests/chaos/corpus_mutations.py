@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import struct
 import zlib
@@ -21,13 +22,13 @@ _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 def mutate(chance: random.Random, seeds: Seeds) -> tuple[str, str, bytes]:
     """Draw one seed and one mutation; returns the mutation's name, the seed's and the bytes."""
     name, data = seeds[chance.randrange(len(seeds))]
-    fitting = [mutation for mutation, starts in _BY_FORMAT if data.startswith(starts)]
-    mutation = chance.choice(fitting if fitting and chance.random() < 0.4 else _ANYWHERE)
-    return (mutation.__doc__ or "").rstrip("."), name, mutation(chance, data, seeds)
+    fitting = {way: mutation for way, (mutation, starts) in _BY_FORMAT.items() if data.startswith(starts)}
+    ways = fitting if fitting and chance.random() < 0.4 else _ANYWHERE
+    way = chance.choice(list(ways))
+    return way, name, ways[way](chance, data, seeds)
 
 
 def flip_bits(chance: random.Random, data: bytes, seeds: Seeds, within: int | None = None) -> bytes:
-    """Bit flips."""
     changed = bytearray(data)
     size = len(data[:within])
     for _ in range(chance.choice((1, 1, 2, 4, 16, 64))):
@@ -35,31 +36,22 @@ def flip_bits(chance: random.Random, data: bytes, seeds: Seeds, within: int | No
     return bytes(changed)
 
 
-def flip_header_bits(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
-    """Bit flips in the header."""
-    return flip_bits(chance, data, seeds, within=64)
-
-
 def truncate(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
-    """Truncation."""
     return data[: chance.randrange(len(data))]
 
 
 def splice(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
-    """Spliced with another image."""
     other = seeds[chance.randrange(len(seeds))][1]
     return data[: chance.randrange(1, len(data))] + other[chance.randrange(len(other)) :]
 
 
 def foreign_header(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
-    """Header of another image."""
     other = seeds[chance.randrange(len(seeds))][1]
     length = chance.choice((4, 8, 16, 33, 64))
     return other[:length] + data[length:]
 
 
 def overwrite_number(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
-    """Extreme numbers."""
     changed = bytearray(data)
     for _ in range(chance.choice((1, 1, 3))):
         width = chance.choice((1, 2, 4))
@@ -71,26 +63,22 @@ def overwrite_number(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
 
 
 def cut_out(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
-    """A piece cut out."""
     start = chance.randrange(len(data))
     return data[:start] + data[start + chance.choice((1, 4, 100, 1000)) :]
 
 
 def repeat(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
-    """A piece repeated."""
     start = chance.randrange(len(data))
     piece = data[start : start + chance.choice((1, 4, 100, 1000))]
     return data[:start] + piece * chance.choice((2, 3, 50)) + data[start:]
 
 
 def insert_noise(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
-    """Noise inserted."""
     start = chance.randrange(len(data))
     return data[:start] + chance.randbytes(chance.choice((1, 4, 64, 1000))) + data[start:]
 
 
 def fill(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
-    """A piece filled with one byte."""
     start = chance.randrange(len(data))
     length = min(chance.choice((4, 64, 1000)), len(data) - start)
     return data[:start] + bytes([chance.choice((0, 0xFF, 0x41))]) * length + data[start + length :]
@@ -117,14 +105,12 @@ def _rearrange(chance: random.Random, parts: list[Part], kinds: Sequence[bytes],
 
 
 def png_chunks(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
-    """PNG chunks changed, right checksums."""
     kinds = (b"tRNS", b"PLTE", b"acTL", b"fcTL", b"fdAT", b"iCCP", b"eXIf", b"IDAT")
     chunks = _rearrange(chance, _png_chunks(data), kinds, seeds)
     return _PNG_SIGNATURE + b"".join(chunk(*each) for each in chunks)
 
 
 def png_numbers(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
-    """PNG header or frame numbers extreme, right checksums."""
     chunks = _png_chunks(data)
     places = [index for index, (kind, _) in enumerate(chunks) if kind in (b"IHDR", b"fcTL", b"acTL", b"PLTE", b"tRNS")]
     for at in chance.sample(places, min(len(places), chance.choice((1, 2)))):
@@ -134,7 +120,6 @@ def png_numbers(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
 
 
 def png_pixels(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
-    """PNG pixel data damaged inside valid compression."""
     chunks = _png_chunks(data)
     packed = b"".join(content for kind, content in chunks if kind == b"IDAT")
     try:
@@ -150,7 +135,6 @@ def png_pixels(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
 
 
 def tiff_entries(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
-    """TIFF directory entries changed."""
     order = "<" if data[:2] == b"II" else ">"
     changed = bytearray(data)
     start = int(struct.unpack_from(f"{order}I", data, 4)[0])
@@ -169,7 +153,6 @@ def tiff_entries(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
 
 
 def jpeg_segments(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
-    """JPEG segments changed."""
     parts, place = [], 2
     while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:
         size = 2 + int.from_bytes(data[place + 2 : place + 4], "big")
@@ -180,7 +163,6 @@ def jpeg_segments(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
 
 
 def riff_chunks(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
-    """WebP chunks changed."""
     parts, place = [], 12
     while place + 8 <= len(data):
         size = int.from_bytes(data[place + 4 : place + 8], "little")
@@ -191,7 +173,6 @@ def riff_chunks(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
 
 
 def bmp_header(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
-    """BMP header fields extreme."""
     changed = bytearray(data)
     fields = ((10, 4), (14, 4), (18, 4), (22, 4), (26, 2), (28, 2), (30, 4), (34, 4), (46, 4), (50, 4))
     for place, width in chance.sample(fields, chance.choice((1, 2, 3))):
@@ -200,27 +181,27 @@ def bmp_header(chance: random.Random, data: bytes, seeds: Seeds) -> bytes:
     return bytes(changed)
 
 
-_ANYWHERE: Final[tuple[Mutation, ...]] = (
-    flip_bits,
-    flip_header_bits,
-    truncate,
-    splice,
-    foreign_header,
-    overwrite_number,
-    cut_out,
-    repeat,
-    insert_noise,
-    fill,
-)
-_BY_FORMAT: Final[tuple[tuple[Mutation, bytes | tuple[bytes, ...]], ...]] = (
-    (png_chunks, _PNG_SIGNATURE),
-    (png_numbers, _PNG_SIGNATURE),
-    (png_pixels, _PNG_SIGNATURE),
-    (tiff_entries, (b"II*\0", b"MM\0*")),
-    (jpeg_segments, b"\xff\xd8"),
-    (riff_chunks, b"RIFF"),
-    (bmp_header, b"BM"),
-)
+_ANYWHERE: Final[dict[str, Mutation]] = {
+    "Bit flips": flip_bits,
+    "Bit flips in the header": functools.partial(flip_bits, within=64),
+    "Truncation": truncate,
+    "Spliced with another image": splice,
+    "Header of another image": foreign_header,
+    "Extreme numbers": overwrite_number,
+    "A piece cut out": cut_out,
+    "A piece repeated": repeat,
+    "Noise inserted": insert_noise,
+    "A piece filled with one byte": fill,
+}
+_BY_FORMAT: Final[dict[str, tuple[Mutation, bytes | tuple[bytes, ...]]]] = {
+    "PNG chunks changed, right checksums": (png_chunks, _PNG_SIGNATURE),
+    "PNG header or frame numbers extreme, right checksums": (png_numbers, _PNG_SIGNATURE),
+    "PNG pixel data damaged inside valid compression": (png_pixels, _PNG_SIGNATURE),
+    "TIFF directory entries changed": (tiff_entries, (b"II*\0", b"MM\0*")),
+    "JPEG segments changed": (jpeg_segments, b"\xff\xd8"),
+    "WebP chunks changed": (riff_chunks, b"RIFF"),
+    "BMP header fields extreme": (bmp_header, b"BM"),
+}
 
 
 def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:

@@ -18,18 +18,12 @@ SIZE: Final = (96, 64)
 
 @dataclass(frozen=True)
 class Sample:
-    """One image to send.
+    """One image to send."""
 
-    Attributes:
-        kind: row of the table.
-        name: of the file, or how it was made.
-        data: its bytes.
-        expects: what must become of it; ``any`` is a valid answer or a refusal.
-    """
-
-    kind: str
-    name: str
-    data: bytes
+    kind: str  # row of the table
+    name: str  # of the file, or how it was made
+    data: bytes  # its bytes
+    # What must become of it; ``any`` is a valid answer or a refusal
     expects: Literal["any", "answered", "refused"] = "any"
 
 

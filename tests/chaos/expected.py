@@ -1,4 +1,4 @@
-"""What the server must answer, bit for bit: the same images through ``pipeline`` and ONNX Runtime, without a server."""
+"""The answers expected, bit for bit: the same images through ``pipeline`` and ONNX Runtime, without a server."""
 
 from __future__ import annotations
 
@@ -42,25 +42,15 @@ entry ``nothing``."""
 
 @dataclass(frozen=True)
 class Case:
-    """One image and how it is asked about.
+    """One image and how it is asked about."""
 
-    Attributes:
-        name: for messages.
-        data: the encoded image.
-        parameters: of the request.
-    """
-
-    name: str
-    data: bytes
-    parameters: Parameters
+    name: str  # for messages
+    data: bytes  # the encoded image
+    parameters: Parameters  # of the request
 
 
 class Network:
-    """One version's network.
-
-    Args:
-        path: its ``model.onnx``.
-    """
+    """The ``model.onnx`` of a version."""
 
     def __init__(self, path: Path) -> None:
         options = ort.SessionOptions()

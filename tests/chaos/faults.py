@@ -28,23 +28,15 @@ _AS_BEFORE: Final = "nothing: versions, configurations and the log of promotions
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: a row of the table in docs/reliability.md, filled in with what was measured.
+    """One fault: a row of the table in docs/reliability.md, filled in with what was measured."""
 
-    Attributes:
-        fault: what is done.
-        lost: which requests or data.
-        callers_see: what callers see, and how soon.
-        recovery: how it goes on, and whether a person is needed.
-        attempt: tries it, given a built model repository, of which it serves a copy or changes nothing.
-        if_none_failed: what callers see if no request failed.
-    """
-
-    fault: str
-    lost: str
-    callers_see: str
-    recovery: str
+    fault: str  # what is done
+    lost: str  # which requests or data
+    callers_see: str  # what callers see, and how soon
+    recovery: str  # how it goes on, and whether a person is needed
+    # Tries it, given a built model repository, of which it serves a copy or changes nothing
     attempt: Callable[[Path], Tried]
-    if_none_failed: str | None = None
+    if_none_failed: str | None = None  # what callers see if no request failed
 
     def record(self, repository: Path) -> dict[str, Any]:
         """Try it; returns the row, the seconds until every request was answered again, evidence and what was broken."""
@@ -159,15 +151,7 @@ FAULTS: Final[dict[str, Fault]] = {
 
 
 def run(repository: Path, out: Path) -> dict[str, Any]:
-    """Try every fault.
-
-    Args:
-        repository: a built model repository.
-        out: folder for ``faults.json``.
-
-    Returns:
-        ``records``, one per fault, and ``faults``: what was not as promised.
-    """
+    """Try every fault; returns a record of each, and ``faults``: what was not as promised."""
     records = [{"name": name, **fault.record(repository)} for name, fault in FAULTS.items()]
     broken = [f"{record['name']}: {text}" for record in records for text in record["broken"]]
     _show(records)

@@ -205,13 +205,7 @@ def _refusal(client: SegmentationClient, images: list[bytes]) -> str:
 
 
 def on_a_disk(mode: str, pattern: str, repository: Path) -> Tried:
-    """Build and promote on a disk with no room or too little, or on a read-only one.
-
-    Args:
-        mode: ``full`` or ``read-only``.
-        pattern: what the error must say.
-        repository: not used; one of small versions serves better.
-    """
+    """Build and promote on a disk that is ``full`` (with no room or too little), or ``read-only``."""
     del repository
     tried = _on_a_disk(mode)
     failed = [one for one in tried if one["status"] != 0]

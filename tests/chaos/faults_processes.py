@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -18,6 +17,7 @@ from unittest import mock
 
 import psutil
 
+from load.metrics import samples, scrape
 from pipeline import contract
 from repository.running import RunningServer
 from repository.store import ModelRepository
@@ -34,6 +34,7 @@ UNHEALTHY: Final = r"^ServerError: .*Stub process .* is not healthy|^ServerBusyE
 GONE: Final = r"^ServerUnavailableError: "
 REPLACED: Final = "died; the model was loaded again"
 READY_AGAIN: Final = "is ready again"
+_WAITING: Final = "nv_inference_pending_request_count"
 _QUICK_HANG: Final = """
 import sys
 import repository.integrity
@@ -72,7 +73,7 @@ def kill_stub(model: str, repository: Path) -> Tried:
 
 
 def stopped_process(repository: Path) -> Tried:
-    """Stop (SIGSTOP) the process that runs the network: it is there and does nothing."""
+    """Stop (SIGSTOP) the process that runs the network: it runs, and does nothing."""
     return _without_process(repository, contract.network_model(PRECISION), psutil.Process.suspend)
 
 
@@ -177,13 +178,8 @@ def _seconds_until_idle(server: RunningServer) -> float:
     started = time.monotonic()
 
     def is_idle() -> bool:
-        with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=5) as answer:
-            lines = answer.read().decode().splitlines()
-        return all(
-            float(line.rpartition(" ")[2]) == 0
-            for line in lines
-            if line.startswith("nv_inference_pending_request_count{")
-        )
+        waiting = [value for name, _, value in samples(scrape(server.metrics)) if name == _WAITING]
+        return not any(waiting)
 
     wait_for(is_idle, 30, "the server to be idle")
     return time.monotonic() - started

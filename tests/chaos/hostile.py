@@ -19,6 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from base.names import STATE_NAME
 from pipeline import contract
 from scenes.reference import fetch_reference
 from serving.server import ServerOptions, TritonServer
@@ -30,9 +31,10 @@ from tests.chaos.corpus_mutations import mutate
 from tests.chaos.corpus_valid import Sample, valid_images
 from tests.chaos.expected import Case, Network
 from tests.chaos.hostile_judge import Input, Outcome
-from tests.chaos.hostile_send import Sender, kept_input
-from tests.chaos.hostile_watch import Watcher, dribblers, resource_faults, resources
+from tests.chaos.hostile_send import Sender
+from tests.chaos.hostile_watch import Dribblers, Watcher, resource_faults
 from tests.chaos.overload import configured_bound_s
+from tests.chaos.resources import used_by
 
 PRECISION: Final = "int8"
 
@@ -46,13 +48,9 @@ _AT_ONCE: Final = 50  # images of which one network remembers the outputs
 
 
 def run(repository: Path, out: Path, inputs: int = 10_000, seed: int = 0) -> dict[str, Any]:
-    """Send hostile inputs to a server; each must end in a right answer or a clear refusal.
+    """Send so many hostile inputs to a server; each must end in a right answer or a clear refusal.
 
-    Args:
-        repository: a built model repository.
-        out: folder for ``hostile.json`` and, where something was not as promised, ``failures/``.
-        inputs: how many, the test sets first of all.
-        seed: of what is drawn.
+    Those that do not are written to ``failures/``.
 
     Returns:
         The figures, with ``faults``: what was not as promised.
@@ -65,11 +63,11 @@ def run(repository: Path, out: Path, inputs: int = 10_000, seed: int = 0) -> dic
         warm = sender.send_all(_every_kind(seed + 1, bounded))
         sender.kept.clear()
         time.sleep(_SETTLE_S)
-        before, processes = resources(server), _processes(server)
-        with Watcher(server, PRECISION, photograph) as watcher, dribblers(server.http_url):
+        before, processes = _used(server), _processes(server)
+        with Watcher(server, PRECISION, photograph) as watcher, Dribblers(server.http_url):
             outcomes = sender.send_all(_drawn(inputs, seed, bounded))
         time.sleep(_SETTLE_S)
-        after, processes_after = resources(server), _processes(server)
+        after, processes_after = _used(server), _processes(server)
         ready = server.is_ready()
     with _quiet():
         wrong = _wrong_answers(repository, sender.kept)
@@ -110,6 +108,10 @@ def _quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
+def _used(server: TritonServer) -> dict[str, float]:
+    return used_by(server.pid or 0, server.state_folder.name.removesuffix(STATE_NAME))
+
+
 def _processes(server: TritonServer) -> set[int]:
     return {stub.pid for stub in stubs_of(server.pid or 0)}
 
@@ -118,10 +120,7 @@ def _every_kind(seed: int, bounded: bool) -> Iterator[Input]:
     """The files made for harm, each malformed request, and some mutations; large ones often.
 
     A process of the Python backend keeps the shared memory that its largest request took, so each must have had one.
-
-    Args:
-        seed: of what is drawn.
-        bounded: whether requests for more work than a server with a bound does are among them.
+    Only a server with a bound refuses requests for more work than anybody needs.
     """
     chance = random.Random(seed)  # noqa: S311 - no secret
     for sample in crafted_images():
@@ -196,35 +195,15 @@ def _show(result: dict[str, Any]) -> None:
         table.add_column(column, justify="left" if column == "kind" else "right")
     for kind, entry in result["kinds"].items():
         table.add_row(kind, *(str(entry.get(name, 0)) for name in names), f"{entry['worst_s']:.2f}")
-    watched, before, after = result["watched"], result["before"], result["after"]
+    watched = result["watched"]
+    changes = (f"{name} {value:.0f} to {result['after'][name]:.0f}" for name, value in result["before"].items())
     Console().print(table)
     Console().print(
-        f"photographs meanwhile: {watched['requests']}, the slowest {watched['worst_s']:.2f} s; memory "
-        f"{before['memory_mb']:.0f} to {after['memory_mb']:.0f} MB; file descriptors {before['descriptors']:.0f} to "
-        f"{after['descriptors']:.0f}; {result['answers_compared_bit_for_bit']} answers compared bit for bit",
+        f"photographs meanwhile: {watched['requests']}, the slowest {watched['worst_s']:.2f} s; {'; '.join(changes)}; "
+        f"{result['answers_compared_bit_for_bit']} answers compared bit for bit",
         highlight=False,
     )
 
 
-def _replay(repository: Path, file: Path) -> int:
-    """Send an input that failed once more; returns 1 if it fails again."""
-    with TritonServer(_options(repository), log=print) as server:
-        (outcome,) = Sender(server.grpc_url, server.http_url, file.parent).send_all(iter([kept_input(file)]))
-    print(outcome)
-    return 1 if outcome.fault else 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; returns 1 if something was not as promised."""
-    parser = part.parser(".hostile", __doc__)
-    parser.add_argument("--inputs", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--replay", type=Path, metavar="FILE", help="an input under failures/")
-    options = parser.parse_args(arguments)
-    if options.replay is not None:
-        return _replay(options.repository, options.replay)
-    return 1 if run(options.repository, options.out, options.inputs, options.seed)["faults"] else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(part.command("hostile", run, inputs=10_000, seed=0))

@@ -10,7 +10,8 @@ from typing import Any, Final
 import grpc
 import numpy as np
 from numpy.typing import NDArray
-from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
+from tritonclient.grpc import InferResult
+from tritonclient.utils import triton_to_np_dtype
 
 from client.errors import ServerError
 from client.request import parse_response
@@ -51,49 +52,29 @@ Input = Sample | Malformed
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back.
+    """What came back."""
 
-    Attributes:
-        result: ``answered``, ``refused``, ``closed`` (the connection, without an answer), or a status that is none of
-            these.
-        text: the server's words.
-        segmentations: per image, where it was answered.
-    """
-
+    # ``answered``, ``refused``, ``closed`` (the connection, without an answer), or a status that is none of these
     result: str
-    text: str = ""
-    segmentations: tuple[Segmentation, ...] = ()
+    text: str = ""  # the server's words
+    segmentations: tuple[Segmentation, ...] = ()  # per image, where it was answered
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one input.
+    """What became of one input."""
 
-    Attributes:
-        kind: of the input.
-        name: of the input.
-        result: see :class:`Answer`.
-        seconds: until it was known.
-        fault: what is wrong with that; empty if nothing is.
-    """
-
-    kind: str
-    name: str
-    result: str
-    seconds: float
-    fault: str = ""
+    kind: str  # of the input
+    name: str  # of the input
+    result: str  # see :class:`Answer`
+    seconds: float  # until it was known
+    fault: str = ""  # what is wrong with that; empty if nothing is
 
 
 def read_grpc(response: Any, mask_format: str = "rle") -> Answer:
     """A ``ModelInferResponse``."""
-    tensors: dict[str, NDArray[Any]] = {}
-    for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
-        if output.datatype == "BYTES":
-            flat = deserialize_bytes_tensor(raw)
-        else:
-            flat = np.frombuffer(raw, triton_to_np_dtype(output.datatype))
-        tensors[output.name] = flat.reshape(tuple(output.shape))
-    return _answered(tensors, mask_format)
+    result = InferResult(response)
+    return _answered({output.name: result.as_numpy(output.name) for output in response.outputs}, mask_format)
 
 
 def read_refusal(error: Any) -> Answer:
@@ -143,10 +124,9 @@ def _answered(tensors: Mapping[str, NDArray[Any]], mask_format: str = "rle") -> 
 
 def image_fault(sample: Sample, answer: Answer) -> str:
     """What is wrong with the answer to an image, compared with the pipeline's own; empty if nothing is."""
-    # The work of decoding is refused first, where the server's bound on latency makes it too much.
-    size: tuple[int, ...] | None = None
+    size: tuple[int, ...] = ()
     refusals = []
-    try:
+    try:  # the work of decoding is refused first, where the server's bound on latency makes it too much
         check_decode_work([sample.data], REQUEST_DECODE_S)
     except ImageError as error:
         refusals.append(str(error))
@@ -160,13 +140,11 @@ def image_fault(sample: Sample, answer: Answer) -> str:
         return f"the pipeline: {expected} {refusal!r}; expected: {sample.expects}"
     if answer.result != expected:
         return f"{answer.result} ({answer.text[:200]}); expected: {expected} {refusal}"
-    if refusal:
-        return (
-            ""
-            if any(text[:60] in answer.text for text in refusals)
-            else f"refused with {answer.text[:200]!r}; expected: {refusal}"
-        )
-    return answer_fault(answer, 1) or ("" if answer.segmentations[0].image_size == size else f"not of size {size}")
+    if refusals:
+        right = any(text[:60] in answer.text for text in refusals)
+        return "" if right else f"refused with {answer.text[:200]!r}; expected: {refusal}"
+    sizes = [found.image_size for found in answer.segmentations]
+    return masks_fault(answer) or ("" if sizes == [size] else f"results of sizes {sizes} for an image of {size}")
 
 
 def request_fault(request: Malformed, answer: Answer) -> str:
@@ -180,23 +158,15 @@ def request_fault(request: Malformed, answer: Answer) -> str:
         return "the server was busy"
     if answer.result == "refused" and not answer.text and not request.may_close:
         return "refused without a word"
-    return answer_fault(answer) if answer.result == "answered" else ""
+    return masks_fault(answer)
 
 
-def answer_fault(answer: Answer, images: int | None = None) -> str:
-    """What cannot be in any right answer; empty if nothing is wrong."""
-    if images is not None and len(answer.segmentations) != images:
-        return f"{len(answer.segmentations)} results for {images} images"
+def masks_fault(answer: Answer) -> str:
+    """What is wrong with the masks of an answer; empty if nothing is. All else was checked when it was read."""
     for found in answer.segmentations:
-        height, width = found.image_size
-        inside = (found.boxes >= 0) & (found.boxes <= np.array([width, height, width, height]) + 1e-3)
-        if not inside.all():  # NaN is inside of nothing
-            return f"boxes outside of the image: {found.boxes.tolist()}"
-        if (np.diff(found.scores) > 0).any() or ((found.scores < 0) | (found.scores > 1)).any():
-            return f"scores {found.scores.tolist()}"
         # A thousand masks of 49 megapixels do not fit into memory: the first and the last ones stand for all.
         shown = {*range(len(found))[:_DECODED], *range(len(found))[-_DECODED:]} if found.mask_format != "none" else ()
         for index in shown:
-            if found.mask(index).shape != (height, width):
+            if found.mask(index).shape != found.image_size:
                 return f"a mask of shape {found.mask(index).shape}"
     return ""

@@ -1,9 +1,8 @@
-"""Sends hostile inputs over several connections, and keeps those that failed, to send them again."""
+"""Sends hostile inputs over several connections, and keeps those that failed."""
 
 from __future__ import annotations
 
 import hashlib
-import pickle
 import queue
 import threading
 import time
@@ -84,7 +83,7 @@ class Sender:
             answer = self._image(channel, one.data) if isinstance(one, Sample) else self._malformed(channel, one)
             seconds = time.monotonic() - started
             fault = image_fault(one, answer) if isinstance(one, Sample) else request_fault(one, answer)
-        except Exception as error:  # whatever it is: a worker that ended would leave the rest unsent
+        except Exception as error:  # of any kind: a worker that ended would leave the rest unsent
             seconds, fault = time.monotonic() - started, f"no answer: {error!r}"
         if fault:
             self._keep(one)
@@ -117,11 +116,10 @@ class Sender:
             self.kept.append((sample, fingerprint(found)))
 
     def _keep(self, one: Input) -> None:
+        """Write the bytes of an input that failed to the folder of failures."""
         self._failures.mkdir(parents=True, exist_ok=True)
         name = "".join(letter if letter.isalnum() else "_" for letter in f"{one.kind}_{one.name}")[:120]
-        if isinstance(one, Sample):
-            (self._failures / name).write_bytes(one.data)
-        (self._failures / f"{name}.pickle").write_bytes(pickle.dumps(one))
+        (self._failures / name).write_bytes(one.data if isinstance(one, Sample) else one.http or one.message)
 
 
 def _call(channel: Any, method: str, message: bytes, mask_format: str = "rle") -> Answer:
@@ -134,14 +132,3 @@ def _call(channel: Any, method: str, message: bytes, mask_format: str = "rle") -
     if method != protocol.INFER:
         return Answer("another method's answer", data.hex()[:200])
     return read_grpc(service_pb2.ModelInferResponse.FromString(data), mask_format)
-
-
-def kept_input(file: Path) -> Input:
-    """An input that failed, out of ``failures/``: as it was sent (``.pickle``), or an image's bytes."""
-    data = file.read_bytes()
-    if file.suffix != ".pickle":
-        return Sample("replayed", file.name, data)
-    found = pickle.loads(data)  # noqa: S301 - written by this module on this machine
-    if not isinstance(found, (Sample, Malformed)):
-        raise ValueError(f"{file} holds no input")
-    return found

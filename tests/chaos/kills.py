@@ -36,13 +36,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def run(repository: Path, out: Path, kills: int = 100, seed: int = 0) -> dict[str, Any]:
-    """Kill processes of the Python backend, one after the other, each once the last one was replaced.
-
-    Args:
-        repository: a built model repository.
-        out: folder for ``kills.json``.
-        kills: how many.
-        seed: of models, processes and moments.
+    """Kill so many processes of the Python backend, one after the other, each once the last one was replaced.
 
     Returns:
         How the service recovered, what callers saw, and ``faults``: what was not as promised.

@@ -43,7 +43,7 @@ LEAST_ANSWERED: Final = 0.5
 
 _CAPACITY_IN_FLIGHT: Final = max(8, 4 * (os.cpu_count() or 1))
 _SENDERS: Final = max(1, (os.cpu_count() or 1) // 4)
-"""Processes that send the burst; others than that which measures the recovery, so that none takes from another."""
+"""Processes that send the burst. Another one measures the recovery, so that neither slows the other."""
 
 _CAPACITY_S: Final = 8.0
 _BASE_REQUESTS: Final = 30
@@ -53,17 +53,11 @@ _NO_RETRY: Final = RetryPolicy(retries=0)
 
 @dataclass(frozen=True)
 class Sent:
-    """One request of the burst.
+    """One request of the burst."""
 
-    Attributes:
-        outcome: ``answered``, ``refused``, or the type of another error.
-        seconds: from sending it to having its outcome.
-        text: the server's words, where it was not answered.
-    """
-
-    outcome: str
-    seconds: float
-    text: str = ""
+    outcome: str  # ``answered``, ``refused``, or the type of another error
+    seconds: float  # from sending it to having its outcome
+    text: str = ""  # the server's words, where it was not answered
 
 
 def run(
@@ -75,16 +69,7 @@ def run(
     profile: str = "cpu",
     precision: str = "int8",
 ) -> dict[str, Any]:
-    """Send more requests than a server can answer.
-
-    Args:
-        repository: a built model repository.
-        out: folder for ``overload.json``.
-        seconds: length of the burst.
-        factor: requests per second, by what the server can answer.
-        seed: of the arrivals.
-        profile: of the server.
-        precision: of the ensemble.
+    """Send ``factor`` times as many requests as a server can answer.
 
     Returns:
         The figures, with ``faults``: what was not as promised.

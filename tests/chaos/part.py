@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from repository.store import SHIPPED_REPOSITORY
 
 
 def keep(out: Path, name: str, result: dict[str, Any]) -> dict[str, Any]:
-    """Add a description of the machine to a part's figures, write them to ``NAME.json`` and show what was broken."""
-    result["machine"] = describe_machine()
+    """Add the machine to a part's figures, write them to ``NAME.json`` and show what was broken."""
+    machine = describe_machine(())
+    result["machine"] = machine | {"system": machine["system"].replace(f" {platform.release()} ", " ")}
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     for fault in result["faults"]:
@@ -36,16 +38,13 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
 def command(
     name: str, run: Callable[..., dict[str, Any]], arguments: Sequence[str] | None = None, **defaults: Any
 ) -> int:
-    """Run a part from the command line.
+    """Run a part from the command line; returns 1 if something was not as promised.
 
     Args:
         name: of the module.
         run: the part.
         arguments: of the command line.
         defaults: further arguments of ``run`` and what they are by default; a tuple lists all that are allowed.
-
-    Returns:
-        1 if something was not as promised.
     """
     made = parser(f".{name}", run.__doc__)
     for option, default in defaults.items():

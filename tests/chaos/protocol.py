@@ -40,43 +40,25 @@ HOSTILE_BODIES: Final[dict[str, bytes]] = {
 
 @dataclass(frozen=True)
 class Malformed:
-    """One request that is at fault.
+    """One request that is at fault."""
 
-    Attributes:
-        kind: row of the table.
-        name: what is wrong with it.
-        http: bytes for a socket; None if it goes over gRPC.
-        message: bytes of the gRPC message, which may be none.
-        method: gRPC method.
-        to_grpc_port: whether the bytes for a socket go to the gRPC port.
-        half_close: whether the sender closes its side of the connection after the bytes.
-        may_close: whether the server may close the connection without an answer: what came was not HTTP.
-        valid: whether an answer is right after all.
-        may_be_busy: whether it may be refused for overload.
-        mask_format: that it asks for.
-    """
-
-    kind: str
-    name: str
-    http: bytes | None = None
-    message: bytes = b""
-    method: str = INFER
-    to_grpc_port: bool = False
-    half_close: bool = False
-    may_close: bool = False
-    valid: bool = False
-    may_be_busy: bool = False
-    mask_format: str = "rle"
+    kind: str  # row of the table
+    name: str  # what is wrong with it
+    http: bytes | None = None  # bytes for a socket; None if it goes over gRPC
+    message: bytes = b""  # bytes of the gRPC message, which may be none
+    method: str = INFER  # gRPC method
+    to_grpc_port: bool = False  # whether the bytes for a socket go to the gRPC port
+    half_close: bool = False  # whether the sender closes its side of the connection after the bytes
+    may_close: bool = False  # whether the server may close the connection without an answer: what came was not HTTP
+    valid: bool = False  # whether an answer is right after all
+    may_be_busy: bool = False  # whether it may be refused for overload
+    mask_format: str = "rle"  # that it asks for
 
 
 def http_request(body: bytes, header_length: int | None = None, path: str = _PATH, **headers: str) -> bytes:
-    """A POST as bytes.
+    """A POST as bytes; headers are added or replaced, with hyphens for underscores.
 
-    Args:
-        body: of the request.
-        header_length: of the JSON in front of binary data; None leaves the header out.
-        path: of the request.
-        headers: more of them, or others in place of the right ones; underscores become hyphens.
+    ``header_length`` is that of the JSON in front of binary data; None leaves the header out.
     """
     lines = {"Host": "127.0.0.1", "Content-Length": str(len(body)), "Connection": "close"}
     if header_length is not None:

@@ -22,11 +22,7 @@ PARTS: Final = ("hostile", "overload", "overload_cuda", "faults", "kills", "soak
 
 
 def render(figures: Mapping[str, Any]) -> str:
-    """The document's text.
-
-    Args:
-        figures: part's name to what its run returned.
-    """
+    """The document's text, by the figures of the parts."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -37,19 +33,6 @@ def render(figures: Mapping[str, Any]) -> str:
     )
     environment.filters["machine"] = _machine
     return environment.get_template("reliability.md.jinja").render(figures)
-
-
-def _kept(described: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a machine's description is worth keeping: what it can do, not which one it was."""
-    system = str(described["system"]).split()
-    return {
-        "processor": described["processor"],
-        "cores": described["cores"],
-        "gpu": described["gpu"],
-        "system": f"{system[0]} {system[-1]}",
-        "load_average": described["load_average"],
-        "python": described["python"],
-    }
 
 
 def _machine(described: Mapping[str, Any]) -> str:
@@ -75,7 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"the soak of {found['minutes']:g} minutes is left out: the document has a longer one")
                 continue
             figures[part] = found
-            figures[part]["machine"] = _kept(figures[part]["machine"])
             for record in figures[part].get("records", []):
                 record.pop("evidence", None)  # counts and log lines, of that one run
     FIGURES.write_text(json.dumps(figures, indent=1) + "\n")

@@ -27,7 +27,7 @@ from repository.versions import promote, rollback
 from tests.chaos import part
 from tests.chaos.expected import Network, cases
 from tests.chaos.faults_service import Service
-from tests.chaos.soak_resources import Sampler, draw, flatness
+from tests.chaos.resources import Sampler, draw, flatness
 from tests.chaos.soak_traffic import Outcome, Traffic, warm_up
 
 SWITCHED: Final = "fp16"
@@ -42,11 +42,7 @@ _WARM_UP_S: Final = 20.0
 def run(repository: Path, out: Path, minutes: float, seed: int = 0) -> dict[str, Any]:
     """Soak a server: mixed traffic, every answer compared, versions switched, memory watched.
 
-    Args:
-        repository: a built model repository; a copy of it is served.
-        out: folder for ``soak.json`` and ``soak.png``.
-        minutes: length.
-        seed: of images, parameters and their order.
+    A copy of the repository is served.
 
     Returns:
         The figures, with ``faults``: what was not as promised.

@@ -7,8 +7,8 @@ soak is no overload.
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from client.errors import SegmentationError
 from client.request import Request
 from client.transport import AsyncTransport, Transport
 from pipeline import contract
+from tests.chaos.background import Background
 from tests.chaos.expected import BAD_INPUT, Case, fingerprint
 
 BAD_SHARE: Final = 0.05
@@ -26,33 +27,26 @@ _TIMEOUT_S: Final = 30.0
 _NO_RETRY: Final = RetryPolicy(retries=0)
 _BATCH: Final = 3
 _WARM_UP_ROUNDS: Final = 3
+_CALLERS: Final = (
+    *(("grpc", "blocking", 1), ("http", "blocking", 1), ("grpc", "batches", _BATCH)),
+    *(("grpc", "asynchronous", 1), ("http", "asynchronous", 1)),
+)
+"""Protocol, kind of client, and most images of a request."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One request and what became of it.
+    """One request and what became of it."""
 
-    Attributes:
-        kind: which client sent it.
-        precision: which ensemble was asked.
-        started: when it was sent, by the clock ``time.monotonic``, in seconds.
-        ended: when its outcome was there.
-        cases: numbers of the cases that it carried.
-        answers: fingerprints of the answers, in that order.
-        bad: name of the bad input that it carried; None if it was a good one.
-        error: type and text of its error; None if it was answered.
-        refusal_was_meant: whether it had to be refused, and was, as the caller's fault.
-    """
-
-    kind: str
-    precision: str
-    started: float
-    ended: float
-    cases: tuple[int, ...]
-    answers: tuple[str, ...] = ()
-    bad: str | None = None
-    error: str | None = None
-    refusal_was_meant: bool = False
+    kind: str  # which client sent it
+    precision: str  # which ensemble was asked
+    started: float  # when it was sent, by the clock ``time.monotonic``, in seconds
+    ended: float  # when its outcome was there
+    cases: tuple[int, ...]  # numbers of the cases that it carried
+    answers: tuple[str, ...] = ()  # fingerprints of the answers, in that order
+    bad: str | None = None  # name of the bad input that it carried; None if it was a good one
+    error: str | None = None  # type and text of its error; None if it was answered
+    refusal_was_meant: bool = False  # whether it had to be refused, and was, as the caller's fault
 
 
 @dataclass(frozen=True)
@@ -72,10 +66,6 @@ def warm_up(url: str, cases: Sequence[Case]) -> None:
     A process's pool of shared memory grows to the largest request that it was ever handed, and never shrinks: drawn by
     chance, that one comes after ten minutes.
 
-    Args:
-        url: of the server's gRPC endpoint.
-        cases: what is asked.
-
     Raises:
         SegmentationError: a request failed.
     """
@@ -89,13 +79,8 @@ async def _warm_up(url: str, images: Sequence[bytes]) -> None:
                 await asyncio.gather(*(client.segment_batch(images) for _ in range(2)))
 
 
-class Traffic:
+class Traffic(Background):
     """Requests without a pause, from a fixed number of callers, from ``with`` to its end.
-
-    Args:
-        urls: protocol to where they go.
-        cases: what is asked.
-        seed: of what is asked when.
 
     Attributes:
         outcomes: one per request.
@@ -105,83 +90,49 @@ class Traffic:
     def __init__(self, urls: dict[str, str], cases: Sequence[Case], seed: int) -> None:
         self.outcomes: list[Outcome] = []
         self.crashes: list[str] = []
-        self._cases, self._seed = cases, seed
-        self._urls = urls
-        self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._guard, args=(self._blocking, f"{protocol}, {what}", protocol, size))
-            for protocol, what, size in (("grpc", "blocking", 1), ("http", "blocking", 1), ("grpc", "batches", _BATCH))
-        ]
-        self._threads.append(threading.Thread(target=self._guard, args=(self._asynchronous,)))
+        self._cases, self._seed, self._urls = cases, seed, urls
+        super().__init__(*(functools.partial(self._guard, *caller) for caller in _CALLERS))
 
-    def __enter__(self) -> Traffic:
-        for thread in self._threads:
-            thread.start()
-        return self
+    def __exit__(self, *_: object) -> None:
+        self.crashes += [f"{name} hangs" for name in self.end()]
 
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(2 * _TIMEOUT_S)
-        self.crashes += [f"{thread.name} hangs" for thread in self._threads if thread.is_alive()]
-
-    def _guard(self, target: Any, *arguments: Any) -> None:
+    def _guard(self, protocol: str, how: str, size: int) -> None:
         try:
-            target(*arguments)
-        except Exception as error:  # whatever it is, it is a fault
+            self._call(protocol, how, size)
+        except Exception as error:  # any other error is a fault
             self.crashes.append(f"a caller ended: {error!r}")
 
-    def _blocking(self, kind: str, protocol: str, size: int) -> None:
+    def _call(self, protocol: str, how: str, size: int) -> None:
+        """Send requests of at most ``size`` images until the end."""
+        kind, url = f"{protocol}, {how}", self._urls[protocol]
         chance = random.Random(f"{self._seed} {kind}")  # noqa: S311 - no secret
-        url = self._urls[protocol]
-        clients = {name: SegmentationClient(url, protocol, name, _TIMEOUT_S, _NO_RETRY) for name in contract.PRECISIONS}
-        raw = Transport(protocol, url, _TIMEOUT_S)
-        while not self._stop.is_set():
+        make: Any = SegmentationClient
+        connect: Any = Transport
+        wait: Any = _at_once
+        if how == "asynchronous":
+            make, connect, wait = AsyncSegmentationClient, _connected, asyncio.new_event_loop().run_until_complete
+        clients = {name: make(url, protocol, name, _TIMEOUT_S, _NO_RETRY) for name in contract.PRECISIONS}
+        raw = wait(connect(protocol, url, _TIMEOUT_S))
+        while not self.stopped.is_set():
             plan = self._next(chance, size)
             started = time.monotonic()
+            found: Sequence[Any] = ()
+            error: SegmentationError | None = None
             try:
                 if plan.bad is not None:  # past the client's own checks
-                    request = Request(plan.images, (plan.bad,), plan.parameters)
-                    raw.infer(contract.ensemble_model(plan.precision), request.tensor(), plan.parameters)
-                    found = []
+                    tensor = Request(plan.images, (plan.bad,), plan.parameters).tensor()
+                    wait(raw.infer(contract.ensemble_model(plan.precision), tensor, plan.parameters))
                 else:
-                    found = clients[plan.precision].segment_batch(plan.images, **_arguments(plan.parameters))
-                self._answered(kind, plan, started, found)
-            except SegmentationError as error:
-                self._failed(kind, plan, started, error)
-        raw.close()
-        for client in clients.values():
-            client.close()
-
-    def _asynchronous(self) -> None:
-        asyncio.run(self._callers())
-
-    async def _callers(self) -> None:
-        await asyncio.gather(*(self._coroutine(f"{name}, asynchronous", name) for name in ("grpc", "http")))
-
-    async def _coroutine(self, kind: str, protocol: str) -> None:
-        chance = random.Random(f"{self._seed} {kind}")  # noqa: S311 - no secret
-        url = self._urls[protocol]
-        clients = {
-            name: AsyncSegmentationClient(url, protocol, name, _TIMEOUT_S, _NO_RETRY) for name in contract.PRECISIONS
-        }
-        raw = AsyncTransport(protocol, url, _TIMEOUT_S)
-        while not self._stop.is_set():
-            plan = self._next(chance, 1)
-            started = time.monotonic()
-            try:
-                if plan.bad is not None:
-                    request = Request(plan.images, (plan.bad,), plan.parameters)
-                    await raw.infer(contract.ensemble_model(plan.precision), request.tensor(), plan.parameters)
-                    found = []
-                else:
-                    found = await clients[plan.precision].segment_batch(plan.images, **_arguments(plan.parameters))
-                self._answered(kind, plan, started, found)
-            except SegmentationError as error:
-                self._failed(kind, plan, started, error)
-        await raw.close()
-        for client in clients.values():
-            await client.close()
+                    found = wait(clients[plan.precision].segment_batch(plan.images, **_arguments(plan.parameters)))
+            except SegmentationError as raised:
+                error = raised
+            took = started, time.monotonic()
+            answers = tuple(map(fingerprint, found))
+            text = None if error is None else f"{type(error).__name__}: {error}"
+            meant = plan.bad is not None and isinstance(error, RequestError)
+            self.outcomes.append(Outcome(kind, plan.precision, *took, plan.cases, answers, plan.bad, text, meant))
+        for each in (raw, *clients.values()):
+            wait(each.close())
 
     def _next(self, chance: random.Random, size: int) -> _Plan:
         precision = chance.choice(contract.PRECISIONS)
@@ -196,16 +147,15 @@ class Traffic:
         numbers = [number, *chance.choices(same, k=chance.randrange(size))]
         return _Plan(precision, tuple(numbers), tuple(self._cases[one].data for one in numbers), case.parameters, None)
 
-    def _answered(self, kind: str, plan: _Plan, started: float, found: Sequence[Any]) -> None:
-        ended = time.monotonic()
-        answers = tuple(fingerprint(one) for one in found)
-        self.outcomes.append(Outcome(kind, plan.precision, started, ended, plan.cases, answers, plan.bad))
 
-    def _failed(self, kind: str, plan: _Plan, started: float, error: SegmentationError) -> None:
-        meant = plan.bad is not None and isinstance(error, RequestError)
-        text = f"{type(error).__name__}: {error}"
-        ended = time.monotonic()
-        self.outcomes.append(Outcome(kind, plan.precision, started, ended, plan.cases, (), plan.bad, text, meant))
+def _at_once(answer: Any) -> Any:
+    """What a blocking call returned."""
+    return answer
+
+
+async def _connected(protocol: str, url: str, timeout_s: float) -> AsyncTransport:
+    """A transport that was made where its event loop runs."""
+    return AsyncTransport(protocol, url, timeout_s)
 
 
 def _arguments(parameters: dict[str, Any]) -> dict[str, Any]:

@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
-import time
 
 import cv2
 import grpc
 import numpy as np
 import pytest
 
-from client import RetryPolicy, SegmentationClient
 from tests.chaos import protocol
 from tests.chaos.corpus_heavy import holding
-from tests.chaos.hostile_send import Sender
+from tests.integration.beside import BOUND_S, beside
 
 pytestmark = pytest.mark.server
-
-BOUND_S = 2.0
-"""``max_latency_ms`` of admission, as shipped."""
-
-
-def one_try(server):
-    return SegmentationClient(server.grpc_url, "grpc", "int8", retry=RetryPolicy(retries=0))
-
-
-def timed(client, image):
-    started = time.monotonic()
-    client.segment(image)
-    return time.monotonic() - started
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +26,10 @@ def large(reference):
 
 
 def test_photographs_are_answered_beside_two_such_requests_at_once(server, reference, tmp_path, large):
-    photograph = reference.photographs[1].read_bytes()
     requests = [holding("8 x PNG", [large] * 8)] * 2
-    outcomes = []
-    sender = Sender(server.grpc_url, server.http_url, tmp_path)
-    with one_try(server) as client:
-        alone = max(timed(client, photograph) for _ in range(5))
-        thread = threading.Thread(target=lambda: outcomes.extend(sender.send_all(iter(requests))))
-        thread.start()
-        beside = []
-        while thread.is_alive():
-            beside.append(timed(client, photograph))
-        thread.join()
+    outcomes, slowest_s, alone_s = beside(server, reference.photographs[1].read_bytes(), requests, tmp_path)
     assert [(outcome.result, outcome.fault) for outcome in outcomes] == [("refused", "")] * 2
-    assert max(beside) < BOUND_S + 3 * alone  # on a quiet machine one takes less than a tenth of a second alone
+    assert slowest_s < BOUND_S + 3 * alone_s  # on a quiet machine one takes less than a tenth of a second alone
 
 
 def test_the_refusal_says_what_came_what_is_allowed_and_what_to_do(server, large):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
+from functools import partial
 
 import pytest
 import tritonclient.grpc
@@ -14,6 +14,7 @@ from client.segmentation import SegmentationClient
 from pipeline import contract
 from repository.live import GRPC_ADMIN_HEADER, LiveServer
 from serving.server import ServerOptions, TritonServer
+from tests.chaos.background import Background
 from tests.chaos.expected import Case, Network, fingerprint, pictures
 
 pytestmark = pytest.mark.server
@@ -93,40 +94,28 @@ def test_in_any_batch_at_any_place(live, protocol, precision, images, expected):
 OTHERS = (*[(1, "grpc", "int8")] * 3, (1, "http", "int8"), (2, "http", "int8"), (1, "grpc", "fp16"))
 
 
-class Others:
+class Others(Background):
     """Other callers, whose requests share the network's batches: their answers must be right, too."""
 
     def __init__(self, server, images, expected):
         self.wrong, self.right = [], 0
         self._images, self._expected = images, expected
-        self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._run, args=(url_of(server, protocol), protocol, precision, size))
-            for size, protocol, precision in OTHERS
-        ]
-
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *error):
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(60)
+        super().__init__(
+            *(partial(self._run, url_of(server, on), on, precision, size) for size, on, precision in OTHERS)
+        )
 
     def _run(self, url, protocol, precision, size):
         turn = 0
         try:
             with SegmentationClient(url, protocol, precision) as client:
-                while not self._stop.is_set():
+                while not self.stopped.is_set():
                     turn = (turn + 3) % len(self._images)
                     mask_format = FORMATS[turn % len(FORMATS)]
                     found = answers(client, rotated(self._images, turn)[:size], mask_format)
                     if found != rotated(self._expected[precision, mask_format], turn)[:size]:
                         self.wrong.append((protocol, precision, turn, mask_format))
                     self.right += 1
-        except Exception as error:  # whatever it is, it is not the right answer
+        except Exception as error:  # of any kind: it is not the right answer
             self.wrong.append(repr(error))
 
 

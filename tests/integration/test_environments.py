@@ -34,7 +34,7 @@ class Place:
     """Where commands run.
 
     Attributes:
-        repository: model repository that they are told of.
+        repository: model repository that they serve.
         photographs: folder of two images, one of which has a name that is no UTF-8.
         cwd: working folder.
         python: of the environment.
@@ -213,7 +213,7 @@ def test_serve_call_build_and_measure(name, repository, photographs, tmp_path):
 
 
 def files_of(prefix):
-    """What a server has made: shared memory, and files of its own."""
+    """What a server has made: shared memory, and its files."""
     folders = (Path(tempfile.gettempdir()), cache_dir() / "servers", SHARED_MEMORY)
     return [path for folder in folders for path in folder.glob(f"{prefix}*")]
 
@@ -256,7 +256,7 @@ def test_make_takes_ports_by_the_names_that_compose_has_for_them(target, way, tm
     assert "--http-port 8020" in with_both.stdout
 
 
-def test_make_serve_listens_where_it_is_told(repository):
+def test_make_serve_listens_where_it_should(repository):
     with Place(repository, ROOT).served() as urls:
         taken = urls["http"].rpartition(":")[2]
         done = subprocess.run(

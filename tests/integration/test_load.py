@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 
 from load.__main__ import main
-from load.generator import StepSpec, run_step
+from load.generator import run_step
 from load.options import UserOptions
-from load.payloads import Payload, load_payloads, save, with_expectations
-from load.results import Load, StepResult
+from load.payloads import Payload, load_payloads, with_expectations
+from load.results import Load, StepResult, StepSpec
 from load.triton_statistics import TritonStatistics, difference
 from serving.environment import free_ports
 from serving.server import ServerOptions, TritonServer
@@ -112,16 +112,16 @@ def test_charts_are_seen_in_a_browser(comparison, tmp_path):
         assert seen > (2000 if name == "network" else 150), f"{name}'s color covers {seen} pixels"
 
 
-def step_of(server, protocol, payloads, folder, precision="int8", options=None, **changes):
+def step_of(server, protocol, payloads, precision="int8", options=None, load=None, duration_s=1.5):
     """One step, and what the server counted meanwhile."""
-    save(payloads, folder / "payloads")
     url = server.grpc_url if protocol == "grpc" else server.http_url
-    values = {"users": 2, "rate": None, "warm_up_s": 0.0, "duration_s": 1.5, **changes}
-    spec = StepSpec(precision, protocol, url, payloads=folder / "payloads", options=options or UserOptions(), **values)
+    spec = StepSpec(
+        precision, protocol, url, load or Load(2), 0, 0.0, duration_s, tuple(payloads), options or UserOptions()
+    )
     statistics = TritonStatistics(protocol, url)
     statistics.calibrate(precision)
     before = statistics.read(precision)
-    result = StepResult.of(precision, protocol, Load(values["users"]), 0, run_step(spec))
+    result = StepResult.of(spec, run_step(spec))
 
     def agree():
         result.server = difference(before, statistics.read(precision))
@@ -133,9 +133,9 @@ def step_of(server, protocol, payloads, folder, precision="int8", options=None, 
     return result
 
 
-def test_refused_requests_are_failures_on_both_sides(server, protocol, tmp_path):
+def test_refused_requests_are_failures_on_both_sides(server, protocol):
     good = load_payloads(UserOptions())[0]
-    result = step_of(server, protocol, [good, Payload("noise", b"no image", (10, 10), 0)], tmp_path)
+    result = step_of(server, protocol, [good, Payload("noise", b"no image", (10, 10), 0)])
     assert result.kinds["ok"] > 0
     assert result.kinds["refused"] > 0
     assert result.disagreement() is None
@@ -143,21 +143,21 @@ def test_refused_requests_are_failures_on_both_sides(server, protocol, tmp_path)
     assert result.first_errors["refused"]
 
 
-def test_a_prompt_wrong_answer_is_a_failure(server, protocol, tmp_path):
+def test_a_prompt_wrong_answer_is_a_failure(server, protocol):
     payload = load_payloads(UserOptions())[0]
     expecting_more = Payload(payload.name, payload.data, payload.image_size, 3)
-    result = step_of(server, protocol, [expecting_more], tmp_path)
+    result = step_of(server, protocol, [expecting_more])
     assert set(result.kinds) == {"wrong"}
     assert "1 detections; expected 3" in result.first_errors["wrong"]
     assert result.disagreement() is None
 
 
-def test_sizes_batches_parameters_and_open_loop(server, url, protocol, tmp_path):
+def test_sizes_batches_parameters_and_open_loop(server, url, protocol):
     parameters = {"confidence": 0.3, "mask_format": "polygon"}
     options = UserOptions(megapixels=(0.2, 1.0), batch_sizes=(1, 3), parameters=parameters)
     payloads = with_expectations(load_payloads(options), protocol, url, "fp32", options)
     assert len(payloads) == 10
-    result = step_of(server, protocol, payloads, tmp_path, "fp32", options, users=1, rate=4.0, duration_s=3.0)
+    result = step_of(server, protocol, payloads, "fp32", options, Load(1, 4.0), duration_s=3.0)
     assert set(result.kinds) == {"ok"}, result.first_errors
     assert result.disagreement() is None
     assert result.server["segment_fp32"].counts["images"] > result.requests

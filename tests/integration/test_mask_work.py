@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 import time
 import urllib.request
 
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput
 
-from client import RetryPolicy, SegmentationClient
 from client.errors import RequestError
 from load.photographs import at_megapixels
 from pipeline import contract
@@ -23,21 +21,9 @@ from pipeline.mask_formats import decode_mask
 from tests.chaos import protocol
 from tests.chaos.corpus_heavy import endless_masks
 from tests.chaos.hostile_send import Sender
+from tests.integration.beside import BOUND_S, beside, one_try
 
 pytestmark = pytest.mark.server
-
-BOUND_S = 2.0
-"""``max_latency_ms`` of admission, as shipped."""
-
-
-def one_try(server):
-    return SegmentationClient(server.grpc_url, "grpc", "int8", retry=RetryPolicy(retries=0))
-
-
-def timed(client, image):
-    started = time.monotonic()
-    client.segment(image)
-    return time.monotonic() - started
 
 
 @pytest.fixture(scope="module")
@@ -47,51 +33,21 @@ def requests(reference):
     return {request.name: request for request in endless_masks(large)}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "1 x rle",
-        "1 x polygon",
-        "1 x png",
-        "1 x png_base64",
-        "8 x rle",
-        "8 x png",
-    ],
-)
+@pytest.mark.parametrize("name", ["1 x rle", "1 x polygon", "1 x png", "1 x png_base64", "8 x rle", "8 x png"])
 def test_photographs_are_answered_beside_it(server, reference, tmp_path, requests, name):
     photograph = reference.photographs[1].read_bytes()
-    outcomes = []
-    sender = Sender(server.grpc_url, server.http_url, tmp_path)
-    with one_try(server) as client:
-        alone = max(timed(client, photograph) for _ in range(5))
-        thread = threading.Thread(target=lambda: outcomes.extend(sender.send_all(iter([requests[name]]))))
-        thread.start()
-        beside = []
-        while thread.is_alive():
-            beside.append(timed(client, photograph))
-        thread.join()
-    (outcome,) = outcomes
+    (outcome,), slowest_s, alone_s = beside(server, photograph, [requests[name]], tmp_path)
     assert outcome.fault == ""
-    assert max(beside) < BOUND_S + alone
+    assert slowest_s < BOUND_S + alone_s
 
 
 def test_several_at_once_do_not_add_up(server, reference, tmp_path, requests):
     photograph = reference.photographs[1].read_bytes()
-    outcomes = []
-    sender = Sender(server.grpc_url, server.http_url, tmp_path)  # four at once
-    heavy = [requests["1 x rle"]] * 5
-    with one_try(server) as client:
-        alone = max(timed(client, photograph) for _ in range(5))
-        (one,) = sender.send_all(iter(heavy[:1]))
-        thread = threading.Thread(target=lambda: outcomes.extend(sender.send_all(iter(heavy))))
-        thread.start()
-        beside = []
-        while thread.is_alive():
-            beside.append(timed(client, photograph))
-        thread.join()
-    assert [outcome.fault for outcome in outcomes] == [""] * len(heavy)
+    (one,) = Sender(server.grpc_url, server.http_url, tmp_path).send_all(iter([requests["1 x rle"]]))
+    outcomes, slowest_s, alone_s = beside(server, photograph, [requests["1 x rle"]] * 5, tmp_path)  # four at once
+    assert [outcome.fault for outcome in outcomes] == [""] * 5
     # One of them may have been begun just before the bound; five one after the other would take five times as long.
-    assert max(beside) < BOUND_S + 2 * one.seconds + alone
+    assert slowest_s < BOUND_S + 2 * one.seconds + alone_s
 
 
 def test_the_refusal_says_what_came_what_is_allowed_and_what_to_do(server, requests):

@@ -1,4 +1,4 @@
-"""More than the server can do, and callers that go away: everybody is told, nothing hangs, no work is wasted."""
+"""More than the server can do, and callers that go away: callers learn of it, nothing hangs, no work is wasted."""
 
 from __future__ import annotations
 

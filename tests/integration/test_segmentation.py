@@ -255,7 +255,7 @@ def test_one_broken_image_fails_its_request_alone(server, reference):
     outcomes: dict[int, object] = {}
 
     def ask(number: int) -> None:
-        # So many at once may be more than a busy machine answers in time; they are let in one after the other then.
+        # So many at once may be more than a busy machine answers in time; they are admitted one after the other then.
         patient = RetryPolicy(retries=100)
         with SegmentationClient(server.grpc_url, protocol="grpc", precision="int8", retry=patient) as client:
             try:

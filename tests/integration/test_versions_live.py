@@ -6,9 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
+from functools import partial
 
 import cv2
 import numpy as np
@@ -25,6 +25,7 @@ from repository.promotions import read_promotions
 from repository.store import ModelRepository, read_config, write_config
 from repository.versions import PromotionError, promote, rollback
 from serving.server import ServerOptions, TritonServer
+from tests.chaos.background import Background
 from tests.exports import segmentation_export
 from tests.versions import copy_version
 
@@ -85,46 +86,33 @@ def live(two_versions):
         yield server
 
 
-class Traffic:
+class Traffic(Background):
     """Requests without a pause: to the ensemble over gRPC and HTTP, and to the network itself over gRPC."""
 
     def __init__(self, server, image):
         self.answers = Counter()
         self.failures = []
         self._server, self._image = server, image
-        self._stop = threading.Event()
-        self._threads = [
-            *(threading.Thread(target=self._run, args=(self._ensemble, name)) for name in ("grpc", "http")),
-            threading.Thread(target=self._run, args=(self._network, "network")),
-        ]
-
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *error):
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(60)
+        callers = (("grpc", self._ensemble), ("http", self._ensemble), ("network", self._network))
+        super().__init__(*(partial(self._run, requests, name) for name, requests in callers))
 
     def _run(self, requests, name):
         try:
             for answer in requests(name):
                 self.answers[(name, answer)] += 1
-        except Exception as error:  # whatever it is, it is a failed request
+        except Exception as error:  # of any kind: the request failed
             self.failures.append(f"{name}: {error!r}")
 
     def _ensemble(self, protocol):
         url = self._server.grpc_url if protocol == "grpc" else self._server.http_url
         with SegmentationClient(url, protocol, PRECISION) as client:
-            while not self._stop.is_set():
+            while not self.stopped.is_set():
                 yield ensemble_answer(client, self._image)
 
     def _network(self, name):
         del name
         with tritonclient.grpc.InferenceServerClient(self._server.grpc_url) as client:
-            while not self._stop.is_set():
+            while not self.stopped.is_set():
                 yield network_answer(client)
                 time.sleep(0.005)  # leaves the processor to the ensemble
 

@@ -31,8 +31,8 @@ def test_a_picture_is_drawn(tmp_path, gpu, count):
 
 def test_the_networks_instances_are_set_in_a_copy(tmp_path):
     before = (SHIPPED_REPOSITORY / "network_fp16" / "configs" / "cuda.pbtxt").read_text()
-    options = Namespace(repository=SHIPPED_REPOSITORY, profile="cuda", network_instances=3, network_kind="cpu")
+    options = Namespace(repository=SHIPPED_REPOSITORY, profile="cuda", network_instances=3)
     copy = copy_repository(options, tmp_path / "copy")
     (group,) = read_config(copy / "network_fp16" / "configs" / "cuda.pbtxt").instance_group
-    assert (group.count, group.kind) == (3, group.KIND_CPU)
+    assert group.count == 3
     assert (SHIPPED_REPOSITORY / "network_fp16" / "configs" / "cuda.pbtxt").read_text() == before

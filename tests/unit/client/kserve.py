@@ -44,19 +44,12 @@ class Received:
 
 @dataclass
 class Stub:
-    """A running server.
+    """A running server."""
 
-    Attributes:
-        url: ``host:port``.
-        received: the requests so far.
-        answer: makes the response tensors of a request, or raises :class:`Refusal`.
-        ready: what it answers when asked whether a model is ready.
-    """
-
-    answer: Callable[[Received], Tensors]
-    url: str = ""
-    ready: bool = True
-    received: list[Received] = field(default_factory=list)
+    answer: Callable[[Received], Tensors]  # makes the response tensors of a request, or raises :class:`Refusal`
+    url: str = ""  # ``host:port``
+    ready: bool = True  # what it answers when asked whether a model is ready
+    received: list[Received] = field(default_factory=list)  # the requests so far
 
     def infer(self, request: Received) -> Tensors:
         self.received.append(request)

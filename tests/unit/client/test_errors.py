@@ -5,6 +5,8 @@ import socket
 import struct
 import threading
 import time
+import tracemalloc
+import zlib
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -112,47 +114,28 @@ RESET = object()
 OK = b"HTTP/1.1 200 OK\r\n"
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        b"\0\0\x12\4\0\0\0\0\0\0\3\0\0\0\x64\0\4\0\0\xff\xff\0\5\0\0\x40\0",
-        b"SSH-2.0-OpenSSH_9\r\n",
-        b"\x15\3\1\0\2\2\x46",
-        b"",
-        RESET,
-        OK + b"Content-Length: 6\r\n\r\n<html>",
-        OK + b"Content-Length: 0\r\n\r\n",
-        OK + b"Content-Length: 2\r\n\r\n[]",
-        OK + b"Content-Length: 2\r\n\r\n{}",
-        OK + b"Content-Length: 19\r\n\r\n" + b'{"outputs":[{"a":1}',
-        OK + b"Content-Length: 1000\r\n\r\n{",
-        OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
-        OK + b"Inference-Header-Content-Length: 999\r\nContent-Length: 2\r\n\r\n{}",
-        OK + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
-        OK + b"X: " + b"a" * 100_000 + b"\r\n\r\n",
-        b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 6\r\n\r\n<html>",
-        b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n",
-    ],
-    ids=[
-        "http/2",
-        "ssh",
-        "tls alert",
-        "closed",
-        "reset",
-        "html",
-        "nothing",
-        "list",
-        "object",
-        "half json",
-        "cut",
-        "chunks",
-        "header length",
-        "gzip",
-        "long header",
-        "gateway",
-        "redirect",
-    ],
-)
+STRANGERS = {
+    "http/2": b"\0\0\x12\4\0\0\0\0\0\0\3\0\0\0\x64\0\4\0\0\xff\xff\0\5\0\0\x40\0",
+    "ssh": b"SSH-2.0-OpenSSH_9\r\n",
+    "tls alert": b"\x15\3\1\0\2\2\x46",
+    "closed": b"",
+    "reset": RESET,
+    "html": OK + b"Content-Length: 6\r\n\r\n<html>",
+    "nothing": OK + b"Content-Length: 0\r\n\r\n",
+    "list": OK + b"Content-Length: 2\r\n\r\n[]",
+    "object": OK + b"Content-Length: 2\r\n\r\n{}",
+    "half json": OK + b"Content-Length: 19\r\n\r\n" + b'{"outputs":[{"a":1}',
+    "cut": OK + b"Content-Length: 1000\r\n\r\n{",
+    "chunks": OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "header length": OK + b"Inference-Header-Content-Length: 999\r\nContent-Length: 2\r\n\r\n{}",
+    "gzip": OK + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
+    "long header": OK + b"X: " + b"a" * 100_000 + b"\r\n\r\n",
+    "gateway": b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 6\r\n\r\n<html>",
+    "redirect": b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("answer", STRANGERS.values(), ids=STRANGERS)
 def test_a_port_where_something_else_answers(answer, protocol, connect):
     with listener(answer) as url:
         assert connect(url, timeout_s=5).is_ready() is False
@@ -171,6 +154,23 @@ def test_an_answer_that_cannot_be_read_is_a_fault_of_that_answer(body, connect):
     answer = OK + b"Content-Length: %d\r\n\r\n" % len(body) + body
     with listener(answer) as url, pytest.raises(AnswerError, match=f"the answer of {url}"):
         connect(url, timeout_s=5).segment(b"image")
+
+
+@pytest.mark.parametrize("protocol", ["http"])
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_an_answer_that_would_become_huge_is_not_inflated(encoding, connect):
+    packer = zlib.compressobj(wbits=31 if encoding == "gzip" else 15)
+    body = packer.compress(bytes(200 << 20)) + packer.flush()
+    answer = OK + f"Content-Encoding: {encoding}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    with listener(answer) as url:
+        client = connect(url, timeout_s=20)
+        tracemalloc.start()
+        try:
+            with pytest.raises(AnswerError, match=f"Content-Encoding is {encoding}; allowed: none"):
+                client.segment(b"image")
+            assert tracemalloc.get_traced_memory()[1] < 20 << 20
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.mark.parametrize("error", [UnicodeError("label"), OSError(111, "no"), ConnectionResetError()])

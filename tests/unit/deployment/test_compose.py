@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from client.__main__ import _parser as client_parser
-from monitoring.dashboard import DATASOURCE_UID
+from monitoring.dashboard import DATASOURCE
 from serving.__main__ import _parser
 from tests.compose import PROFILES, ROOT, resolved
 
@@ -146,7 +146,7 @@ def test_mounted_files_are_there(services, name):
 
 def test_grafana_is_provisioned_with_the_data_source_that_the_dashboard_asks():
     source = yaml.safe_load((ROOT / "monitoring/grafana/provisioning/datasources/prometheus.yml").read_text())
-    assert [entry["uid"] for entry in source["datasources"]] == [DATASOURCE_UID]
+    assert [entry["uid"] for entry in source["datasources"]] == [DATASOURCE["uid"]]
     assert source["datasources"][0]["url"] == "http://prometheus:9090"
 
 

@@ -5,65 +5,47 @@ import pytest
 
 from load import generator
 from load.errors import LoadError
-from load.generator import StepSpec, run_step
+from load.generator import run_step
 from load.options import UserOptions
-from load.payloads import Payload, read, save
+from load.payloads import Payload
+from load.results import Load, StepSpec
+
+PAYLOADS = (Payload("one", b"\x00\x01", (4, 5), 3), Payload("two", b"", (6, 7)))
 
 
-@pytest.fixture
-def payloads(tmp_path):
-    save([Payload("one", b"\x00\x01", (4, 5), 3), Payload("two", b"", (6, 7))], tmp_path / "payloads")
-    return tmp_path / "payloads"
-
-
-def spec(url, payloads, **changes):
-    values = {
-        "precision": "int8",
-        "protocol": "grpc",
-        "url": url,
-        "users": 2,
-        "rate": None,
-        "warm_up_s": 0.0,
-        "duration_s": 1.0,
-        "payloads": payloads,
-        "options": UserOptions(timeout_s=1.0),
-    }
-    return StepSpec(**{**values, **changes})
-
-
-def test_payloads_come_back_as_they_were_saved(payloads):
-    assert read(payloads) == [Payload("one", b"\x00\x01", (4, 5), 3), Payload("two", b"", (6, 7))]
+def spec(url, protocol="grpc", duration_s=1.0, timeout_s=1.0):
+    return StepSpec("int8", protocol, url, Load(2), 0, 0.0, duration_s, PAYLOADS, UserOptions(timeout_s=timeout_s))
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_no_server_is_reported_as_failures_and_ends(payloads, protocol):
+def test_no_server_is_reported_as_failures_and_ends(protocol):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"127.0.0.1:{unused.getsockname()[1]}"
-        values = run_step(spec(url, payloads, protocol=protocol))
+        values = run_step(spec(url, protocol=protocol))
     assert set(values["kinds"]) == {"unavailable"}
     assert values["locust_requests"] == values["locust_failures"] == len(values["kinds"]) < 30
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_a_server_that_never_answers_times_out(payloads, protocol):
+def test_a_server_that_never_answers_times_out(protocol):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"127.0.0.1:{silent.getsockname()[1]}"
-        values = run_step(spec(url, payloads, protocol=protocol, duration_s=0.5))
+        values = run_step(spec(url, protocol=protocol, duration_s=0.5))
     assert values["kinds"]
     assert set(values["kinds"]) <= {"timeout", "unavailable"}
 
 
-def test_a_generator_that_outlasts_its_time_is_killed(payloads, monkeypatch):
+def test_a_generator_that_outlasts_its_time_is_killed(monkeypatch):
     monkeypatch.setattr(generator, "GRACE_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"127.0.0.1:{silent.getsockname()[1]}"
         started = time.monotonic()
         with pytest.raises(LoadError, match="did not end within"):
-            run_step(spec(url, payloads, duration_s=0.1, options=UserOptions(timeout_s=0.1)))
+            run_step(spec(url, duration_s=0.1, timeout_s=0.1))
     assert time.monotonic() - started < 10
 
 
-def test_a_generator_that_fails_says_why(tmp_path):
-    with pytest.raises(LoadError, match="No such file"):
-        run_step(spec("127.0.0.1:1", tmp_path / "nowhere"))
+def test_a_generator_that_fails_says_why():
+    with pytest.raises(LoadError, match="KeyError: 'soap'"):
+        run_step(spec("127.0.0.1:1", protocol="soap"))

@@ -4,7 +4,8 @@ from collections import Counter
 import pytest
 
 from load.metrics import gauges
-from load.results import Load, StepResult
+from load.options import UserOptions
+from load.results import Load, StepResult, StepSpec
 from load.triton_statistics import ModelCounters
 
 VALUES = {
@@ -20,7 +21,7 @@ VALUES = {
 
 
 def test_window_throughput_counts_answers_and_latency_counts_requests_of_the_window():
-    result = StepResult.of("int8", "grpc", Load(2), 0, VALUES)
+    result = StepResult.of(StepSpec("int8", "grpc", "", Load(2), 0, 0.0, 2.0, (), UserOptions()), VALUES)
     assert result.throughput == pytest.approx((1 + 2 + 1) / 2.0)
     assert sorted(result.latencies_ms) == pytest.approx([200, 400, 600])
     assert (result.requests, result.failures) == (5, 1)

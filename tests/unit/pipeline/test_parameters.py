@@ -1,11 +1,22 @@
+import re
+from pathlib import Path
+
 import pytest
 
+from pipeline.contract import MASK_FORMATS
 from pipeline.errors import ParameterError
-from pipeline.parameters import RequestParameters
+from pipeline.parameters import HELP, RequestParameters
 
 
-def test_defaults():
-    assert RequestParameters.parse({}) == RequestParameters(0.25, 0.45, 300, "rle", None)
+def test_the_document_has_the_parameters_their_defaults_and_the_mask_formats():
+    text = (Path(__file__).parents[3] / "docs" / "contract.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| `?([\w.]+)`? \|", text.partition("## Request parameters")[2], re.MULTILINE))
+    defaults = {name: "all" if value is None else str(value) for name, value in vars(RequestParameters()).items()}
+    assert {name: rows.get(name) for name in defaults} == defaults
+    assert defaults.keys() == HELP.keys()
+    assert set(re.findall(r"`(\w+)`", text.partition("| `mask_format` | `rle` |")[2].partition("(")[0])) == {
+        *MASK_FORMATS
+    }
 
 
 def test_all_set():

@@ -9,10 +9,17 @@ from builder.versions_cli import add_commands
 from pipeline import contract
 from repository.live import LiveError
 from repository.plans import Machine
+from tests.versions import add_version
 
 H100 = Machine((10, 13, 0), "a test", Gpu("NVIDIA H100", "9.0"))
 L4 = Machine((10, 13, 0), "a test", Gpu("NVIDIA L4", "8.9"))
 NO_GPU = Machine(None, "no library", None)
+
+
+def add_versions(repository, count, **options):
+    """Write so many versions; options as those of :func:`tests.versions.add_version`."""
+    for _ in range(count):
+        add_version(repository, **options)
 
 
 class FakeServer:

@@ -1,4 +1,4 @@
-"""Each profile gets what is its own: cpu and cuda load model.onnx, tensorrt loads plans, and cuda needs a GPU."""
+"""Each profile gets its own: cpu and cuda load model.onnx, tensorrt loads plans, and cuda needs a GPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from repository.versions import PromotionError, promote, rollback
 from serving import preflight as looking
 from serving.__main__ import main as serving
 from serving.preflight import check, preflight
-from tests.unit.repository.helpers import H100, NO_GPU, FakeServer
+from tests.unit.repository.helpers import H100, NO_GPU, FakeServer, add_versions
 from tests.versions import H100_PLAN, add_version
 
 RTX_PLAN = {**H100_PLAN, "flavor": "tensorrt-rtx"}
@@ -66,8 +66,7 @@ def test_the_profiles_are_those_of_the_contract_and_of_the_shipped_models():
     "plans", [None, {"model-portable.rtxplan": RTX_PLAN}], ids=["built for cpu", "with a plan of RTX"]
 )
 def test_a_live_server_that_loads_model_onnx_needs_no_plan(monkeypatch, repository, machine, profile, plans):
-    for _ in range(2):
-        add_version(repository, plans=plans)
+    add_versions(repository, 2, plans=plans)
     repository.promote("int8", profile, 1)
     live(monkeypatch, repository, profile)
     machine(NO_GPU)
@@ -80,8 +79,7 @@ def test_a_live_server_that_loads_model_onnx_needs_no_plan(monkeypatch, reposito
 
 
 def test_a_live_server_of_the_profile_tensorrt_needs_a_plan_that_runs_here(monkeypatch, repository, machine):
-    for _ in range(2):
-        add_version(repository, plans={"model-sm90.plan": H100_PLAN})
+    add_versions(repository, 2, plans={"model-sm90.plan": H100_PLAN})
     repository.promote("int8", "tensorrt", 1)
     live(monkeypatch, repository, "tensorrt")
     machine(Machine((10, 16, 1), "a test", H100.gpu))
@@ -95,7 +93,7 @@ def test_a_live_server_of_the_profile_tensorrt_needs_a_plan_that_runs_here(monke
     ("plans", "words"),
     [(None, "holds no TensorRT plan"), ({"model-portable.rtxplan": RTX_PLAN}, "one of TensorRT-RTX, which Triton's")],
 )
-def test_what_the_profile_tensorrt_cannot_serve_is_said_with_what_can(repository, plans, words):
+def test_what_the_profile_tensorrt_cannot_serve_is_reported_with_what_can(repository, plans, words):
     add_version(repository, plans=plans)
     with pytest.raises(RepositoryError, match=words) as caught:
         promote(repository, "int8", 1, "tensorrt")
@@ -103,8 +101,7 @@ def test_what_the_profile_tensorrt_cannot_serve_is_said_with_what_can(repository
 
 
 def test_a_rollback_names_the_profiles_that_have_promotions(repository):
-    for _ in range(2):
-        add_version(repository)
+    add_versions(repository, 2)
     promote(repository, "int8", 2)
     promote(repository, "int8", 1, "cuda")
     promote(repository, "int8", 2, "cuda")
@@ -128,7 +125,7 @@ def test_a_damaged_version_is_rolled_back_under_each_profile(repository):
 # What is said of a profile that the builder makes no versions for.
 
 
-def test_nothing_is_built_for_cuda_and_the_way_to_it_is_told(capsys):
+def test_nothing_is_built_for_cuda_and_the_error_says_what_to_do(capsys):
     with pytest.raises(SystemExit):
         builder(["build", "--profile", "cuda"])
     assert (
@@ -191,9 +188,8 @@ def test_cuda_without_a_gpu_is_not_ready(repository, capsys):
     assert "python -m serving run --profile cpu" in text
 
 
-def test_a_version_that_is_gone_or_damaged_is_told_under_cuda_too(repository, with_gpu):
-    for _ in range(2):
-        add_version(repository)
+def test_a_version_that_is_gone_or_damaged_is_reported_under_cuda_too(repository, with_gpu):
+    add_versions(repository, 2)
     promote(repository, "int8", 1, "cuda")
     (repository.model_folder("int8") / "1" / "model.onnx").unlink()
     shutil.rmtree(repository.model_folder("int8") / "2")

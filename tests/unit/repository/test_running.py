@@ -127,7 +127,7 @@ def test_another_process_under_an_old_number_is_no_server(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}'])
-def test_a_broken_file_is_passed_over(alive, tmp_path, cache, text):
+def test_a_broken_file_is_ignored(alive, tmp_path, cache, text):
     a_server(alive, tmp_path).write()
     (cache / "servers" / "1.json").write_text(text)
     assert [server.pid for server in running_servers()] == [alive]

@@ -57,7 +57,7 @@ def test_the_tensorrt_profile_needs_a_plan(tmp_path):
     assert repository.servable_precisions("tensorrt") == ("int8",)
 
 
-def test_nothing_to_serve_is_told_with_the_command_that_builds(tmp_path):
+def test_nothing_to_serve_is_reported_with_the_command_that_builds(tmp_path):
     repository = ModelRepository(tiny_repository(tmp_path / "r", []))
     with pytest.raises(RepositoryError, match=r"no version .*profile cpu; .*python -m builder build --profile cpu"):
         models_to_load(repository, "cpu")

@@ -28,7 +28,7 @@ from repository.store import PROMOTIONS_NAME, SHIPPED_REPOSITORY, ModelRepositor
 from repository.versions import PromotionError, VersionRef, promote, prune, rollback
 from serving.preflight import preflight
 from tests.exports import segmentation_export
-from tests.unit.repository.helpers import H100, L4, NO_GPU, FakeServer, run
+from tests.unit.repository.helpers import H100, L4, NO_GPU, FakeServer, add_versions, run
 from tests.versions import FAILED, H100_PLAN, PASSED, add_version, rewrite
 
 CHOSEN = {"8.9": "model-sm89.plan", "9.0": "model-sm90.plan"}
@@ -47,8 +47,7 @@ def served(repository, precision="int8", profile="cpu"):
 
 
 def test_promotions_are_undone_one_by_one(repository):
-    for _ in range(3):
-        add_version(repository)
+    add_versions(repository, 3)
     assert promote(repository, "int8", 2).previous == 1
     assert promote(repository, "int8", 3).previous == 2
     assert promote(repository, "int8", 3).previous == 3  # nothing changes, nothing is logged
@@ -62,8 +61,7 @@ def test_promotions_are_undone_one_by_one(repository):
 
 
 def test_profiles_are_promoted_apart(repository):
-    for _ in range(2):
-        add_version(repository, plans={"model-sm90.plan": H100_PLAN})
+    add_versions(repository, 2, plans={"model-sm90.plan": H100_PLAN})
     assert promote(repository, "int8", 2).profile == "tensorrt"
     assert promote(repository, "int8", 2, "cpu").profile == "cpu"
     with pytest.raises(RepositoryError, match=r"--profile cpu or tensorrt$"):
@@ -99,8 +97,7 @@ def test_fp32_is_the_reference_and_needs_no_gate(repository):
     ],
 )
 def test_what_cannot_be_promoted_is_refused(repository, version, profile, message):
-    add_version(repository)
-    add_version(repository)
+    add_versions(repository, 2)
     rewrite(repository.model_folder("int8") / "2" / "model.onnx", b"NETWORK2")
     with pytest.raises(RepositoryError, match=message):
         promote(repository, "int8", version, profile)
@@ -108,8 +105,7 @@ def test_what_cannot_be_promoted_is_refused(repository, version, profile, messag
 
 
 def test_a_rollback_to_a_version_that_is_gone_is_refused(repository):
-    add_version(repository)
-    add_version(repository)
+    add_versions(repository, 2)
     promote(repository, "int8", 2)
     shutil.rmtree(repository.model_folder("int8") / "1")
     with pytest.raises(RepositoryError, match="network_int8/1: no such version"):
@@ -124,8 +120,7 @@ def any_network(monkeypatch):
 
 
 def test_a_network_that_does_not_run_is_not_given_to_a_server(repository):
-    add_version(repository)
-    add_version(repository)
+    add_versions(repository, 2)
     server = FakeServer(repository)
     with pytest.raises(PromotionError, match="ONNX Runtime does not run"):
         promote(repository, "int8", 2, servers=[server])
@@ -135,8 +130,7 @@ def test_a_network_that_does_not_run_is_not_given_to_a_server(repository):
 
 @pytest.mark.usefixtures("any_network")
 def test_what_a_server_cannot_serve_is_taken_back_everywhere(repository):
-    add_version(repository)
-    add_version(repository)
+    add_versions(repository, 2)
     servers = [FakeServer(repository), FakeServer(repository, broken=("int8", 2))]
     with pytest.raises(PromotionError, match=r"answers nonsense.*answer as before; until it is restarted"):
         promote(repository, "int8", 2, servers=servers)
@@ -193,8 +187,7 @@ def test_a_log_cut_short_loses_that_line_alone(tmp_path):
 
 
 def test_prune_keeps_what_is_served_and_where_a_rollback_goes(repository):
-    for _ in range(6):
-        add_version(repository)
+    add_versions(repository, 6)
     promote(repository, "int8", 2)
     promote(repository, "int8", 3)
     doomed = [VersionRef("int8", version) for version in (1, 4, 5)]
@@ -220,59 +213,26 @@ def test_a_whole_repository_has_no_fault(repository):
     assert (findings.versions, findings.faults, findings.notes) == (3, [], [])
 
 
-def damage_hash(folder):
-    rewrite(folder / "model.onnx", b"NETWORK1")
-
-
-def damage_size(folder):
-    rewrite(folder / "model.onnx", b"short")
-
-
-def lose_file(folder):
-    (folder / "model.py").unlink()
-
-
-def extra_file(folder):
-    (folder / "model.plan").write_bytes(b"foreign")
-
-
-def break_manifest(folder):
-    rewrite(folder / "manifest.json", b"{")
-
-
-def wrong_kinds(folder):
-    change_manifest(folder, plans={"model.plan": 3})
-
-
-def wrong_place(folder):
-    change_manifest(folder, version=4)
-
-
-def wrong_tag(folder):
-    change_manifest(folder, tag="x-int8-00000000")
-
-
 def change_manifest(folder, **changes):
     values = json.loads((folder / "manifest.json").read_text())
     rewrite(folder / "manifest.json", json.dumps({**values, **changes}).encode())
 
 
-@pytest.mark.parametrize(
-    ("harm", "problem"),
-    [
-        (damage_hash, "another SHA-256"),
-        (damage_size, "has 5 bytes"),
-        (lose_file, "model.py is missing"),
-        (extra_file, r"model.plan is not in manifest.json"),
-        (break_manifest, "not a readable manifest"),
-        (wrong_kinds, "entries of the wrong kind"),
-        (wrong_place, "describes network_int8/4"),
-        (wrong_tag, "ends with the hash of none of its files"),
-    ],
-)
+DAMAGES = {
+    "hash": (lambda folder: rewrite(folder / "model.onnx", b"NETWORK1"), "another SHA-256"),
+    "size": (lambda folder: rewrite(folder / "model.onnx", b"short"), "has 5 bytes"),
+    "lost file": (lambda folder: (folder / "model.py").unlink(), "model.py is missing"),
+    "extra file": (lambda folder: (folder / "model.plan").write_bytes(b"x"), "model.plan is not in manifest.json"),
+    "manifest": (lambda folder: rewrite(folder / "manifest.json", b"{"), "not a readable manifest"),
+    "kinds": (lambda folder: change_manifest(folder, plans={"model.plan": 3}), "entries of the wrong kind"),
+    "place": (lambda folder: change_manifest(folder, version=4), "describes network_int8/4"),
+    "tag": (lambda folder: change_manifest(folder, tag="x-int8-00000000"), "ends with the hash of none of its files"),
+}
+
+
+@pytest.mark.parametrize(("harm", "problem"), DAMAGES.values(), ids=DAMAGES)
 def test_each_damage_is_named_with_its_remedy(repository, capsys, harm, problem):
-    add_version(repository)
-    add_version(repository)
+    add_versions(repository, 2)
     harm(repository.model_folder("int8") / "2")
     (fault,) = verify(repository, "int8").faults
     assert fault.subject == "network_int8/2"
@@ -285,8 +245,7 @@ def test_each_damage_is_named_with_its_remedy(repository, capsys, harm, problem)
 
 
 def test_configurations_are_compared_too(repository):
-    add_version(repository)
-    add_version(repository)
+    add_versions(repository, 2)
     path = repository.config_path("int8", "cpu")
     text = path.read_text()
     path.write_text(text.replace("[ 1 ]", "[ 9 ]", 1))
@@ -319,14 +278,6 @@ def test_leftovers_are_named_and_tolerated(repository):
 # What is no version, and what does not come from the builder.
 
 
-def link_to_a_version(path):
-    path.symlink_to("1")
-
-
-def link_to_nothing(path):
-    path.symlink_to("nowhere")
-
-
 def link_out_of_the_repository(path):
     outside = path.parents[2] / "outside"
     outside.mkdir(exist_ok=True)
@@ -334,17 +285,17 @@ def link_out_of_the_repository(path):
     path.symlink_to(outside)
 
 
-def file_like_a_version(path):
-    path.write_text("")
-
-
-STRAYS = [link_to_a_version, link_to_nothing, link_out_of_the_repository, file_like_a_version]
+STRAYS = [
+    pytest.param(lambda path: path.symlink_to("1"), id="link to a version"),
+    pytest.param(lambda path: path.symlink_to("nowhere"), id="link to nothing"),
+    pytest.param(link_out_of_the_repository, id="link out of the repository"),
+    pytest.param(lambda path: path.write_text(""), id="file like a version"),
+]
 
 
 @pytest.mark.parametrize("stray", STRAYS)
 def test_what_is_no_version_is_ignored_and_reported(repository, capsys, stray):
-    for _ in range(2):
-        add_version(repository)
+    add_versions(repository, 2)
     stray(repository.model_folder("int8") / "3")
     assert repository.versions("int8") == [1, 2]
     assert run(repository, "promote", "network_int8/2") == 0
@@ -362,7 +313,7 @@ def test_what_is_no_version_is_ignored_and_reported(repository, capsys, stray):
     assert "'3' is a " in findings.notes[0]
     assert not repository.leftovers("int8")
     outside = repository.path.parent / "outside"
-    assert stray is not link_out_of_the_repository or (outside / ".precious-file").read_text() == "mine"
+    assert not outside.exists() or (outside / ".precious-file").read_text() == "mine"
 
 
 def test_a_link_that_a_killed_or_older_prune_hid_is_swept(repository):
@@ -396,7 +347,7 @@ def test_the_highest_number_leaves_no_other(repository):
 
 def test_a_link_that_the_configuration_names_is_a_fault(repository):
     add_version(repository)
-    link_to_a_version(repository.model_folder("int8") / "2")
+    (repository.model_folder("int8") / "2").symlink_to("1")
     path = repository.config_path("int8", "cpu")
     path.write_text(path.read_text().replace("[ 1 ]", "[ 1, 2 ]", 1))
     assert repository.promoted("int8", "cpu") == [1]
@@ -426,26 +377,9 @@ def add_module(folder):
     list_in_manifest(folder, "triton_python_backend_utils.py", folder / "triton_python_backend_utils.py")
 
 
-def name_a_file_elsewhere(folder):
-    list_in_manifest(folder, "../../config.pbtxt", folder / ".." / ".." / "config.pbtxt")
-
-
-def name_an_absolute_path(folder):
-    list_in_manifest(folder, "/etc/hostname", Path("/etc/hostname"))
-
-
-def link_the_network(folder):
-    network = (folder / "model.onnx").rename(folder.parents[2] / "elsewhere.onnx")
-    (folder / "model.onnx").symlink_to(network)
-
-
-def link_the_manifest(folder):
-    manifest = (folder / "manifest.json").rename(folder.parents[2] / "elsewhere.json")
-    (folder / "manifest.json").symlink_to(manifest)
-
-
-def nest_deeply(folder):
-    rewrite(folder / "manifest.json", b"[" * 100_000)
+def link(folder, name):
+    elsewhere = (folder / name).rename(folder.parents[2] / f"elsewhere-{name}")
+    (folder / name).symlink_to(elsewhere)
 
 
 def list_in_manifest(folder, name, path):
@@ -456,22 +390,27 @@ def list_in_manifest(folder, name, path):
     change_manifest(folder, files=files)
 
 
-@pytest.mark.parametrize(
-    ("harm", "problem"),
-    [
-        (change_code, "model.py is other code than the builder writes"),
-        (link_code, "model.py is a link, not a file"),
-        (add_module, "triton_python_backend_utils.py is code that the server could import"),
-        (name_a_file_elsewhere, r"names '../../config.pbtxt'; allowed: files of the version's own folder"),
-        (name_an_absolute_path, r"names '/etc/hostname'; allowed: files of the version's own folder"),
-        (link_the_network, "model.onnx is a link, not a file"),
-        (link_the_manifest, "manifest.json: not a regular file"),
-        (nest_deeply, "not a readable manifest"),
-    ],
-)
+ATTACKS = {
+    "code": (change_code, "model.py is other code than the builder writes"),
+    "linked code": (link_code, "model.py is a link, not a file"),
+    "module": (add_module, "triton_python_backend_utils.py is code that the server could import"),
+    "file elsewhere": (
+        lambda folder: list_in_manifest(folder, "../../config.pbtxt", folder / "../../config.pbtxt"),
+        "names '../../config.pbtxt'; allowed: files of the version's own folder",
+    ),
+    "absolute path": (
+        lambda folder: list_in_manifest(folder, "/etc/hostname", Path("/etc/hostname")),
+        "names '/etc/hostname'; allowed: files of the version's own folder",
+    ),
+    "linked network": (lambda folder: link(folder, "model.onnx"), "model.onnx is a link, not a file"),
+    "linked manifest": (lambda folder: link(folder, "manifest.json"), "manifest.json: not a regular file"),
+    "nesting": (lambda folder: rewrite(folder / "manifest.json", b"[" * 100_000), "not a readable manifest"),
+}
+
+
+@pytest.mark.parametrize(("harm", "problem"), ATTACKS.values(), ids=ATTACKS)
 def test_a_manifest_that_was_rewritten_proves_nothing(repository, harm, problem):
-    add_version(repository)
-    add_version(repository)
+    add_versions(repository, 2)
     harm(repository.model_folder("int8") / "2")
     assert any(problem in fault.problem for fault in verify(repository, "int8", 2).faults)
     with pytest.raises(RepositoryError, match=re.escape(problem)):
@@ -498,8 +437,7 @@ def test_the_shim_is_recorded():
 
 
 def test_compiled_code_in_place_of_the_shim_is_removed_before_it_is_served(repository, tmp_path):
-    for _ in range(2):
-        add_version(repository)
+    add_versions(repository, 2)
     cache = repository.model_folder("int8") / "2" / "__pycache__"
     cache.mkdir()
     planted = cache / "model.cpython-311.pyc"
@@ -554,8 +492,7 @@ def test_the_version_of_the_library_is_read(number, version):
 
 
 def test_a_promoted_plan_that_does_not_fit_is_a_fault_others_are_noted(repository):
-    for _ in range(2):
-        add_version(repository, plans={"model-sm90.plan": H100_PLAN})
+    add_versions(repository, 2, plans={"model-sm90.plan": H100_PLAN})
     assert not verify(repository, machine=H100).faults
     findings = verify(repository, machine=L4)
     assert [fault.subject for fault in findings.faults] == ["network_int8/1"]

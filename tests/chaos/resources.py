@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,9 @@ from typing import Any, Final
 
 import numpy as np
 import psutil
+
+from base.names import SHARED_MEMORY
+from tests.chaos.background import Background
 
 SERIES: Final = {
     "memory_mib": "memory of all processes, MiB",
@@ -33,55 +35,39 @@ of pixels and 1.7 MiB of outputs each."""
 
 SHORT_S: Final = 600.0
 
-_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
 
+def used_by(pid: int, shm_prefix: str) -> dict[str, float]:
+    """What a process and all below it use, by the names of :data:`SERIES`.
 
-class Sampler:
-    """Takes samples from ``with`` to its end.
-
-    Args:
-        pid: of the process that started the server; it and all below it are looked at.
-        shm_prefix: beginning of the names of the server's shared memory regions.
-        every_s: distance of the samples, in seconds.
-
-    Attributes:
-        samples: dictionaries with ``at_s`` and the names of :data:`SERIES`.
+    Raises:
+        psutil.NoSuchProcess, OSError: a process or shared memory region ended while it was looked at.
     """
+    root = psutil.Process(pid)
+    processes = [root, *root.children(recursive=True)]
+    regions = [path.stat() for kind in ("*", "*/*") for path in SHARED_MEMORY.glob(f"{shm_prefix}{kind}")]
+    return {
+        # PSS: what several processes share is counted once.
+        "memory_mib": sum(process.memory_full_info().pss for process in processes) / 2**20,
+        "file_descriptors": sum(process.num_fds() for process in processes),
+        "shared_memory_regions": len(regions),
+        "shared_memory_mib": sum(region.st_blocks * 512 for region in regions) / 2**20,
+        "processes": len(processes),
+    }
+
+
+class Sampler(Background):
+    """Calls :func:`used_by`, whose arguments these are, from ``with`` to its end; ``samples`` have ``at_s``, too."""
 
     def __init__(self, pid: int, shm_prefix: str, every_s: float) -> None:
         self.samples: list[dict[str, float]] = []
-        self._root = psutil.Process(pid)
-        self._prefix = shm_prefix
-        self._every_s = every_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Sampler:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join()
+        self._server, self._every_s = (pid, shm_prefix), every_s
+        super().__init__(self._run)
 
     def _run(self) -> None:
         started = time.monotonic()
-        while not self._stop.wait(self._every_s):
-            # A process or region that ended while it was looked at.
-            with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
-                self.samples.append({"at_s": time.monotonic() - started, **self._sample()})
-
-    def _sample(self) -> dict[str, float]:
-        processes = [self._root, *self._root.children(recursive=True)]
-        regions = [path.stat() for kind in ("*", "*/*") for path in _SHARED_MEMORY.glob(f"{self._prefix}{kind}")]
-        return {
-            # PSS: what several processes share is counted once.
-            "memory_mib": sum(process.memory_full_info().pss for process in processes) / 2**20,
-            "file_descriptors": sum(process.num_fds() for process in processes),
-            "shared_memory_regions": len(regions),
-            "shared_memory_mib": sum(region.st_blocks * 512 for region in regions) / 2**20,
-            "processes": len(processes),
-        }
+        while not self.stopped.wait(self._every_s):
+            with contextlib.suppress(psutil.NoSuchProcess, OSError):
+                self.samples.append({"at_s": time.monotonic() - started, **used_by(*self._server)})
 
 
 def flatness(samples: Sequence[dict[str, float]]) -> dict[str, Any]:
