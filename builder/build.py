@@ -124,7 +124,9 @@ def open_inputs(settings: BuildSettings, steps: Steps) -> Inputs:
             reference = fetch_reference()
         path, name = reference.onnx, name or REFERENCE_NAME
     with steps.step("inspect export", path.name):
-        export = load_export(path, name, settings.input_size, settings.inspection.limits)
+        export = load_export(
+            path, name, settings.input_size, settings.inspection.limits, settings.family, settings.class_names
+        )
     for line in (export.summary(), *export.notes):
         steps.note(line)
     with steps.step("graph surgery", "dynamic batch, grafted ends"):

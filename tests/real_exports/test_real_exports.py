@@ -12,9 +12,10 @@ from pycocotools import mask as coco_mask
 
 from builder.__main__ import main as builder
 from client import SegmentationClient
-from pipeline.parameters import RequestParameters
+from pipeline.parameters import RequestLimits, RequestParameters
 from pipeline.postprocess import postprocess
 from pipeline.preprocess import preprocess
+from repository.store import ModelRepository, read_config
 from serving.server import ServerOptions, TritonServer
 from steps.onnx_cpu import CpuNetwork
 from tests.real_exports.cases import CASES, CONFIDENCE, IOU, MAX_DETECTIONS, Case
@@ -84,8 +85,10 @@ def _served(case: Case, repository: Path, images: list[bytes], batch: int) -> li
     network = CpuNetwork(version, threads=2, max_batch_size=1)
     batches = [inputs[first : first + batch] for first in range(0, len(images), batch)]
     candidates, prototypes = (np.concatenate(parts) for parts in zip(*network.run(batches), strict=True))
+    config = read_config(ModelRepository.existing(repository).shared_config("postprocess"))
+    limits = RequestLimits.read({name: value.string_value for name, value in config.parameters.items()})
     found = [
-        postprocess(rows, planes, geometry, PARAMETERS)
+        postprocess(rows, planes, geometry, limits.applied(PARAMETERS))
         for rows, planes, geometry in zip(candidates, prototypes, geometries, strict=True)
     ]
     return [_instances(image, image.masks, (image.height, image.width)) for image in found]

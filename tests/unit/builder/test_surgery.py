@@ -6,7 +6,7 @@ import onnxruntime as ort
 import pytest
 
 from builder.export import load_export
-from builder.families.yolo import find_head
+from builder.families.head import find_head
 from builder.surgery import graft_ends, make_batch_dynamic
 from pipeline import contract
 from tests.exports import segmentation_export
