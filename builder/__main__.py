@@ -17,6 +17,7 @@ from base.progress import Steps
 from builder import families, versions_cli
 from builder.add_plan import add_plan
 from builder.build import build
+from builder.inspect_command import run_inspect
 from builder.publication import Built
 from builder.sensitivity_command import run_sensitivity
 from builder.settings import BuildSettings, load_settings, unbuilt_profile
@@ -91,6 +92,12 @@ def _build(options: argparse.Namespace) -> int:
     return 0
 
 
+def _inspect(options: argparse.Namespace) -> int:
+    return run_inspect(
+        options.onnx, options.input_size, options.family, options.class_names or (), as_json=options.json
+    )
+
+
 def _sensitivity(options: argparse.Namespace) -> int:
     return run_sensitivity(_settings(options), Steps(), options.out)
 
@@ -155,6 +162,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     building.set_defaults(run=_build)
 
+    inspecting = commands.add_parser(
+        "inspect",
+        help="say what an ONNX file is, and whether it can be built",
+        description="Run probe images through an ONNX file, and say what it is, with the evidence.\n"
+        "The exit code is 0 if it can be built, else 1.",
+        epilog=_examples("inspect best.onnx", "inspect best.onnx --input-size 640 --json"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    inspecting.add_argument("onnx", type=local_path, metavar="FILE")
+    inspecting.add_argument("--json", action="store_true", help="for programs")
+    _add_recognition(inspecting)
+    inspecting.set_defaults(run=_inspect)
+
     sensitivity = commands.add_parser("sensitivity", help="rank groups of layers by what int8 costs in each")
     _add_settings(sensitivity)
     sensitivity.add_argument(
@@ -176,6 +196,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _examples(*commands: str) -> str:
+    return "\n".join(["examples:", *(f"  python -m builder {command}" for command in commands)])
+
+
+def _add_recognition(parser: argparse.ArgumentParser) -> None:
+    """What says how a file is to be read."""
+    parser.add_argument(
+        "--input-size", type=_size, metavar="HxW", help="for an export of dynamic input size, such as 640 or 384x640"
+    )
+    parser.add_argument("--family", choices=list(families.FAMILIES), help="of the export, where it is not recognized")
+    parser.add_argument(
+        "--class-names", type=_names, metavar="A,B", help="of a file without names: comma-separated, or a text file"
+    )
+
+
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=local_path, help="settings file; builder/builder.yaml documents every entry")
     parser.add_argument("--profile", type=_built_profile, help="where the versions will run: cpu (default), tensorrt")
@@ -184,13 +219,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "--onnx", type=local_path, help=f"your export of {families.NAMES} (default: the reference model)"
     )
     parser.add_argument("--name", help="model name for tags (default: from the export)")
-    parser.add_argument(
-        "--input-size", type=_size, metavar="HxW", help="for an export of dynamic input size, such as 640 or 384x640"
-    )
-    parser.add_argument("--family", choices=list(families.FAMILIES), help="of the export, where it is not recognized")
-    parser.add_argument(
-        "--class-names", type=_names, metavar="A,B", help="of a file without names: comma-separated, or a text file"
-    )
+    _add_recognition(parser)
     parser.add_argument("--top-k", type=int, help="anchors that leave the network per image (default: 1000)")
     parser.add_argument(
         "--exclude",

@@ -27,6 +27,7 @@ WORKING_OPSETS: Final = range(13, 23)
 do not support opsets above 22. Older and newer graphs are converted to the nearest one by onnx's converter."""
 _ADVISED_OPSET: Final = 17
 _STRIDE: Final = 32  # of the coarsest scale that all families have
+_SCALED: Final = 100  # a greater divisor of the input makes [0, 1] of bytes
 _MOST_NAME: Final = 100  # characters of a name for tags
 _EXPORT_AGAIN: Final = f"Export again with opset={_ADVISED_OPSET} (`{EXPORT_COMMAND} opset={_ADVISED_OPSET}`)"
 
@@ -145,6 +146,11 @@ class Inspected:
     suppression: Suppression | None
     model: onnx.ModelProto = field(repr=False)
 
+    @property
+    def has_external_data(self) -> bool:
+        """Whether weights lie beside the file."""
+        return len(self.files) > 1
+
     def seen(self, outputs: Mapping[str, Shape], num_names: int = 0) -> Seen:
         """The same with the outputs of a run, for :func:`builder.families.recognize`."""
         names = num_names or count_names(self.metadata)
@@ -219,8 +225,7 @@ def _bounded_by(layout: Layout) -> str:
 def inspect(path: Path, input_size: tuple[int, int] | None) -> Inspected:
     """Read a file and check what can be checked without running it; see :func:`load_export`."""
     model, opset, files = _read(path)
-    # Text that is no UTF-8 comes as bytes.
-    metadata = {_text(entry.key): _text(entry.value) for entry in model.metadata_props}
+    metadata = load_metadata(model)
     is_half = promote(model)
     suppression = suppressed.cut(model, metadata)
     if is_half and suppression is not None:
@@ -233,6 +238,12 @@ def inspect(path: Path, input_size: tuple[int, int] | None) -> Inspected:
     if opset not in WORKING_OPSETS:
         model = _converted(model, path, opset)
     return Inspected(path, files, opset, batch, input_name, height, width, is_half, metadata, suppression, model)
+
+
+def load_metadata(model: onnx.ModelProto) -> dict[str, str]:
+    """The properties of a file."""
+    # Text that is no UTF-8 comes as bytes.
+    return {_text(entry.key): _text(entry.value) for entry in model.metadata_props}
 
 
 def slug(text: str) -> str:
@@ -250,7 +261,8 @@ def _digest(files: Mapping[str, str]) -> str:
     return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
 
 
-def _unreadable(path: Path, error: Exception) -> ExportError:
+def unreadable(path: Path, error: Exception) -> ExportError:
+    """What is said of a file that onnx does not read."""
     return ExportError(
         f"{path}: not a readable ONNX model ({first_line(error)}); export it again, "
         "for example `yolo export model=yolov8n-seg.pt format=onnx`"
@@ -272,7 +284,7 @@ def _read(path: Path) -> tuple[onnx.ModelProto, int, dict[str, str]]:
     except MemoryError:
         raise
     except Exception as error:  # protobuf, onnx and I/O each have their exception types
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     if not model.graph.node or not model.graph.output:
         raise ExportError(f"{path}: the ONNX model has no graph; export it again")
     _check_control_flow(model)
@@ -286,7 +298,7 @@ def _read(path: Path) -> tuple[onnx.ModelProto, int, dict[str, str]]:
         _sort_nodes(model.graph)
         onnx.checker.check_model(model)
     except Exception as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     return model, opset, files
 
 
@@ -480,7 +492,11 @@ def _check_input(model: onnx.ModelProto, input_size: tuple[int, int] | None) -> 
             f"quantize=… (`{EXPORT_COMMAND}`): the builder makes fp16 and int8 itself"
         )
     if (dims[2] is None or dims[3] is None) and input_size is None:
-        raise ExportError("the export's input size is dynamic; choose one with --input-size, such as 640 or 384x640")
+        size = load_metadata(model).get("imgsz", "")[:_MOST_NAME]
+        raise ExportError(
+            "the export's input size is dynamic; choose one with --input-size, such as 640 or 384x640"
+            f"{f' (its metadata says imgsz={size})' if size else ''}"
+        )
     height, width = dims[2] or 0, dims[3] or 0
     if input_size is not None:
         if (height and height != input_size[0]) or (width and width != input_size[1]):
@@ -491,8 +507,28 @@ def _check_input(model: onnx.ModelProto, input_size: tuple[int, int] | None) -> 
         height, width = input_size
     if height % _STRIDE or width % _STRIDE or not height or not width:
         raise ExportError(f"the input size {height}x{width} is not a multiple of {_STRIDE}")
+    _check_scaling(model, inputs[0].name)
     tensor.shape.dim[2].dim_value, tensor.shape.dim[3].dim_value = height, width
     return inputs[0].name, dims[0], height, width
+
+
+def _check_scaling(model: onnx.ModelProto, input_name: str) -> None:
+    """The network must take [0, 1]: one that divides by 255 itself would see nothing."""
+    constants = constant_tensors(model.graph)
+    names = {input_name}
+    for node in model.graph.node:
+        if node.op_type in ("Cast", "Transpose", "Identity") and names.intersection(node.input):
+            names.update(node.output)
+        elif node.op_type in ("Div", "Mul") and names.intersection(node.input):
+            factors = [numpy_helper.to_array(constants[name]) for name in node.input if name in constants]
+            for factor in factors:
+                scale = float(np.max(factor)) if node.op_type == "Div" else 1 / max(float(np.max(factor)), 1e-9)
+                if factor.size in (1, 3) and scale > _SCALED:
+                    raise ExportError(
+                        f"the export scales its input by 1/{scale:g} itself (node {label(node)}, operator "
+                        f"{node.op_type}); the builder feeds RGB in [0, 1]. Export it without its preprocessing "
+                        f"(`{EXPORT_COMMAND}`)"
+                    )
 
 
 def run_once(export: Inspected, threads: int) -> dict[str, tuple[int, ...]]:

@@ -106,7 +106,7 @@ class SourceNetwork:
         half = self._session.get_inputs()[0].type == "tensor(float16)"
         parts = [
             self._session.run(names, {self._export.input_name: blob.astype(np.float16) if half else blob})
-            for blob in blobs(self._export, images)
+            for blob in blobs(self._export.batch, images)
         ]
         found, prototypes = (np.concatenate(arrays)[: len(images)] for arrays in zip(*parts, strict=True))
         return layout.family.standard(found.astype(np.float64), layout), prototypes.astype(np.float64)
@@ -131,9 +131,9 @@ def as_blob(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255))
 
 
-def blobs(export: Export, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
-    """Images in batches that the export takes (see :func:`as_blob`), the last one filled up with its last image."""
-    batch = export.batch or 1
+def blobs(batch: int | None, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
+    """Images in batches that an export takes (see :func:`as_blob`), the last one filled up with its last image."""
+    batch = batch or 1
     for first in range(0, len(images), batch):
         chunk = images[first : first + batch]
         yield as_blob(np.concatenate([chunk, np.repeat(chunk[-1:], batch - len(chunk), axis=0)]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from builder.errors import ExportError
 from builder.export import Export
+from builder.families.base import Layout
 from builder.families.metadata import EXPORT_COMMAND
 from builder.onnx_tools import first_line, label, quiet_session, set_nodes
 from builder.source import Floats, SourceNetwork, as_blob, blobs, suppressed
@@ -111,6 +113,7 @@ def check_source(
         images = np.concatenate([images, images[:, :, ::-1], images[:, ::-1]])
     detections, prototypes = SourceNetwork(export).run(images)
     _check_outputs(export, images, detections, prototypes)
+    export.layout.family.check(detections, export.num_classes, *export.input_size)
     if export.is_half:
         _check_rounding(export, images, detections)
     boxes: list[Floats] = []
@@ -154,18 +157,32 @@ def _check_outputs(export: Export, images: NDArray[np.uint8], detections: Floats
                 f"{export.path}: the output {name!r} holds NaN or infinite values on real images{node}; the weights "
                 "are damaged, or training diverged. Export a working checkpoint"
             )
-    scores = detections[:, 4 : 4 + export.num_classes]
+    check_ranges(export.path, export.layout, detections)
+
+
+def check_ranges(path: Path, layout: Layout, detections: Floats) -> None:
+    """Refuse logits, and boxes that are normalized.
+
+    Args:
+        path: of the file.
+        layout: of its outputs.
+        detections: float64 [n, 4 + classes + C, rows], see :meth:`builder.families.base.Family.standard`.
+
+    Raises:
+        ExportError: the values are not scores and pixels.
+    """
+    scores = detections[:, 4 : 4 + layout.num_classes]
     low, high = float(scores.min()), float(scores.max())
     if low < -_RANGE_TOLERANCE or high > 1 + _RANGE_TOLERANCE:
         raise ExportError(
-            f"{export.path}: its scores lie outside [0, 1] (from {low:.4g} to {high:.4g} on real images): the output "
-            f"{export.layout.source_name!r} holds logits, without the sigmoid behind them. Export again as ultralytics "
+            f"{path}: its scores lie outside [0, 1] (from {low:.4g} to {high:.4g} on real images): the output "
+            f"{layout.source_name!r} holds logits, without the sigmoid behind them. Export again as ultralytics "
             f"does it (`{EXPORT_COMMAND}`), or add a Sigmoid behind the class scores"
         )
     reach = float(np.abs(detections[:, :4]).max())
     if reach <= 2:
         raise ExportError(
-            f"{export.path}: its boxes reach {reach:.3g} at most: they are normalized to the input's size; expected: "
+            f"{path}: its boxes reach {reach:.3g} at most: they are normalized to the input's size; expected: "
             f"pixels of the network's input. Export again as ultralytics does it (`{EXPORT_COMMAND}`)"
         )
 
@@ -284,7 +301,7 @@ def first_difference(export: Export, network: onnx.ModelProto, images: NDArray[n
     """
     there = {name for node in network.graph.node for name in node.output}
     nodes = [node for node in export.model.graph.node if node.output[0] in there]
-    batches = list(blobs(export, images))
+    batches = list(blobs(export.batch, images))
     together = {network.graph.input[0].name: as_blob(images)}
 
     def differing(group: Sequence[onnx.NodeProto]) -> onnx.NodeProto | None:
@@ -336,7 +353,7 @@ def _differs(parts: Sequence[NDArray[Any]], value: NDArray[Any], count: int) -> 
 
 def _first_not_finite(export: Export, images: NDArray[np.uint8]) -> str:
     nodes = list(export.model.graph.node)
-    feeds = {export.input_name: next(blobs(export, images[:1]))}
+    feeds = {export.input_name: next(blobs(export.batch, images[:1]))}
     for first in range(0, len(nodes), _TENSORS_PER_RUN):
         group = nodes[first : first + _TENSORS_PER_RUN]
         try:

@@ -6,6 +6,7 @@ A family is added by a file here with a subclass of :class:`builder.families.bas
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from builder.errors import ExportError
@@ -43,6 +44,7 @@ def recognize(seen: Seen, wanted: str | None = None) -> Layout:
     Raises:
         ExportError: none knows it, or more than one; says what the file seems to be, and what to do.
     """
+    seen = replace(seen, is_named=wanted is not None)
     tried = [FAMILIES[wanted]] if wanted is not None else list(FAMILIES.values())
     found = [layout for layout in (family.recognize(seen) for family in tried) if layout is not None]
     if len(found) > 1 and seen.suppression is None:

@@ -55,6 +55,7 @@ class Seen:
         width: likewise.
         num_names: class names in the metadata; 0 where there are none.
         suppression: that was cut off.
+        is_named: whether the user names the family.
     """
 
     outputs: Mapping[str, Shape]
@@ -63,6 +64,7 @@ class Seen:
     width: int
     num_names: int = 0
     suppression: Suppression | None = None
+    is_named: bool = False
 
     @property
     def shown(self) -> str:
@@ -192,6 +194,19 @@ class Family(ABC):
         """Add nodes that make ``ends/score_per_anchor`` [n, rows] and ``ends/feature_planes`` [n, 5 + C, rows].
 
         The planes are cx, cy, w, h in network pixels, the class, and the coefficients.
+        """
+
+    def check(self, standard: Floats, num_classes: int, height: int, width: int) -> None:  # noqa: B027 - most have nothing to add
+        """Refuse what the shapes do not show.
+
+        Args:
+            standard: of real images, see :meth:`standard`.
+            num_classes: number of classes.
+            height: of the input.
+            width: likewise.
+
+        Raises:
+            ExportError: the outputs are not what they were taken for.
         """
 
     @abstractmethod

@@ -20,7 +20,7 @@ from builder.families.yolo import STRIDES
 _BEFORE_COEFFICIENTS = 6
 _MOST_ROWS = 3840  # of TensorRT's TopK
 _LIKELY = 0.25
-_MOST_TURNED = 0.1  # share of boxes whose corners are exchanged: heads without DFL give some
+MOST_TURNED = 0.1  # share of boxes whose corners are exchanged: heads without DFL give some
 
 
 class EndToEnd(Family):
@@ -59,12 +59,37 @@ class EndToEnd(Family):
         """See :meth:`Family.standard`."""
         return standard_of_rows(found, layout.num_classes)
 
+    def check(self, standard: Floats, num_classes: int, height: int, width: int) -> None:
+        """Refuse exchanged corners; see :meth:`Family.check`."""
+        check_corners(standard, num_classes)
+
+
+def turned_share(standard: Floats, num_classes: int) -> float:
+    """Share of the likely boxes, of float64 [n, 4 + classes + C, rows], whose second corner is not behind the first."""
+    likely = standard[:, 4 : 4 + num_classes].max(axis=1) >= _LIKELY
+    sizes = standard[:, 2:4].transpose(0, 2, 1)[likely]
+    return float((sizes < 0).any(axis=-1).mean()) if len(sizes) else 0.0
+
+
+def check_corners(standard: Floats, num_classes: int) -> None:
+    """Refuse rows whose boxes are no corners.
+
+    Raises:
+        ExportError: the third and fourth values are often less than the first two.
+    """
+    share = turned_share(standard, num_classes)
+    if share > MOST_TURNED:
+        raise ExportError(
+            f"the detections' third and fourth values are less than the first two in {share:.0%} of the likely rows; "
+            "expected rows of x1, y1, x2, y2, score, class and mask coefficients"
+        )
+
 
 def standard_of_rows(rows: Floats, num_classes: int) -> Floats:
     """Rows [n, R, 6 + C] of x1, y1, x2, y2, score, class, coefficients as :meth:`Family.standard` gives them.
 
     Raises:
-        ExportError: the rows are not of this order: what should be classes are none, or corners are swapped.
+        ExportError: what should be classes are none.
     """
     box, score, class_ids = rows[..., :4], rows[..., 4], rows[..., 5]
     shown = score > 0
@@ -75,16 +100,9 @@ def standard_of_rows(rows: Floats, num_classes: int) -> Floats:
             "the sixth value of the detections is not always the number of a class, from 0 to "
             f"{num_classes - 1}; expected rows of x1, y1, x2, y2, score, class and mask coefficients"
         )
-    size = box[..., 2:] - box[..., :2]
-    likely = score >= _LIKELY
-    if likely.any() and (size[likely] < 0).any(axis=-1).mean() > _MOST_TURNED:
-        raise ExportError(
-            "the detections' third and fourth values are not greater than the first two; expected rows of x1, y1, x2, "
-            "y2, score, class and mask coefficients"
-        )
     standard = np.zeros((len(rows), 4 + num_classes + rows.shape[2] - 6, rows.shape[1]))
     standard[:, :2] = ((box[..., :2] + box[..., 2:]) / 2).transpose(0, 2, 1)
-    standard[:, 2:4] = size.transpose(0, 2, 1)
+    standard[:, 2:4] = (box[..., 2:] - box[..., :2]).transpose(0, 2, 1)
     image, row = np.nonzero(shown)
     standard[image, 4 + class_ids[image, row].astype(np.int64), row] = score[image, row]
     standard[:, 4 + num_classes :] = rows[..., 6:].transpose(0, 2, 1)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 EXPORT_COMMAND: Final = "yolo export model=best.pt format=onnx"
 
-_FACTS: Final = ("task", "stride", "version", "description")
+_FACTS: Final = ("task", "stride", "imgsz", "version", "description")
 _MOST_FACT: Final = 200  # characters
 _IGNORED: Final = "the export's metadata 'names' is ignored, and classes are called class_0 and so on: {}"
 _MOST_NAMES: Final = 1 << 20  # characters; ten thousand names of a hundred
@@ -57,7 +57,7 @@ def facts_of(metadata: Mapping[str, str]) -> dict[str, str]:
 
 def count_names(metadata: Mapping[str, str]) -> int:
     """How many class names the metadata has; 0 where they cannot be read."""
-    names, _ = _read_names(metadata)
+    names, _ = read_names(metadata)
     return len(names) if names is not None else 0
 
 
@@ -69,7 +69,7 @@ def class_names(
     Returns:
         One name per class, in printable characters; and a note that says what is ignored, empty if nothing is.
     """
-    names, fault = _read_names(metadata)
+    names, fault = read_names(metadata)
     if names is not None and given and len(names) == num_classes:
         fault = "the class names given are ignored: the file has its own"
     elif names is None and len(given) == num_classes:
@@ -87,8 +87,8 @@ def class_names(
     return shown, fault
 
 
-def _read_names(metadata: Mapping[str, str]) -> tuple[list[Any] | None, str]:
-    """The names, by class; None and the reason if there are none."""
+def read_names(metadata: Mapping[str, str]) -> tuple[list[Any] | None, str]:
+    """The names, by class; None and the reason if there are none, empty if the metadata says nothing."""
     text = metadata.get("names")
     if text is None:
         return None, ""

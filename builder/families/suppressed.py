@@ -23,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from builder.errors import ExportError
 from builder.families.base import Ends, Floats, Layout, Seen, Suppression
-from builder.families.end_to_end import row_width, standard_of_rows
+from builder.families.end_to_end import check_corners, row_width, standard_of_rows
 from builder.families.metadata import EXPORT_COMMAND, advice_without_suppression
 from builder.families.yolo import Yolo
 from builder.onnx_tools import constant_tensors, drop_unread, label, set_nodes
@@ -83,6 +83,10 @@ class Suppressed(Yolo):
     def standard(self, found: Floats, layout: Layout) -> Floats:
         """See :meth:`Family.standard`."""
         return standard_of_rows(found, layout.num_classes)
+
+    def check(self, standard: Floats, num_classes: int, height: int, width: int) -> None:
+        """Refuse exchanged corners; see :meth:`Family.check`."""
+        check_corners(standard, num_classes)
 
 
 def cut(model: onnx.ModelProto, metadata: Mapping[str, str]) -> Suppression | None:

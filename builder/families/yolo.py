@@ -11,11 +11,42 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
+
 from builder.errors import ExportError
 from builder.families.base import BOX_CHANNELS, Ends, Family, Floats, Layout, Seen, prototypes_for
+from builder.families.metadata import EXPORT_COMMAND
 
 STRIDES: Final = ((8, 16, 32), (8, 16, 32, 64))
 """Strides of the detection scales, of usual models and of p6."""
+
+
+_TWICE: Final = 2.0
+_MOST_CORNERS: Final = 0.8  # share of the anchors
+
+
+def centers_of_cells(height: int, width: int, anchors: int) -> Floats | None:
+    """Centers of the grids' cells in the order of the anchors, float64 [2, anchors] of x, y; None if none fits."""
+    for strides in STRIDES:
+        parts = []
+        for stride in strides:
+            rows, columns = np.indices((height // stride, width // stride), dtype=np.float64)
+            parts.append((np.stack([columns.ravel(), rows.ravel()]) + 0.5) * stride)
+        grid: Floats = np.concatenate(parts, axis=1)
+        if grid.shape[1] == anchors:
+            return grid
+    return None
+
+
+def corner_share(detections: Floats, grid: Floats) -> float:
+    """Share of the anchors, of float64 [4 + …, anchors], whose first four values read better as corners.
+
+    A box lies around its anchor's cell. Read as cx, cy, w, h, the first two values are near the cell; read as corners,
+    the middle of both points is.
+    """
+    as_center = np.abs(detections[:2] - grid).sum(axis=0)
+    as_corners = np.abs((detections[:2] + detections[2:4]) / 2 - grid).sum(axis=0)
+    return float((as_corners * _TWICE < as_center).mean())
 
 
 class Yolo(Family):
@@ -39,6 +70,12 @@ class Yolo(Family):
                     f"class, and as many mask coefficients as there are prototypes. Outputs: {seen.shown}"
                 )
             classes = shape[1] - BOX_CHANNELS - found[1][0]
+            if 0 < seen.num_names == classes - 1 and not seen.is_named:
+                raise ExportError(
+                    f"the output {name} {list(shape)} has {classes} values between box and coefficients, but the "
+                    f"metadata names {seen.num_names} classes: the first value may be objectness. If all of them are "
+                    "classes, say so with --family yolo; otherwise export the model again"
+                )
             return Layout(self, name, shape[1:], *found, classes, anchors, name)
         return None
 
@@ -52,3 +89,16 @@ class Yolo(Family):
     def standard(self, found: Floats, layout: Layout) -> Floats:
         """See :meth:`Family.standard`."""
         return found
+
+    def check(self, standard: Floats, num_classes: int, height: int, width: int) -> None:
+        """Refuse boxes that are corners; see :meth:`Family.check`."""
+        grid = centers_of_cells(height, width, standard.shape[2])
+        if grid is None:
+            return
+        share = float(np.mean([corner_share(one, grid) for one in standard]))
+        if share > _MOST_CORNERS:
+            raise ExportError(
+                f"the boxes are corners (x1, y1, x2, y2): read so, {share:.0%} of them lie around their anchors, and "
+                f"read as centers and sizes they do not; expected cx, cy, w, h. Export again as ultralytics does it "
+                f"(`{EXPORT_COMMAND}`)"
+            )

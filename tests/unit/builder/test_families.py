@@ -90,9 +90,12 @@ def test_rows_without_class_names_need_them(tmp_path):
 )
 def test_rows_in_another_order_are_refused(order, say):
     row = [10.0, 10, 50, 40, 0.9, 1]
-    assert standard_of_rows(np.array([[[*row, 7.0]]]), 2).ravel().tolist() == [30, 25, 40, 30, 0, 0.9, 7]
+    standard = standard_of_rows(np.array([[[*row, 7.0]]]), 2)
+    assert standard.ravel().tolist() == [30, 25, 40, 30, 0, 0.9, 7]
+    FAMILIES["end-to-end"].check(standard, 2, 64, 64)
     with pytest.raises(ExportError, match=say):
-        standard_of_rows(np.array([[[*(row[index] for index in order), 7.0]]]), 2)
+        standard = standard_of_rows(np.array([[[*(row[index] for index in order), 7.0]]]), 2)
+        FAMILIES["end-to-end"].check(standard, 2, 64, 64)
 
 
 def test_a_family_that_does_not_fit_is_named(tmp_path):
