@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from builder.checkpoint import onnx_of
 from builder.first_run import Limits, findings_of
 from pipeline.command_line import markup, say
 
@@ -20,7 +22,7 @@ def run_inspect(
     """Print what a file is.
 
     Args:
-        path: the ONNX file.
+        path: the ONNX file, or a checkpoint.
         input_size: for an export of dynamic input size.
         family: named by the user.
         names: of the classes, where the file has none.
@@ -32,6 +34,7 @@ def run_inspect(
     Raises:
         ExportError: the file is not there, or its process went beyond a limit.
     """
+    path = onnx_of(path, input_size, lambda text: say(text, sys.stderr))
     found = findings_of(path, input_size, family, names, Limits())
     if as_json:
         say(json.dumps(found, indent=2))

@@ -45,10 +45,14 @@ def main() -> int:
     cases = [case for case in CASES if not options.only or options.only in case.name]
     for model_of in dict.fromkeys((case.family, case.classes, case.input_size) for case in cases):
         from tests.real_exports.models import tiny_model
+        from tests.real_exports.yolov5 import tiny_yolov5
 
         family, classes, input_size = model_of
         paths = _paths(options.pictures, input_size)
-        model = tiny_model(family, classes, _network_input(paths), CONFIDENCE)
+        if family in ("v5", "v7"):
+            model = tiny_yolov5(classes, _network_input(paths), CONFIDENCE, with_maps=family == "v7")
+        else:
+            model = tiny_model(family, classes, _network_input(paths), CONFIDENCE)
         for case in cases:
             if (case.family, case.classes, case.input_size) == model_of:
                 _one(case, model, paths, options.out)
@@ -71,6 +75,15 @@ def _one(case: Case, model: Any, paths: list[Path], out: Path) -> None:
             model = _rounded(model)
             file = _export(dataclasses.replace(case, options={**case.options, "half": False}), model, out)
             found = _predict(case, file, paths)
+            if case.options == {"half": True}:  # a checkpoint holds halves too
+                kept = {
+                    "model": copy.deepcopy(model).half(),
+                    "train_args": model.args,
+                    "epoch": -1,
+                    "date": "",
+                    "version": "",
+                }
+                torch.save(kept, out / f"{case.name}.pt")
         file = _export(case, model, out)
         np.savez(out / f"{case.name}.npz", **(found if case.options.get("half") else _predict(case, file, paths)))
         print(f"{case.name}: {file.stat().st_size / 1e6:.2f} MB", flush=True)
@@ -91,6 +104,10 @@ def _rounded(model: Any) -> Any:
 
 
 def _export(case: Case, model: Any, out: Path) -> Path:
+    if case.family in ("v5", "v7"):
+        from tests.real_exports import yolov5
+
+        return yolov5.export(model, out / f"{case.name}.onnx", case.input_size, case.options)
     from ultralytics.engine.exporter import Exporter
 
     model.pt_path = str(out / f"{case.name}.pt")
@@ -138,7 +155,9 @@ def _register_nms() -> None:
 
 
 def _predict(case: Case, file: Path, paths: list[Path]) -> dict[str, Any]:
-    """What ultralytics' own ``predict(retina_masks=True)`` finds in every picture."""
+    """What ultralytics' own ``predict(retina_masks=True)`` finds in every picture; of YOLOv5, what its steps do."""
+    if case.family in ("v5", "v7"):
+        return _predict_yolov5(case, file, paths)
     from ultralytics import YOLO
     from ultralytics.models.yolo.segment import SegmentationPredictor
     from ultralytics.nn.autobackend import AutoBackend
@@ -162,15 +181,7 @@ def _predict(case: Case, file: Path, paths: list[Path]) -> dict[str, Any]:
             ):
                 result = super().construct_result(pred, img, orig_img, img_path, proto)
             exact = _exact_masks(pred, proto, orig_img.shape[:2])
-            arrays = {
-                "boxes": pred[:, :4].numpy(),
-                "scores": pred[:, 4].numpy(),
-                "class_ids": pred[:, 5].numpy().astype(np.int32),
-                "masks": np.packbits(masks[-1].numpy(), axis=-1),
-                "exact_masks": np.packbits(exact, axis=-1),
-                "results": np.array(len(result)),
-            }
-            found.update({f"{Path(img_path).name}/{key}": array for key, array in arrays.items()})
+            found.update(_arrays(Path(img_path).name, pred, masks[-1], exact, len(result)))
             return result
 
     height, width = case.input_size
@@ -187,6 +198,40 @@ def _predict(case: Case, file: Path, paths: list[Path]) -> dict[str, Any]:
         verbose=False,
     )
     return found
+
+
+def _predict_yolov5(case: Case, file: Path, paths: list[Path]) -> dict[str, Any]:
+    from ultralytics.utils import nms, ops
+
+    from tests.real_exports import yolov5
+
+    nms.time = SimpleNamespace(time=float)
+    thresholds = (CONFIDENCE, IOU, MAX_DETECTIONS)
+    batch = case.options.get("batch", 1)
+    found: dict[str, Any] = {}
+    predicted = yolov5.predict(file, _network_input(paths), case.classes, *thresholds, batch)
+    for path, (rows, planes) in zip(paths, predicted, strict=True):
+        masks = torch.zeros(0, *case.input_size, dtype=torch.uint8)
+        rows[:, :4] = ops.clip_boxes(rows[:, :4], case.input_size)
+        if len(rows):
+            masks = ops.process_mask_native(planes, rows[:, 6:], rows[:, :4], case.input_size)
+        found |= _arrays(
+            path.name, rows, masks, _exact_masks(rows, planes, case.input_size), int(masks.amax((1, 2)).sum())
+        )
+    return found
+
+
+def _arrays(name: str, rows: torch.Tensor, masks: torch.Tensor, exact: Any, results: int) -> dict[str, Any]:
+    """One picture's instances, as the comparison reads them."""
+    arrays = {
+        "boxes": rows[:, :4].numpy(),
+        "scores": rows[:, 4].numpy(),
+        "class_ids": rows[:, 5].numpy().astype(np.int32),
+        "masks": np.packbits(masks.numpy(), axis=-1),
+        "exact_masks": np.packbits(exact, axis=-1),
+        "results": np.array(results),
+    }
+    return {f"{name}/{key}": array for key, array in arrays.items()}
 
 
 def _exact_masks(pred: torch.Tensor, proto: torch.Tensor, shape: tuple[int, int]) -> Any:

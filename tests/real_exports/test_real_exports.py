@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,27 @@ def test_served_as_ultralytics_predicts_or_refused(case: Case, exports, record, 
         assert difference.score <= MAX_SCORE, f"{way}: {difference}"
         assert difference.mask_iou >= LEAST_MASK_IOU, f"{way}: {difference}"
         assert difference.exact_mask_iou >= LEAST_EXACT_MASK_IOU, f"{way}: {difference}"
+
+
+def test_a_checkpoint_is_exported_by_its_owners_tool(exports, tmp_path, monkeypatch):
+    """``--onnx best.pt``: the command ``yolo`` exports it, in its own environment; the builder takes what it makes."""
+    case = next(case for case in CASES if case.options == {"half": True})  # a checkpoint's weights are halves, too
+    shutil.copy(exports.folder / f"{case.name}.pt", tmp_path / "best.pt")
+    environment = Path(os.environ["EXPORTS_VENV"]).absolute()
+    monkeypatch.setenv("PATH", f"{environment / 'bin'}:{os.environ['PATH']}")
+    settings = {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "false", "YOLO_CONFIG_DIR": str(tmp_path)}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    pictures = sorted((exports.pictures / "{}x{}".format(*case.input_size)).glob("*.png"))
+    repository = tmp_path / "repository"
+    command = ["build", "--precisions", "fp32", "--onnx", str(tmp_path / "best.pt"), "--repository", str(repository)]
+    assert builder([*command, "--input-size", str(case.input_size[0]), "--verify-images", *map(str, pictures)]) == 0
+    served = _served(case, repository, [picture.read_bytes() for picture in pictures], 4)
+    references = read_references(exports.folder / f"{case.name}.npz", [picture.name for picture in pictures])
+    difference = compare(references, served)
+    assert difference.reference >= 24
+    assert (difference.missing, difference.extra) == (0, 0)
+    assert difference.box_px <= MAX_BOX_PX
 
 
 def _served(case: Case, repository: Path, images: list[bytes], batch: int) -> list[Instances]:
