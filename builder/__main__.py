@@ -14,9 +14,11 @@ from rich.console import Console
 from base.errors import OperatorError
 from base.paths import local_path
 from base.progress import Steps
-from builder import families, versions_cli
+from builder import versions_cli
 from builder.add_plan import add_plan
 from builder.build import build
+from builder.examples import add_examples
+from builder.families import FAMILIES
 from builder.inspect_command import run_inspect
 from builder.publication import Built
 from builder.sensitivity_command import run_sensitivity
@@ -167,8 +169,6 @@ def _parser() -> argparse.ArgumentParser:
         help="say what an ONNX file is, and whether it can be built",
         description="Run probe images through an ONNX file, and say what it is, with the evidence.\n"
         "The exit code is 0 if it can be built, else 1.",
-        epilog=_examples("inspect best.onnx", "inspect best.onnx --input-size 640 --json"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     inspecting.add_argument("onnx", type=local_path, metavar="FILE")
     inspecting.add_argument("--json", action="store_true", help="for programs")
@@ -193,11 +193,8 @@ def _parser() -> argparse.ArgumentParser:
     adding.set_defaults(run=_add_plan)
 
     versions_cli.add_commands(commands)
+    add_examples(commands.choices)
     return parser
-
-
-def _examples(*commands: str) -> str:
-    return "\n".join(["examples:", *(f"  python -m builder {command}" for command in commands)])
 
 
 def _add_recognition(parser: argparse.ArgumentParser) -> None:
@@ -205,7 +202,7 @@ def _add_recognition(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input-size", type=_size, metavar="HxW", help="for an export of dynamic input size, such as 640 or 384x640"
     )
-    parser.add_argument("--family", choices=list(families.FAMILIES), help="of the export, where it is not recognized")
+    parser.add_argument("--family", choices=list(FAMILIES), help="of the export, where it is not recognized")
     parser.add_argument(
         "--class-names", type=_names, metavar="A,B", help="of a file without names: comma-separated, or a text file"
     )
@@ -215,9 +212,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=local_path, help="settings file; builder/builder.yaml documents every entry")
     parser.add_argument("--profile", type=_built_profile, help="where the versions will run: cpu (default), tensorrt")
     parser.add_argument("--repository", type=local_path, help="model repository (default: model_repository)")
-    parser.add_argument(
-        "--onnx", type=local_path, help=f"your export of {families.NAMES} (default: the reference model)"
-    )
+    parser.add_argument("--onnx", type=local_path, help="your segmentation export (default: the reference model)")
     parser.add_argument("--name", help="model name for tags (default: from the export)")
     _add_recognition(parser)
     parser.add_argument("--top-k", type=int, help="anchors that leave the network per image (default: 1000)")

@@ -30,6 +30,8 @@ _OTHER_TASKS: Final = {
     "semantic": "a semantic segmentation export: it has one class per pixel and no instances",
     "depth": "a depth export: it has one distance per pixel and no instances",
 }
+_READY_MASKS: Final = {frozenset({"dets", "labels", "masks"}): "RF-DETR-seg or RTMDet-Ins"}
+"""Outputs of exports that have no prototypes, and whose they are."""
 _EXPORT_SEG: Final = "Export a *-seg model, for example `yolo export model=yolov8n-seg.pt format=onnx`"
 _MOST_SHOWN: Final = 100  # characters of the metadata in a message
 
@@ -59,21 +61,14 @@ def recognize(seen: Seen, wanted: str | None = None) -> Layout:
 
 def _explained(seen: Seen, wanted: str | None) -> str:
     """What an unknown file seems to be."""
-    task = seen.metadata.get("task", "")
-    if task in _OTHER_TASKS:
-        return f"this is {_OTHER_TASKS[task]} (its metadata says task={task!r}; outputs: {seen.shown}). {_EXPORT_SEG}"
+    named = _named(seen)
+    if named:
+        return named
     four = [list(shape) for shape in seen.outputs.values() if len(shape) == 4]
     if four and not seen.planes:
         return f"the prototypes {four[0]} are not a quarter of the input {seen.height}x{seen.width}"
-    if not seen.planes and task == "segment":
-        return f"the outputs ({seen.shown}) lack the mask prototypes; export the whole model again"
     if not seen.planes:
-        flat = all(len(shape) == 2 for shape in seen.outputs.values())
-        kind = f"its metadata says task={task[:_MOST_SHOWN]!r}" if task else "it has no mask prototypes (a 4-D output)"
-        return (
-            f"this looks like a {'classification' if flat else 'detection'} export, not a segmentation export: {kind}; "
-            f"outputs: {seen.shown}. {_EXPORT_SEG}"
-        )
+        return _without_masks(seen)
     if wanted is None and any(shape[1] <= 1000 and shape[2] <= 1000 for shape in seen.flat.values()):
         return (
             f"the outputs ({seen.shown}) seem to hold final detections, but not as rows of x1, y1, x2, y2, score, "
@@ -84,4 +79,31 @@ def _explained(seen: Seen, wanted: str | None) -> str:
         f"{which} {seen.shown} at {seen.height}x{seen.width} are those of no family that is known ({NAMES}); for "
         f"example [batch, 4 + classes + 32, {seen.cells((8, 16, 32))}] and [batch, 32, {seen.height // 4}, "
         f"{seen.width // 4}]. Export the model again (`{EXPORT_COMMAND}`)"
+    )
+
+
+def _named(seen: Seen) -> str:
+    """What the names of the outputs, or the task in the metadata, say; empty if nothing."""
+    ready = _READY_MASKS.get(frozenset(seen.outputs))
+    if ready is not None:
+        return (
+            f"this looks like an export of {ready} (outputs: {seen.shown}): its masks leave without prototypes, and "
+            "its input is prepared in another way, which the builder does not take. Export a YOLO segmentation model"
+        )
+    task = seen.metadata.get("task", "")
+    if task not in _OTHER_TASKS:
+        return ""
+    what = f"{_OTHER_TASKS[task]} (its metadata says task={task!r}; outputs: {seen.shown})"
+    return f"this is {what}. {_EXPORT_SEG}"
+
+
+def _without_masks(seen: Seen) -> str:
+    task = seen.metadata.get("task", "")
+    if task == "segment":
+        return f"the outputs ({seen.shown}) lack the mask prototypes; export the whole model again"
+    flat = all(len(shape) == 2 for shape in seen.outputs.values())
+    kind = f"its metadata says task={task[:_MOST_SHOWN]!r}" if task else "it has no mask prototypes (a 4-D output)"
+    return (
+        f"this looks like a {'classification' if flat else 'detection'} export, not a segmentation export: {kind}; "
+        f"outputs: {seen.shown}. {_EXPORT_SEG}"
     )
