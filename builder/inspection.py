@@ -204,7 +204,7 @@ def _box_format(detections: Floats, found: Inspected, layout: Layout) -> Evidenc
     return Evidence(
         "boxes",
         "centers and sizes: cx, cy, w, h",
-        f"the first two values lie nearer to the anchor's cell than the middle of corners would, of {1 - share:.0%}",
+        f"for {1 - share:.0%} of the anchors the first two values are nearer to the cell than the middle of corners is",
     )
 
 
