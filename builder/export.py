@@ -19,7 +19,7 @@ from builder.families import NAMES, recognize, suppressed
 from builder.families.base import Layout, Seen, Shape, Suppression
 from builder.families.metadata import EXPORT_COMMAND, class_names, count_names, facts_of, model_name
 from builder.first_run import Limits, first_run
-from builder.onnx_tools import all_tensors, constant_tensors, first_line, label, quiet_session, set_nodes
+from builder.onnx_tools import all_tensors, constant_tensors, file_session, first_line, label, quiet_session, set_nodes
 
 MIN_OPSET: Final = 11  # the first one with the Resize that these networks need
 WORKING_OPSETS: Final = range(13, 23)
@@ -27,6 +27,7 @@ WORKING_OPSETS: Final = range(13, 23)
 do not support opsets above 22. Older and newer graphs are converted to the nearest one by onnx's converter."""
 _ADVISED_OPSET: Final = 17
 _STRIDE: Final = 32  # of the coarsest scale that all families have
+_MOST_BYTES: Final = 2**31 - 2**24  # what protobuf holds in one message, less what the ends may add
 _SCALED: Final = 100  # a greater divisor of the input makes [0, 1] of bytes
 _MOST_NAME: Final = 100  # characters of a name for tags
 _EXPORT_AGAIN: Final = f"Export again with opset={_ADVISED_OPSET} (`{EXPORT_COMMAND} opset={_ADVISED_OPSET}`)"
@@ -145,11 +146,6 @@ class Inspected:
     metadata: dict[str, str]
     suppression: Suppression | None
     model: onnx.ModelProto = field(repr=False)
-
-    @property
-    def has_external_data(self) -> bool:
-        """Whether weights lie beside the file."""
-        return len(self.files) > 1
 
     def seen(self, outputs: Mapping[str, Shape], num_names: int = 0) -> Seen:
         """The same with the outputs of a run, for :func:`builder.families.recognize`."""
@@ -285,6 +281,7 @@ def _read(path: Path) -> tuple[onnx.ModelProto, int, dict[str, str]]:
         raise
     except Exception as error:  # protobuf, onnx and I/O each have their exception types
         raise unreadable(path, error) from error
+    _check_length(path, model)
     if not model.graph.node or not model.graph.output:
         raise ExportError(f"{path}: the ONNX model has no graph; export it again")
     _check_control_flow(model)
@@ -343,6 +340,16 @@ def _read_by(node: onnx.NodeProto) -> Iterator[str]:
         for graph in (attribute.g, *attribute.graphs):
             for inner in graph.node:
                 yield from _read_by(inner)
+
+
+def _check_length(path: Path, model: onnx.ModelProto) -> None:
+    """Graph and weights in one message: no tool behind the builder takes more."""
+    size = sum(tensor.ByteSize() for tensor in all_tensors(model.graph))
+    if size >= _MOST_BYTES:
+        raise ExportError(
+            f"{path}: its weights have {size / 1e9:.2f} GB; allowed: less than {_MOST_BYTES / 1e9:.2f} GB, which is "
+            "what an ONNX model in one message can hold. Export a smaller model"
+        )
 
 
 def _check_control_flow(model: onnx.ModelProto) -> None:
@@ -546,12 +553,14 @@ def run_once(export: Inspected, threads: int) -> dict[str, tuple[int, ...]]:
     """
     shape = (export.batch or 1, 3, export.input_height, export.input_width)
     found: dict[str, tuple[int, ...]] = {}
-    models = [export.model.SerializeToString()]
-    if export.suppression is not None:  # the build runs the file as it is, too
-        models.insert(0, export.path.read_bytes())
-    for model in models:
+    # The build runs the file as it is, too, with the suppression that was cut off.
+    for whole in (True, False) if export.suppression is not None else (False,):
         try:
-            session = quiet_session(model, threads)
+            session = (
+                file_session(export.path, threads)
+                if whole
+                else quiet_session(export.model.SerializeToString(), threads)
+            )
             feed = session.get_inputs()[0]
             kind = np.float16 if feed.type == "tensor(float16)" else np.float32
             arrays = session.run(None, {feed.name: np.zeros(shape, kind)})

@@ -22,7 +22,7 @@ from builder.families.base import Floats, Layout
 from builder.families.end_to_end import MOST_TURNED, turned_share
 from builder.families.metadata import facts_of, read_names
 from builder.families.yolo import centers_of_cells, corner_share
-from builder.onnx_tools import quiet_session
+from builder.onnx_tools import file_session
 from builder.source import blobs, box_ious
 from builder.source_check import check_ranges
 
@@ -159,7 +159,7 @@ def _probes(height: int, width: int) -> dict[str, NDArray[np.uint8]]:
 
 def _run_probes(found: Inspected, layout: Layout, threads: int) -> dict[str, Floats]:
     """What the file, unchanged, makes of each probe, as float64 [4 + classes + C, rows]."""
-    session = quiet_session(found.path.read_bytes() if not found.has_external_data else str(found.path), threads)
+    session = file_session(found.path, threads)
     half = session.get_inputs()[0].type == "tensor(float16)"
     raw: dict[str, Floats] = {}
     probes = {

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from builder.errors import ExportError
 from builder.export import Export
-from builder.onnx_tools import first_line, quiet_session
+from builder.onnx_tools import file_session, first_line, quiet_session
 
 Floats = NDArray[np.float64]
 
@@ -79,12 +78,10 @@ class SourceNetwork:
         """
         self._export = export
         try:
-            try:
-                self._session = quiet_session(
-                    export.model.SerializeToString() if export.is_half and not as_it_is else str(export.path)
-                )
-            except Exception:  # ONNX Runtime does not read shapes that lie in a file beside the graph
-                self._session = quiet_session(onnx.load(export.path).SerializeToString())
+            if export.is_half and not as_it_is:
+                self._session = quiet_session(export.model.SerializeToString())
+            else:
+                self._session = file_session(export.path)
         except Exception as error:  # ONNX Runtime and onnx have their exception types
             raise ExportError(f"{export.path} does not load in ONNX Runtime: {first_line(error)}") from error
 

@@ -503,6 +503,21 @@ def _write_limits(config: Any, limits: Mapping[str, float]) -> None:
             del config.parameters[name]
 
 
+def limit_problems(config: Any, limits: Mapping[str, float]) -> list[str]:
+    """Limits of a configuration that differ from those of a network's end; only of steps that answer requests."""
+    if contract.NUM_DETECTIONS.name not in [tensor.name for tensor in config.output]:
+        return []
+    wanted = type(config)()
+    wanted.CopyFrom(config)
+    _write_limits(wanted, limits)
+    names = [field.name for field in dataclasses.fields(RequestLimits)]
+    texts = [
+        {name: one.parameters[name].string_value for name in names if name in one.parameters}
+        for one in (config, wanted)
+    ]
+    return [f"its limits of requests are {texts[0]}, the network's are {texts[1]}"] if texts[0] != texts[1] else []
+
+
 def _is_version(path: Path) -> bool:
     return _VERSION.fullmatch(path.name) is not None and path.is_dir() and not path.is_symlink()
 

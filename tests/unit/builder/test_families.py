@@ -22,6 +22,7 @@ from builder.source_check import check_source
 from builder.surgery import graft_ends, make_batch_dynamic
 from repository.errors import RepositoryError
 from repository.store import ModelRepository, read_config
+from serving.preflight import preflight
 from tests.exports import segmentation_export
 from tests.families import COEFFICIENTS, end_to_end_export, objectness_export, suppressed_export
 
@@ -169,6 +170,13 @@ def test_a_build_writes_what_its_end_allows_of_requests(tmp_path):
     assert "least_iou" not in written(repository, "network_fp32/configs/cpu.pbtxt")
     (manifest,) = repository.manifests("fp32")
     assert manifest.source["family"] == "end-to-end"
+    path = repository.path / "postprocess" / "config.pbtxt"
+    text = path.read_text()
+    assert preflight(repository, "cpu", ("fp32",)).models[0].ready
+    path.write_text(text.replace('string_value: "1"', 'string_value: "0.5"'))
+    wrong = preflight(repository, "cpu", ("fp32",)).models[0]
+    assert "its limits of requests are {'least_iou': '0.5'" in "\n".join(wrong.lines())
+    path.write_text(text)
     assert manifest.verification["iou"] == 1
     onnx_names = onnx.load(plain)
     helper.set_model_props(onnx_names, {"names": "{0: 'thing 0', 1: 'thing 1', 2: 'thing 2'}"})
@@ -180,3 +188,20 @@ def test_a_build_writes_what_its_end_allows_of_requests(tmp_path):
     assert float(written(repository, "postprocess/config.pbtxt")["least_confidence"]) == 0.75
     assert repository.manifests("fp32")[0].verification["confidence"] == 0.75
     assert "least_confidence" not in written(built(plain, "three"), "postprocess/config.pbtxt")
+
+
+def test_weights_beside_a_file_with_suppression_are_read(tmp_path):
+    """It runs as it is, too, with its weights."""
+    inside = suppressed_export(tmp_path / "inside.onnx", **SIZE)
+    path = tmp_path / "m.onnx"
+    onnx.save(onnx.load(inside), path, save_as_external_data=True, location="m.data", size_threshold=0)
+    export, found = checked(path)
+    assert set(export.files) == {"m.onnx", "m.data"}
+    assert found.matched > 100
+
+
+def test_weights_of_more_than_two_gigabytes_are_refused(tmp_path, monkeypatch):
+    path = segmentation_export(tmp_path / "m.onnx", **SIZE)
+    monkeypatch.setattr("builder.export._MOST_BYTES", 10_000)
+    with pytest.raises(ExportError, match=r"its weights have 0\.00 GB; allowed: less than 0\.00 GB"):
+        load_export(path)
