@@ -15,8 +15,8 @@ from onnx import TensorProto, numpy_helper, version_converter
 
 from base.files import sha256_of
 from builder.errors import ExportError
-from builder.families import NAMES, recognize, suppressed
-from builder.families.base import Layout, Seen, Shape, Suppression
+from builder.families import NAMES, end_to_end, recognize, suppressed
+from builder.families.base import Layout, Seen, Selection, Shape, Suppression
 from builder.families.metadata import EXPORT_COMMAND, class_names, count_names, facts_of, model_name
 from builder.first_run import Limits, first_run
 from builder.onnx_tools import all_tensors, constant_tensors, file_session, first_line, label, quiet_session, set_nodes
@@ -133,6 +133,7 @@ class Inspected:
         path, files, opset, batch, input_name, input_height, input_width, is_half, model: as in :class:`Export`.
         metadata: the file's properties.
         suppression: that was cut off the graph.
+        selection: likewise.
     """
 
     path: Path
@@ -145,12 +146,14 @@ class Inspected:
     is_half: bool
     metadata: dict[str, str]
     suppression: Suppression | None
+    selection: Selection | None
     model: onnx.ModelProto = field(repr=False)
 
     def seen(self, outputs: Mapping[str, Shape], num_names: int = 0) -> Seen:
         """The same with the outputs of a run, for :func:`builder.families.recognize`."""
         names = num_names or count_names(self.metadata)
-        return Seen(outputs, self.metadata, self.input_height, self.input_width, names, self.suppression)
+        tail = self.suppression, self.selection
+        return Seen(outputs, self.metadata, self.input_height, self.input_width, names, *tail)
 
 
 def load_export(
@@ -229,11 +232,14 @@ def inspect(path: Path, input_size: tuple[int, int] | None) -> Inspected:
             "the export is in half precision and has suppression inside: which boxes it drops depends on its rounding. "
             f"Export again without half=True (`{EXPORT_COMMAND} nms=True`) or without nms=True"
         )
+    # In half precision the file's own choice is kept: its reference is made of the same graph.
+    selection = end_to_end.cut(model) if suppression is None and not is_half else None
     input_name, batch, height, width = _check_input(model, input_size)
     _check_sizes(model, input_name)
     if opset not in WORKING_OPSETS:
         model = _converted(model, path, opset)
-    return Inspected(path, files, opset, batch, input_name, height, width, is_half, metadata, suppression, model)
+    tail = suppression, selection
+    return Inspected(path, files, opset, batch, input_name, height, width, is_half, metadata, *tail, model)
 
 
 def load_metadata(model: onnx.ModelProto) -> dict[str, str]:
@@ -553,8 +559,8 @@ def run_once(export: Inspected, threads: int) -> dict[str, tuple[int, ...]]:
     """
     shape = (export.batch or 1, 3, export.input_height, export.input_width)
     found: dict[str, tuple[int, ...]] = {}
-    # The build runs the file as it is, too, with the suppression that was cut off.
-    for whole in (True, False) if export.suppression is not None else (False,):
+    # The build runs the file as it is, too, with what was cut off.
+    for whole in (True, False) if export.suppression or export.selection else (False,):
         try:
             session = (
                 file_session(export.path, threads)

@@ -28,6 +28,8 @@ _PREFIX = Ends.PREFIX
 PROTOTYPES_NODE = f"{_PREFIX}/prototypes"
 """The grafted node that takes the prototypes out of the network."""
 _SHAPES = ("Shape", "Size")
+_FACTORS_OF_RESIZE = 2  # which input
+_SIZES_OF_RESIZE = 3
 
 
 def tensor_sizes(export: Export, top_k: int) -> dict[str, list[int]]:
@@ -99,6 +101,8 @@ def _free_batch(graph: onnx.GraphProto, batch: int, shapes: Mapping[str, Sequenc
     from_image = _made_of_images(graph)
     present = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
+        if node.op_type == "Resize" and len(node.input) > _SIZES_OF_RESIZE and node.input[0] in from_image:
+            _scale_instead(graph, node, shapes)
         if node.op_type not in ("Reshape", "Expand") or node.input[0] not in from_image:
             continue
         if node.input[1] not in constants:
@@ -116,6 +120,19 @@ def _free_batch(graph: onnx.GraphProto, batch: int, shapes: Mapping[str, Sequenc
         for attribute in [entry for entry in node.attribute if entry.name == "allowzero"]:
             node.attribute.remove(attribute)
     drop_unread(graph, ["Constant"])
+
+
+def _scale_instead(graph: onnx.GraphProto, node: onnx.NodeProto, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Have a Resize enlarge by factors, instead of to a constant size that holds the batch."""
+    before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
+    if not before or not after or len(before) != len(after):
+        return
+    factors = np.array([new / old for old, new in zip(before, after, strict=True)], np.float32)
+    name = f"{node.name}_factors"
+    graph.initializer.append(numpy_helper.from_array(factors, name))
+    inputs = [*node.input[:_SIZES_OF_RESIZE]]
+    inputs[_FACTORS_OF_RESIZE] = name
+    node.input[:] = inputs
 
 
 def _without_batch(node: onnx.NodeProto, wanted: NDArray[Any], shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:

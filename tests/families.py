@@ -85,6 +85,43 @@ def end_to_end_export(
     )
 
 
+def old_end_to_end_export(path: Path, *, classes: int = 3, rows: int = 30, **options: Any) -> Path:
+    """The same as ultralytics 8.4.0 to 8.4.141 built it: the best anchors, then the best pairs of anchor and class.
+
+    The indices of the anchors are laid flat over the whole batch, and an offset per image is baked in.
+    """
+    graph = _Graph(path, classes, **options)
+    batch = options.get("batch", 1)
+    boxes, scores, coefficients = graph.corners(classes)
+    graph.node("Concat", boxes, scores, coefficients, to="joined", axis=1)
+    turned = graph.node("Transpose", "joined", perm=[0, 2, 1])
+    box, score, extra = graph.split(turned, 4, classes, COEFFICIENTS, axis=2)
+    count = graph.constant([rows])
+
+    def top(source: str, name: str) -> tuple[str, str]:
+        outputs = [f"{name}_values", f"{name}_index"]
+        graph.graph.node.append(helper.make_node("TopK", [source, count], outputs, name=name, axis=-1))
+        return outputs[0], outputs[1]
+
+    def gather(source: str, index: str, values: int) -> str:
+        return graph.node("GatherElements", source, graph.node("Tile", index, graph.constant([1, 1, values])), axis=1)
+
+    _, anchors = top(graph.node("ReduceMax", score, axes=[-1], keepdims=0), "anchors")
+    anchors = graph.node("Unsqueeze", anchors, graph.constant([-1]))
+    flat = graph.node("Flatten", anchors, axis=2)
+    best, pair = top(graph.node("Flatten", gather(score, anchors, classes), axis=1), "pairs")
+    slot = graph.node("Div", pair, graph.constant(classes))
+    if batch > 1:
+        slot = graph.node("Add", slot, graph.constant([[rows * image] for image in range(batch)]))
+    index = graph.node("Gather", flat, slot, axis=0)
+    number = _cast(
+        graph, graph.node("Unsqueeze", graph.node("Mod", pair, graph.constant(classes)), graph.constant([2]))
+    )
+    columns = [gather(box, index, 4), graph.node("Unsqueeze", best, graph.constant([2])), number]
+    graph.node("Concat", *columns, gather(extra, index, COEFFICIENTS), to="output0", axis=-1)
+    return graph.save([batch, rows, 6 + COEFFICIENTS], names(classes))
+
+
 def suppressed_export(
     path: Path,
     *,

@@ -45,6 +45,19 @@ class Suppression:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """The choice of the best rows as ultralytics builds it into an end-to-end head.
+
+    Attributes:
+        source_name: the file's output of final detections.
+        detections_name: the tensor that the head gives, before the choice.
+    """
+
+    source_name: str
+    detections_name: str
+
+
+@dataclass(frozen=True)
 class Seen:
     """What is known of a file before it is recognized.
 
@@ -55,6 +68,7 @@ class Seen:
         width: likewise.
         num_names: class names in the metadata; 0 where there are none.
         suppression: that was cut off.
+        selection: likewise.
         is_named: whether the user names the family.
     """
 
@@ -64,6 +78,7 @@ class Seen:
     width: int
     num_names: int = 0
     suppression: Suppression | None = None
+    selection: Selection | None = None
     is_named: bool = False
 
     @property
@@ -149,14 +164,19 @@ class Ends:
         sizes = self.constant(f"{name}_sizes", list(parts.values()))
         self.node("Split", name, [source, sizes], [self.at(part) for part in parts], axis=axis)
 
+    def best_score(self, to: str) -> None:
+        """``ends/class_scores`` [n, classes, rows] to ``ends/<to>`` [n, rows], the greatest of each row."""
+        scores = self.at("class_scores")
+        # ReduceMax took its axes as an attribute before opset 18.
+        by_input = self._opset >= _REDUCE_AXES_ARE_INPUTS_SINCE_OPSET
+        inputs = [scores, self.constant("axis_1", [1])] if by_input else [scores]
+        axes = {} if by_input else {"axes": [1]}
+        self.node("ReduceMax", "best_score", inputs, [self.at(to)], keepdims=0, **axes)
+
     def best_class(self) -> None:
         """``ends/class_scores`` [n, classes, rows] to ``score_per_anchor`` [n, rows], ``class_float`` [n, 1, rows]."""
         at = self.at
-        # ReduceMax took its axes as an attribute before opset 18.
-        by_input = self._opset >= _REDUCE_AXES_ARE_INPUTS_SINCE_OPSET
-        inputs = [at("class_scores"), self.constant("axis_1", [1])] if by_input else [at("class_scores")]
-        axes = {} if by_input else {"axes": [1]}
-        self.node("ReduceMax", "best_score", inputs, [at("score_per_anchor")], keepdims=0, **axes)
+        self.best_score("score_per_anchor")
         self.node("ArgMax", "best_class", [at("class_scores")], [at("class_per_anchor")], axis=1, keepdims=1)
         self.node("Cast", "class_to_float", [at("class_per_anchor")], [at("class_float")], to=TensorProto.FLOAT)
 
@@ -167,6 +187,15 @@ class Ends:
         self.node("Mul", "centers", [at("corner_sum"), self.constant("half", 0.5, np.float32)], [at("centers")])
         self.node("Sub", "sizes", [second, first], [at("sizes")])
         return [at("centers"), at("sizes")]
+
+    def gather(self, source: str, index: str, channels: int, rows: int, to: str) -> str:
+        """Rows of ``source`` [n, channels, …] by ``index`` [n, rows]: the full name of ``ends/<to>``."""
+        at = self.at
+        self.node("Unsqueeze", f"{to}_plane", [index, self.constant("axis_1", [1])], [at(f"{to}_plane")])
+        shape = self.constant(f"{to}_shape", [1, channels, rows])
+        self.node("Expand", f"{to}_index", [at(f"{to}_plane"), shape], [at(f"{to}_index")])
+        self.node("GatherElements", to, [source, at(f"{to}_index")], [at(to)], axis=2)
+        return at(to)
 
     def features(self, parts: list[str]) -> None:
         """Join cx, cy, w, h, class and coefficients to ``feature_planes`` [n, 5 + C, rows]."""

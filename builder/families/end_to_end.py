@@ -12,14 +12,18 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+from onnx import TensorProto
 
 from builder.errors import ExportError
-from builder.families.base import Ends, Family, Floats, Layout, Seen, Shape, prototypes_for
+from builder.families.base import BOX_CHANNELS, Ends, Family, Floats, Layout, Seen, Selection, Shape, prototypes_for
+from builder.families.cutting import before, behind, cut_at, last_join
 from builder.families.yolo import STRIDES
 
 _BEFORE_COEFFICIENTS = 6
 _MOST_ROWS = 3840  # of TensorRT's TopK
 _LIKELY = 0.25
+_ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Sigmoid", "Exp", "Clip", "MatMul", "Conv"})
 MOST_TURNED = 0.1  # share of boxes whose corners are exchanged: heads without DFL give some
 
 
@@ -31,23 +35,32 @@ class EndToEnd(Family):
 
     def recognize(self, seen: Seen) -> Layout | None:
         """See :meth:`Family.recognize`."""
+        inside = seen.selection
         for name, shape in seen.flat.items():
+            if inside is not None and name != inside.source_name:
+                continue
             found = prototypes_for(seen, shape[2])
             if found is None or shape[2] != row_width(found[1]) or shape[1] > min(_MOST_ROWS, seen.cells(STRIDES[-1])):
                 continue
+            limits = {"least_iou": 1.0, "most_iou": 1.0}
+            if inside is not None:
+                head = seen.outputs[inside.detections_name]
+                classes = head[1] - BOX_CHANNELS - found[1][0]
+                return Layout(self, inside.detections_name, head[1:], *found, classes, shape[1], name, limits)
             if not seen.num_names:
                 raise ExportError(
                     f"the output {name} {list(shape)} holds final detections, which do not show how many classes there "
                     "are, and the metadata has no class names. Give them with --class-names"
                 )
-            return Layout(
-                self, name, shape[1:], *found, seen.num_names, shape[1], name, {"least_iou": 1.0, "most_iou": 1.0}
-            )
+            return Layout(self, name, shape[1:], *found, seen.num_names, shape[1], name, limits)
         return None
 
     def graft(self, layout: Layout, ends: Ends) -> None:
         """See :meth:`Family.graft`."""
         at = ends.at
+        if layout.detections_name != layout.source_name:
+            _choose(layout, ends)
+            return
         ends.node("Transpose", "to_planes_of_rows", [layout.detections_name], [at("row_planes")], perm=[0, 2, 1])
         parts = {"upper_left": 2, "lower_right": 2, "row_score": 1, "row_class": 1}
         ends.split(at("row_planes"), {**parts, "coefficients": layout.num_coefficients})
@@ -62,6 +75,70 @@ class EndToEnd(Family):
     def check(self, standard: Floats, num_classes: int, height: int, width: int) -> None:
         """Refuse exchanged corners; see :meth:`Family.check`."""
         check_corners(standard, num_classes)
+
+
+def _choose(layout: Layout, ends: Ends) -> None:
+    """The best pairs of anchor and class: the best anchors by their best class first, then the pairs among them."""
+    at, constant, node = ends.at, ends.constant, ends.node
+    rows, classes, coefficients = layout.num_anchors, layout.num_classes, layout.num_coefficients
+    parts = {"upper_left": 2, "lower_right": 2, "class_scores": classes, "coefficients": coefficients}
+    ends.split(layout.detections_name, parts)
+    ends.best_score("anchor_score")
+    count = constant("rows", [rows])
+    node("TopK", "top_anchors", [at("anchor_score"), count], [at("anchor_top"), at("anchor_index")], axis=1)
+    scores = ends.gather(at("class_scores"), at("anchor_index"), classes, rows, "likely_scores")
+    node("Transpose", "likely_rows", [scores], [at("likely_rows")], perm=[0, 2, 1])
+    node("Reshape", "pairs", [at("likely_rows"), constant("pairs_shape", [0, rows * classes])], [at("pairs")])
+    node("TopK", "top_pairs", [at("pairs"), count], [at("score_per_anchor"), at("pair")], axis=1)
+    number = constant("classes", classes)
+    node("Div", "slot", [at("pair"), number], [at("slot")])
+    node("Mul", "first_pair", [at("slot"), number], [at("first_pair")])
+    node("Sub", "pair_class", [at("pair"), at("first_pair")], [at("pair_class")])
+    node("Unsqueeze", "class_plane", [at("pair_class"), constant("axis_1", [1])], [at("class_plane")])
+    node("Cast", "class_to_float", [at("class_plane")], [at("class_float")], to=TensorProto.FLOAT)
+    box = ends.centers(at("upper_left"), at("lower_right"))
+    node("Concat", "anchors", [*box, at("coefficients")], [at("anchors")], axis=1)
+    likely = ends.gather(at("anchors"), at("anchor_index"), BOX_CHANNELS + coefficients, rows, "likely_anchors")
+    chosen = ends.gather(likely, at("slot"), BOX_CHANNELS + coefficients, rows, "chosen_anchors")
+    ends.split(chosen, {"chosen_box": BOX_CHANNELS, "chosen_coefficients": coefficients})
+    ends.features([at("chosen_box"), at("class_float"), at("chosen_coefficients")])
+
+
+def cut(model: onnx.ModelProto) -> Selection | None:
+    """Cut a graph where the head ends, if the choice of the best rows is behind it; the graph is changed.
+
+    Ultralytics has built that choice in several ways, some for one batch size only; what :meth:`EndToEnd.graft` puts in
+    its place is the same choice for any.
+
+    Returns:
+        What was cut off; None if there is nothing to cut, or not of this kind.
+    """
+    graph = model.graph
+    chosen = {output for node in graph.node if node.op_type == "TopK" for output in node.output}
+    if not chosen:
+        return None
+    tail = behind(graph, chosen)
+    ends = [value.name for value in graph.output if value.name in tail]
+    head = last_join(graph, before(graph, chosen))
+    if len(ends) != 1 or head is None or head.output[0] in tail or _computes(model, head.output[0]):
+        return None
+    cut_at(graph, head.output[0], tail)
+    return Selection(ends[0], head.output[0])
+
+
+def _computes(model: onnx.ModelProto, head: str) -> bool:
+    """Whether something behind the head computes with floats: then its boxes may not be those of the rows."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    floats = {
+        value.name
+        for value in (*graph.value_info, *graph.output)
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
+    after = behind(model.graph, {head})
+    return any(
+        node.op_type in _ARITHMETIC and node.output[0] in floats & after and node.output[0] != head
+        for node in model.graph.node
+    )
 
 
 def turned_share(standard: Floats, num_classes: int) -> float:

@@ -19,14 +19,15 @@ from typing import Any, Final
 
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 from builder.errors import ExportError
 from builder.families.base import Ends, Floats, Layout, Seen, Suppression
+from builder.families.cutting import before, behind, cut_at, last_join
 from builder.families.end_to_end import check_corners, row_width, standard_of_rows
 from builder.families.metadata import EXPORT_COMMAND, advice_without_suppression
 from builder.families.yolo import Yolo
-from builder.onnx_tools import constant_tensors, drop_unread, label, set_nodes
+from builder.onnx_tools import constant_tensors, label
 
 _OPERATORS: Final = frozenset(
     {
@@ -102,21 +103,19 @@ def cut(model: onnx.ModelProto, metadata: Mapping[str, str]) -> Suppression | No
     inside = [node for node in graph.node if node.op_type in _OPERATORS]
     if not inside:
         return None
-    before = _before(graph, {name for node in inside for name in node.input})
-    head = next((node for node in reversed(graph.node) if node.output[0] in before and _joins_channels(node)), None)
-    behind = _behind(graph, {output for node in inside for output in node.output})
-    ends = [value for value in graph.output if value.name in behind]
+    leading = before(graph, {name for node in inside for name in node.input})
+    head = last_join(graph, leading)
+    tail = behind(graph, {output for node in inside for output in node.output})
+    ends = [value for value in graph.output if value.name in tail]
     constants = {name: numpy_helper.to_array(tensor) for name, tensor in constant_tensors(graph).items()}
     ious = {_number(constants, node.input[3]) for node in inside if len(node.input) > 3}
-    after_head = _behind(graph, {head.output[0]}) if head is not None else set()
+    after_head = behind(graph, {head.output[0]}) if head is not None else set()
     least = {
         _number(constants, node.input[1])
         for node in graph.node
-        if node.op_type == "Greater" and node.output[0] in before & after_head
+        if node.op_type == "Greater" and node.output[0] in leading & after_head
     }
-    unknown = next(
-        (node for node in graph.node if behind.intersection(node.output) and node.op_type not in _TAIL), None
-    )
+    unknown = next((node for node in graph.node if tail.intersection(node.output) and node.op_type not in _TAIL), None)
     if (
         head is None
         or unknown is not None
@@ -130,44 +129,14 @@ def cut(model: onnx.ModelProto, metadata: Mapping[str, str]) -> Suppression | No
             f"{f' (unknown: node {label(unknown)}, operator {unknown.op_type})' if unknown is not None else ''}. "
             f"{advice_without_suppression(metadata)}"
         )
-    offsets = _before(graph, {node.input[0] for node in inside}, made_by="ArgMax")
-    keep = [value for value in graph.output if value.name not in behind]
-    del graph.output[:]
-    graph.output.append(helper.make_tensor_value_info(head.output[0], TensorProto.FLOAT, None))
-    graph.output.extend(keep)
-    needed = _before(graph, {value.name for value in graph.output})
-    set_nodes(graph, [node for node in graph.node if needed.intersection(node.output)])
-    drop_unread(graph, ["Constant"])
+    offsets = before(graph, {node.input[0] for node in inside}, made_by="ArgMax")
+    cut_at(graph, head.output[0], tail)
     (iou,), (confidence,) = ious, least
     return Suppression(
         ends[0].name, head.output[0], float(confidence or 0), float(iou or 0), is_per_class=bool(offsets)
     )
 
 
-def _joins_channels(node: onnx.NodeProto) -> bool:
-    return node.op_type == "Concat" and node.attribute[0].i in (1, -2) and len(node.input) > 1
-
-
 def _number(constants: Mapping[str, NDArray[Any]], name: str) -> float | None:
     """A constant of one value."""
     return float(constants[name].reshape(())) if name in constants and constants[name].size == 1 else None
-
-
-def _before(graph: onnx.GraphProto, names: set[str], made_by: str | None = None) -> set[str]:
-    """Tensors that some are made of, themselves included; ``made_by``: only those that such an operator makes."""
-    found = set(names)
-    chosen: set[str] = set()
-    for node in reversed(graph.node):
-        if found.intersection(node.output):
-            found.update(node.input)
-            chosen.update(node.output if node.op_type == made_by else ())
-    return found if made_by is None else chosen
-
-
-def _behind(graph: onnx.GraphProto, names: set[str]) -> set[str]:
-    """Tensors that are made of some, themselves included."""
-    found = set(names)
-    for node in graph.node:
-        if found.intersection(node.input):
-            found.update(node.output)
-    return found

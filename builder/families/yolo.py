@@ -57,6 +57,8 @@ class Yolo(Family):
 
     def recognize(self, seen: Seen) -> Layout | None:
         """See :meth:`Family.recognize`."""
+        if seen.selection is not None:
+            return None
         for name, shape in seen.flat.items():
             anchors = next((count for count in map(seen.cells, STRIDES) if count in shape[1:]), None)
             if anchors is None or not seen.planes:

@@ -27,6 +27,8 @@ class YoloV5(Family):
 
     def recognize(self, seen: Seen) -> Layout | None:
         """See :meth:`Family.recognize`."""
+        if seen.selection is not None:
+            return None
         for name, shape in seen.flat.items():
             if shape[1] not in [_ANCHORS_PER_CELL * seen.cells(strides) for strides in STRIDES] or not seen.planes:
                 continue

@@ -24,7 +24,13 @@ from repository.errors import RepositoryError
 from repository.store import ModelRepository, read_config
 from serving.preflight import preflight
 from tests.exports import segmentation_export
-from tests.families import COEFFICIENTS, end_to_end_export, objectness_export, suppressed_export
+from tests.families import (
+    COEFFICIENTS,
+    end_to_end_export,
+    objectness_export,
+    old_end_to_end_export,
+    suppressed_export,
+)
 
 SIZE = {"height": 64, "width": 96}
 IMAGES = np.random.default_rng(3).integers(0, 256, (4, 64, 96, 3), dtype=np.uint8)
@@ -49,6 +55,25 @@ def test_served_as_the_file_answers(tmp_path, make, key, rows, classes):
     assert found.matched > 100
     assert found.box_max_px < 0.01
     assert found.score_max < 1e-5
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_the_choice_of_older_end_to_end_heads_is_made_again_for_any_batch(tmp_path, batch, classes):
+    export, found = checked(old_end_to_end_export(tmp_path / "m.onnx", batch=batch, classes=classes, **SIZE))
+    assert export.layout.family.key == "end-to-end"
+    assert export.detections_name == "joined"
+    assert export.num_classes == classes  # of the head's channels: no names are needed
+    assert not [node for node in export.model.graph.node if node.op_type in ("TopK", "Tile", "Mod")]
+    assert found.box_max_px < 0.01
+    assert found.score_max < 1e-5
+    scores = SourceNetwork(export).run(IMAGES)[0][:, 4 : 4 + classes]
+    if classes > 1:  # some anchors give several classes
+        assert any(
+            len(np.unique(boxes, axis=0)) < 30
+            for boxes in SourceNetwork(export).run(IMAGES)[0][:, :4].transpose(0, 2, 1)
+        )
+    assert (scores.max(axis=1) > 0).all()
 
 
 def test_suppression_is_cut_and_its_thresholds_read(tmp_path):
