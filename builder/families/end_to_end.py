@@ -1,10 +1,12 @@
 """Final detections of a head that needs no suppression: YOLO26-seg, ``nms=False`` or ultralytics before 8.4.142.
 
 - Recognized by an output [batch, rows, 6 + C], no more rows than anchors, beside prototypes [batch, C, H/4, W/4], in
-  a file without suppression. The number of classes is that of the names in the metadata.
+  a file without suppression. The number of classes is that of the head's channels, or of the names in the metadata.
 - Input: letterboxed RGB in [0, 1].
 - Rows by falling score: x1, y1, x2, y2 in network pixels, score, class, mask coefficients. One anchor may give rows of
   several classes, as its owner's tool shows it too.
+- Where the head gives corners, which nothing behind it changes, the network is cut there, and the choice of the rows is
+  made again: ultralytics has built it in several ways, some for one batch size only. Otherwise the file's rows are taken.
 - A request's ``iou`` has no effect: nothing is suppressed.
 - Kept out of int8: the last convolutions of the head and all behind them, the choice of the rows too.
 """
