@@ -5,8 +5,8 @@
 - Input: letterboxed RGB in [0, 1].
 - Rows by falling score: x1, y1, x2, y2 in network pixels, score, class, mask coefficients. One anchor may give rows of
   several classes, as its owner's tool shows it too.
-- Where the head gives corners, which nothing behind it changes, the network is cut there, and the choice of the rows is
-  made again: ultralytics has built it in several ways, some for one batch size only. Otherwise the file's rows are taken.
+- Where the head gives corners, which nothing behind it changes, the network is cut there, and the choice of the rows
+  is made again: ultralytics has built it in several ways, some for one batch only. Otherwise the file's rows are taken.
 - A request's ``iou`` has no effect: nothing is suppressed.
 - Kept out of int8: the last convolutions of the head and all behind them, the choice of the rows too.
 """
