@@ -232,10 +232,10 @@ def inspect(path: Path, input_size: tuple[int, int] | None) -> Inspected:
             "the export is in half precision and has suppression inside: which boxes it drops depends on its rounding. "
             f"Export again without half=True (`{EXPORT_COMMAND} nms=True`) or without nms=True"
         )
-    # In half precision the file's own choice is kept: its reference is made of the same graph.
-    selection = end_to_end.cut(model) if suppression is None and not is_half else None
     input_name, batch, height, width = _check_input(model, input_size)
     _check_sizes(model, input_name)
+    # In half precision the file's own choice is kept: its reference is made of the same graph.
+    selection = end_to_end.cut(model) if suppression is None and not is_half else None
     if opset not in WORKING_OPSETS:
         model = _converted(model, path, opset)
     tail = suppression, selection
