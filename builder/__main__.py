@@ -17,7 +17,9 @@ from base.progress import Steps
 from builder import versions_cli
 from builder.add_plan import add_plan
 from builder.build import build
-from builder.families import yolo
+from builder.examples import add_examples
+from builder.families import FAMILIES
+from builder.inspect_command import run_inspect
 from builder.publication import Built
 from builder.sensitivity_command import run_sensitivity
 from builder.settings import BuildSettings, load_settings, unbuilt_profile
@@ -33,6 +35,8 @@ _OPTIONS: Final = {
     "onnx": "onnx",
     "name": "name",
     "input_size": "input_size",
+    "family": "family",
+    "class_names": "class_names",
     "top_k": "top_k",
     "exclude": "exclude",
     "report": "report",
@@ -90,6 +94,12 @@ def _build(options: argparse.Namespace) -> int:
     return 0
 
 
+def _inspect(options: argparse.Namespace) -> int:
+    return run_inspect(
+        options.onnx, options.input_size, options.family, options.class_names or (), as_json=options.json
+    )
+
+
 def _sensitivity(options: argparse.Namespace) -> int:
     return run_sensitivity(_settings(options), Steps(), options.out)
 
@@ -121,11 +131,20 @@ def _precisions(text: str) -> tuple[str, ...]:
     return chosen
 
 
+def _names(text: str) -> tuple[str, ...]:
+    path = Path(text)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from error
+    return tuple(line.strip() for line in lines if line.strip())
+
+
 def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r}; expected HEIGHTxWIDTH, such as 640x640")
-    return int(match.group(1)), int(match.group(2))
+        raise argparse.ArgumentTypeError(f"{text!r}; expected HEIGHTxWIDTH, such as 384x640, or one number for both")
+    return int(match.group(1)), int(match.group(2) or match.group(1))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -145,6 +164,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     building.set_defaults(run=_build)
 
+    inspecting = commands.add_parser(
+        "inspect",
+        help="say what an ONNX file is, and whether it can be built",
+        description="Run probe images through an ONNX file, and say what it is, with the evidence.\n"
+        "The exit code is 0 if it can be built, else 1.",
+    )
+    inspecting.add_argument("onnx", type=local_path, metavar="FILE")
+    inspecting.add_argument("--json", action="store_true", help="for programs")
+    _add_recognition(inspecting)
+    inspecting.set_defaults(run=_inspect)
+
     sensitivity = commands.add_parser("sensitivity", help="rank groups of layers by what int8 costs in each")
     _add_settings(sensitivity)
     sensitivity.add_argument(
@@ -163,16 +193,28 @@ def _parser() -> argparse.ArgumentParser:
     adding.set_defaults(run=_add_plan)
 
     versions_cli.add_commands(commands)
+    add_examples(commands.choices)
     return parser
+
+
+def _add_recognition(parser: argparse.ArgumentParser) -> None:
+    """What says how a file is to be read."""
+    parser.add_argument(
+        "--input-size", type=_size, metavar="HxW", help="for an export of dynamic input size, such as 640 or 384x640"
+    )
+    parser.add_argument("--family", choices=list(FAMILIES), help="of the export, where it is not recognized")
+    parser.add_argument(
+        "--class-names", type=_names, metavar="A,B", help="of a file without names: comma-separated, or a text file"
+    )
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=local_path, help="settings file; builder/builder.yaml documents every entry")
     parser.add_argument("--profile", type=_built_profile, help="where the versions will run: cpu (default), tensorrt")
     parser.add_argument("--repository", type=local_path, help="model repository (default: model_repository)")
-    parser.add_argument("--onnx", type=local_path, help=f"your export of {yolo.NAMES} (default: the reference model)")
+    parser.add_argument("--onnx", type=local_path, help="your segmentation export (default: the reference model)")
     parser.add_argument("--name", help="model name for tags (default: from the export)")
-    parser.add_argument("--input-size", type=_size, metavar="HxW", help="for an export of dynamic input size")
+    _add_recognition(parser)
     parser.add_argument("--top-k", type=int, help="anchors that leave the network per image (default: 1000)")
     parser.add_argument(
         "--exclude",

@@ -10,6 +10,7 @@ import onnx
 
 from base.progress import Steps
 from builder.artifact import Profile
+from builder.checkpoint import onnx_of
 from builder.cpu_profile import CpuProfile
 from builder.datasets import CalibrationSet, Datasets, VerificationSet, resolve_datasets
 from builder.errors import BuilderError, CalibrationError, GateError
@@ -123,8 +124,11 @@ def open_inputs(settings: BuildSettings, steps: Steps) -> Inputs:
         with steps.step("fetch reference model"):
             reference = fetch_reference()
         path, name = reference.onnx, name or REFERENCE_NAME
+    path = onnx_of(path, settings.input_size, steps.note)
     with steps.step("inspect export", path.name):
-        export = load_export(path, name, settings.input_size, settings.inspection.limits)
+        export = load_export(
+            path, name, settings.input_size, settings.inspection.limits, settings.family, settings.class_names
+        )
     for line in (export.summary(), *export.notes):
         steps.note(line)
     with steps.step("graph surgery", "dynamic batch, grafted ends"):

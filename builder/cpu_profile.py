@@ -20,7 +20,7 @@ from builder.artifact import Artifact
 from builder.datasets import CalibrationSet
 from builder.errors import BuilderError, CalibrationError
 from builder.export import Export
-from builder.families.yolo import find_head
+from builder.families.head import find_head
 from builder.quantizers import count_convolutions, nodes_to_exclude, remove_quantizers
 from builder.settings import BuildSettings
 from builder.surgery import PROTOTYPES_NODE, graft_ends

@@ -14,7 +14,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -56,13 +56,35 @@ def first_run(path: Path, input_size: tuple[int, int] | None, limits: Limits) ->
     Raises:
         ExportError: the file cannot be served, or its process went beyond a limit or died; says which.
     """
+    answer = _asked(path, {"path": str(path), "input_size": input_size}, limits)
+    if "refused" in answer:
+        raise ExportError(answer["refused"])
+    return {name: tuple(shape) for name, shape in answer["outputs"].items()}
+
+
+def findings_of(
+    path: Path, input_size: tuple[int, int] | None, family: str | None, names: Sequence[str], limits: Limits
+) -> dict[str, Any]:
+    """What :func:`builder.inspection.examine` finds in a file, in a bounded process.
+
+    Raises:
+        ExportError: the file is not there, or its process went beyond a limit or died; says which.
+    """
+    if not path.is_file():
+        raise ExportError(f"{path}: no such file")
+    question = {"path": str(path), "input_size": input_size, "family": family, "names": list(names)}
+    found: dict[str, Any] = _asked(path, {**question, "examine": True}, limits)
+    return found
+
+
+def _asked(path: Path, question: dict[str, Any], limits: Limits) -> dict[str, Any]:
+    """The answer of a bounded process to a question about a file."""
     # The process imports from where this one does; -I keeps out the working folder and PYTHONPATH.
     code = f"import sys; sys.path[:] = {sys.path!r}; from builder.first_run import main; main()"
-    question = {"path": str(path), "input_size": input_size, **asdict(limits)}
     try:
         process = subprocess.run(
             [sys.executable, "-I", "-c", code],
-            input=json.dumps(question).encode(),
+            input=json.dumps({**question, **asdict(limits)}).encode(),
             capture_output=True,
             check=False,
             timeout=limits.time_s,
@@ -81,9 +103,7 @@ def first_run(path: Path, input_size: tuple[int, int] | None, limits: Limits) ->
             f"{path}: reading it and running it once takes more than {limits.memory_mib} MiB of address space "
             f"({answer['out_of_memory']}). {_remedy('memory_mib', limits)}"
         )
-    if "refused" in answer:
-        raise ExportError(answer["refused"])
-    return {name: tuple(shape) for name, shape in answer["outputs"].items()}
+    return answer
 
 
 def _remedy(setting: str, limits: Limits) -> str:
@@ -121,13 +141,21 @@ def main() -> None:
         question = json.load(sys.stdin)
         limits = Limits(time_s=question["time_s"], memory_mib=question["memory_mib"])
         _bound(limits)
-        size = question["input_size"]
-        json.dump(_answer(lambda: run_once(inspect(Path(question["path"]), size and tuple(size)), _THREADS)), out)
+        path, size = Path(question["path"]), question["input_size"] and tuple(question["input_size"])
+
+        def run() -> dict[str, Any]:
+            if not question.get("examine"):
+                return {"outputs": run_once(inspect(path, size), _THREADS)}
+            from builder.inspection import examine
+
+            return examine(path, size, question["family"], question["names"], _THREADS).as_dict()
+
+        json.dump(_answer(run), out)
 
 
-def _answer(run: Callable[[], dict[str, tuple[int, ...]]]) -> dict[str, Any]:
+def _answer(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
-        return {"outputs": run()}
+        return run()
     except MemoryError:
         return {"out_of_memory": "while reading"}
     except ExportError as error:

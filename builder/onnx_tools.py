@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Final
 
 import onnx
@@ -27,6 +28,18 @@ def quiet_session(model: str | bytes, threads: int | None = None) -> ort.Inferen
     if threads is not None:
         options.intra_op_num_threads = min(threads, os.cpu_count() or 1)
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def file_session(path: Path, threads: int | None = None) -> ort.InferenceSession:
+    """The same of a file as it is, with the weights beside it.
+
+    Raises:
+        Exception: it does not load.
+    """
+    try:
+        return quiet_session(str(path), threads)
+    except Exception:  # ONNX Runtime reads neither shapes that lie beside the graph, nor every path
+        return quiet_session(onnx.load(path).SerializeToString(), threads)
 
 
 def first_line(error: Exception) -> str:

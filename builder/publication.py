@@ -30,7 +30,7 @@ from repository.networks import mixture, mixture_remedy
 from repository.shim import SHIM, SHIM_NAME
 from repository.store import ModelRepository
 
-BUILD_REVISION: Final = 8
+BUILD_REVISION: Final = 9
 """Raised whenever the builder makes something else out of the same inputs; part of every build key."""
 
 _MODEL_FILE: Final = "model.onnx"
@@ -90,7 +90,7 @@ class Publisher:
         self._sizes = tensor_sizes(export, settings.top_k)
         self._repository = ModelRepository.open(settings.repository)
         with self._repository.locked():
-            for path in self._repository.fit_network(self._sizes, export.class_names):
+            for path in self._repository.fit_network(self._sizes, export.class_names, export.layout.limits):
                 steps.note(f"sizes of this network written to {path}")
         for precision in settings.precisions:
             for stray in self._repository.strays(precision):
@@ -226,7 +226,7 @@ class Publisher:
         )
 
     def _verification(self, verified: Verified) -> dict[str, Any]:
-        settings, reference, images = self._settings.verification, self._verifier.reference, self._verifier.images
+        settings, reference, images = self._verifier.thresholds, self._verifier.reference, self._verifier.images
         return {
             "passed": not verified.failures,
             "failures": list(verified.failures),
@@ -235,7 +235,10 @@ class Publisher:
             "classes": [one.as_dict() for one in verified.agreement.classes],
             "warnings": list(reference.weaknesses),
             "measured": verified.measured,
-            "reference": f"{self._export.path.name}, unchanged, run by ONNX Runtime, decoded in float64 by other code",
+            "reference": (
+                f"{self._export.path.name}, {'its weights in float32' if self._export.is_half else 'unchanged'}, "
+                "run by ONNX Runtime, decoded in float64 by other code"
+            ),
             "differences": verified.differences.as_dict(),
             "fp32_graph": self._fp32_graph.as_dict(),
             "images_beyond_top_k": reference.cut_images,
@@ -260,6 +263,10 @@ class Publisher:
             "input_size": list(export.input_size),
             "class_names": list(export.class_names),
             "tensor_sizes": self._sizes,
+            "family": export.layout.family.key,
+            "request_limits": export.layout.limits,
+            "half": export.is_half,
+            **export.facts,
         }
 
     def _key(self, precision: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Collection
 import onnx
 
 from builder.errors import BuilderError
-from builder.families.yolo import group_of
+from builder.families.head import group_of
 from builder.onnx_tools import QUANTIZERS, drop_unread, producers
 
 
@@ -92,7 +92,7 @@ def count_convolutions(model: onnx.ModelProto) -> tuple[int, int]:
 
 
 def nodes_to_exclude(names: Collection[str], model: onnx.ModelProto) -> tuple[str, ...]:
-    """The nodes that a user means by ONNX names and names of groups; see :func:`builder.families.yolo.group_of`.
+    """The nodes that a user means by ONNX names and names of groups; see :func:`builder.families.head.group_of`.
 
     Args:
         names: such as ``/model.0/conv/Conv`` or ``model.22.proto``.

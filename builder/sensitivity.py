@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from builder.families.yolo import group_of
+from builder.families.head import group_of
 from builder.quantizers import count_convolutions, quantized_convolutions, quantized_nodes, remove_quantizers
 from builder.settings import Verification
 from builder.verification import Agreement, compare, segment_set

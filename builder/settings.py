@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from base.paths import address_problem
 from builder.errors import BuilderError
+from builder.families import FAMILIES
 from builder.first_run import Limits
 from pipeline import contract
 from repository.profiles import BUILT_PROFILES, PROFILES
@@ -215,6 +216,8 @@ class BuildSettings(_Section):
         onnx: the export; None takes the reference model.
         name: model name for tags; None takes the export's own.
         input_size: height and width, for an export of dynamic size.
+        family: a key of :data:`builder.families.FAMILIES`; None recognizes it.
+        class_names: where the export has none.
         top_k: anchors that leave the network per image.
         exclude: further ONNX nodes, or groups of them such as ``model.22.proto``, to keep out of int8.
         report: folder for the reports of precisions that do not pass their gates; a version holds its own.
@@ -227,6 +230,8 @@ class BuildSettings(_Section):
     onnx: LocalPath | None = None
     name: str | None = None
     input_size: tuple[int, int] | None = None
+    family: str | None = None
+    class_names: tuple[str, ...] = ()
     top_k: int = Field(default=contract.DEFAULT_TOP_K, ge=1, le=contract.MAX_TOP_K)
     exclude: tuple[str, ...] = ()
     report: Path = Path("out/report")
@@ -244,6 +249,13 @@ class BuildSettings(_Section):
         if problem:
             raise ValueError(problem)
         return profile
+
+    @field_validator("family")
+    @classmethod
+    def _family_exists(cls, family: str | None) -> str | None:
+        if family is not None and family not in FAMILIES:
+            raise ValueError(f"allowed: {', '.join(FAMILIES)}")
+        return family
 
     @field_validator("precisions")
     @classmethod

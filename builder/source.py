@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from builder.errors import ExportError
 from builder.export import Export
-from builder.onnx_tools import first_line, quiet_session
+from builder.onnx_tools import file_session, first_line, quiet_session
 
 Floats = NDArray[np.float64]
 
@@ -65,20 +64,24 @@ class Decoded:
 
 
 class SourceNetwork:
-    """The export's file, run unchanged."""
+    """The export's file, run unchanged; if that is in half precision, its weights in single precision."""
 
-    def __init__(self, export: Export) -> None:
+    def __init__(self, export: Export, *, as_it_is: bool = False) -> None:
         """Load the file.
+
+        Args:
+            export: the file.
+            as_it_is: in half precision too.
 
         Raises:
             ExportError: ONNX Runtime does not load it.
         """
         self._export = export
         try:
-            try:
-                self._session = quiet_session(str(export.path))
-            except Exception:  # ONNX Runtime does not read shapes that lie in a file beside the graph
-                self._session = quiet_session(onnx.load(export.path).SerializeToString())
+            if export.is_half and not as_it_is:
+                self._session = quiet_session(export.model.SerializeToString())
+            else:
+                self._session = file_session(export.path)
         except Exception as error:  # ONNX Runtime and onnx have their exception types
             raise ExportError(f"{export.path} does not load in ONNX Runtime: {first_line(error)}") from error
 
@@ -89,13 +92,21 @@ class SourceNetwork:
             images: uint8 [n, H, W, 3] RGB, letterboxed.
 
         Returns:
-            The two outputs as the file gives them, in float64: detections [n, 4 + classes + C, anchors] and
-            prototypes [n, C, H/4, W/4].
+            In float64: detections [n, 4 + classes + C, rows] as :meth:`builder.families.base.Family.standard` gives
+            them, and prototypes [n, C, H/4, W/4].
+
+        Raises:
+            ExportError: the outputs are not what they were taken for.
         """
-        names = [self._export.detections_name, self._export.prototypes_name]
-        parts = [self._session.run(names, {self._export.input_name: blob}) for blob in blobs(self._export, images)]
-        detections, prototypes = (np.concatenate(arrays)[: len(images)] for arrays in zip(*parts, strict=True))
-        return detections.astype(np.float64), prototypes.astype(np.float64)
+        layout = self._export.layout
+        names = [layout.source_name, layout.prototypes_name]
+        half = self._session.get_inputs()[0].type == "tensor(float16)"
+        parts = [
+            self._session.run(names, {self._export.input_name: blob.astype(np.float16) if half else blob})
+            for blob in blobs(self._export.batch, images)
+        ]
+        found, prototypes = (np.concatenate(arrays)[: len(images)] for arrays in zip(*parts, strict=True))
+        return layout.family.standard(found.astype(np.float64), layout), prototypes.astype(np.float64)
 
     def segment(
         self, image: NDArray[np.uint8], placement: Placement, thresholds: tuple[float, float, int, int]
@@ -117,9 +128,9 @@ def as_blob(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255))
 
 
-def blobs(export: Export, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
-    """Images in batches that the export takes (see :func:`as_blob`), the last one filled up with its last image."""
-    batch = export.batch or 1
+def blobs(batch: int | None, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
+    """Images in batches that an export takes (see :func:`as_blob`), the last one filled up with its last image."""
+    batch = batch or 1
     for first in range(0, len(images), batch):
         chunk = images[first : first + batch]
         yield as_blob(np.concatenate([chunk, np.repeat(chunk[-1:], batch - len(chunk), axis=0)]))
@@ -183,6 +194,19 @@ def box_ious(box: Floats, boxes: Floats) -> Floats:
     union = np.prod(box[2:] - box[:2]) + np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) - both
     result: Floats = np.divide(both, union, out=np.zeros_like(both), where=union > 0)
     return result
+
+
+def suppressed(rows: Floats, confidence: float, iou: float, most: int) -> Floats:
+    """What suppression leaves of candidates [K, 6 + C] (score, cx, cy, w, h, class, C coefficients, by falling score).
+
+    Args:
+        rows: float64.
+        confidence: only greater scores pass.
+        iou: the worse of two boxes of a class that overlap by more is dropped.
+        most: that are left.
+    """
+    rows = rows[rows[:, 0] > confidence]
+    return rows[_suppress(_corners(rows[:, 1:5]), rows[:, 5].astype(np.int64), iou, most)]
 
 
 def _suppress(corners: Floats, class_ids: NDArray[np.int64], iou: float, most: int) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -15,14 +16,20 @@ from numpy.typing import NDArray
 
 from builder.errors import ExportError
 from builder.export import Export
-from builder.families.yolo import EXPORT_COMMAND
+from builder.families.base import Layout
+from builder.families.metadata import EXPORT_COMMAND
 from builder.onnx_tools import first_line, label, quiet_session, set_nodes
-from builder.source import Floats, SourceNetwork, as_blob, blobs
+from builder.source import Floats, SourceNetwork, as_blob, blobs, suppressed
 
 BOX_TOLERANCE_PX: Final = 0.1
 """Most that a box of the fp32 network may differ from the export's, in network pixels."""
 SCORE_TOLERANCE: Final = 1e-4
 """Most that a score of the fp32 network may differ from the export's."""
+HALF_BOX_SHARE: Final = 0.005
+"""Most that the boxes of an export in half precision may differ in the middle from what its weights give in single
+precision, as a share of the input's longer side: the file rounds every value to 11 significant bits."""
+HALF_SCORE: Final = 0.02
+"""Likewise of scores."""
 CHECK_IMAGES: Final = 8
 """Images that the fp32 network is compared on, candidate by candidate, before anything is written."""
 
@@ -31,6 +38,7 @@ _RANGE_TOLERANCE: Final = 1e-3  # a sigmoid in half precision may end a little a
 _MASK_TOLERANCE: Final = 2e-3  # prototypes leave in half precision: 11 significant bits
 _NODE_TOLERANCE: Final = 1e-3
 _TENSORS_PER_RUN: Final = 64
+_ROUNDED_ROWS: Final = 50
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,9 @@ def check_source(
         images = np.concatenate([images, images[:, :, ::-1], images[:, ::-1]])
     detections, prototypes = SourceNetwork(export).run(images)
     _check_outputs(export, images, detections, prototypes)
+    export.layout.family.check(detections, export.num_classes, *export.input_size)
+    if export.is_half:
+        _check_rounding(export, images, detections)
     boxes: list[Floats] = []
     scores: list[Floats] = []
 
@@ -126,7 +137,9 @@ def check_source(
         except Exception as error:  # ONNX Runtime has one exception type per status
             raise refusal(size, f"does not run ({first_line(error)})") from error
         for index, (rows, plane) in enumerate(zip(candidates, planes, strict=True), first):
-            box, score = _row_differences(rows, detections[index], export.num_classes)
+            box, score = _row_differences(
+                _as_in_file(rows.astype(np.float64), export), detections[index], export.num_classes
+            )
             boxes.append(box)
             scores.append(score)
             fault = _fault(box, score, plane, prototypes[index])
@@ -137,34 +150,85 @@ def check_source(
 
 
 def _check_outputs(export: Export, images: NDArray[np.uint8], detections: Floats, prototypes: Floats) -> None:
-    for name, array in ((export.detections_name, detections), (export.prototypes_name, prototypes)):
+    for name, array in ((export.layout.source_name, detections), (export.prototypes_name, prototypes)):
         if not np.isfinite(array).all():
             node = _first_not_finite(export, images)
             raise ExportError(
                 f"{export.path}: the output {name!r} holds NaN or infinite values on real images{node}; the weights "
                 "are damaged, or training diverged. Export a working checkpoint"
             )
-    scores = detections[:, 4 : 4 + export.num_classes]
+    check_ranges(export.path, export.layout, detections)
+
+
+def check_ranges(path: Path, layout: Layout, detections: Floats) -> None:
+    """Refuse logits, and boxes that are normalized.
+
+    Args:
+        path: of the file.
+        layout: of its outputs.
+        detections: float64 [n, 4 + classes + C, rows], see :meth:`builder.families.base.Family.standard`.
+
+    Raises:
+        ExportError: the values are not scores and pixels.
+    """
+    scores = detections[:, 4 : 4 + layout.num_classes]
     low, high = float(scores.min()), float(scores.max())
     if low < -_RANGE_TOLERANCE or high > 1 + _RANGE_TOLERANCE:
         raise ExportError(
-            f"{export.path}: its scores lie outside [0, 1] (from {low:.4g} to {high:.4g} on real images): the output "
-            f"{export.detections_name!r} holds logits, without the sigmoid behind them. Export again as ultralytics "
+            f"{path}: its scores lie outside [0, 1] (from {low:.4g} to {high:.4g} on real images): the output "
+            f"{layout.source_name!r} holds logits, without the sigmoid behind them. Export again as ultralytics "
             f"does it (`{EXPORT_COMMAND}`), or add a Sigmoid behind the class scores"
         )
     reach = float(np.abs(detections[:, :4]).max())
     if reach <= 2:
         raise ExportError(
-            f"{export.path}: its boxes reach {reach:.3g} at most: they are normalized to the input's size; expected: "
+            f"{path}: its boxes reach {reach:.3g} at most: they are normalized to the input's size; expected: "
             f"pixels of the network's input. Export again as ultralytics does it (`{EXPORT_COMMAND}`)"
         )
 
 
-def _row_differences(rows: NDArray[Any], detections: Floats, num_classes: int) -> tuple[Floats, Floats]:
-    """Differences of one image's candidates from the export's anchors.
+def _check_rounding(export: Export, images: NDArray[np.uint8], detections: Floats) -> None:
+    """An export in half precision gives what its weights give in single precision, but for its rounding.
+
+    Each of the best rows is compared with the nearest of the file, and the middle of the differences counts: rounding
+    moves single rows far where the network is uncertain.
+
+    Raises:
+        ExportError: they differ by more than rounding explains.
+    """
+    classes = slice(4, 4 + export.num_classes)
+    distances, offsets = [], []
+    for one, other in zip(detections, SourceNetwork(export, as_it_is=True).run(images)[0], strict=True):
+        for index in np.argsort(-one[classes].max(axis=0))[:_ROUNDED_ROWS]:
+            distance = np.abs(other[:4] - one[:4, index, None]).max(axis=0)
+            offset = np.abs(other[classes] - one[classes, index, None]).max(axis=0)
+            nearest = int(np.argmin(distance + offset))
+            distances.append(distance[nearest])
+            offsets.append(offset[nearest])
+    box, score = float(np.median(distances)), float(np.median(offsets))
+    if not (box <= HALF_BOX_SHARE * max(export.input_size) and score <= HALF_SCORE):
+        raise ExportError(
+            f"{export.path}: half of the boxes differ by more than {box:.4g} network pixels, or of the scores by more "
+            f"than {score:.4g}, from what the weights give in single precision: more than half precision explains. "
+            f"Export again without half=True (`{EXPORT_COMMAND}`)"
+        )
+
+
+def _as_in_file(rows: Floats, export: Export) -> Floats:
+    """One image's candidates, behind the suppression that the file has inside, if it has; as many as its rows."""
+    limits = export.layout.limits
+    if "least_confidence" not in limits:
+        return rows
+    most = int(limits["most_detections"])
+    left = suppressed(rows, limits["least_confidence"], limits["most_iou"], most)
+    return np.concatenate([left, np.zeros((most - len(left), rows.shape[1]))])
+
+
+def _row_differences(rows: Floats, detections: Floats, num_classes: int) -> tuple[Floats, Floats]:
+    """Differences of one image's candidates from the export's rows.
 
     Args:
-        rows: [K, 6 + C] by falling score.
+        rows: float64 [K, 6 + C] by falling score.
         detections: float64 [4 + classes + C, anchors], of the export's file.
         num_classes: number of classes.
 
@@ -172,7 +236,6 @@ def _row_differences(rows: NDArray[Any], detections: Floats, num_classes: int) -
         Box and score differences of the best rows, each against the anchor that is nearest to it; and the scores of all
         rows against the export's sorted ones, which shows anchors that were lost.
     """
-    rows = rows.astype(np.float64)
     scores = detections[4 : 4 + num_classes]
     order = np.sort(scores.max(axis=0))[::-1][: len(rows)]
     boxes, offsets = [], [np.abs(rows[:, 0] - order)]
@@ -238,7 +301,7 @@ def first_difference(export: Export, network: onnx.ModelProto, images: NDArray[n
     """
     there = {name for node in network.graph.node for name in node.output}
     nodes = [node for node in export.model.graph.node if node.output[0] in there]
-    batches = list(blobs(export, images))
+    batches = list(blobs(export.batch, images))
     together = {network.graph.input[0].name: as_blob(images)}
 
     def differing(group: Sequence[onnx.NodeProto]) -> onnx.NodeProto | None:
@@ -290,7 +353,7 @@ def _differs(parts: Sequence[NDArray[Any]], value: NDArray[Any], count: int) -> 
 
 def _first_not_finite(export: Export, images: NDArray[np.uint8]) -> str:
     nodes = list(export.model.graph.node)
-    feeds = {export.input_name: next(blobs(export, images[:1]))}
+    feeds = {export.input_name: next(blobs(export.batch, images[:1]))}
     for first in range(0, len(nodes), _TENSORS_PER_RUN):
         group = nodes[first : first + _TENSORS_PER_RUN]
         try:

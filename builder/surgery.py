@@ -1,8 +1,8 @@
 """Graph surgery: a dynamic batch axis, and the ends that keep the traffic between the ensemble's steps small.
 
-In front: uint8 [batch, H, W, 3] -> Cast -> Transpose -> / 255, bit for bit what ultralytics feeds. Behind: of every
-anchor its best class (ReduceMax, ArgMax), of every image its best K anchors (TopK, GatherElements); the prototypes
-leave as float16.
+In front: uint8 [batch, H, W, 3] -> Cast -> Transpose -> / 255, bit for bit what ultralytics feeds. Behind: what the
+family adds (:meth:`builder.families.base.Family.graft`), such as of every anchor its best class (ReduceMax, ArgMax); of
+every image its best K anchors (TopK, GatherElements); the prototypes leave as float16.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from builder.export import Export
-from builder.families.yolo import BOX_CHANNELS
+from builder.families.base import Ends
 from builder.onnx_tools import constant_tensors, drop_unread
 from pipeline import contract
 
 BATCH = contract.BATCH_DIMENSION
+_BOX_AND_CLASS = contract.FIRST_COEFFICIENT_COLUMN - 1  # without the score
 _NETWORK_INPUT = "network_input"
-_PREFIX = "ends"
+_PREFIX = Ends.PREFIX
 PROTOTYPES_NODE = f"{_PREFIX}/prototypes"
 """The grafted node that takes the prototypes out of the network."""
-_REDUCE_AXES_ARE_INPUTS_SINCE_OPSET = 18
 _SHAPES = ("Shape", "Size")
+_FACTORS_OF_RESIZE = 2  # which input
+_SIZES_OF_RESIZE = 3
 
 
 def tensor_sizes(export: Export, top_k: int) -> dict[str, list[int]]:
@@ -36,7 +38,7 @@ def tensor_sizes(export: Export, top_k: int) -> dict[str, list[int]]:
     return {
         contract.IMAGES.name: [*export.input_size, 3],
         contract.CANDIDATES.name: [min(top_k, export.num_anchors, contract.MAX_TOP_K), columns],
-        contract.PROTOTYPES.name: list(export.prototypes_shape),
+        contract.PROTOTYPES.name: list(export.layout.prototypes_shape),
     }
 
 
@@ -60,7 +62,8 @@ def make_batch_dynamic(export: Export) -> onnx.ModelProto:
     value = next(value for value in graph.input if value.name == export.input_name)
     value.name = _NETWORK_INPUT
     value.type.tensor_type.shape.dim[0].dim_param = BATCH
-    shapes = {export.detections_name: export.detections_shape, export.prototypes_name: export.prototypes_shape}
+    layout = export.layout
+    shapes = {layout.detections_name: layout.detections_shape, layout.prototypes_name: layout.prototypes_shape}
     del graph.output[:]
     graph.output.extend(_value(name, TensorProto.FLOAT, shape) for name, shape in shapes.items())
     del graph.value_info[:]
@@ -98,6 +101,8 @@ def _free_batch(graph: onnx.GraphProto, batch: int, shapes: Mapping[str, Sequenc
     from_image = _made_of_images(graph)
     present = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
+        if node.op_type == "Resize" and len(node.input) > _SIZES_OF_RESIZE and node.input[0] in from_image:
+            _scale_instead(graph, node, shapes)
         if node.op_type not in ("Reshape", "Expand") or node.input[0] not in from_image:
             continue
         if node.input[1] not in constants:
@@ -115,6 +120,19 @@ def _free_batch(graph: onnx.GraphProto, batch: int, shapes: Mapping[str, Sequenc
         for attribute in [entry for entry in node.attribute if entry.name == "allowzero"]:
             node.attribute.remove(attribute)
     drop_unread(graph, ["Constant"])
+
+
+def _scale_instead(graph: onnx.GraphProto, node: onnx.NodeProto, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Have a Resize enlarge by factors, instead of to a constant size that holds the batch."""
+    before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
+    if not before or not after or len(before) != len(after):
+        return
+    factors = np.array([new / old for old, new in zip(before, after, strict=True)], np.float32)
+    name = f"{node.name}_factors"
+    graph.initializer.append(numpy_helper.from_array(factors, name))
+    inputs = [*node.input[:_SIZES_OF_RESIZE]]
+    inputs[_FACTORS_OF_RESIZE] = name
+    node.input[:] = inputs
 
 
 def _without_batch(node: onnx.NodeProto, wanted: NDArray[Any], shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
@@ -166,8 +184,9 @@ def graft_ends(model: onnx.ModelProto, export: Export, top_k: int = contract.DEF
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     front = _front(graph)
     body = list(graph.node)
+    ends = _behind(export, opset, sizes[contract.CANDIDATES.name][0])
     del graph.node[:]
-    graph.node.extend([*front, *body, *_behind(export, opset)])
+    graph.node.extend([*front, *body, *ends.nodes])
     kinds = {
         contract.IMAGES.name: TensorProto.UINT8,
         contract.CANDIDATES.name: TensorProto.FLOAT,
@@ -178,7 +197,8 @@ def graft_ends(model: onnx.ModelProto, export: Export, top_k: int = contract.DEF
     graph.input.append(values[0])
     del graph.output[:]
     graph.output.extend(values[1:])
-    graph.initializer.extend(_constants(export, sizes[contract.CANDIDATES.name][0]))
+    graph.initializer.append(numpy_helper.from_array(np.array(255, np.float32), f"{_PREFIX}/255"))
+    graph.initializer.extend(ends.constants.values())
     onnx.checker.check_model(model)
     return model
 
@@ -200,50 +220,18 @@ def _front(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     return nodes
 
 
-def _behind(export: Export, opset: int) -> list[onnx.NodeProto]:
-    def at(name: str) -> str:
-        return f"{_PREFIX}/{name}"
-
-    # ReduceMax took its axes as an attribute before opset 18.
-    by_input = opset >= _REDUCE_AXES_ARE_INPUTS_SINCE_OPSET
-    best = [at("class_scores"), at("axis_1")] if by_input else [at("class_scores")]
-    axes = {} if by_input else {"axes": [1]}
-    return [
-        _node(
-            "Split",
-            "split",
-            [export.detections_name, at("split_sizes")],
-            [at("boxes"), at("class_scores"), at("coefficients")],
-            axis=1,
-        ),
-        _node("ReduceMax", "best_score", best, [at("score_per_anchor")], keepdims=0, **axes),
-        _node("TopK", "top", [at("score_per_anchor"), at("top_k")], [at("scores"), at("index")], axis=1),
-        _node("ArgMax", "best_class", [at("class_scores")], [at("class_per_anchor")], axis=1, keepdims=1),
-        _node("Cast", "class_to_float", [at("class_per_anchor")], [at("class_float")], to=TensorProto.FLOAT),
-        _node(
-            "Concat",
-            "features",
-            [at("boxes"), at("class_float"), at("coefficients")],
-            [at("feature_planes")],
-            axis=1,
-        ),
-        _node("Unsqueeze", "index_plane", [at("index"), at("axis_1")], [at("index_planes")]),
-        _node("Expand", "index_all", [at("index_planes"), at("index_shape")], [at("index_expanded")]),
-        _node("GatherElements", "gather", [at("feature_planes"), at("index_expanded")], [at("gathered")], axis=2),
-        _node("Transpose", "rows", [at("gathered")], [at("feature_rows")], perm=[0, 2, 1]),
-        _node("Unsqueeze", "score_column", [at("scores"), at("axis_2")], [at("score_rows")]),
-        _node("Concat", "candidates", [at("score_rows"), at("feature_rows")], [contract.CANDIDATES.name], axis=2),
-        _node("Cast", "prototypes", [export.prototypes_name], [contract.PROTOTYPES.name], to=TensorProto.FLOAT16),
-    ]
-
-
-def _constants(export: Export, top_k: int) -> list[onnx.TensorProto]:
-    values: dict[str, NDArray[Any]] = {
-        "255": np.array(255, np.float32),
-        "split_sizes": np.array([BOX_CHANNELS, export.num_classes, export.num_coefficients], np.int64),
-        "top_k": np.array([top_k], np.int64),
-        "axis_1": np.array([1], np.int64),
-        "axis_2": np.array([2], np.int64),
-        "index_shape": np.array([1, BOX_CHANNELS + 1 + export.num_coefficients, top_k], np.int64),
-    }
-    return [numpy_helper.from_array(value, f"{_PREFIX}/{name}") for name, value in values.items()]
+def _behind(export: Export, opset: int, top_k: int) -> Ends:
+    """The family's nodes, and those that choose the best rows."""
+    ends = Ends(opset)
+    at, constant, node = ends.at, ends.constant, ends.node
+    export.layout.family.graft(export.layout, ends)
+    node("TopK", "top", [at("score_per_anchor"), constant("top_k", [top_k])], [at("scores"), at("index")], axis=1)
+    node("Unsqueeze", "index_plane", [at("index"), constant("axis_1", [1])], [at("index_planes")])
+    shape = constant("index_shape", [1, _BOX_AND_CLASS + export.num_coefficients, top_k])
+    node("Expand", "index_all", [at("index_planes"), shape], [at("index_expanded")])
+    node("GatherElements", "gather", [at("feature_planes"), at("index_expanded")], [at("gathered")], axis=2)
+    node("Transpose", "rows", [at("gathered")], [at("feature_rows")], perm=[0, 2, 1])
+    node("Unsqueeze", "score_column", [at("scores"), constant("axis_2", [2])], [at("score_rows")])
+    node("Concat", "candidates", [at("score_rows"), at("feature_rows")], [contract.CANDIDATES.name], axis=2)
+    node("Cast", "prototypes", [export.prototypes_name], [contract.PROTOTYPES.name], to=TensorProto.FLOAT16)
+    return ends

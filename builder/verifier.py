@@ -12,7 +12,7 @@ from builder.artifact import Artifact
 from builder.datasets import VerificationSet
 from builder.export import Export
 from builder.sensitivity import GroupCost, Subject, Trade, int8_size_bytes
-from builder.settings import BuildSettings, Gate
+from builder.settings import BuildSettings, Gate, Verification
 from builder.source import SourceNetwork
 from builder.source_check import Differences
 from builder.verification import (
@@ -93,12 +93,22 @@ class Reference:
     weaknesses: tuple[str, ...]
 
 
+def _within(verification: Verification, export: Export) -> Verification:
+    """Thresholds that the export's own end can answer: its file is what everything is compared with."""
+    limits = export.layout.limits
+    confidence = max(verification.confidence, limits.get("least_confidence", 0.0))
+    iou = limits.get("most_iou", verification.iou)
+    return verification.model_copy(update={"confidence": confidence, "iou": iou})
+
+
 class Verifier:
     """Compares networks with the export's file on the verification images."""
 
     def __init__(self, settings: BuildSettings, export: Export, images: VerificationSet, steps: Steps) -> None:
         self.images = images
-        self._settings, self._export, self._steps = settings, export, steps
+        self._settings = settings.model_copy(update={"verification": _within(settings.verification, export)})
+        self._export, self._steps = export, steps
+        self.thresholds = self._settings.verification
 
     @functools.cached_property
     def reference(self) -> Reference:

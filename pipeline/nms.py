@@ -45,7 +45,8 @@ def nms(
     Args:
         boxes: float32 [n, 4] of x1, y1, x2, y2, sorted by falling score.
         class_ids: int32 [n]; boxes of different classes never suppress each other.
-        iou_threshold: a box that overlaps a kept one of its class by more than this is dropped, in [0, 1].
+        iou_threshold: a box that overlaps a kept one of its class by more than this is dropped, in [0, 1]; at 1 none
+            is.
         max_detections: stop after this many are kept.
 
     Returns:
@@ -56,6 +57,8 @@ def nms(
         >>> nms(boxes, np.zeros(3, np.int32), iou_threshold=0.45, max_detections=300).tolist()
         [0, 2]
     """
+    if iou_threshold >= 1:  # no overlap is greater
+        return np.arange(min(len(boxes), max_detections))
     remaining = np.arange(len(boxes))
     kept: list[NDArray[np.intp]] = []
     room = max_detections

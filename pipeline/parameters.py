@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pipeline.contract import DEFAULT_TOP_K, MASK_FORMATS
@@ -88,6 +89,65 @@ class RequestParameters:
             raise ParameterError(
                 f"parameter 'classes' names {named}, which the network does not have; allowed: {allowed}"
             )
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """What the served network allows of a request, where its own end decides; by default, anything.
+
+    Suppression built into an export bounds the thresholds; an end that needs none makes ``iou`` idle.
+
+    Attributes:
+        least_confidence: a lower ``confidence`` is raised to it.
+        least_iou: a lower ``iou`` is raised to it; at 1 nothing is suppressed.
+        most_iou: a higher ``iou`` is lowered to it.
+        most_detections: a higher ``max_detections`` is lowered to it.
+    """
+
+    least_confidence: float = 0.0
+    least_iou: float = 0.0
+    most_iou: float = 1.0
+    most_detections: float = DEFAULT_TOP_K
+
+    @classmethod
+    def read(cls, texts: Mapping[str, str]) -> RequestLimits:
+        """Out of the parameters of a model's configuration; further ones are ignored.
+
+        Raises:
+            ValueError: a limit is no number that is allowed; names it.
+
+        Example:
+            >>> RequestLimits.read({"least_iou": "1", "max_image_pixels": "100"}).least_iou
+            1.0
+        """
+        limits = {}
+        for name, most in (("least_confidence", 1), ("least_iou", 1), ("most_iou", 1), ("most_detections", math.inf)):
+            if name not in texts:
+                continue
+            text = texts[name]
+            if not _NUMBER.fullmatch(text) or float(text) > most:
+                raise ValueError(f"parameter {name!r} in config.pbtxt is {text!r}; allowed: a number up to {most}")
+            limits[name] = float(text)
+        return cls(**limits)
+
+    def applied(self, asked: RequestParameters) -> RequestParameters:
+        """The parameters within the limits.
+
+        Example:
+            >>> RequestLimits(least_confidence=0.4).applied(RequestParameters(confidence=0.1)).confidence
+            0.4
+        """
+        if self == _NO_LIMITS:
+            return asked
+        return replace(
+            asked,
+            confidence=max(asked.confidence, self.least_confidence),
+            iou=max(min(asked.iou, self.most_iou), self.least_iou),
+            max_detections=min(asked.max_detections, int(self.most_detections)),
+        )
+
+
+_NO_LIMITS: Final = RequestLimits()
 
 
 def _fraction(name: str, value: Any) -> float:

@@ -19,7 +19,7 @@ from repository.plans import Machine, Misfit, find_machine, plan_misfit
 from repository.profiles import PROFILES
 from repository.running import running_servers
 from repository.shim import SHIM_NAME, is_importable, is_shim
-from repository.store import ModelRepository, read_config, size_problems
+from repository.store import ModelRepository, limit_problems, read_config, size_problems
 
 _CACHE: Final = "__pycache__"
 
@@ -240,7 +240,9 @@ def _config_faults(repository: ModelRepository, precision: str) -> Iterator[Faul
                 f"{path.name} names the versions {named}, of which none can be served under the profile {profile}",
                 f"promote one with `python -m builder promote {servable[-1].name} --profile {profile}`",
             )
-        for problem in size_problems(config, mine[-1].source.get("tensor_sizes", {}) if mine else {}):
+        source = mine[-1].source if mine else {}
+        limits = limit_problems(config, source.get("request_limits", {})) if mine else []
+        for problem in [*size_problems(config, source.get("tensor_sizes", {})), *limits]:
             remedy = f"`{repository.build_command(precision, profile)}` writes it"
             yield Fault(model, f"{path.name}: {problem}", remedy)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import os
@@ -13,6 +14,7 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from google.protobuf import text_format
@@ -21,6 +23,7 @@ from tritonclient.grpc import model_config_pb2
 from base.files import write_atomically
 from base.paths import address_problem
 from pipeline import contract
+from pipeline.parameters import RequestLimits
 from repository.errors import RepositoryError
 from repository.manifest import MANIFEST_NAME, Manifest, classes_text, other_classes
 from repository.profiles import PROFILES
@@ -33,6 +36,9 @@ PROMOTIONS_NAME: Final = ".promotions.jsonl"
 CONFIG_NAME: Final = "config.pbtxt"
 CONFIG_NAMES: Final = {name: profile.config_name for name, profile in PROFILES.items()}
 """Where the configuration of a ``network_*`` model lies, per profile."""
+
+NO_LIMITS: Final[Mapping[str, float]] = MappingProxyType({})
+"""Of a network whose end leaves every request as it is."""
 
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,17}")  # what fits Triton's 64 bits
 _STAGING_PREFIX: Final = ".building-"
@@ -425,37 +431,49 @@ class ModelRepository:
         model = contract.network_model(precision)
         return f"{build}, then python -m builder promote {model}/VERSION --profile {profile} {where}"
 
-    def fit_network(self, sizes: Mapping[str, list[int]], class_names: Sequence[str]) -> list[Path]:
-        """Write the network's sizes into the configurations that differ from them.
+    def fit_network(
+        self, sizes: Mapping[str, list[int]], class_names: Sequence[str], limits: Mapping[str, float] = NO_LIMITS
+    ) -> list[Path]:
+        """Write the network's sizes and limits into the configurations that differ from them.
 
         Args:
             sizes: tensor name to dimensions, without batch, of the tensors that depend on the network.
             class_names: of the network.
+            limits: on requests, by the names of :class:`pipeline.parameters.RequestLimits`.
 
         Returns:
             The files that were rewritten.
 
         Raises:
-            RepositoryError: other versions in the repository have other sizes or classes; one repository serves one
-                network, because all precisions share the other steps and the classes' numbers.
+            RepositoryError: other versions in the repository have other sizes, classes or limits; one repository serves
+                one network, because all precisions share the other steps and the classes' numbers.
         """
         for precision in contract.PRECISIONS:
             for manifest in self.manifests(precision):
-                self._refuse_other_network(manifest, sizes, class_names)
+                self._refuse_other_network(manifest, sizes, class_names, limits)
         paths = [self.shared_config(name) for name in contract.SHARED_MODELS]
         for precision in contract.PRECISIONS:
             folder = self.model_folder(precision)
             paths += [folder / CONFIG_NAME, *sorted(folder.glob("configs/*.pbtxt"))]
         configs = {path: read_config(path) for path in paths}
-        changed = {path: config for path, config in configs.items() if size_problems(config, sizes)}
-        for path, config in changed.items():
+        changed = []
+        for path, config in configs.items():
+            before = config.SerializeToString(deterministic=True)
             for tensor in [*config.input, *config.output]:
                 tensor.dims[:] = sizes.get(tensor.name, tensor.dims)
-            write_config(path, config)
-        return list(changed)
+            if contract.NUM_DETECTIONS.name in [tensor.name for tensor in config.output]:
+                _write_limits(config, limits)
+            if config.SerializeToString(deterministic=True) != before:
+                write_config(path, config)
+                changed.append(path)
+        return changed
 
     def _refuse_other_network(
-        self, manifest: Manifest, sizes: Mapping[str, list[int]], class_names: Sequence[str]
+        self,
+        manifest: Manifest,
+        sizes: Mapping[str, list[int]],
+        class_names: Sequence[str],
+        limits: Mapping[str, float],
     ) -> None:
         difference = other_classes(manifest.class_names, class_names)
         if difference:
@@ -469,6 +487,35 @@ class ModelRepository:
                 f"{self.path} holds {manifest.tag} with tensors {manifest.source['tensor_sizes']}; this export has "
                 f"{sizes}. One repository serves one network shape: build into another one with --repository FOLDER"
             )
+        if manifest.source.get("request_limits", {}) != limits:
+            raise RepositoryError(
+                f"{self.path} holds {manifest.tag}, whose end allows {manifest.source.get('request_limits', {})} of a "
+                f"request; this export's allows {dict(limits)}. One repository serves one kind of end: build into "
+                "another one with --repository FOLDER"
+            )
+
+
+def _write_limits(config: Any, limits: Mapping[str, float]) -> None:
+    for name in (field.name for field in dataclasses.fields(RequestLimits)):
+        if name in limits:
+            config.parameters[name].string_value = f"{limits[name]:.9g}"
+        elif name in config.parameters:
+            del config.parameters[name]
+
+
+def limit_problems(config: Any, limits: Mapping[str, float]) -> list[str]:
+    """Limits of a configuration that differ from those of a network's end; only of steps that answer requests."""
+    if contract.NUM_DETECTIONS.name not in [tensor.name for tensor in config.output]:
+        return []
+    wanted = type(config)()
+    wanted.CopyFrom(config)
+    _write_limits(wanted, limits)
+    names = [field.name for field in dataclasses.fields(RequestLimits)]
+    texts = [
+        {name: one.parameters[name].string_value for name in names if name in one.parameters}
+        for one in (config, wanted)
+    ]
+    return [f"its limits of requests are {texts[0]}, the network's are {texts[1]}"] if texts[0] != texts[1] else []
 
 
 def _is_version(path: Path) -> bool:

@@ -16,7 +16,7 @@ from repository.networks import Mixture, mixture, mixture_remedy
 from repository.plans import Machine, find_machine
 from repository.profiles import PROFILES, ServingProfile
 from repository.promotions import read_promotions, was_forced
-from repository.store import ModelRepository, read_config, size_problems
+from repository.store import ModelRepository, limit_problems, read_config, size_problems
 from repository.versions import rollback_version
 from serving.environment import check_shared_memory
 from serving.errors import ServingError
@@ -305,7 +305,7 @@ def _without_cuda() -> str | None:
 
 
 def _config_problems(repository: ModelRepository, precision: str) -> list[str]:
-    """Sizes of the steps around the network that differ from the newest version's."""
+    """Sizes and limits of the steps around the network that differ from the newest version's."""
     manifests = repository.manifests(precision)
     if not manifests:
         return []
@@ -313,7 +313,8 @@ def _config_problems(repository: ModelRepository, precision: str) -> list[str]:
     problems = []
     for name in contract.SHARED_MODELS:
         config = read_config(repository.shared_config(name))
-        problems += [f"{name}: {problem}" for problem in size_problems(config, sizes)]
+        wrong = size_problems(config, sizes) + limit_problems(config, manifests[-1].source.get("request_limits", {}))
+        problems += [f"{name}: {problem}" for problem in wrong]
     read_config(repository.shared_config(contract.ensemble_model(precision)))  # refused if it is broken
     return problems
 

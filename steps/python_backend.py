@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from base.heartbeat import Heartbeat
 from pipeline import contract
 from pipeline.errors import InputError, OverloadError
-from pipeline.parameters import RequestParameters
+from pipeline.parameters import RequestLimits, RequestParameters
 from steps.admission import Admission, state_folder
 
 
@@ -88,6 +88,16 @@ def config_parameter(config: dict[str, Any], name: str, default: int) -> int:
     if not text.isdigit() or int(text) < 1:
         raise ValueError(f"parameter {name!r} in config.pbtxt is {text!r}; allowed: a positive whole number")
     return int(text)
+
+
+def request_limits(config: dict[str, Any]) -> RequestLimits:
+    """What the network allows of a request, out of the ``parameters`` of a model's configuration.
+
+    Raises:
+        ValueError: one of them is no number that is allowed; names it.
+    """
+    texts = {name: str(value.get("string_value", "")) for name, value in config.get("parameters", {}).items()}
+    return RequestLimits.read(texts)
 
 
 def config_choice(config: dict[str, Any], name: str, allowed: Sequence[str]) -> str:

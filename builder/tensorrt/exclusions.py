@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from builder.families.yolo import find_head
+from builder.families.head import find_head
 from pipeline import contract
 
 

@@ -27,7 +27,15 @@ from steps.classes import class_count
 from steps.gpu.preprocess import Examined
 from steps.gpu.segmenter import Batch, open_segmenter
 from steps.metrics import PostprocessMetrics, PreprocessMetrics, SessionTime
-from steps.python_backend import answer, config_parameter, heartbeat, mark_finished, request_parameters, ticket_of
+from steps.python_backend import (
+    answer,
+    config_parameter,
+    heartbeat,
+    mark_finished,
+    request_limits,
+    request_parameters,
+    ticket_of,
+)
 
 _LONG_S: Final = 0.5  # shorter work is done however long the request has waited
 _CUT: Final = (
@@ -84,6 +92,7 @@ class FusedModel:
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"])
         self._repository = path.parent
+        self._limits = request_limits(config)
         processes = sum(int(group["count"]) for group in config["instance_group"])
         self._segmenter, problems = open_segmenter(
             path / args["model_version"] / "model.onnx",
@@ -143,7 +152,7 @@ class FusedModel:
     def _begin(self, request: Any) -> _Work:
         work = _Work(request, RequestParameters(), [])
         try:
-            work.parameters = parameters = request_parameters(request)
+            work.parameters = parameters = self._limits.applied(request_parameters(request))
             if parameters.classes:
                 parameters.check_classes(class_count(self._repository))
             encoded = pb_utils.get_input_tensor_by_name(request, contract.IMAGE.name).as_numpy().reshape(-1)

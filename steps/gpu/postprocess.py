@@ -101,7 +101,8 @@ class GpuPostprocess:
         lists: dict[frozenset[int], tuple[int, int]] = {}
         filled = 0
         for image, asked in zip(images, parameters, strict=True):
-            image["confidence"], image["iou"] = asked.confidence, asked.iou
+            # At 1 nothing is suppressed; a quotient of rounded areas may be a little greater.
+            image["confidence"], image["iou"] = asked.confidence, asked.iou if asked.iou < 1 else 2.0
             image["max_detections"], image["classes"] = asked.max_detections, -1
             image["masks"] = {"none": _NO_MASKS, "rle": _TEXT}.get(asked.mask_format, _EDGES_ONLY)
             if asked.classes is None:

@@ -46,13 +46,18 @@ class Case:
         return "-".join([f"yolo{self.family}", str(self.classes), *words]).lower()
 
     @property
+    def label(self) -> str:
+        """The family, for the table."""
+        name = self.family.partition("-apart")[0]
+        if name.startswith("e-"):
+            return f"YOLOE-{name[2:]}-seg"
+        base, _, kind = name.partition("-")
+        return f"YOLO{base}-seg{f' {kind}' if kind else ''}"
+
+    @property
     def arguments(self) -> list[str]:
         """Options of ``python -m builder build`` beside the file: a dynamic export has no fixed size."""
         return ["--input-size", "{}x{}".format(*self.input_size)] if self.options.get("dynamic") else []
-
-
-_HALF: Final = r"weights are FLOAT16 .*without half=True.* \(`yolo export model=best\.pt format=onnx`\)"
-_END_TO_END: Final = r"end-to-end.*leave `nms` and `end2end` out \(`yolo export model=best\.pt format=onnx`\)"
 
 
 def _cases() -> list[Case]:
@@ -70,12 +75,28 @@ def _cases() -> list[Case]:
         ]
     cases += [
         Case("v8", "simplify=False", {"simplify": False}),
-        Case("v8", "half=True", {"half": True}, refused=_HALF),
-        Case("v8", "half=True dynamic=True", {**dynamic, "half": True}, refused=_HALF),
-        Case("26", "half=True", {"half": True}, refused=_HALF),
+        Case("v8", "half=True", {"half": True}),
+        Case("v8", "half=True dynamic=True", {**dynamic, "half": True}),
+        Case("26-end-to-end", "nms=False half=True", {"nms": False, "half": True}),
+        Case("v8", "half=True nms=True", {"half": True, "nms": True}, refused="without half=True.*or without nms=True"),
         Case("v8", "imgsz=384,640", input_size=WIDE, on_server=True),
         Case("11", "dynamic=True imgsz=384,640", dynamic, input_size=WIDE, on_server=True),
-        Case("26", "nms=False", {"nms": False}, refused=_END_TO_END),
+        Case("26-end-to-end", "nms=False", {"nms": False}, on_server=True),
+        Case("26-end-to-end", "nms=False dynamic=True", {**dynamic, "nms": False}),
+        Case("26-end-to-end", "nms=False batch=4", {"nms": False, "batch": 4}),
+        Case("v8-apart", "nms=True", {"nms": True, "iou": 0.45}),
+        Case("11-apart", "nms=True dynamic=True", {**dynamic, "nms": True, "iou": 0.45}, on_server=True),
+        Case("26-apart", "nms=True simplify=False", {"nms": True, "iou": 0.45, "simplify": False}),
+        Case("v8-apart", "nms=True batch=4", {"nms": True, "iou": 0.45, "batch": 4}),
+        Case("v5", "static"),
+        Case("v5", "dynamic=True", dynamic),
+        Case("v5", "batch=4", {"batch": 4}),
+        Case("v5", "static", classes=3),
+        Case("v7", "static"),
+        Case("v8-p6", "static"),
+        Case("v8-p6", "dynamic=True", dynamic),
+        Case("e-11", "static"),
+        Case("e-11", "dynamic=True", dynamic),
         Case("12", "static", classes=3),
         Case("11", "dynamic=True", dynamic, classes=3),
         Case("11", "dynamic=True", dynamic, classes=1),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.real_exports.cases import CONFIDENCE
+from tests.real_exports.cases import CASES, CONFIDENCE
 from tests.real_exports.comparison import Instances, Reference, compare, mask_iou
 
 
@@ -77,3 +78,14 @@ def test_empty_masks_are_alike():
     empty = np.zeros((4, 4), bool)
     assert mask_iou(empty, empty) == 1
     assert mask_iou(empty, ~empty) == 0
+
+
+def test_the_page_lists_every_case():
+    """``docs/exports.md`` holds the table that ``make test-exports`` prints."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "exports.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:6]] for line in page.splitlines() if line.startswith("| YOLO")]
+    for case in CASES:
+        outcome = "refused" if case.refused else "not exported" if case.not_exported else "served"
+        size = "{}x{}".format(*case.input_size)
+        assert [case.label, str(case.classes), size, case.title, outcome] in rows
+    assert len(rows) == len(CASES)

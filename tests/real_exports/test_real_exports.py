@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from pycocotools import mask as coco_mask
 
 from builder.__main__ import main as builder
 from client import SegmentationClient
-from pipeline.parameters import RequestParameters
+from pipeline.parameters import RequestLimits, RequestParameters
 from pipeline.postprocess import postprocess
 from pipeline.preprocess import preprocess
+from repository.store import ModelRepository, read_config
 from serving.server import ServerOptions, TritonServer
 from steps.onnx_cpu import CpuNetwork
 from tests.real_exports.cases import CASES, CONFIDENCE, IOU, MAX_DETECTIONS, Case
@@ -76,6 +78,27 @@ def test_served_as_ultralytics_predicts_or_refused(case: Case, exports, record, 
         assert difference.exact_mask_iou >= LEAST_EXACT_MASK_IOU, f"{way}: {difference}"
 
 
+def test_a_checkpoint_is_exported_by_its_owners_tool(exports, tmp_path, monkeypatch):
+    """``--onnx best.pt``: the command ``yolo`` exports it, in its own environment; the builder takes what it makes."""
+    case = next(case for case in CASES if case.options == {"half": True})  # a checkpoint's weights are halves, too
+    shutil.copy(exports.folder / f"{case.name}.pt", tmp_path / "best.pt")
+    environment = Path(os.environ["EXPORTS_VENV"]).absolute()
+    monkeypatch.setenv("PATH", f"{environment / 'bin'}:{os.environ['PATH']}")
+    settings = {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "false", "YOLO_CONFIG_DIR": str(tmp_path)}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    pictures = sorted((exports.pictures / "{}x{}".format(*case.input_size)).glob("*.png"))
+    repository = tmp_path / "repository"
+    command = ["build", "--precisions", "fp32", "--onnx", str(tmp_path / "best.pt"), "--repository", str(repository)]
+    assert builder([*command, "--input-size", str(case.input_size[0]), "--verify-images", *map(str, pictures)]) == 0
+    served = _served(case, repository, [picture.read_bytes() for picture in pictures], 4)
+    references = read_references(exports.folder / f"{case.name}.npz", [picture.name for picture in pictures])
+    difference = compare(references, served)
+    assert difference.reference >= 24
+    assert (difference.missing, difference.extra) == (0, 0)
+    assert difference.box_px <= MAX_BOX_PX
+
+
 def _served(case: Case, repository: Path, images: list[bytes], batch: int) -> list[Instances]:
     """What the served steps make of encoded images, with the version's own network."""
     version = repository / "network_fp32" / "1" / "model.onnx"
@@ -84,8 +107,10 @@ def _served(case: Case, repository: Path, images: list[bytes], batch: int) -> li
     network = CpuNetwork(version, threads=2, max_batch_size=1)
     batches = [inputs[first : first + batch] for first in range(0, len(images), batch)]
     candidates, prototypes = (np.concatenate(parts) for parts in zip(*network.run(batches), strict=True))
+    config = read_config(ModelRepository.existing(repository).shared_config("postprocess"))
+    limits = RequestLimits.read({name: value.string_value for name, value in config.parameters.items()})
     found = [
-        postprocess(rows, planes, geometry, PARAMETERS)
+        postprocess(rows, planes, geometry, limits.applied(PARAMETERS))
         for rows, planes, geometry in zip(candidates, prototypes, geometries, strict=True)
     ]
     return [_instances(image, image.masks, (image.height, image.width)) for image in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -17,7 +18,7 @@ from pipeline.mask_work import check_mask_work
 from pipeline.postprocess import pack_response, segmentation_of
 from steps.admission import Admission, state_path
 from steps.metrics import PostprocessMetrics
-from steps.python_backend import answer_each, mark_finished, request_parameters, ticket_of
+from steps.python_backend import answer_each, mark_finished, request_limits, request_parameters, ticket_of
 
 _CUT: Final = (
     "in {} image(s) of a request, all {} candidates that leave the network are above confidence {}: instances with "
@@ -32,6 +33,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Keep OpenCV to one thread: the instances of this model are its threads."""
         self._admission = Admission(state_path(), max_latency_s=0.0)  # this step admits nothing
+        self._limits = request_limits(json.loads(args["model_config"]))
         self._metrics = PostprocessMetrics(args["model_name"])
         self._silent_until = 0.0
         cv2.setNumThreads(1)
@@ -48,7 +50,7 @@ class TritonPythonModel:
         self._metrics.close()
 
     def _instances(self, request: Any) -> list[Any]:
-        parameters = request_parameters(request)
+        parameters = self._limits.applied(request_parameters(request))
         candidates, prototypes, geometries = (
             pb_utils.get_input_tensor_by_name(request, spec.name).as_numpy()
             for spec in (contract.CANDIDATES, contract.PROTOTYPES, contract.GEOMETRY)

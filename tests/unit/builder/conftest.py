@@ -13,7 +13,7 @@ import pytest
 from builder.cpu_profile import quantize_for_cpu
 from builder.datasets import CalibrationSet
 from builder.export import inspect, load_export, run_once
-from builder.families.yolo import find_head
+from builder.families.head import find_head
 from builder.surgery import graft_ends, make_batch_dynamic
 from tests.exports import segmentation_export
 

@@ -3,7 +3,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from builder.families.yolo import group_of
+from builder.families.head import group_of
 from builder.quantizers import count_convolutions, quantized_nodes, remove_quantizers
 from builder.sensitivity import int8_size_bytes
 

@@ -212,11 +212,33 @@ def test_differences_are_in_network_pixels():
     assert detection_differences([instances([], [], [])], [other], (50, 100), 0.25).matched == 0
 
 
-_SHARED = ("errors", "export", "families", "families.yolo", "first_run", "onnx_tools", "source")
+_FAMILIES = [f"families.{path.stem}" for path in (Path(__file__).parents[3] / "builder" / "families").glob("[a-z]*.py")]
+_SHARED = (
+    "errors",
+    "export",
+    "families",
+    "first_run",
+    "inspection",
+    "onnx_tools",
+    "source",
+    "source_check",
+    *_FAMILIES,
+)
 SHARED = {f"builder.{name}" for name in _SHARED}
 
 
-@pytest.mark.parametrize("module", ["source", "source_check", "export", "first_run", "onnx_tools", "families/yolo"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "source",
+        "source_check",
+        "export",
+        "first_run",
+        "inspection",
+        "onnx_tools",
+        *(name.replace(".", "/") for name in _FAMILIES),
+    ],
+)
 def test_the_reference_shares_no_code_with_what_serves(module):
     tree = ast.parse((Path(__file__).parents[3] / "builder" / f"{module}.py").read_text())
     names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]

@@ -6,7 +6,7 @@ import onnxruntime as ort
 import pytest
 
 from builder.export import load_export
-from builder.families.yolo import find_head
+from builder.families.head import find_head
 from builder.surgery import graft_ends, make_batch_dynamic
 from pipeline import contract
 from tests.exports import segmentation_export
@@ -96,3 +96,27 @@ def test_inputs_of_surgery_are_left_alone(tmp_path):
     graft_ends(network, export)
     assert export.model.SerializeToString() == before
     assert network.SerializeToString() == middle
+
+
+def test_a_baked_batch_of_resized_shapes_is_freed(tmp_path):
+    """YOLO26's prototypes, as ultralytics before 8.4.142 exports them, are enlarged to a constant shape."""
+    path = segmentation_export(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    sizes = onnx.numpy_helper.from_array(np.array([1, 32, 16, 16], np.int64), "enlarged")
+    model.graph.initializer.append(sizes)
+    output = next(node for node in model.graph.node if node.output[0] == "output1")
+    output.output[0] = "planes"
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("MaxPool", ["planes"], ["small"], name="small", kernel_shape=[2, 2], strides=[2, 2]),
+            onnx.helper.make_node("Resize", ["small", "", "", "enlarged"], ["output1"], name="enlarge", mode="nearest"),
+        ]
+    )
+    onnx.save(model, path)
+    export = load_export(path)
+    network = session(make_batch_dynamic(export))
+    images = np.random.default_rng(0).random((3, 3, 64, 64), np.float32)
+    plain = session(export.model)
+    for index, image in enumerate(images):
+        together = network.run(None, {"network_input": images})[1][index]
+        np.testing.assert_allclose(together, plain.run(None, {"images": image[None]})[1][0], rtol=1e-4, atol=1e-5)

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.contract import MASK_FORMATS
 from pipeline.errors import ParameterError
-from pipeline.parameters import HELP, RequestParameters
+from pipeline.parameters import HELP, RequestLimits, RequestParameters
 
 
 def test_the_document_has_the_parameters_their_defaults_and_the_mask_formats():
@@ -80,3 +80,19 @@ def test_bad_values_are_named(name, value, allowed):
 def test_unknown_names_are_refused():
     with pytest.raises(ParameterError, match=r"'confidense'.*allowed: classes, confidence, iou"):
         RequestParameters.parse({"confidense": 0.5})
+
+
+def test_limits_of_the_network_bound_what_was_asked():
+    limits = RequestLimits.read({"least_confidence": "0.3", "most_iou": "0.5", "most_detections": "40", "other": "x"})
+    asked = RequestParameters(confidence=0.1, iou=0.9, max_detections=100)
+    assert limits.applied(asked) == RequestParameters(confidence=0.3, iou=0.5, max_detections=40)
+    within = RequestParameters(confidence=0.4, iou=0.2, max_detections=30)
+    assert limits.applied(within) == within
+    assert RequestLimits.read({"least_iou": "1", "most_iou": "1"}).applied(asked).iou == 1
+    assert RequestLimits.read({}).applied(asked) is asked
+
+
+@pytest.mark.parametrize("text", ["x", "", "nan", "-1", "1.5"])
+def test_limits_that_are_no_limits_are_refused(text):
+    with pytest.raises(ValueError, match="'least_iou'"):
+        RequestLimits.read({"least_iou": text})
