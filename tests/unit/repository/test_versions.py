@@ -94,7 +94,7 @@ def test_fp32_is_the_reference_and_needs_no_gate(repository):
     ("version", "profile", "message"),
     [
         (7, None, "no such version.*there are 1, 2"),
-        (2, None, "is damaged: model.onnx"),
+        (2, None, "cannot be served: model.onnx"),
         (1, "tensorrt", "cannot be served"),
     ],
 )
@@ -510,7 +510,7 @@ def test_compiled_code_in_place_of_the_shim_is_removed_before_it_is_served(repos
     planted = tmp_path / "model.x.pyc"
     planted.touch()
     cache.symlink_to(tmp_path)
-    repository.drop_compiled("int8", 2)
+    repository.drop_compiled(repository.version_folder("int8", 2))
     assert planted.exists()
     assert not cache.is_symlink()
 
