@@ -404,6 +404,8 @@ class TritonServer:
             f"--metrics-address={self._host}",
             f"--metrics-port={metrics_port}",
             f"--grpc-restricted-protocol={secret}",
+            # Requests that are kept for reuse keep the memory of the largest that each has ever been.
+            "--grpc-infer-allocation-pool-size=0",
             f"--exit-timeout-secs={options.exit_timeout_s}",
             f"--log-verbose={options.log_verbose}",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",

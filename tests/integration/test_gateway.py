@@ -6,10 +6,12 @@ import json
 import os
 import random
 import re
+import secrets
 import signal
 import socket
 import stat
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -20,8 +22,11 @@ import pytest
 
 from base.names import SHARED_MEMORY, STATE_NAME
 from client.segmentation import SegmentationClient
+from repository.running import clear_after
+from serving.environment import free_ports
 from serving.server import ServerOptions, TritonServer
 from serving.supervisor import RestartPolicy
+from serving.tritonserver import find_tritonserver
 from serving.watch import watch_over
 from tests.chaos import protocol
 from tests.chaos.faults_service import wait_for
@@ -57,10 +62,53 @@ def chunked(path, chunks):
     return head.encode() + b"1\r\n[\r\n" * chunks + b"0\r\n\r\n"
 
 
+def brackets(path):
+    return protocol.http_request(b"[" * 130_000, path=path)
+
+
+def tiny_chunks(path):
+    return chunked(path, 500_000)
+
+
+@pytest.mark.parametrize("make", [brackets, tiny_chunks])
+def test_one_request_ends_tritons_own_http_api(make, tmp_path):
+    """Why there is a gateway. Where this fails, the embedded server is another one, which may need none."""
+    installation = find_tritonserver()
+    (port,) = free_ports("127.0.0.1", 1)
+    prefix = f"segmentation_{secrets.token_hex(4)}_"
+    command = [str(installation.binary), f"--model-repository={tiny_repository(tmp_path / 'tiny')}"]
+    command += ["--model-control-mode=explicit", "--load-model=admission", "--disable-auto-complete-config"]
+    command += [f"--backend-directory={installation.backends}", "--allow-grpc=false", "--allow-metrics=false"]
+    command += [f"--backend-config=python,shm-region-prefix-name={prefix}"]
+    environment = {
+        **os.environ,
+        "LD_LIBRARY_PATH": ":".join(map(str, installation.library_path)),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    url = f"127.0.0.1:{port}"
+
+    def is_ready() -> bool:
+        try:
+            return send(url, b"GET /v2/health/ready HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n") == 200
+        except OSError:
+            return False
+
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "--http-address=127.0.0.1", f"--http-port={port}"], env=environment, stdout=log, stderr=log
+        )
+    try:
+        wait_for(is_ready, 60, "tritonserver")
+        assert send(url, make("/v2/models/admission/infer")) is None
+        assert process.wait(30) == -signal.SIGSEGV
+    finally:
+        process.kill()
+        process.wait()
+        clear_after(prefix)
+
+
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(
-    "make", [lambda path: protocol.http_request(b"[" * 130_000, path=path), lambda path: chunked(path, 500_000)]
-)
+@pytest.mark.parametrize("make", [brackets, tiny_chunks])
 def test_what_ends_tritons_own_http_api_does_not_reach_it(small, make, path):
     pids = small.pid, small.front.pid
     for url in (small.http_url, small.metrics_url):
