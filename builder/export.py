@@ -179,6 +179,15 @@ def load_export(
 
 def inspect(path: Path, input_size: tuple[int, int] | None) -> Inspected:
     """Read a file and check what can be checked without running it; see :func:`load_export`."""
+    try:
+        return _inspected(path, input_size)
+    except (ExportError, MemoryError):
+        raise
+    except Exception as error:  # names that are no UTF-8 come as bytes, unknown types as numbers, and so on
+        raise _unreadable(path, error) from error
+
+
+def _inspected(path: Path, input_size: tuple[int, int] | None) -> Inspected:
     model, opset, files = _read(path)
     # Text that is no UTF-8 comes as bytes.
     metadata = {_text(entry.key): _text(entry.value) for entry in model.metadata_props}

@@ -278,7 +278,7 @@ def load_settings(path: Path | None, overrides: dict[str, Any]) -> BuildSettings
             loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise SettingsError(f"{path}: {error.strerror}") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # PyYAML lets some of them through
             raise SettingsError(f"{path}: not YAML ({error})") from error
         if loaded is not None and not isinstance(loaded, dict):
             raise SettingsError(

@@ -54,6 +54,7 @@ class SigningKey:
             RepositoryError: it cannot be read, others can read it, it lies in the repository, or it is another kind of
                 file.
         """
+        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -62,7 +63,7 @@ class SigningKey:
             raise RepositoryError(f"{path} can be read by others (mode {mode:04o}); `chmod 600 {path}`, or a new key")
         try:
             key = load_pem_private_key(data, None)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise RepositoryError(f"{path}: no private key in PEM without a password ({error}); {_MAKE_ONE}") from error
         if not isinstance(key, Ed25519PrivateKey):
             raise RepositoryError(f"{path} holds a key of another kind; allowed: Ed25519. {_MAKE_ONE}")
@@ -102,6 +103,7 @@ class TrustedKeys:
         Raises:
             RepositoryError: it cannot be read, others can write to it, it lies in the repository, or it holds no keys.
         """
+        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -110,7 +112,7 @@ class TrustedKeys:
             raise RepositoryError(f"others can write to {path} (mode {mode:04o}); `chmod go-w {path}`")
         try:
             keys = [load_pem_public_key(block) for block in _PUBLIC_KEY.findall(data)]
-        except ValueError as error:
+        except (ValueError, UnsupportedAlgorithm) as error:
             raise RepositoryError(f"{path}: a public key in it is broken ({error}); copy it again") from error
         found = tuple(key for key in keys if isinstance(key, Ed25519PublicKey))
         if not found or len(found) < len(keys):

@@ -521,7 +521,7 @@ def read_config(path: Path) -> Any:
         return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
     except OSError as error:
         raise RepositoryError(f"{path}: {error.strerror}; restore it from the shipped model repository") from error
-    except text_format.ParseError as error:
+    except (text_format.ParseError, UnicodeDecodeError, RecursionError) as error:
         raise RepositoryError(f"{path}: not a model configuration ({error})") from error
 
 

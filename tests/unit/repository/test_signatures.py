@@ -1,5 +1,6 @@
 """Versions that a trusted key signed, and everything that is refused where one is asked for."""
 
+import base64
 import shutil
 import subprocess
 
@@ -356,6 +357,14 @@ def test_a_key_of_another_kind_is_refused(repository, tmp_path):
     (tmp_path / "both").write_bytes((tmp_path / "ec.pub").read_bytes() + (tmp_path / "mine.pub").read_bytes())
     with pytest.raises(RepositoryError, match="2 public keys, 1 of them"):
         TrustedKeys.read(tmp_path / "both", repository.path)
+
+
+def test_a_public_key_of_an_unknown_kind_is_refused(repository, public, tmp_path):
+    der = base64.b64decode(b"".join(public.read_bytes().splitlines()[1:-1]))
+    text = base64.b64encode(der.replace(b"\x2b\x65\x70", b"\x2b\x55\x70"))
+    (tmp_path / "odd").write_bytes(b"-----BEGIN PUBLIC KEY-----\n" + text + b"\n-----END PUBLIC KEY-----\n")
+    with pytest.raises(RepositoryError, match="is broken"):
+        TrustedKeys.read(tmp_path / "odd", repository.path)
 
 
 def test_the_shipped_repository_is_as_shipped(public):
