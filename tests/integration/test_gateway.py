@@ -18,6 +18,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from base.names import SHARED_MEMORY, STATE_NAME
@@ -118,17 +119,26 @@ def test_what_ends_tritons_own_http_api_does_not_reach_it(small, make, path):
     assert infers(small) == {"num_detections": [4]}
 
 
+def listening(pid):
+    """Addresses and ports that a process listens on."""
+    found = psutil.Process(pid).net_connections("tcp")
+    return {(one.laddr.ip.removeprefix("::ffff:"), one.laddr.port) for one in found if one.status == "LISTEN"}
+
+
 def test_only_the_gateway_answers_http(small):
     """tritonserver itself listens for gRPC and metrics."""
-    mine = {str(entry.readlink()) for entry in Path(f"/proc/{small.pid}/fd").iterdir() if entry.is_symlink()}
-    listening = set()
-    for line in (
-        Path("/proc/net/tcp").read_text().splitlines()[1:] + Path("/proc/net/tcp6").read_text().splitlines()[1:]
-    ):
-        fields = line.split()
-        if fields[3] == "0A" and f"socket:[{fields[9]}]" in mine:
-            listening.add(int(fields[1].rpartition(":")[2], 16))
-    assert listening == {int(url.rpartition(":")[2]) for url in (small.grpc_url, small.metrics_url)}
+    ports = {int(url.rpartition(":")[2]) for url in (small.grpc_url, small.metrics_url)}
+    assert {port for _, port in listening(small.pid)} == ports
+
+
+def test_http_alone_can_be_open(tmp_path):
+    """As docs/security.md says it."""
+    arguments = ("--grpc-address=127.0.0.1", "--metrics-address=127.0.0.1")
+    options = ServerOptions(tiny_repository(tmp_path / "tiny"), host="0.0.0.0", extra_arguments=arguments, **FREE)  # noqa: S104
+    with TritonServer(options) as server:
+        assert {address for address, _ in listening(server.pid)} == {"127.0.0.1"}
+        assert {address for address, _ in listening(server.front.pid)} == {"0.0.0.0"}  # noqa: S104
+        assert infers(server) == {"num_detections": [4]}
 
 
 def test_hostile_requests_leave_both_processes_alone(small):
