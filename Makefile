@@ -12,7 +12,7 @@ serve_ports = --http-port $(or $(HTTP_PORT),$(call from_env_file,HTTP_PORT),8000
 locust_port = --web-port $(or $(LOCUST_PORT),$(call from_env_file,LOCUST_PORT),8089)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve build test test-tensorrt test-gpu test-exports load load-ui bench bench-gpu chaos soak lint audit format clean base dev tensorrt
+.PHONY: help demo serve build test test-tensorrt test-gpu test-exports load load-ui bench bench-gpu chaos fuzz soak lint audit format clean base dev tensorrt
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -70,6 +70,11 @@ bench-gpu: dev ## the ensemble on a GPU machine, profile cuda (versions promoted
 
 chaos: dev build ## hostile input, overload and faults on the real server; writes docs/reliability.md's figures (half an hour)
 	@$(PYTHON_IN_VENV) -m tests.chaos --repository "$(REPOSITORY)" --out out/chaos
+
+fuzz: dev ## five minutes of coverage-guided fuzzing of what reads bytes from elsewhere; findings go to out/fuzz
+	@$(PYTHON_IN_VENV) -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --require-hashes \
+		--target .cache/atheris -r requirements/fuzz.txt
+	@$(PYTHON_IN_VENV) -m tests.fuzz --out out/fuzz
 
 soak: dev build ## twenty minutes of mixed traffic, every answer compared
 	@$(PYTHON_IN_VENV) -m tests.chaos.soak --repository "$(REPOSITORY)" --minutes 20 --out out/chaos

@@ -28,6 +28,7 @@ PARTS: Final = {
     "postprocess": "masks, against the whole-mask method and ultralytics",
     "preprocess": "decode and letterbox, against the plain way and ultralytics",
     "ensemble": "throughput, latency and CPU time per image under load",
+    "gateway": "processor time of a request in the HTTP front, beside a bare gRPC call",
 }
 """Modules of this package with a function ``run``, and what they measure."""
 
@@ -88,7 +89,10 @@ def _parser() -> argparse.ArgumentParser:
         _add_common(part, in_flight=(1, 4, 16), seconds=3.0)
         part.add_argument("--rounds", type=whole(1), default=5, help="rounds of the comparison (default: 5)")
         part.add_argument(
-            "--precision", choices=contract.PRECISIONS, default="fp32", help="ensemble: of the network (default: fp32)"
+            "--precision",
+            choices=contract.PRECISIONS,
+            default="fp32",
+            help="ensemble, gateway: of the network (default: fp32)",
         )
         part.set_defaults(parts=tuple(PARTS) if name == "all" else (name,))
     gpu = commands.add_parser("gpu", help="the ensemble on a GPU machine (profile cuda)")

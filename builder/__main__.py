@@ -40,6 +40,7 @@ _OPTIONS: Final = {
     "top_k": "top_k",
     "exclude": "exclude",
     "report": "report",
+    "sign_key": "sign_key",
     "images": "calibration.images",
     "calibration_scenes": "calibration.scenes",
     "verify_images": "verification.images",
@@ -161,6 +162,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     building.add_argument(
         "--report", type=Path, metavar="FOLDER", help="for reports of precisions that fail (default: out/report)"
+    )
+    building.add_argument(
+        "--sign-key", type=local_path, metavar="FILE", help="private key that signs the versions (see keygen)"
     )
     building.set_defaults(run=_build)
 

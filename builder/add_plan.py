@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from base.files import write_atomically
@@ -13,6 +14,7 @@ from repository.errors import RepositoryError
 from repository.flavor import Flavor
 from repository.manifest import MANIFEST_NAME, FileEntry, Manifest
 from repository.profiles import PROFILES
+from repository.signatures import SIGNATURE_NAME
 from repository.store import ModelRepository
 
 
@@ -52,7 +54,7 @@ def add_plan(
     """Build a plan for the GPU of this machine out of a version's ``model.onnx``, and add it to the version.
 
     Existing files do not change. The plan is written first and the manifest after it, so the next run completes one
-    that was killed in between.
+    that was killed in between. A signature does not cover the new manifest, and is removed.
 
     Args:
         repository: the model repository.
@@ -96,4 +98,7 @@ def add_plan(
             plans={**manifest.plans, name: plan_facts(plan, settings, gpu)},
         )
         write_atomically(folder / MANIFEST_NAME, changed.to_json(), mode=0o444)
+        if os.path.lexists(folder / SIGNATURE_NAME):
+            (folder / SIGNATURE_NAME).unlink()
+            steps.warn(f"{manifest.name} is no longer signed: `python -m builder sign {manifest.name} --key FILE`")
     return changed

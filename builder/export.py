@@ -223,6 +223,15 @@ def _bounded_by(layout: Layout) -> str:
 
 def inspect(path: Path, input_size: tuple[int, int] | None) -> Inspected:
     """Read a file and check what can be checked without running it; see :func:`load_export`."""
+    try:
+        return _inspected(path, input_size)
+    except (ExportError, MemoryError):
+        raise
+    except Exception as error:  # names that are no UTF-8 come as bytes, unknown types as numbers, and so on
+        raise _unreadable(path, error) from error
+
+
+def _inspected(path: Path, input_size: tuple[int, int] | None) -> Inspected:
     model, opset, files = _read(path)
     metadata = load_metadata(model)
     is_half = promote(model)

@@ -25,9 +25,11 @@ from builder.surgery import tensor_sizes
 from builder.verifier import Verified, Verifier
 from pipeline import contract
 from repository import manifest as manifests
+from repository.integrity import version_faults
 from repository.manifest import FileEntry, Manifest
 from repository.networks import mixture, mixture_remedy
 from repository.shim import SHIM, SHIM_NAME
+from repository.signatures import SigningKey
 from repository.store import ModelRepository
 
 BUILD_REVISION: Final = 9
@@ -82,12 +84,14 @@ class Publisher:
             steps: where progress is shown.
 
         Raises:
-            RepositoryError: the folder is something else, or holds a network of another shape.
+            RepositoryError: the folder is something else, or holds a network of another shape, or the key is refused.
         """
         self.finished: list[Manifest] = []
         self._settings, self._export, self._profile = settings, export, profile
         self._verifier, self._fp32_graph, self._steps = verifier, fp32_graph, steps
         self._sizes = tensor_sizes(export, settings.top_k)
+        # Now, not after hours of work.
+        self._key = SigningKey.read(settings.sign_key, settings.repository) if settings.sign_key is not None else None
         self._repository = ModelRepository.open(settings.repository)
         with self._repository.locked():
             for path in self._repository.fit_network(self._sizes, export.class_names, export.layout.limits):
@@ -97,9 +101,12 @@ class Publisher:
                 steps.warn(stray)
 
     def existing(self, precision: str) -> Built | None:
-        """The version of an earlier, equal build; None if there is none."""
-        manifest = self._repository.find_build(precision, self._key(precision))
-        if manifest is None:
+        """The version of an earlier, equal build; None if there is none, or it lacks the signature of this build's key.
+
+        Such a version is built again: whoever can write to the repository could have made it.
+        """
+        manifest = self._repository.find_build(precision, self._build_key(precision))
+        if manifest is None or (self._key is not None and not self._signed(precision, manifest.version)):
             return None
         self._steps.note(f"{precision}: already built as version {manifest.version}, {manifest.tag}")
         folder = self._repository.model_folder(precision) / str(manifest.version)
@@ -133,6 +140,8 @@ class Publisher:
             files = {path.name: FileEntry.of(path) for path in sorted(staged.iterdir())}
             manifest = replace(manifest, files=files)
             (staged / manifests.MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+            if self._key is not None:
+                self._key.sign(staged)
             served = {
                 profile: repository.promoted(precision, profile)
                 for profile in contract.PROFILES
@@ -211,7 +220,7 @@ class Publisher:
             precision=precision,
             profile=self._settings.profile,
             created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            build_key=self._key(precision),
+            build_key=self._build_key(precision),
             source=self._source(),
             toolchain={**_toolchain(), **artifact.toolchain},
             settings=self._settings.plain(),
@@ -269,7 +278,11 @@ class Publisher:
             **export.facts,
         }
 
-    def _key(self, precision: str) -> str:
+    def _signed(self, precision: str, version: int) -> bool:
+        mine = ModelRepository(self._repository.path, self._key.trusted if self._key is not None else None)
+        return not version_faults(mine, precision, version)
+
+    def _build_key(self, precision: str) -> str:
         """Hash over all that determines the result."""
         facts = {
             "revision": BUILD_REVISION,

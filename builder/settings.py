@@ -221,6 +221,7 @@ class BuildSettings(_Section):
         top_k: anchors that leave the network per image.
         exclude: further ONNX nodes, or groups of them such as ``model.22.proto``, to keep out of int8.
         report: folder for the reports of precisions that do not pass their gates; a version holds its own.
+        sign_key: private key that signs the versions; None leaves them unsigned.
         inspection: see :class:`Inspection`; the other sections likewise.
     """
 
@@ -235,6 +236,7 @@ class BuildSettings(_Section):
     top_k: int = Field(default=contract.DEFAULT_TOP_K, ge=1, le=contract.MAX_TOP_K)
     exclude: tuple[str, ...] = ()
     report: Path = Path("out/report")
+    sign_key: LocalPath | None = None
     inspection: Inspection = Inspection()
     calibration: Calibration = Calibration()
     verification: Verification = Verification()
@@ -267,7 +269,8 @@ class BuildSettings(_Section):
 
     def plain(self) -> dict[str, Any]:
         """The settings for JSON; of paths only the names, because folders mean nothing on another machine."""
-        plain: dict[str, Any] = _names_of_paths(self.model_dump(mode="json"), self.model_dump())
+        values, originals = (self.model_dump(mode=mode, exclude={"sign_key"}) for mode in ("json", "python"))
+        plain: dict[str, Any] = _names_of_paths(values, originals)
         return plain
 
 
@@ -287,7 +290,7 @@ def load_settings(path: Path | None, overrides: dict[str, Any]) -> BuildSettings
             loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise SettingsError(f"{path}: {error.strerror}") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # PyYAML lets some of them through
             raise SettingsError(f"{path}: not YAML ({error})") from error
         if loaded is not None and not isinstance(loaded, dict):
             raise SettingsError(

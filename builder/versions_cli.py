@@ -1,4 +1,4 @@
-"""Commands of ``python -m builder`` about versions: list, show, promote, rollback, prune, verify."""
+"""Commands of ``python -m builder`` about versions: list, show, promote, rollback, prune, verify, sign."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from base.paths import local_path
 from pipeline import contract
 from pipeline.command_line import printable, say
 from repository.errors import RepositoryError
-from repository.integrity import verify
+from repository.integrity import sign, verify
 from repository.live import LiveServer
 from repository.manifest import Manifest
 from repository.networks import mixture, mixture_remedy
 from repository.promotions import read_promotions
+from repository.signatures import SigningKey, add_trusted_keys, make_key
 from repository.store import SHIPPED_REPOSITORY, ModelRepository
 from repository.versions import (
     Promoted,
@@ -77,7 +78,18 @@ def add_commands(commands: Any) -> None:
     verifying.add_argument("version", type=_ref, nargs="?", metavar="MODEL[/VERSION]", help="default: everything")
     verifying.set_defaults(run=_verify)
 
-    for parser in (listing, show, promoting, rolling, pruning, verifying):
+    signing = commands.add_parser("sign", help="check versions, and sign them")
+    signing.add_argument("versions", type=version_reference, nargs="+", metavar="MODEL/VERSION")
+    signing.add_argument("--key", type=local_path, required=True, metavar="FILE", help="private key (see keygen)")
+    signing.set_defaults(run=_sign)
+
+    making = commands.add_parser("keygen", help="make a private key that signs versions, and its public key FILE.pub")
+    making.add_argument("file", type=local_path, metavar="FILE", help="for the private key; outside of the repository")
+    making.set_defaults(run=_keygen)
+
+    for parser in (promoting, rolling, verifying):
+        add_trusted_keys(parser)
+    for parser in (listing, show, promoting, rolling, pruning, verifying, signing):
         parser.add_argument(
             "--repository",
             type=local_path,
@@ -158,7 +170,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _promote(options: argparse.Namespace) -> int:
-    repository = ModelRepository.existing(options.repository)
+    repository = ModelRepository.existing(options.repository, options.trusted_keys)
     with ExitStack() as stack:
         done = promote_together(
             repository,
@@ -172,7 +184,7 @@ def _promote(options: argparse.Namespace) -> int:
 
 
 def _rollback(options: argparse.Namespace) -> int:
-    repository = ModelRepository.existing(options.repository)
+    repository = ModelRepository.existing(options.repository, options.trusted_keys)
     precisions = [ref.precision for ref in options.models]
     with ExitStack() as stack:
         done = rollback_together(repository, precisions, options.profile, servers=_servers(options, stack))
@@ -192,7 +204,7 @@ def _prune(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     ref: VersionRef | None = options.version
-    repository = ModelRepository.existing(options.repository)
+    repository = ModelRepository.existing(options.repository, options.trusted_keys)
     findings = verify(repository, ref.precision if ref else None, ref.version if ref else None)
     for note in findings.notes:
         say(f"note: {note}")
@@ -201,6 +213,22 @@ def _verify(options: argparse.Namespace) -> int:
     count = len(findings.faults)
     say(f"{findings.versions} versions checked: {f'{count} faults' if count else 'no fault'}")
     return 1 if findings.faults else 0
+
+
+def _sign(options: argparse.Namespace) -> int:
+    repository = ModelRepository.existing(options.repository)
+    key = SigningKey.read(options.key, repository.path)
+    for ref in options.versions:
+        sign(repository, ref.precision, ref.version, key)
+        say(f"signed {ref}")
+    return 0
+
+
+def _keygen(options: argparse.Namespace) -> int:
+    public = make_key(options.file)
+    say(f"{options.file}: signs versions (`build --sign-key`, `sign --key`); keep it to yourself")
+    say(f"{public}: checks them (`--trusted-keys` of promote, rollback, verify, preflight and run)")
+    return 0
 
 
 def _servers(options: argparse.Namespace, stack: ExitStack) -> list[LiveServer] | None:

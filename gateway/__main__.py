@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from base.allocator import keep_large_blocks
 from gateway.app import run
 from pipeline import command_line
 
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    keep_large_blocks()
     if options.http_fd is not None:
         listener = socket.socket(fileno=options.http_fd)
     else:

@@ -67,7 +67,8 @@ class Bodies:
                     f"{self._limits.slow_grace_s:g} s, {self._limits.slow_bytes_per_s} a second",
                     HTTPStatus.REQUEST_TIMEOUT,
                 ) from None
-            except web.RequestPayloadError as error:
+            # The last two: the caller has hung up, while the body was waited for or before.
+            except (web.RequestPayloadError, ConnectionError, RuntimeError) as error:
                 refuse(f"the body cannot be read: {str(error)[:200]}")
             if not part and not is_end_of_chunk:
                 return b"".join(parts)

@@ -466,7 +466,8 @@ def plain_png(data: bytes) -> bytes:
     """A checked PNG in a form that OpenCV 4.11 decodes.
 
     An animation becomes its default image (PNG specification, 4.9): OpenCV crashes on animations with contradictory
-    numbers. Pixel data is cut into chunks of 4 MiB: OpenCV refuses chunks above 8 MB.
+    numbers. Pixel data is cut into chunks of 4 MiB: OpenCV refuses chunks above 8 MB. Where there is none, OpenCV looks
+    for it behind the end, and allocates up to 2 GB of what a chunk there claims: the end is the end.
 
     Example:
         >>> import cv2, numpy as np
@@ -475,10 +476,11 @@ def plain_png(data: bytes) -> bytes:
         True
     """
     animated = any(kind in data for kind in _PNG_ANIMATION)
+    chunks = list(_png_chunks(data))
     if not animated and len(data) <= _PNG_CHUNK_MOST_BYTES:
-        return data
+        return data[: chunks[-1][2]]
     parts = [_PNG_SIGNATURE]
-    for kind, start, end in _png_chunks(data):
+    for kind, start, end in chunks:
         if kind in _PNG_ANIMATION:
             continue
         if end - start <= _PNG_CHUNK_MOST_BYTES:

@@ -116,9 +116,11 @@ def parse_version(text: str) -> tuple[int, ...]:
     Raises:
         FlavorError: the text starts with no number.
     """
-    match = re.match(r"\d+(?:\.\d+)*", text)
+    match = re.match(r"[0-9]{1,9}(?:\.[0-9]{1,9})*(?![0-9])", text)
     if match is None:
-        raise FlavorError(f"TensorRT reports the version {text!r}, which is not a version number; install it again")
+        raise FlavorError(
+            f"TensorRT reports the version {text[:40]!r}, which is not a version number; install it again"
+        )
     return tuple(map(int, match.group().split(".")))
 
 

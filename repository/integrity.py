@@ -19,6 +19,8 @@ from repository.plans import Machine, Misfit, find_machine, plan_misfit
 from repository.profiles import PROFILES
 from repository.running import running_servers
 from repository.shim import SHIM_NAME, is_importable, is_shim
+from repository.shipped import foreign_parts
+from repository.signatures import SIGNATURE_NAME, SigningKey
 from repository.store import ModelRepository, limit_problems, read_config, size_problems
 
 _CACHE: Final = "__pycache__"
@@ -100,12 +102,46 @@ def verify(
 
 
 def version_faults(repository: ModelRepository, precision: str, version: int) -> list[Fault]:
-    """Compare a version's files with its manifest, and its manifest with its place."""
+    """Compare a version's files with its manifest, and its manifest with its place.
+
+    Where keys are trusted, also its signature, and what the repository holds beside the versions.
+    """
+    faults = _content_faults(repository, precision, version, strict=repository.trusted is not None)
+    if repository.trusted is not None:
+        name = f"{contract.network_model(precision)}/{version}"
+        unsigned = repository.trusted.problem(repository.version_folder(precision, version))
+        if unsigned is not None:
+            remedy = f"whoever vouches for it signs it: `python -m builder sign {name} --key FILE`"
+            faults.append(Fault(name, unsigned, remedy))
+        remedy = "take it from the shipped model_repository, or remove it"
+        faults += [Fault(part, problem, remedy) for part, problem in foreign_parts(repository.path)]
+    return faults
+
+
+def sign(repository: ModelRepository, precision: str, version: int, key: SigningKey) -> Manifest:
+    """Sign a version that is whole; an older signature is replaced.
+
+    Returns:
+        Its manifest.
+
+    Raises:
+        RepositoryError: there is no such version, or it is not what its manifest says.
+    """
+    with repository.locked():
+        manifest = repository.manifest(precision, version)
+        faults = _content_faults(repository, precision, version, strict=True)
+        if faults:
+            raise RepositoryError(f"{manifest.name} is not signed: {faults[0].problem}; {faults[0].remedy}")
+        key.sign(repository.version_folder(precision, version))
+    return manifest
+
+
+def _content_faults(repository: ModelRepository, precision: str, version: int, *, strict: bool) -> list[Fault]:
     folder = repository.version_folder(precision, version)
     subject = f"{contract.network_model(precision)}/{version}"
     try:
         manifest = Manifest.read(folder)
-        problems = [*_manifest_problems(manifest, precision, version), *_file_problems(manifest, folder)]
+        problems = [*_manifest_problems(manifest, precision, version), *_file_problems(manifest, folder, strict)]
     except RepositoryError as error:
         problems = [str(error)]
     except (TypeError, AttributeError, KeyError) as error:
@@ -153,7 +189,7 @@ def _manifest_problems(manifest: Manifest, precision: str, version: int) -> Iter
             yield f"{MANIFEST_NAME} does not say what {name} was built with and for"
 
 
-def _file_problems(manifest: Manifest, folder: Path) -> Iterator[str]:
+def _file_problems(manifest: Manifest, folder: Path, strict: bool) -> Iterator[str]:
     for name, entry in manifest.files.items():
         path = folder / name
         if name != SHIM_NAME and is_importable(path):
@@ -166,11 +202,11 @@ def _file_problems(manifest: Manifest, folder: Path) -> Iterator[str]:
             yield f"{name} has {path.stat().st_size} bytes; {MANIFEST_NAME} says {entry.size_bytes}"
         elif sha256_of(path) != entry.sha256:
             yield f"{name} has another SHA-256 than {MANIFEST_NAME} says"
-    known = {*manifest.files, MANIFEST_NAME, _CACHE}
+    known = {*manifest.files, MANIFEST_NAME, SIGNATURE_NAME, _CACHE}
     for extra in sorted(entry.name for entry in folder.iterdir() if entry.name not in known):
         if extra.endswith(".plan") and _is_of_plans(manifest):
             yield f"{extra} is not in {MANIFEST_NAME}: repeat `python -m builder add-plan`, which was cut short"
-        elif not extra.startswith("."):  # half-written files are leftovers
+        elif strict or not extra.startswith("."):  # half-written files are leftovers
             yield f"{extra} is not in {MANIFEST_NAME}"
 
 

@@ -7,7 +7,9 @@ import functools
 import json
 import platform
 import re
-from collections.abc import Sequence
+import types
+import typing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +20,9 @@ from repository.errors import RepositoryError
 
 MANIFEST_NAME: Final = "manifest.json"
 FORMAT_VERSION: Final = 1
+
+_LONGEST_INTEGER: Final = 20
+"""Digits, and a sign: 64 bits have no more."""
 
 _SHOWN_CLASSES: Final = 3
 _SHOWN_HASH: Final = 8
@@ -143,9 +148,11 @@ class Manifest:
         try:
             if path.is_symlink() or (path.exists() and not path.is_file()):
                 raise RepositoryError(f"{path}: not a regular file; build the version again")
-            values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+            text = path.read_text(encoding="utf-8")
+            values = json.loads(text, parse_constant=_refuse_constant, parse_int=_bounded)
             if values["format_version"] > FORMAT_VERSION:
                 raise RepositoryError(f"{path}: written by a newer builder (format {values['format_version']}); update")
+            _check_kinds(values)
             for name in [*values["files"], *values.get("plans", {})]:
                 if not _is_plain(name):
                     raise RepositoryError(f"{path}: names {name!a}; allowed: files of the version's own folder")
@@ -157,6 +164,60 @@ class Manifest:
             raise RepositoryError(f"{path}: missing; the version was not written by this builder") from None
         except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
             raise RepositoryError(f"{path}: not a readable manifest ({error}); build the version again") from error
+
+
+def _check_kinds(values: dict[str, Any]) -> None:
+    """Refuse entries of another kind than the builder writes, as far as anything here reads them.
+
+    Raises:
+        ValueError: says which.
+    """
+    for name, value, hint in _entries(values):  # what holds others comes before them
+        if type(value) not in _kinds(hint):
+            raise ValueError(f"{name} is of the kind {type(value).__name__}")
+
+
+def _entries(values: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Name, value and type hint of each entry."""
+    hints = typing.get_type_hints(Manifest)
+    yield from ((name, value, hints[name]) for name, value in values.items() if name in hints)
+    for name, entry in values["files"].items():
+        yield f"files.{name}", entry, dict
+        yield f"files.{name}.sha256", entry["sha256"], str
+        yield f"files.{name}.size_bytes", entry["size_bytes"], int
+    for name, facts in values.get("plans", {}).items():
+        yield f"plans.{name}", facts, dict
+        yield from ((f"plans.{name}.{fact}", facts.get(fact), hint) for fact, hint in _PLAN_FACTS.items())
+    for name in ("gate", "metrics"):
+        yield f"verification.{name}", (values.get("verification") or {}).get(name), dict | None
+    yield "settings.plan", values["settings"].get("plan", {}), dict
+    sizes = values["source"].get("tensor_sizes", {})
+    yield "source.tensor_sizes", sizes, dict
+    for name, size in sizes.items():
+        yield f"source.tensor_sizes.{name}", size, list
+        yield from ((f"source.tensor_sizes.{name}", side, int) for side in size)
+
+
+_PLAN_FACTS: Final = {
+    "flavor": str | None,
+    "tensorrt": str | None,
+    "compute_capability": str | None,
+    "gpu": str | None,
+    "batches": list | None,
+}
+
+
+def _kinds(hint: Any) -> set[type]:
+    """What JSON has for a type hint."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    plain = {typing.get_origin(option) or option for option in options}
+    return {list if kind is tuple else kind for kind in plain}
+
+
+def _bounded(digits: str) -> int:
+    if len(digits) > _LONGEST_INTEGER:
+        raise ValueError(f"it has a number of {len(digits)} digits")
+    return int(digits)
 
 
 def _refuse_constant(name: str) -> None:

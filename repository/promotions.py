@@ -43,7 +43,7 @@ def read_promotions(model_folder: Path, profile: str | None = None) -> list[Prom
         profile: take only this profile's lines.
     """
     try:
-        text = (model_folder / PROMOTIONS_NAME).read_text(encoding="utf-8")
+        text = (model_folder / PROMOTIONS_NAME).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
     found = [promotion for promotion in map(_parsed, text.splitlines()) if promotion is not None]
@@ -100,6 +100,6 @@ def was_forced(promotions: Sequence[Promotion], version: int) -> bool:
 def _parsed(line: str) -> Promotion | None:
     try:
         promotion = Promotion(**json.loads(line))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
     return promotion if promotion.action in get_args(Action) and isinstance(promotion.version, int) else None

@@ -28,6 +28,7 @@ from repository.errors import RepositoryError
 from repository.manifest import MANIFEST_NAME, Manifest, classes_text, other_classes
 from repository.profiles import PROFILES
 from repository.shim import SHIM_NAME, is_importable
+from repository.signatures import TrustedKeys
 
 SHIPPED_REPOSITORY: Final = Path(__file__).resolve().parent.parent / "model_repository"
 PROMOTIONS_NAME: Final = ".promotions.jsonl"
@@ -63,10 +64,11 @@ class ModelRepository:
 
     Attributes:
         path: its folder.
+        trusted: keys of those whose versions are served; None serves unsigned ones too.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, trusted: TrustedKeys | None = None) -> None:
+        self.path, self.trusted = path, trusted
 
     @classmethod
     def open(cls, path: Path) -> ModelRepository:
@@ -94,11 +96,15 @@ class ModelRepository:
         return repository
 
     @classmethod
-    def existing(cls, path: Path) -> ModelRepository:
+    def existing(cls, path: Path, trusted_keys: Path | None = None) -> ModelRepository:
         """Open a repository that must exist; nothing is written.
 
+        Args:
+            path: its folder.
+            trusted_keys: file of public keys; None takes the one that the environment names, if it does.
+
         Raises:
-            RepositoryError: there is none.
+            RepositoryError: there is none, or no keys are in the file.
         """
         repository = cls(path)
         problem = repository._problem()
@@ -106,6 +112,7 @@ class ModelRepository:
             raise RepositoryError(
                 f"{problem}; give one with --repository, or make one with `python -m builder build --repository {path}`"
             )
+        repository.trusted = TrustedKeys.configured(trusted_keys, path)
         return repository
 
     def _problem(self) -> str | None:
@@ -157,13 +164,16 @@ class ModelRepository:
             if not _is_version(entry) and is_importable(entry)
         ]
 
-    def drop_compiled(self, precision: str, version: int) -> None:
+    def drop_compiled(self, folder: Path) -> None:
         """Remove what Python would run in place of a version's ``model.py``: its compiled form, which no hash covers.
+
+        Args:
+            folder: of the version, of a network or a step.
 
         Raises:
             RepositoryError: it cannot be removed.
         """
-        cache = self.version_folder(precision, version) / "__pycache__"
+        cache = folder / "__pycache__"
         try:
             for path in [cache] if cache.is_symlink() else cache.glob(f"{Path(SHIM_NAME).stem}.*"):
                 path.unlink(missing_ok=True)
@@ -176,6 +186,11 @@ class ModelRepository:
     def _entries(self, precision: str) -> list[Path]:
         folder = self.model_folder(precision)
         return list(folder.iterdir()) if folder.is_dir() else []
+
+    def step_folders(self) -> list[Path]:
+        """Folders of the versions of the steps that all precisions share."""
+        folders = (folder for model in contract.SHARED_MODELS for folder in (self.path / model).iterdir())
+        return sorted(folder for folder in folders if _is_version(folder))
 
     def next_version(self, precision: str) -> int:
         """The number that follows the highest on disk, and that nothing else has taken.
@@ -195,7 +210,7 @@ class ModelRepository:
         """Manifest of a version.
 
         Raises:
-            RepositoryError: there is no such version, or its manifest is broken.
+            RepositoryError: there is no such version, or its manifest is broken or that of another one.
         """
         versions = self.versions(precision)
         if version not in versions:
@@ -204,7 +219,13 @@ class ModelRepository:
                 f"{contract.network_model(precision)}/{version}: no such version in {self.path}; {found}. See "
                 f"`python -m builder list --repository {self.path}`"
             )
-        return Manifest.read(self.version_folder(precision, version))
+        manifest = Manifest.read(self.version_folder(precision, version))
+        if (manifest.precision, manifest.version) != (precision, version):
+            raise RepositoryError(
+                f"{contract.network_model(precision)}/{version}: its {MANIFEST_NAME} describes {manifest.name} "
+                f"({manifest.precision}); remove it, and build it again"
+            )
+        return manifest
 
     def manifests(self, precision: str) -> list[Manifest]:
         """Manifests of the versions on disk, by rising number; versions without a readable one are left out."""
@@ -547,7 +568,7 @@ def read_config(path: Path) -> Any:
         return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
     except OSError as error:
         raise RepositoryError(f"{path}: {error.strerror}; restore it from the shipped model repository") from error
-    except text_format.ParseError as error:
+    except (text_format.ParseError, UnicodeDecodeError, RecursionError) as error:
         raise RepositoryError(f"{path}: not a model configuration ({error})") from error
 
 

@@ -238,7 +238,9 @@ def prune(repository: ModelRepository, keep: int, *, dry_run: bool = False) -> l
 def _check_whole(repository: ModelRepository, manifest: Manifest) -> None:
     faults = version_faults(repository, manifest.precision, manifest.version)
     if faults:
-        raise RepositoryError(f"{manifest.name} is damaged: {faults[0].problem}; {faults[0].remedy}")
+        fault = faults[0]
+        subject = "" if fault.subject == manifest.name else f"{fault.subject} "
+        raise RepositoryError(f"{manifest.name} cannot be served: {subject}{fault.problem}; {fault.remedy}")
 
 
 def _check_one_of_each(refs: Sequence[VersionRef]) -> None:
@@ -344,7 +346,8 @@ class _Turn:
 
     def make(self) -> None:
         """Change the configuration, then the servers."""
-        self._repository.drop_compiled(self.manifest.precision, self.manifest.version)
+        folder = self._repository.version_folder(self.manifest.precision, self.manifest.version)
+        self._repository.drop_compiled(folder)
         self._repository.promote(self.manifest.precision, self._profile, self.manifest.version)
         for server in self.serving:
             _switch(server, self.manifest)

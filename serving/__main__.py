@@ -12,6 +12,7 @@ from typing import Final
 from base.errors import OperatorError
 from base.paths import local_path
 from pipeline import command_line, contract
+from repository.signatures import add_trusted_keys
 from repository.store import SHIPPED_REPOSITORY, ModelRepository
 from serving.preflight import check, preflight
 from serving.secret import secret_in
@@ -45,7 +46,7 @@ class _Stopped(Exception):
 
 
 def _run(options: argparse.Namespace) -> int:
-    repository = ModelRepository.existing(options.repository)
+    repository = ModelRepository.existing(options.repository, options.trusted_keys)
     found = check(repository, options.profile, options.precisions)
     for line in found.lines():
         _say(line)
@@ -64,6 +65,7 @@ def _run(options: argparse.Namespace) -> int:
             postprocess_instances=options.postprocess_instances,
             exit_timeout_s=options.exit_timeout_s,
             visible_secret=options.visible_secret,
+            trusted_keys=options.trusted_keys,
             gateway=options.gateway,
             extra_arguments=tuple(options.arguments),
             admin_secret=secret_in(options.admin_secret_file) if options.admin_secret_file is not None else None,
@@ -101,7 +103,8 @@ def _say(line: str) -> None:
 
 
 def _preflight(options: argparse.Namespace) -> int:
-    found = preflight(ModelRepository.existing(options.repository), options.profile, options.precisions)
+    repository = ModelRepository.existing(options.repository, options.trusted_keys)
+    found = preflight(repository, options.profile, options.precisions)
     for line in found.lines():
         command_line.say(line)
     return 0 if all(status.ready for status in found.models) else 1
@@ -192,6 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="holds the secret of the restricted APIs; made if missing (default: a new secret at every start)",
     )
+    add_trusted_keys(run)
     run.add_argument(
         "--visible-secret",
         action="store_true",
@@ -222,6 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     looking.add_argument("--profile", choices=contract.PROFILES, default="cpu", help="default: cpu")
     looking.add_argument("--repository", type=local_path, default=SHIPPED_REPOSITORY, help="model repository")
     looking.add_argument("--precisions", type=_precisions, help="comma-separated (default: all)")
+    add_trusted_keys(looking)
     looking.set_defaults(run=_preflight)
     unpacking = commands.add_parser("unpack", help="fetch tritonserver and unpack it into a folder, for an image")
     unpacking.add_argument("folder", type=local_path, help="made; must not exist")

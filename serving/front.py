@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from base.allocator import allocator_environment
 from pipeline import contract
 from repository.live import LiveError, LiveServer
 from serving.errors import PortInUse
@@ -80,7 +79,7 @@ class HttpFront:
         descriptor = self._listener.fileno()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "gateway", "run", f"--grpc-url={grpc_url}", f"--http-fd={descriptor}"],
-            env={**allocator_environment(), **os.environ, "PYTHONSAFEPATH": ""},
+            env={**os.environ, "PYTHONSAFEPATH": ""},
             cwd=_ROOT,  # where this project lies, installed or not
             pass_fds=(descriptor,),
             stdin=subprocess.DEVNULL,

@@ -223,7 +223,10 @@ class _Examination:
         others = [one for one in self._servable if one != version]
         for fault in faults:
             remedy = self._promote(others[-1]) if others else f"{self._build} ({fault.remedy})"
-            self._refuse(f"version {version}: {fault.problem}", remedy)
+            if self._repository.trusted is not None:  # the others may be no better
+                remedy = fault.remedy
+            subject = f"version {version}" if fault.subject == f"{self._model}/{version}" else fault.subject
+            self._refuse(f"{subject}: {fault.problem}", remedy)
         return not faults
 
     def _check_gate(self, manifest: Manifest) -> None:

@@ -25,6 +25,7 @@ from base.files import private_folder
 from base.names import ADMIN_HEADER, SHARED_MEMORY, SHM_PREFIX_VARIABLE, STATE_NAME
 from pipeline import contract
 from repository.errors import RepositoryError
+from repository.integrity import version_faults
 from repository.profiles import PROFILES
 from repository.running import RunningServer, clear_after, running_servers, scratch_folder
 from repository.servable import models_to_load
@@ -79,6 +80,8 @@ class ServerOptions:
         max_latency_ms: bound of admission control; None takes the model's configuration.
         admin_secret: opens the restricted APIs; None makes a random one.
         visible_secret: start even where other users of this machine can read the secret in the list of processes.
+        trusted_keys: file of public keys, of which one must have signed each version; None takes the file that the
+            environment names, if it names one.
         gateway: put the gateway in front of HTTP whatever the server's version is; before 2.60 it always is.
         extra_arguments: passed to tritonserver, relative paths made absolute; metrics must stay on, readiness is read
             there.
@@ -98,6 +101,7 @@ class ServerOptions:
     max_latency_ms: int | None = None
     admin_secret: str | None = None
     visible_secret: bool = False
+    trusted_keys: Path | None = None
     gateway: bool = False
     extra_arguments: tuple[str, ...] = ()
 
@@ -197,7 +201,7 @@ class TritonServer:
             ServingError: nothing to serve, a port in use, or the machine cannot run the server.
         """
         options = self.options
-        repository = ModelRepository.existing(options.repository.resolve())
+        repository = ModelRepository.existing(options.repository.resolve(), options.trusted_keys)
         self._models = models = models_to_load(repository, options.profile, options.precisions)
         self._host = resolve_host(options.host)
         given = self._asked_ports
@@ -214,7 +218,9 @@ class TritonServer:
         running_servers()  # removes what killed servers left
         for precision in contract.PRECISIONS:
             for version in repository.promoted(precision, options.profile):
-                repository.drop_compiled(precision, version)
+                repository.drop_compiled(repository.version_folder(precision, version))
+                if repository.trusted is not None:  # at every start, also after a crash
+                    _refuse_untrusted(repository, precision, version)
         if options.gateway or not installation.has_request_bound:
             _refuse_http_options(options.extra_arguments)
             self.front = self.front or HttpFront(self._host, given[0], self._take_line)
@@ -430,6 +436,8 @@ class TritonServer:
             f"--metrics-address={self._host}",
             f"--metrics-port={metrics_port}",
             f"--grpc-restricted-protocol={secret}",
+            # Requests that are kept for reuse keep the memory of the largest that each has ever been.
+            "--grpc-infer-allocation-pool-size=0",
             f"--exit-timeout-secs={options.exit_timeout_s}",
             f"--log-verbose={options.log_verbose}",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
@@ -468,6 +476,13 @@ class TritonServer:
         relevant = [line for line in self._lines if line[:1] in ("E", "F") or "error" in line.lower()]
         lines = (relevant or list(self._lines))[-8:]
         return ". Its log ends:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
+
+
+def _refuse_untrusted(repository: ModelRepository, precision: str, version: int) -> None:
+    for folder in repository.step_folders():
+        repository.drop_compiled(folder)
+    for fault in version_faults(repository, precision, version):
+        raise ServingError(f"nothing is served: {fault}")
 
 
 def _prepare_child(parent: int) -> None:

@@ -73,6 +73,8 @@ def _png() -> Iterator[Sample]:
     yield Crafted("png with no palette", png(96, 64, whole, color=3))
     lie = _PNG + chunk(b"IHDR", struct.pack(">IIBBBBB", 96, 64, 8, 2, 0, 0, 0)) + b"\x7f\xff\xff\xffIDAT" + whole
     yield Crafted("png with a chunk of 2 GB", lie + chunk(b"IEND", b""), "refused")
+    searched = png(96, 64, whole).replace(b"IDAT", b"IDAU") + b"\x7f\xff\xff\xf0tEXt"
+    yield Crafted("png without pixels and 2 GB behind its end", searched, "refused")
     noise = np.random.default_rng(1).integers(0, 256, (1600, 7201), np.uint8)
     noise[:, 0] = 0  # no filter
     stored = zlib.compress(noise.tobytes(), 0)

@@ -6,22 +6,28 @@ import json
 import os
 import random
 import re
+import secrets
 import signal
 import socket
 import stat
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from base.names import SHARED_MEMORY, STATE_NAME
 from client.segmentation import SegmentationClient
+from repository.running import clear_after
+from serving.environment import free_ports
 from serving.server import ServerOptions, TritonServer
 from serving.supervisor import RestartPolicy
+from serving.tritonserver import find_tritonserver
 from serving.watch import watch_over
 from tests.chaos import protocol
 from tests.chaos.faults_service import wait_for
@@ -57,10 +63,53 @@ def chunked(path, chunks):
     return head.encode() + b"1\r\n[\r\n" * chunks + b"0\r\n\r\n"
 
 
+def brackets(path):
+    return protocol.http_request(b"[" * 130_000, path=path)
+
+
+def tiny_chunks(path):
+    return chunked(path, 500_000)
+
+
+@pytest.mark.parametrize("make", [brackets, tiny_chunks])
+def test_one_request_ends_tritons_own_http_api(make, tmp_path):
+    """Why there is a gateway. Where this fails, the embedded server is another one, which may need none."""
+    installation = find_tritonserver()
+    (port,) = free_ports("127.0.0.1", 1)
+    prefix = f"segmentation_{secrets.token_hex(4)}_"
+    command = [str(installation.binary), f"--model-repository={tiny_repository(tmp_path / 'tiny')}"]
+    command += ["--model-control-mode=explicit", "--load-model=admission", "--disable-auto-complete-config"]
+    command += [f"--backend-directory={installation.backends}", "--allow-grpc=false", "--allow-metrics=false"]
+    command += [f"--backend-config=python,shm-region-prefix-name={prefix}"]
+    environment = {
+        **os.environ,
+        "LD_LIBRARY_PATH": ":".join(map(str, installation.library_path)),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    url = f"127.0.0.1:{port}"
+
+    def is_ready() -> bool:
+        try:
+            return send(url, b"GET /v2/health/ready HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n") == 200
+        except OSError:
+            return False
+
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "--http-address=127.0.0.1", f"--http-port={port}"], env=environment, stdout=log, stderr=log
+        )
+    try:
+        wait_for(is_ready, 60, "tritonserver")
+        assert send(url, make("/v2/models/admission/infer")) is None
+        assert process.wait(30) == -signal.SIGSEGV
+    finally:
+        process.kill()
+        process.wait()
+        clear_after(prefix)
+
+
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(
-    "make", [lambda path: protocol.http_request(b"[" * 130_000, path=path), lambda path: chunked(path, 500_000)]
-)
+@pytest.mark.parametrize("make", [brackets, tiny_chunks])
 def test_what_ends_tritons_own_http_api_does_not_reach_it(small, make, path):
     pids = small.pid, small.front.pid
     for url in (small.http_url, small.metrics_url):
@@ -70,17 +119,26 @@ def test_what_ends_tritons_own_http_api_does_not_reach_it(small, make, path):
     assert infers(small) == {"num_detections": [4]}
 
 
+def listening(pid):
+    """Addresses and ports that a process listens on."""
+    found = psutil.Process(pid).net_connections("tcp")
+    return {(one.laddr.ip.removeprefix("::ffff:"), one.laddr.port) for one in found if one.status == "LISTEN"}
+
+
 def test_only_the_gateway_answers_http(small):
     """tritonserver itself listens for gRPC and metrics."""
-    mine = {str(entry.readlink()) for entry in Path(f"/proc/{small.pid}/fd").iterdir() if entry.is_symlink()}
-    listening = set()
-    for line in (
-        Path("/proc/net/tcp").read_text().splitlines()[1:] + Path("/proc/net/tcp6").read_text().splitlines()[1:]
-    ):
-        fields = line.split()
-        if fields[3] == "0A" and f"socket:[{fields[9]}]" in mine:
-            listening.add(int(fields[1].rpartition(":")[2], 16))
-    assert listening == {int(url.rpartition(":")[2]) for url in (small.grpc_url, small.metrics_url)}
+    ports = {int(url.rpartition(":")[2]) for url in (small.grpc_url, small.metrics_url)}
+    assert {port for _, port in listening(small.pid)} == ports
+
+
+def test_http_alone_can_be_open(tmp_path):
+    """As docs/security.md says it."""
+    arguments = ("--grpc-address=127.0.0.1", "--metrics-address=127.0.0.1")
+    options = ServerOptions(tiny_repository(tmp_path / "tiny"), host="0.0.0.0", extra_arguments=arguments, **FREE)  # noqa: S104
+    with TritonServer(options) as server:
+        assert {address for address, _ in listening(server.pid)} == {"127.0.0.1"}
+        assert {address for address, _ in listening(server.front.pid)} == {"0.0.0.0"}  # noqa: S104
+        assert infers(server) == {"num_detections": [4]}
 
 
 def test_hostile_requests_leave_both_processes_alone(small):

@@ -20,7 +20,9 @@ from builder.settings import load_settings
 from builder.surgery import graft_ends
 from pipeline import contract
 from repository.errors import RepositoryError
+from repository.integrity import version_faults
 from repository.manifest import Manifest
+from repository.signatures import make_key
 from repository.store import ModelRepository, read_config
 from tests.exports import segmentation_export
 
@@ -122,6 +124,22 @@ def test_an_equal_build_is_found_again(make):
     first, second = make(), make()
     assert all(entry.existed for entry in second)
     assert [entry.manifest for entry in second] == [entry.manifest for entry in first]
+
+
+def test_a_build_signs_what_it_makes_and_nothing_else(tmp_path, make):
+    key = tmp_path / "key"
+    public = make_key(key)
+    make(precisions=("fp32",))  # by somebody without the key, who could have written anything
+    for expected in ((2, False), (2, True)):
+        (built,) = make(precisions=("fp32",), sign_key=key)
+        assert (built.manifest.version, built.existed) == expected
+    repository = ModelRepository.existing(tmp_path / "repository", public)
+    assert version_faults(repository, "fp32", 2) == []
+    assert "is not signed" in version_faults(repository, "fp32", 1)[0].problem
+    assert "sign_key" not in built.manifest.settings
+    key.chmod(0o644)
+    with pytest.raises(RepositoryError, match="can be read by others"):
+        make(precisions=("fp32",), sign_key=key)
 
 
 def test_weights_beside_the_file_that_changed_make_a_new_version(tmp_path, make):

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper, version_converter
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from builder.errors import ExportError
-from builder.export import WORKING_OPSETS, load_export, slug
+from builder.export import WORKING_OPSETS, inspect, load_export, slug
 from builder.families.metadata import advice_without_suppression
 from tests.exports import segmentation_export
 
@@ -72,6 +72,27 @@ def test_other_metadata_may_be_anything(tmp_path, key, value):
     with pytest.raises(ExportError) as raised:
         load_export(tmp_path / "d.onnx")
     assert len(str(raised.value)) < 2000
+
+
+@pytest.mark.parametrize("damage", [b"Cnv\xff", b"\xff\xfe\xfd\xfc"])
+def test_operators_that_are_no_utf8(tmp_path, damage):
+    path = segmentation_export(tmp_path / "m.onnx")
+    path.write_bytes(path.read_bytes().replace(b"Conv", damage))
+    with pytest.raises(ExportError, match="not a readable ONNX model"):
+        inspect(path, None)
+
+
+@pytest.mark.parametrize("place", ["input", "weights"])
+def test_types_that_onnx_does_not_know(tmp_path, place):
+    path = segmentation_export(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    if place == "input":
+        model.graph.input[0].type.tensor_type.elem_type = 33
+    else:
+        model.graph.initializer[0].data_type = 61
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ExportError, match="not a readable ONNX model"):
+        inspect(path, None)
 
 
 def test_metadata_that_is_no_utf8(tmp_path):

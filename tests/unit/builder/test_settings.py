@@ -58,6 +58,14 @@ def test_faults_name_the_entry(tmp_path, text, words):
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("content", [b"\xff\xf6", b"[" * 20_000, b"a: 2026-99-99", b"\x00", b"? [" * 2000])
+def test_what_is_no_yaml_is_refused(tmp_path, content):
+    path = tmp_path / "builder.yaml"
+    path.write_bytes(content)
+    with pytest.raises(SettingsError, match=r"not YAML"):
+        load_settings(path, {})
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(SettingsError, match=r"none\.yaml"):
         load_settings(tmp_path / "none.yaml", {})

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from builder.__main__ import _parser as builder_parser
+from repository.signatures import TRUSTED_KEYS_VARIABLE
 from serving.__main__ import _parser
 from tests.dockerfiles import stages
 from tests.unit.deployment.rendered import (
@@ -201,6 +202,19 @@ def test_the_repository_is_fetched_and_verified_first(overlay):
     repository = _parser().parse_args(arguments(resources, server(resources))).repository
     assert str(command.repository) == target == str(repository)
     assert mounts(fetch)[target]["name"] == mounts(verify)[target]["name"] == mounts(server(resources))[target]["name"]
+
+
+def test_keys_for_signed_versions_are_mounted_where_the_overlays_say(resources):
+    """They are optional; a server whose setting names a missing file does not start."""
+    overlays = [path.read_text() for path in ROOT.glob("deploy/*/overlays/*/kustomization.yaml")]
+    files = {re.search(rf"{TRUSTED_KEYS_VARIABLE}(?:=|, value: )(\S+?)[}}\n]", text)[1] for text in overlays}
+    assert files == {"/etc/segmentation/trusted.pem"}
+    for container in containers(resources):
+        if container["name"] != "fetch-repository":
+            mount = mounts(container)["/etc/segmentation"]
+            assert mount["readOnly"] is True
+            source = volumes(resources)[mount["name"]]["configMap"]
+            assert source == {"name": "segmentation-trusted-keys", "optional": True}
 
 
 def test_kserve_puts_the_repository_where_the_server_looks():

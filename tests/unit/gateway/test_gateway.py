@@ -184,6 +184,20 @@ def test_bad_headers_are_refused_without_a_line_in_the_log(gateway, head, capfd)
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("linger", [None, struct.pack("ii", 1, 0)], ids=["closed", "reset"])
+def test_a_caller_who_hangs_up_leaves_no_line_in_the_log(gateway, linger, capfd):
+    for start in (b"Content-Length: 900\r\n\r\n[", b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n"):
+        connection = socket.create_connection(gateway.address, 20)
+        connection.sendall(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\n" + start)
+        assert gateway.ask("GET", "/v2/health/live").status == 200  # the body is waited for now
+        if linger is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        connection.close()
+    for _ in range(3):
+        assert gateway.ask("GET", "/v2/health/live").status == 200
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_long_path_is_refused(gateway):
     assert status(gateway.raw(b"GET /v2/" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: h\r\n\r\n")) in (400, 414)
 

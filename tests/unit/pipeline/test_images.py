@@ -1,5 +1,6 @@
 import base64
 import io
+import resource
 import struct
 import time
 import zlib
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from pipeline.errors import ImageError
-from pipeline.image_structure import exif_orientation
+from pipeline.image_structure import exif_orientation, plain_png
 from pipeline.images import ImageLimits, check_image, decode_image, read_header
 
 PIXELS = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8), (0, 0), 2)
@@ -132,6 +133,18 @@ def test_a_png_chunk_that_says_two_gigabytes_is_refused_before_room_is_made_for_
     assert time.process_time() - started < 0.1
     # What stands behind the last chunk does not matter.
     assert decode_image(whole + b"garbage").shape == (8, 8, 3)
+
+
+def test_a_png_without_pixels_is_not_searched_for_them_behind_its_end():
+    """OpenCV does so, and writes two gigabytes of zeros for a chunk that claims them."""
+    whole = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    bomb = whole.replace(b"IDAT", b"IDAU") + struct.pack(">I", 0x7FFFFFF0) + b"tEXt" + bytes(100)
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(ImageError, match="could not be decoded"):
+        decode_image(bomb)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # in KB
+    assert time.process_time() - started < 0.1
+    assert plain_png(whole + b"garbage") == whole
 
 
 def test_a_megabyte_of_fill_bytes_in_a_jpeg_takes_no_time():

@@ -92,7 +92,7 @@ def test_fp32_is_the_reference_and_needs_no_gate(repository):
     ("version", "profile", "message"),
     [
         (7, None, "no such version.*there are 1, 2"),
-        (2, None, "is damaged: model.onnx"),
+        (2, None, "cannot be served: model.onnx"),
         (1, "tensorrt", "cannot be served"),
     ],
 )
@@ -224,7 +224,7 @@ DAMAGES = {
     "lost file": (lambda folder: (folder / "model.py").unlink(), "model.py is missing"),
     "extra file": (lambda folder: (folder / "model.plan").write_bytes(b"x"), "model.plan is not in manifest.json"),
     "manifest": (lambda folder: rewrite(folder / "manifest.json", b"{"), "not a readable manifest"),
-    "kinds": (lambda folder: change_manifest(folder, plans={"model.plan": 3}), "entries of the wrong kind"),
+    "kinds": (lambda folder: change_manifest(folder, plans={"model.plan": 3}), "plans.model.plan is of the kind int"),
     "place": (lambda folder: change_manifest(folder, version=4), "describes network_int8/4"),
     "tag": (lambda folder: change_manifest(folder, tag="x-int8-00000000"), "ends with the hash of none of its files"),
 }
@@ -448,7 +448,7 @@ def test_compiled_code_in_place_of_the_shim_is_removed_before_it_is_served(repos
     planted = tmp_path / "model.x.pyc"
     planted.touch()
     cache.symlink_to(tmp_path)
-    repository.drop_compiled("int8", 2)
+    repository.drop_compiled(repository.version_folder("int8", 2))
     assert planted.exists()
     assert not cache.is_symlink()
 
@@ -540,6 +540,52 @@ def test_hostile_manifests_are_shown_harmlessly_or_refused(repository, capsys):
         path.write_text(broken)
         with pytest.raises(RepositoryError, match="not a readable manifest"):
             repository.manifest("int8", 1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"verification": []},
+        {"verification": {"passed": False, "gate": 3}},
+        {"verification": {"passed": False, "metrics": [1]}},
+        {"source": {"tensor_sizes": {"images": 3}}},
+        {"source": {"tensor_sizes": {"images": [None]}}},
+        {"source": []},
+        {"created_utc": 3},
+        {"version": True},
+        {"files": {"model.onnx": {"sha256": "a", "size_bytes": "x"}}},
+        {"files": {"model.onnx": {"sha256": "a", "size_bytes": 10**400}}},
+        {"files": {"model.onnx": 3}},
+        {"plans": {"model.plan": {"tensorrt": 3}}},
+        {"plans": {"model.plan": {"batches": "x"}}},
+        {"settings": {"plan": 3}},
+        {"excluded_nodes": "x"},
+        {"unknown": 3},
+    ],
+)
+def test_a_manifest_with_entries_of_other_kinds_is_refused(repository, changes, capsys):
+    add_version(repository)
+    change_manifest(repository.version_folder("int8", 1), **changes)
+    with pytest.raises(RepositoryError, match="not a readable manifest"):
+        repository.manifest("int8", 1)
+    assert run(repository, "list") == 0
+    assert "not a readable manifest" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b'name: "\xb1"', b"parameters {" * 5000])
+def test_a_configuration_that_is_none_is_refused(repository, content):
+    repository.config_path("int8", "cpu").write_bytes(content)
+    with pytest.raises(RepositoryError, match="not a model configuration"):
+        repository.promoted("int8", "cpu")
+
+
+def test_lines_of_the_log_that_are_none_are_ignored(repository):
+    path = repository.model_folder("int8") / PROMOTIONS_NAME
+    good = Promotion("2026", "cpu", "promote", 2, 1)
+    append_promotion(path.parent, good)
+    for bad in (b"\xff\xaf\n", b"[" * 100_000 + b"\n", b"null\n"):
+        path.write_bytes(bad + path.read_bytes())
+    assert read_promotions(path.parent) == [good]
 
 
 def test_commands_print_what_they_did(repository, capsys):

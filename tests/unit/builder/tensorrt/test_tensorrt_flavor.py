@@ -89,3 +89,5 @@ def test_versions():
     assert parse_version("10.0.0b6") == (10, 0, 0)
     with pytest.raises(FlavorError, match="not a version number"):
         parse_version("unknown")
+    with pytest.raises(FlavorError, match="not a version number"):
+        parse_version("9" * 5000)

@@ -1,0 +1,85 @@
+"""Attacks on the gRPC port, which callers reach without a gateway: the server's process lives on, and answers."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import psutil
+import pytest
+from tritonclient.grpc import service_pb2
+
+from pipeline.loopback import grpc_channel_args
+from serving.server import ServerOptions, TritonServer
+from tests.chaos import http2, protocol
+from tests.unit.serving.repositories import tiny_repository
+
+pytestmark = pytest.mark.server
+
+PATIENCE_S = 8.0
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    options = ServerOptions(
+        tiny_repository(tmp_path_factory.mktemp("grpc") / "tiny"), http_port=0, grpc_port=0, metrics_port=0
+    )
+    with TritonServer(options) as running:
+        yield running
+
+
+def answers(server, message, compression=None, metadata=None):
+    """The status of one call and, where it was answered, the number of bytes that the model counted."""
+    options = [*grpc_channel_args(server.grpc_url), ("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(server.grpc_url, options) as channel:
+        call = channel.unary_unary(protocol.INFER, lambda data: data, service_pb2.ModelInferResponse.FromString)
+        try:
+            answer = call(message, timeout=60, compression=compression, metadata=metadata)
+        except grpc.RpcError as error:
+            return error.code()
+    return int.from_bytes(answer.raw_output_contents[0], "little")
+
+
+def lives(server, pid):
+    return server.pid == pid and answers(server, protocol.infer_request([b"four"]).SerializeToString()) == 4
+
+
+def test_raw_frames_metadata_and_thousands_of_calls(small):
+    pid = small.pid
+    attacks = list(http2.attacks(b"image"))
+    assert len(attacks) > 40
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda attack: http2.send(small.grpc_url, attack, PATIENCE_S), attacks))
+    assert lives(small, pid)
+
+
+@pytest.mark.parametrize("compression", [None, grpc.Compression.Gzip])
+def test_messages_of_which_a_few_bytes_become_many(small, compression):
+    pid = small.pid
+    for name, message in http2.bombs(b"four"):
+        assert answers(small, message, compression) in {
+            grpc.StatusCode.NOT_FOUND,
+            grpc.StatusCode.INTERNAL,
+            grpc.StatusCode.INVALID_ARGUMENT,
+            4,
+        }, name
+    assert lives(small, pid)
+
+
+def test_memory_of_large_messages_is_given_back(small):
+    """A million empty inputs are 2 MB, and 200 MB in the server, which by default kept eight requests for reuse."""
+    process = psutil.Process(small.pid)
+    before = process.memory_info().rss
+    for _ in range(12):
+        assert answers(small, b"\x2a\0" * 1_000_000) == grpc.StatusCode.NOT_FOUND
+    for _ in range(12):
+        assert answers(small, protocol.infer_request([b"four"]).SerializeToString()) == 4
+    assert process.memory_info().rss < before + (500 << 20)
+
+
+@pytest.mark.parametrize("length", [20_000, 2_000_000])
+def test_metadata_that_is_too_large_is_refused(small, length):
+    pid = small.pid
+    message = protocol.infer_request([b"four"]).SerializeToString()
+    assert answers(small, message, metadata=(("key", "v" * length),)) == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert lives(small, pid)
