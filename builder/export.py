@@ -228,7 +228,7 @@ def inspect(path: Path, input_size: tuple[int, int] | None) -> Inspected:
     except (ExportError, MemoryError):
         raise
     except Exception as error:  # names that are no UTF-8 come as bytes, unknown types as numbers, and so on
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def _inspected(path: Path, input_size: tuple[int, int] | None) -> Inspected:
