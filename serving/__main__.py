@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -82,7 +83,9 @@ def _run(options: argparse.Namespace) -> int:
             server,
             policy,
             options.ready_timeout_s,
-            on_ready=lambda: command_line.say(_how_to_call(server, served)),
+            on_ready=lambda: command_line.say(
+                _how_to_call(options.published or (server.http_url, server.grpc_url, server.metrics_url), served)
+            ),
             say=_say,
             watch=lambda running: watch_over(running, policy, _say),
         )
@@ -112,17 +115,18 @@ def _unpack(options: argparse.Namespace) -> int:
     return 0
 
 
-def _how_to_call(server: TritonServer, served: Sequence[str]) -> str:
+def _how_to_call(urls: tuple[str, str, str], served: Sequence[str]) -> str:
+    http_url, grpc_url, metrics_url = urls
     precision = served[-1]
     return f"""
 ready: {", ".join(contract.ensemble_model(name) for name in served)}
-  HTTP {server.http_url}   gRPC {server.grpc_url}   metrics http://{server.metrics_url}/metrics
+  HTTP {http_url}   gRPC {grpc_url}   metrics http://{metrics_url}/metrics
 
 segment photographs; overlays and JSON are written to out/:
-  python -m client PHOTO.jpg --precision {precision} --url {server.grpc_url} --out out --json out/result.json
+  python -m client PHOTO.jpg --precision {precision} --url {grpc_url} --out out --json out/result.json
 
 with curl (a JSON header, then the image behind its length in four bytes, the least first):
-{_curl(server.http_url, contract.ensemble_model(precision))}
+{_curl(http_url, contract.ensemble_model(precision))}
 
 Ctrl-C stops the server."""
 
@@ -150,6 +154,18 @@ def _precisions(text: str) -> tuple[str, ...]:
     if unknown:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r}; allowed: {', '.join(contract.PRECISIONS)}")
     return chosen
+
+
+def _published(text: str) -> tuple[str, str, str]:
+    """``127.0.0.1:8000,8001,8002`` as three addresses; one of all addresses is called on loopback."""
+    match = re.fullmatch(r"([^:,]+):(\d+),(\d+),(\d+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; expected ADDRESS:HTTP,GRPC,METRICS, such as 127.0.0.1:8000,8001,8002"
+        )
+    address, http, grpc, metrics = match.groups()
+    host = "127.0.0.1" if address == "0.0.0.0" else address  # noqa: S104 - compared, not bound
+    return f"{host}:{http}", f"{host}:{grpc}", f"{host}:{metrics}"
 
 
 def _positive(text: str) -> float:
@@ -185,6 +201,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--precisions", type=_precisions, help="comma-separated (default: all that are built)")
     run.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     add_port_arguments(run, (8000, 8001, 8002))
+    run.add_argument(
+        "--published",
+        type=_published,
+        metavar="ADDRESS:HTTP,GRPC,METRICS",
+        help="where callers reach the ports, for the messages, if a container publishes them elsewhere",
+    )
     run.add_argument(
         "--admin-secret-file",
         type=local_path,
