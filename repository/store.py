@@ -27,6 +27,8 @@ from repository.profiles import PROFILES
 from repository.shim import SHIM_NAME, is_importable
 
 SHIPPED_REPOSITORY: Final = Path(__file__).resolve().parent.parent / "model_repository"
+DEFAULT_REPOSITORY: Final = Path(os.environ.get("SEGMENTATION_REPOSITORY") or SHIPPED_REPOSITORY)
+"""Where commands look if no ``--repository`` is given; containers set the variable."""
 PROMOTIONS_NAME: Final = ".promotions.jsonl"
 """Log of what was promoted, in each model's folder; Triton reads only numbered folders."""
 

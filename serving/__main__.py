@@ -13,7 +13,7 @@ from typing import Final
 from base.errors import OperatorError
 from base.paths import local_path
 from pipeline import command_line, contract
-from repository.store import SHIPPED_REPOSITORY, ModelRepository
+from repository.store import DEFAULT_REPOSITORY, ModelRepository
 from serving.preflight import check, preflight
 from serving.secret import secret_in
 from serving.server import ServerOptions, TritonServer, add_port_arguments
@@ -197,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--profile", choices=contract.PROFILES, default="cpu", help="where the network runs (default: cpu)"
     )
-    run.add_argument("--repository", type=local_path, default=SHIPPED_REPOSITORY, help="model repository")
+    run.add_argument("--repository", type=local_path, default=DEFAULT_REPOSITORY, help="model repository")
     run.add_argument("--precisions", type=_precisions, help="comma-separated (default: all that are built)")
     run.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     add_port_arguments(run, (8000, 8001, 8002))
@@ -236,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(run=_run)
     looking = commands.add_parser("preflight", help="say which models can be served here, and what fixes the others")
     looking.add_argument("--profile", choices=contract.PROFILES, default="cpu", help="default: cpu")
-    looking.add_argument("--repository", type=local_path, default=SHIPPED_REPOSITORY, help="model repository")
+    looking.add_argument("--repository", type=local_path, default=DEFAULT_REPOSITORY, help="model repository")
     looking.add_argument("--precisions", type=_precisions, help="comma-separated (default: all)")
     looking.set_defaults(run=_preflight)
     unpacking = commands.add_parser("unpack", help="fetch tritonserver and unpack it into a folder, for an image")
