@@ -12,7 +12,7 @@ serve_ports = --http-port $(or $(HTTP_PORT),$(call from_env_file,HTTP_PORT),8000
 locust_port = --web-port $(or $(LOCUST_PORT),$(call from_env_file,LOCUST_PORT),8089)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve build test test-tensorrt test-gpu test-exports load load-ui bench bench-gpu chaos fuzz soak lint audit format clean base dev tensorrt
+.PHONY: help demo serve build test test-tensorrt test-gpu test-exports test-containers load load-ui bench bench-gpu chaos fuzz soak lint audit format clean base dev tensorrt
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -54,6 +54,9 @@ test-gpu: dev ## hold the GPU's steps against the CPU's; on a machine with an NV
 test-exports: dev ## export models with ultralytics in many ways, and compare what is served with its own predict
 	@VENV=.cache/exports-venv sh requirements/install.sh exports
 	@EXPORTS_VENV=.cache/exports-venv $(PYTHON_IN_VENV) -m pytest tests/real_exports
+
+test-containers: dev ## build the images and run the stack in a container engine: needs Docker with Compose
+	@$(PYTHON_IN_VENV) -m pytest tests/containers -s --durations=20
 
 load: dev build ## from nothing to a two-minute comparison of the precisions under load; prints where its report is
 	@$(PYTHON_IN_VENV) -m load compare --repository "$(REPOSITORY)" --protocols grpc --users 1,2,4 --duration 2.5 \

@@ -25,7 +25,7 @@ from builder.sensitivity_command import run_sensitivity
 from builder.settings import BuildSettings, load_settings, unbuilt_profile
 from pipeline import command_line, contract
 from pipeline.command_line import markup, say
-from repository.store import SHIPPED_REPOSITORY, ModelRepository
+from repository.store import DEFAULT_REPOSITORY, ModelRepository
 from scenes.reference import fetch_reference
 
 _OPTIONS: Final = {
@@ -83,7 +83,7 @@ def _fetch(options: argparse.Namespace) -> int:
 def _settings(options: argparse.Namespace) -> BuildSettings:
     overrides: dict[str, Any] = {entry: getattr(options, name, None) for name, entry in _OPTIONS.items()}
     if options.config is None and overrides["repository"] is None:
-        overrides["repository"] = SHIPPED_REPOSITORY
+        overrides["repository"] = DEFAULT_REPOSITORY
     return load_settings(options.config, overrides)
 
 
@@ -193,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     adding.add_argument(
         "version", type=versions_cli.version_reference, metavar="MODEL/VERSION", help="such as network_int8/2"
     )
-    adding.add_argument("--repository", type=local_path, default=SHIPPED_REPOSITORY, help="default: model_repository")
+    adding.add_argument("--repository", type=local_path, default=DEFAULT_REPOSITORY, help="default: model_repository")
     adding.set_defaults(run=_add_plan)
 
     versions_cli.add_commands(commands)

@@ -24,6 +24,7 @@ from builder.surgery import make_batch_dynamic
 from builder.verification import letterboxed
 from builder.verifier import Verifier
 from repository.errors import RepositoryError
+from repository.store import ModelRepository
 from scenes.reference import REFERENCE_NAME, fetch_reference
 
 
@@ -73,6 +74,7 @@ def build(settings: BuildSettings, steps: Steps, on_built: Callable[[Built], Non
             others are there.
         ServingError: the reference model is wanted and cannot be fetched.
     """
+    ModelRepository(settings.repository).check_writable()
     inputs = open_inputs(settings, steps)
     profile, verifier = inputs.profile, inputs.verifier
     publisher = Publisher(settings, inputs.export, profile, verifier, inputs.fp32_graph, steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, Final
@@ -22,7 +23,7 @@ from repository.manifest import Manifest
 from repository.networks import mixture, mixture_remedy
 from repository.promotions import read_promotions
 from repository.signatures import SigningKey, add_trusted_keys, make_key
-from repository.store import SHIPPED_REPOSITORY, ModelRepository
+from repository.store import DEFAULT_REPOSITORY, ModelRepository
 from repository.versions import (
     Promoted,
     VersionRef,
@@ -93,7 +94,7 @@ def add_commands(commands: Any) -> None:
         parser.add_argument(
             "--repository",
             type=local_path,
-            default=SHIPPED_REPOSITORY,
+            default=DEFAULT_REPOSITORY,
             help="model repository (default: model_repository)",
         )
 
@@ -103,12 +104,14 @@ def _add_promotion_options(parser: argparse.ArgumentParser, default: str) -> Non
     parser.add_argument(
         "--url",
         metavar="HOST:PORT",
+        default=os.environ.get("SEGMENTATION_URL"),
         help="gRPC endpoint of a server to reload, such as one in a container (default: those started on this machine)",
     )
     parser.add_argument(
         "--admin-secret-file",
         type=local_path,
         metavar="FILE",
+        default=os.environ.get("SEGMENTATION_ADMIN_SECRET_FILE"),
         help="holds the secret of that server's model-control API",
     )
 

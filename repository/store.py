@@ -31,6 +31,8 @@ from repository.shim import SHIM_NAME, is_importable
 from repository.signatures import TrustedKeys
 
 SHIPPED_REPOSITORY: Final = Path(__file__).resolve().parent.parent / "model_repository"
+DEFAULT_REPOSITORY: Final = Path(os.environ.get("SEGMENTATION_REPOSITORY") or SHIPPED_REPOSITORY)
+"""Where commands look if no ``--repository`` is given; containers set the variable."""
 PROMOTIONS_NAME: Final = ".promotions.jsonl"
 """Log of what was promoted, in each model's folder; Triton reads only numbered folders."""
 
@@ -47,7 +49,7 @@ _LOCK_NAME: Final = ".lock"
 _COPYING_NAME: Final = ".copying"
 _ONNX_FILES: Final = ("model.onnx", SHIM_NAME)
 _MAKE_ROOM: Final = "make room on that disk, then repeat the command"
-_BE_ALLOWED: Final = "make the repository writable for this user, then repeat the command"
+_BE_ALLOWED: Final = "make it writable for this user, then repeat the command"
 _DISK_REMEDIES: Final = {
     errno.ENOSPC: _MAKE_ROOM,
     errno.EDQUOT: _MAKE_ROOM,
@@ -267,6 +269,21 @@ class ModelRepository:
                 yield
             finally:
                 os.close(descriptor)  # the lock ends with it
+
+    def check_writable(self) -> None:
+        """Refuse a place that this user may not write to, before anything takes long.
+
+        Raises:
+            RepositoryError: names the folder, its owner, this user, and what to do.
+        """
+        folders = [self.path, *(self.model_folder(precision) for precision in contract.PRECISIONS)]
+        existing = [folder for folder in folders if folder.exists()]
+        nearest = next(folder for folder in [self.path.resolve(), *self.path.resolve().parents] if folder.exists())
+        for folder in existing or [nearest]:
+            with _explained_disk_errors(folder):
+                if not os.access(folder, os.W_OK | os.X_OK):
+                    number = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+                    raise OSError(number, os.strerror(number), str(folder))
 
     def is_locked(self) -> bool:
         """Whether a builder is writing to the repository now."""
@@ -586,7 +603,19 @@ def _explained_disk_errors(path: Path) -> Iterator[None]:
         remedy = _DISK_REMEDIES.get(error.errno or 0)
         if remedy is None:
             raise
-        raise RepositoryError(f"{error.filename or path}: {error.strerror}; {remedy}") from error
+        where = Path(error.filename or path)
+        if error.errno in (errno.EACCES, errno.EPERM):
+            remedy = f"{_users(where)}: {remedy}"
+        raise RepositoryError(f"{where}: {error.strerror}; {remedy}") from error
+
+
+def _users(path: Path) -> str:
+    """Whose a path is and who asks, with what helps a container."""
+    with contextlib.suppress(OSError):
+        owner = next(place for place in [path, *path.parents] if place.exists()).stat().st_uid
+        hint = f" (in a container: SEGMENTATION_UID={owner} in .env)" if owner else ""
+        return f"it belongs to user {owner}, and this is user {os.geteuid()}{hint}"
+    return f"this is user {os.geteuid()}"
 
 
 def _has_foreign_entries(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from base.errors import OperatorError
 from base.paths import local_path
 from pipeline import command_line, contract
 from repository.signatures import add_trusted_keys
-from repository.store import SHIPPED_REPOSITORY, ModelRepository
+from repository.store import DEFAULT_REPOSITORY, ModelRepository
 from serving.preflight import check, preflight
 from serving.secret import secret_in
 from serving.server import ServerOptions, TritonServer, add_port_arguments
@@ -85,7 +86,9 @@ def _run(options: argparse.Namespace) -> int:
             server,
             policy,
             options.ready_timeout_s,
-            on_ready=lambda: command_line.say(_how_to_call(server, served)),
+            on_ready=lambda: command_line.say(
+                _how_to_call(options.published or (server.http_url, server.grpc_url, server.metrics_url), served)
+            ),
             say=_say,
             watch=lambda running: watch_over(running, policy, _say),
         )
@@ -116,17 +119,18 @@ def _unpack(options: argparse.Namespace) -> int:
     return 0
 
 
-def _how_to_call(server: TritonServer, served: Sequence[str]) -> str:
+def _how_to_call(urls: tuple[str, str, str], served: Sequence[str]) -> str:
+    http_url, grpc_url, metrics_url = urls
     precision = served[-1]
     return f"""
 ready: {", ".join(contract.ensemble_model(name) for name in served)}
-  HTTP {server.http_url}   gRPC {server.grpc_url}   metrics http://{server.metrics_url}/metrics
+  HTTP {http_url}   gRPC {grpc_url}   metrics http://{metrics_url}/metrics
 
 segment photographs; overlays and JSON are written to out/:
-  python -m client PHOTO.jpg --precision {precision} --url {server.grpc_url} --out out --json out/result.json
+  python -m client PHOTO.jpg --precision {precision} --url {grpc_url} --out out --json out/result.json
 
 with curl (a JSON header, then the image behind its length in four bytes, the least first):
-{_curl(server.http_url, contract.ensemble_model(precision))}
+{_curl(http_url, contract.ensemble_model(precision))}
 
 Ctrl-C stops the server."""
 
@@ -154,6 +158,18 @@ def _precisions(text: str) -> tuple[str, ...]:
     if unknown:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r}; allowed: {', '.join(contract.PRECISIONS)}")
     return chosen
+
+
+def _published(text: str) -> tuple[str, str, str]:
+    """``127.0.0.1:8000,8001,8002`` as three addresses; one of all addresses is called on loopback."""
+    match = re.fullmatch(r"([^:,]+):(\d+),(\d+),(\d+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; expected ADDRESS:HTTP,GRPC,METRICS, such as 127.0.0.1:8000,8001,8002"
+        )
+    address, http, grpc, metrics = match.groups()
+    host = "127.0.0.1" if address == "0.0.0.0" else address  # noqa: S104 - compared, not bound
+    return f"{host}:{http}", f"{host}:{grpc}", f"{host}:{metrics}"
 
 
 def _positive(text: str) -> float:
@@ -185,10 +201,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--profile", choices=contract.PROFILES, default="cpu", help="where the network runs (default: cpu)"
     )
-    run.add_argument("--repository", type=local_path, default=SHIPPED_REPOSITORY, help="model repository")
+    run.add_argument("--repository", type=local_path, default=DEFAULT_REPOSITORY, help="model repository")
     run.add_argument("--precisions", type=_precisions, help="comma-separated (default: all that are built)")
     run.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     add_port_arguments(run, (8000, 8001, 8002))
+    run.add_argument(
+        "--published",
+        type=_published,
+        metavar="ADDRESS:HTTP,GRPC,METRICS",
+        help="where callers reach the ports, for the messages, if a container publishes them elsewhere",
+    )
     run.add_argument(
         "--admin-secret-file",
         type=local_path,
@@ -224,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(run=_run)
     looking = commands.add_parser("preflight", help="say which models can be served here, and what fixes the others")
     looking.add_argument("--profile", choices=contract.PROFILES, default="cpu", help="default: cpu")
-    looking.add_argument("--repository", type=local_path, default=SHIPPED_REPOSITORY, help="model repository")
+    looking.add_argument("--repository", type=local_path, default=DEFAULT_REPOSITORY, help="model repository")
     looking.add_argument("--precisions", type=_precisions, help="comma-separated (default: all)")
     add_trusted_keys(looking)
     looking.set_defaults(run=_preflight)

@@ -36,6 +36,7 @@ from serving.front import HttpFront, knows_secret
 from serving.hidden_arguments import STAND_IN, CannotHide, start_hidden
 from serving.http_call import http_call
 from serving.lifetime import end_with
+from serving.memory import end_first
 from serving.private_files import PRIVATE_UMASK, has_filter, keep_files_private
 from serving.repository_view import make_view
 from serving.safe_names import SafeNames
@@ -488,6 +489,7 @@ def _refuse_untrusted(repository: ModelRepository, precision: str, version: int)
 def _prepare_child(parent: int) -> None:
     end_with(parent)
     keep_files_private()
+    end_first()
 
 
 def model_environment() -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Final, NoReturn
 
 from base.errors import OperatorError
 from serving.errors import ServingError
+from serving.memory import MEMORY_DEATHS
 from serving.server import TritonServer
 
 _MOST_DOUBLINGS: Final = 30
@@ -71,7 +72,7 @@ def supervise(
     deaths = 0
     while True:
         since = time.monotonic()
-        fault = (watch or wait_for_end)(server)
+        fault = (watch or wait_for_end)(server) + MEMORY_DEATHS.cause()
         up_s = time.monotonic() - since
         deaths = 1 if up_s >= policy.steady_s else deaths + 1
         while True:
@@ -88,7 +89,7 @@ def supervise(
                 break
             except OperatorError as error:
                 # The log is quoted when the server is given up.
-                fault, deaths = str(error).partition(". Its log ends:")[0], deaths + 1
+                fault, deaths = str(error).partition(". Its log ends:")[0] + MEMORY_DEATHS.cause(), deaths + 1
         say(f"tritonserver is ready again (process {server.pid})")
 
 

@@ -163,6 +163,6 @@ def _place(name: str, stub: str) -> str | None:
         return f"backends/python/{STUB_NAME}"
     if name.startswith(_PYTHON_BACKEND):
         return f"backends/python/{name.removeprefix(_PYTHON_BACKEND)}"
-    if name.startswith(_LIBRARIES):
+    if name.startswith(_LIBRARIES) and not name.startswith(f"{_LIBRARIES}libpython"):  # of stubs that are not used
         return f"lib/{name.removeprefix(_LIBRARIES)}"
     return None

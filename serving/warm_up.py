@@ -6,18 +6,12 @@ it does not know the server's speed and admits few requests.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from http import HTTPStatus
 from typing import Final
 
-import cv2
-import numpy as np
-
 from pipeline import contract
-from serving.http_call import http_call
+from serving.health import ask
 
-_SIDE: Final = 320
 _ENSEMBLES: Final = frozenset(map(contract.ensemble_model, contract.PRECISIONS))
 
 
@@ -32,28 +26,12 @@ def warm_up(http_url: str, models: Iterable[str], timeout_s: float = 30.0) -> di
     Returns:
         By ensemble, why it did not answer; empty if all did.
     """
-    _, encoded = cv2.imencode(".jpg", np.full((_SIDE, _SIDE, 3), 128, np.uint8))
-    return {
-        model: fault
-        for model in sorted(_ENSEMBLES & set(models))
-        if (fault := _ask(http_url, model, encoded.tobytes(), timeout_s))
-    }
-
-
-def _ask(http_url: str, model: str, image: bytes, timeout_s: float) -> str:
-    element = len(image).to_bytes(4, "little") + image  # BYTES in binary form (KServe v2, binary tensor data)
-    tensor = {
-        "name": contract.IMAGE.name,
-        "datatype": contract.IMAGE.dtype,
-        "shape": [1, 1],
-        "parameters": {"binary_data_size": len(element)},
-    }
-    header = json.dumps({"inputs": [tensor]}).encode()
-    headers = {"Inference-Header-Content-Length": str(len(header)), "Content-Type": "application/octet-stream"}
-    try:
-        status, answer = http_call(
-            http_url, f"/v2/models/{model}/infer", "POST", header + element, headers, timeout_s=timeout_s
-        )
-    except OSError as error:
-        return str(error) or type(error).__name__
-    return "" if status == HTTPStatus.OK else answer[:500].decode(errors="replace")
+    faults = {}
+    for model in sorted(_ENSEMBLES & set(models)):
+        try:
+            fault = ask(http_url, model, timeout_s)[1]
+        except OSError as error:
+            fault = str(error) or type(error).__name__
+        if fault:
+            faults[model] = fault
+    return faults

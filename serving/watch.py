@@ -14,6 +14,7 @@ from typing import Final
 
 from serving.errors import ServingError
 from serving.http_call import http_call
+from serving.memory import MEMORY_DEATHS
 from serving.server import TritonServer
 from serving.stubs import Stub, StubWatch
 from serving.supervisor import RestartPolicy, wait_for_end
@@ -140,7 +141,8 @@ class StubKeeper:
         except ServingError as error:
             return f"{stub.title} died, and {error}"
         record.due, record.replaced_at = None, time.monotonic()
-        self._say(f"{stub.title} died; the model was loaded again in {record.replaced_at - started:.1f} s")
+        took_s = record.replaced_at - started
+        self._say(f"{stub.title} died; the model was loaded again in {took_s:.1f} s{MEMORY_DEATHS.cause()}")
         return None
 
 

@@ -1,4 +1,4 @@
-"""``docker-compose.yml`` as Compose's own program resolves it."""
+"""``docker-compose.yml``, and ``compose.gpu.yaml`` over it, as Compose's own program resolves them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from typing import Any
 from tests.tools import compose
 
 ROOT = Path(__file__).resolve().parent.parent
-PROFILES = ("cpu", "build", "client", "monitoring", "load")
+PROFILES = ("client", "monitoring", "load")
+STACKS = {"cpu": ("docker-compose.yml",), "gpu": ("docker-compose.yml", "compose.gpu.yaml")}
 
 
-def resolved(*profiles: str, **variables: str) -> dict[str, Any]:
-    """The file with its defaults, or with variables of ``.env`` given."""
+def resolved(*profiles: str, stack: str = "cpu", **variables: str) -> dict[str, Any]:
+    """A stack's files with their defaults, or with variables of ``.env`` given."""
     # An .env of this checkout must not change what is tested.
-    command = [compose(), "--env-file", os.devnull, "-f", ROOT / "docker-compose.yml"]
+    command = [compose(), "--env-file", os.devnull]
+    for name in STACKS[stack]:
+        command += ["-f", ROOT / name]
     for profile in profiles:
         command += ["--profile", profile]
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **variables}

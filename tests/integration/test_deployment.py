@@ -6,14 +6,11 @@ import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import tritonclient.grpc
@@ -58,11 +55,11 @@ def substituted(words, places):
     return [pattern.sub(lambda found: str(places[found[0]]), word) for word in words]
 
 
-@pytest.fixture(params=["triton", "triton-cpu"])
+@pytest.fixture(params=["gpu", "cpu"])
 def service(request, repository, tmp_path):
-    """One server of docker-compose.yml: its resolved form, process and urls; ``triton`` with the profile cpu."""
-    config = resolved("cpu", SEGMENTATION_PROFILE="cpu")["services"][request.param]
-    stage = SERVING[config["build"]["target"]]
+    """The server of one stack: its resolved form, process and urls; the GPU's with the profile cpu."""
+    config = resolved(stack=request.param, SEGMENTATION_PROFILE="cpu")["services"]["triton"]
+    stage = SERVING[request.param]
     places = {
         "/models": repository,
         "/run/segmentation": tmp_path,
@@ -72,7 +69,8 @@ def service(request, repository, tmp_path):
     entry = [sys.executable, *json.loads(stage.all("ENTRYPOINT")[0])[1:]]
     image = {name: value for name, value in stage.environment().items() if name in ("PYTHONUNBUFFERED",)}
     environment = {**os.environ, **image, **config.get("environment", {})}
-    with started([*entry, *substituted(config["command"], places), *PORTS], environment) as (
+    words = [word for word in config["command"] if not word.startswith("--published")]
+    with started([*entry, *substituted(words, places), *PORTS], environment) as (
         process,
         http_url,
         grpc_url,
@@ -112,78 +110,6 @@ def test_a_service_segments_guards_its_control_and_stops_in_time(service, refere
     assert process.wait(60) == 0
     assert time.monotonic() - started_at < int(config["stop_grace_period"].removesuffix("s"))
     assert subprocess.run(test, check=False, stderr=subprocess.DEVNULL).returncode != 0
-
-
-@pytest.mark.parametrize("name", ["serving", "load"])
-def test_an_images_steps_run_in_a_clean_environment(name, tmp_path, repository, reference):
-    """All steps but the base image and the user's entry, which are the container engine's; then the image's command."""
-    stage = SERVING["cpu"] if name == "serving" else stages(ROOT / name / "Dockerfile")[-1]
-    root = tmp_path / "image"
-    places = {
-        "/opt/": f"{root}/opt/",
-        "/models": root / "models",
-        "/run/segmentation": root / "run/segmentation",
-        "/tmp/": f"{root}/tmp/",  # noqa: S108 - of the image
-        " /cache": f" {root}/cache",
-        "/usr/local/lib": sysconfig.get_config_var("LIBDIR"),
-    }
-    base = {key: value for key, value in os.environ.items() if key.startswith(("PIP_", "SSL_", "HTTP", "HOME"))}
-    base |= {"PATH": f"{Path(sys.base_prefix) / 'bin'}:/usr/bin:/bin", "UID": str(os.getuid())}
-    base["PIP_NO_COMPILE"] = "1"  # half of the time, and nothing of what is checked
-    run_steps(stage, root, places, base)
-    environment = {key: substituted([value], places)[0] for key, value in stage.environment().items()}
-    environment = base | environment | {"PATH": environment["PATH"].replace("$PATH", base["PATH"])}
-    workdir = root / "opt/segmentation"
-    if name == "load":
-        entry = json.loads(stage.all("ENTRYPOINT")[0])
-        program = shutil.which(entry[0], path=environment["PATH"])
-        assert Path(program).is_relative_to(root)
-        listed = subprocess.run(
-            [program, *entry[1:], "--list"], env=environment, cwd=workdir, capture_output=True, text=True, check=True
-        )
-        assert {"GrpcUser", "HttpUser"} <= set(listed.stdout.split())
-        return
-    command = [*json.loads(stage.all("ENTRYPOINT")[0]), *json.loads(stage.all("CMD")[0])]
-    program = shutil.which(command[0], path=environment["PATH"])
-    assert Path(program).is_relative_to(root)
-    (root / "models").rmdir()
-    (root / "models").symlink_to(repository)
-    words = substituted(command[1:], {**places, "0.0.0.0": "127.0.0.1"})  # noqa: S104 - of the image
-    with started([program, *words, *PORTS], environment, workdir) as (process, _, grpc_url):
-        binary = Path(tritonservers(process.pid)[0].exe())
-        assert binary.is_relative_to(root / "opt/tritonserver")
-        with SegmentationClient(grpc_url, precision="int8") as client:
-            assert len(client.segment(reference.photographs[0])) >= 1
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-
-
-def run_steps(stage, root, places, environment):
-    """COPY and RUN of a stage below a folder."""
-    workdir = root / "opt/segmentation"
-    workdir.mkdir(parents=True)
-    (root / "tmp").mkdir()
-    for instruction, arguments in stage.instructions:
-        if instruction == "COPY":
-            *sources, target = arguments.split()
-            for source in sources:
-                for file in tracked(source):
-                    into = workdir / target / (file.relative_to(source) if (ROOT / source).is_dir() else file.name)
-                    into.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy2(ROOT / file, into)
-        elif instruction == "RUN":
-            steps = [step.strip() for step in arguments.split("&&")]
-            steps = [step for step in steps if not step.startswith("useradd")]
-            script = substituted([" && ".join(steps)], places)[0]
-            done = subprocess.run(
-                ["sh", "-ec", script], env=environment, cwd=workdir, capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, f"{script}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
-
-
-def tracked(source):
-    listed = subprocess.run(["git", "ls-files", source], cwd=ROOT, capture_output=True, text=True, check=True)
-    return [Path(name) for name in listed.stdout.split()]
 
 
 def restricted_over_http(url, headers):

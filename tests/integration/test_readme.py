@@ -68,7 +68,7 @@ def test_every_command_is_known():
 
 @pytest.mark.parametrize("document", ["README.md", "docs/deployment.md", "docker-compose.yml", ".env.example"])
 def test_compose_commands_name_services_and_profiles_that_are_there(document):
-    """No container engine runs here; the services themselves are tried in test_deployment.py."""
+    """The services themselves are tried in tests/containers."""
     config = resolved(*PROFILES)["services"]
     # Up to a comment, or to what an aligned list says of it.
     commands = re.findall(r"docker compose (.+?)(?=  |[`\n#\\])", (ROOT / document).read_text())

@@ -25,7 +25,7 @@ def test_the_linter_has_no_complaint(path):
 def test_every_copied_file_is_there_tracked_and_not_ignored(path, stage):
     ignored = ignore_rules()
     for sources, _ in stage.copies():
-        for source in sources:
+        for source in [source for source in sources if not source.startswith(("--from", "/opt", "."))]:
             assert (ROOT / source).exists(), source
             assert not is_ignored(source.rstrip("/"), ignored), source
             tracked = subprocess.run(["git", "ls-files", source], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -41,23 +41,26 @@ def test_built_versions_and_secrets_stay_out_of_the_images():
 
 @pytest.mark.parametrize(("path", "stage"), STAGES, ids=IDS)
 def test_packages_come_from_the_lock_with_hashes(path, stage):
-    installs = [command for run in stage.all("RUN") for command in run.split("&&") if "pip" in command.split()]
+    commands = [command for run in stage.all("RUN") for command in run.split("&&")]
+    installs = [command for command in commands if {"pip", "install"} <= {*command.split()}]
+    if stage.name in ("tritonserver", "cpu"):  # they take what another stage has installed
+        assert not installs
+        return
     locked = [command for command in installs if "--require-hashes" in command]
     assert len(locked) == 1
     lock = locked[0].split("-r ")[1].strip()
     assert (ROOT / lock).is_file()
     for command in installs:
         if command not in locked:
-            # The project itself, without its dependencies; and torch, which is installed beside the lock everywhere.
-            assert "--no-deps --no-build-isolation --editable ." in command or "torch==2.13.0" in command
+            assert "torch==2.13.0" in command  # it is installed beside the lock everywhere
     assert "torch==2.13.0" in (ROOT / "requirements/install.sh").read_text()
 
 
 @pytest.mark.parametrize(("path", "stage"), STAGES, ids=IDS)
 def test_nothing_runs_as_root_and_bases_are_pinned(path, stage):
-    assert stage.all("USER") == ["$UID"]
-    assert int(stage.arguments["UID"]) > 0
-    assert ":" in stage.base
+    if stage.all("ENTRYPOINT"):  # the others are not run
+        assert stage.all("USER") == ["1000:1000"]
+    assert ":" in stage.base or stage.base in [each.name for each in stages(path)]
     assert not stage.base.endswith(":latest")
 
 
@@ -66,7 +69,7 @@ def test_server_and_builder_stand_on_the_same_month_and_every_file_names_it():
     months = {stage.base.rsplit(":", 1)[1] for _, stage in STAGES if stage.base.startswith("nvcr.io")}
     assert len(months) == 1
     month = months.pop().removesuffix("-py3")
-    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    compose = yaml.safe_load((ROOT / "compose.gpu.yaml").read_text())
     for name in ("triton", "builder"):
         assert compose["services"][name]["build"]["args"]["MONTH"] == f"${{TRITON_MONTH:-{month}}}"
     named = re.compile(r"(?:MONTH(?:=|:-)|newTag: \"|segmentation-(?:triton|builder):)(2\d\.\d\d)")
@@ -76,7 +79,7 @@ def test_server_and_builder_stand_on_the_same_month_and_every_file_names_it():
         if not file.startswith("tests/") and Path(file).suffix in ("", ".yml", ".yaml", ".md", ".example"):
             numbers = named.findall((ROOT / file).read_text())
             found |= {file: set(numbers)} if numbers else {}
-    assert {"docker-compose.yml", ".env.example", "docs/scaling.md"} <= set(found)
+    assert {"compose.gpu.yaml", ".env.example", "docs/scaling.md"} <= set(found)
     assert set.union(*found.values()) == {month}, found
 
 
@@ -98,4 +101,5 @@ def is_ignored(name, rules):
 
 @pytest.mark.parametrize(("path", "stage"), STAGES, ids=IDS)
 def test_onnx_runtimes_telemetry_is_off(path, stage):
-    assert stage.environment()["ORT_DISABLE_TELEMETRY"] == "1"
+    if stage.all("ENTRYPOINT"):
+        assert stage.environment()["ORT_DISABLE_TELEMETRY"] == "1"

@@ -4,11 +4,11 @@ import json
 import re
 
 import pytest
-import yaml
 
 from builder.__main__ import _parser as builder_parser
 from repository.signatures import TRUSTED_KEYS_VARIABLE
 from serving.__main__ import _parser
+from tests.compose import resolved
 from tests.dockerfiles import stages
 from tests.unit.deployment.rendered import (
     OVERLAYS,
@@ -22,7 +22,7 @@ from tests.unit.deployment.rendered import (
     the,
 )
 
-SERVING = {stage.name: stage for stage in stages(ROOT / "serving/Dockerfile")}
+SERVING = {stage.name: stage for stage in stages(ROOT / "serving/Dockerfile") if stage.all("ENTRYPOINT")}
 KUBERNETES = [overlay for overlay in OVERLAYS if overlay.startswith("kubernetes/")]
 STUBS_S = 10  # what serving/server.py gives the models' processes behind the exit timeout
 ANSWER_READY = "/v2/models/segment_int8/ready"
@@ -65,9 +65,7 @@ def test_arguments_are_those_of_the_server(resources, options, profile):
 def test_images_are_those_that_are_built(resources, profile):
     images = {each["image"] for each in containers(resources) if "segmentation" in each["image"]}
     [image] = images
-    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-    service = {"tensorrt": "triton", "cpu": "triton-cpu"}[profile]
-    built = re.sub(r"\$\{\w+:-(.*?)\}", r"\1", compose[service]["image"])
+    built = resolved(stack={"tensorrt": "gpu", "cpu": "cpu"}[profile])["services"]["triton"]["image"]
     assert image.rpartition("/")[2] == built
     for each in containers(resources):
         assert not each["image"].endswith(":latest")

@@ -26,6 +26,7 @@ CONTENT = {
     "pytriton/tritonserver/caches/local/libtritoncache_local.so": b"not needed",
     "pytriton/client/client.py": b"not needed",
     "nvidia_pytriton.libs/libtritonserver.so": b"library",
+    "nvidia_pytriton.libs/libpython3.13.so": b"not needed: the stub takes this Python's own",
 }
 
 
