@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -23,7 +23,7 @@ from builder.surgery import make_batch_dynamic
 from builder.verification import letterboxed
 from builder.verifier import Verifier
 from repository.errors import RepositoryError
-from scenes.reference import REFERENCE_NAME, fetch_reference
+from scenes.reference import REFERENCE_CLASSES, REFERENCE_NAME, fetch_reference
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,8 @@ def open_inputs(settings: BuildSettings, steps: Steps) -> Inputs:
         path, name = reference.onnx, name or REFERENCE_NAME
     with steps.step("inspect export", path.name):
         export = load_export(path, name, settings.input_size, settings.inspection.limits)
+    if reference is not None:
+        export = replace(export, class_names=REFERENCE_CLASSES)
     for line in (export.summary(), *export.notes):
         steps.note(line)
     with steps.step("graph surgery", "dynamic batch, grafted ends"):

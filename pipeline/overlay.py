@@ -31,7 +31,7 @@ def draw_overlay(
     Args:
         image: uint8 [height, width, 3] RGB, upright, of the result's size.
         segmentation: the result for this image.
-        class_names: names for labels; an index without one is shown as a number.
+        class_names: names for labels in place of the result's; an index without one is shown as a number.
         color_by: ``instance`` tells neighbors apart; ``class`` keeps colors steady from frame to frame.
         opacity: of the mask's color, in [0, 1].
 
@@ -63,7 +63,7 @@ def draw_overlay(
     # After all masks, or a neighbor would paint over them.
     for index, detection in shown:
         color = palette(index if color_by == "instance" else detection.class_id)
-        name = (class_names or {}).get(detection.class_id, str(detection.class_id))
+        name = (class_names or {}).get(detection.class_id, detection.class_name or str(detection.class_id))
         _draw_label(canvas, f"{name} {detection.score:.2f}", detection, color, thickness)
     return canvas
 

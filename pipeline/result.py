@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.class_names import name_of
 from pipeline.mask_formats import decode_mask
 
 
@@ -23,6 +24,7 @@ class Detection:
         encoded_mask: the mask as it came.
         mask_format: ``rle``, ``polygon``, ``png``, ``png_base64`` or ``none``.
         image_size: height and width of the original image, in pixels.
+        class_name: the model's name of the class; its number as text where the model has none.
     """
 
     box: NDArray[np.float32]
@@ -31,6 +33,7 @@ class Detection:
     encoded_mask: bytes = field(repr=False)
     mask_format: str
     image_size: tuple[int, int]
+    class_name: str = ""
 
     def mask(self) -> NDArray[np.bool_]:
         """Decode the mask: bool [height, width] of the original image.
@@ -53,6 +56,7 @@ class Segmentation:
             PNG files (``png``), the same as base64 text (``png_base64``), or empty (``none``).
         mask_format: of ``encoded_masks``.
         image_size: height and width of the original image, in pixels, upright (EXIF orientation applied).
+        class_names: of the model's classes 0, 1, and so on; empty where the server does not say them.
 
     Example:
         >>> result = Segmentation(
@@ -68,6 +72,7 @@ class Segmentation:
     encoded_masks: tuple[bytes, ...] = field(repr=False)
     mask_format: str
     image_size: tuple[int, int]
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -80,6 +85,7 @@ class Segmentation:
             self.encoded_masks[index],
             self.mask_format,
             self.image_size,
+            name_of(int(self.class_ids[index]), self.class_names),
         )
 
     def __iter__(self) -> Iterator[Detection]:
