@@ -32,8 +32,8 @@ demo: base ## from nothing to masks: build, serve, segment five photographs in t
 build: base ## build the reference model's versions for the cpu profile
 	@$(PYTHON_IN_VENV) -m builder build --profile cpu --repository "$(REPOSITORY)"
 
-serve: build ## leave a server running on loopback and say how to call it
-	@$(PYTHON_IN_VENV) -m serving run --profile cpu --repository "$(REPOSITORY)" $(serve_ports)
+serve: build ## leave a server running on loopback, with a page to try it; says where and how to call it
+	@$(PYTHON_IN_VENV) -m serving run --gateway --profile cpu --repository "$(REPOSITORY)" $(serve_ports)
 
 test: test-unit ## unit tests, and integration tests against the real server
 	@$(PYTHON_IN_VENV) -m pytest tests/integration --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=20

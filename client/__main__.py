@@ -96,7 +96,9 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     options.request = _request_options(options)
     try:
         given = dict(options.request)
-        if "classes" in given:
+        if "classes" in given and not all(isinstance(one, int) for one in given["classes"]):
+            del given["classes"]  # names, which only the server knows
+        elif "classes" in given:
             given["classes"] = ",".join(map(str, given["classes"]))
         RequestParameters.parse(given)
     except ParameterError as error:
@@ -124,11 +126,11 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _classes(text: str) -> list[int]:
-    parts = text.split(",")
-    if not all(part.strip().isascii() and part.strip().isdigit() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: class indices, comma-separated, such as 0,2")
-    return [int(part) for part in parts]
+def _classes(text: str) -> list[int] | list[str]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: names or indices, comma-separated, such as card or 0,2")
+    return [int(part) for part in parts] if all(part.isascii() and part.isdigit() for part in parts) else [text]
 
 
 def _class_names(text: str) -> dict[int, str]:
@@ -189,7 +191,9 @@ def _parser() -> argparse.ArgumentParser:
     wanted.add_argument(
         "--max-detections", type=int, metavar="N", help=f"most detections per image (default: {usual.max_detections})"
     )
-    wanted.add_argument("--classes", type=_classes, metavar="N,N", help="class indices to keep (default: all)")
+    wanted.add_argument(
+        "--classes", type=_classes, metavar="A,B", help="classes to keep, by name or index (default: all)"
+    )
     wanted.add_argument(
         "--mask-format", choices=contract.MASK_FORMATS, help=f"how masks travel (default: {usual.mask_format})"
     )
@@ -209,7 +213,11 @@ def _parser() -> argparse.ArgumentParser:
         "--annotations", type=Path, metavar="FILE", help="COCO annotations whose image and category ids are used"
     )
     output.add_argument(
-        "--class-names", type=_class_names, default={}, metavar="A,B", help="names for labels and JSON, class 0 first"
+        "--class-names",
+        type=_class_names,
+        default={},
+        metavar="A,B",
+        help="names for labels and JSON in place of the server's, class 0 first",
     )
     output.add_argument(
         "--jpeg-quality", type=_whole(1, 100), default=90, metavar="Q", help="of video frames sent (default: 90)"

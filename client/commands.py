@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Final
@@ -23,6 +23,7 @@ from client.segmentation import AsyncSegmentationClient
 from client.video import VideoError, VideoInput, VideoProgress, VideoSettings, VideoSource, segment_video
 from pipeline.command_line import markup
 from pipeline.image_files import SourceError, find_images, listed
+from pipeline.result import Segmentation
 
 EXIT_FAILED: Final = 1
 EXIT_INTERRUPTED: Final = 130
@@ -60,7 +61,7 @@ async def run_photos(client: AsyncSegmentationClient, options: argparse.Namespac
                 if error is not None:
                     failed += 1
                     _print_error(notes, f"{outcome.source.path}: {error}")
-                table.add_row(*_row(outcome, error))
+                table.add_row(*_row(outcome, error, options.class_names))
                 progress.advance(task)
     for path, document in documents.items():
         try:
@@ -212,16 +213,24 @@ def _table() -> Table:
     table.add_column("image", overflow="fold")
     for name in ("detections", "best score", "ms"):
         table.add_column(name, justify="right")
+    table.add_column("classes", overflow="fold")
     return table
 
 
-def _row(outcome: Outcome, error: str | None) -> tuple[str, str, str, str]:
+def _row(outcome: Outcome, error: str | None, names: Mapping[int, str]) -> tuple[str, ...]:
     name = markup(outcome.source.name)
     if outcome.result is None:
-        return name, "[red]failed[/red]", "", ""
+        return name, "[red]failed[/red]", "", "", ""
     count = str(len(outcome.result)) if error is None else f"[red]{len(outcome.result)}, not written[/red]"
     best = f"{outcome.result.scores[0]:.3f}" if len(outcome.result) else ""
-    return name, count, best, f"{outcome.request_ms:.0f}" if outcome.request_ms is not None else ""
+    milliseconds = f"{outcome.request_ms:.0f}" if outcome.request_ms is not None else ""
+    return name, count, best, milliseconds, markup(_classes_found(outcome.result, names))
+
+
+def _classes_found(result: Segmentation, names: Mapping[int, str]) -> str:
+    """How many of each class: ``2 card, 1 stamp``; the most frequent first."""
+    counts = Counter(names.get(found.class_id, found.class_name) for found in result)
+    return ", ".join(f"{count} {name}" for name, count in counts.most_common())
 
 
 def _print_error(console: Console, text: str) -> None:

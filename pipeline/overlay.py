@@ -32,7 +32,8 @@ def draw_overlay(
         image: uint8 [height, width, 3] RGB, upright, of the result's size.
         segmentation: the result for this image.
         class_names: names for labels in place of the result's; an index without one is shown as a number.
-        color_by: ``instance`` tells neighbors apart; ``class`` keeps colors steady from frame to frame.
+        color_by: ``instance`` tells neighbors apart; ``class`` keeps colors steady from frame to frame. Tracked objects
+            keep the color of their track.
         opacity: of the mask's color, in [0, 1].
 
     Returns:
@@ -55,17 +56,24 @@ def draw_overlay(
     thickness = max(1, round(sum(image.shape[:2]) / 600))
     shown = list(enumerate(segmentation))[::-1]
     for index, detection in shown:
-        color = palette(index if color_by == "instance" else detection.class_id)
+        color = _color(index, detection, color_by)
         if detection.mask_format != "none":
             _draw_mask(canvas, detection, color, opacity, thickness)
         left, top, right, bottom = (round(float(value)) for value in detection.box)
         cv2.rectangle(canvas, (left, top), (right, bottom), color, thickness, cv2.LINE_AA)
     # After all masks, or a neighbor would paint over them.
     for index, detection in shown:
-        color = palette(index if color_by == "instance" else detection.class_id)
+        color = _color(index, detection, color_by)
         name = (class_names or {}).get(detection.class_id, detection.class_name or str(detection.class_id))
-        _draw_label(canvas, f"{name} {detection.score:.2f}", detection, color, thickness)
+        track = "" if detection.track_id is None else f" #{detection.track_id}"
+        _draw_label(canvas, f"{name}{track} {detection.score:.2f}", detection, color, thickness)
     return canvas
+
+
+def _color(index: int, detection: Detection, color_by: str) -> Color:
+    if detection.track_id is not None:
+        return palette(detection.track_id)
+    return palette(index if color_by == "instance" else detection.class_id)
 
 
 def palette(index: int) -> Color:

@@ -64,6 +64,7 @@ def _run(options: argparse.Namespace) -> int:
             postprocess_instances=options.postprocess_instances,
             exit_timeout_s=options.exit_timeout_s,
             gateway=options.gateway,
+            api_key_file=options.api_key_file,
             extra_arguments=tuple(options.arguments),
             admin_secret=secret_in(options.admin_secret_file) if options.admin_secret_file is not None else None,
         ),
@@ -114,15 +115,25 @@ def _unpack(options: argparse.Namespace) -> int:
 
 def _how_to_call(server: TritonServer, served: Sequence[str]) -> str:
     precision = served[-1]
-    return f"""
-ready: {", ".join(contract.ensemble_model(name) for name in served)}
+    names = ", ".join(contract.ensemble_model(name) for name in served)
+    key = server.options.api_key_file
+    if server.front is not None:
+        page = f"\npage: http://{server.http_url}/"
+        header = f' -H "X-API-Key: $(cat {key})"' if key is not None else ""
+        curl = f"""with curl; docs: http://{server.http_url}/docs
+  curl -F image=@PHOTO.jpg{header} http://{server.http_url}/v1/segment"""
+    else:
+        page = ""
+        curl = f"""with curl (a JSON header, then the image behind its length in four bytes, the least first):
+{_curl(server.http_url, contract.ensemble_model(precision))}"""
+    return f"""{page}
+ready: {names}
   HTTP {server.http_url}   gRPC {server.grpc_url}   metrics http://{server.metrics_url}/metrics
+
+{curl}
 
 segment photographs; overlays and JSON are written to out/:
   python -m client PHOTO.jpg --precision {precision} --url {server.grpc_url} --out out --json out/result.json
-
-with curl (a JSON header, then the image behind its length in four bytes, the least first):
-{_curl(server.http_url, contract.ensemble_model(precision))}
 
 Ctrl-C stops the server."""
 
@@ -195,6 +206,12 @@ def _parser() -> argparse.ArgumentParser:
         "--gateway",
         action="store_true",
         help="answer HTTP through the bounded gateway with every tritonserver (before 2.60 it is always so)",
+    )
+    run.add_argument(
+        "--api-key-file",
+        type=local_path,
+        metavar="FILE",
+        help="callers over HTTP must send the key in it (X-API-Key); made if missing (default: none is asked for)",
     )
     run.add_argument("--preprocess-instances", type=_count, help="processes that decode images (default: configured)")
     run.add_argument("--postprocess-instances", type=_count, help="processes that make masks (default: configured)")

@@ -7,7 +7,7 @@ it does not know the server's speed and admits few requests.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -21,12 +21,15 @@ _SIDE: Final = 320
 _ENSEMBLES: Final = frozenset(map(contract.ensemble_model, contract.PRECISIONS))
 
 
-def warm_up(http_url: str, models: Iterable[str], timeout_s: float = 30.0) -> dict[str, str]:
+def warm_up(
+    http_url: str, models: Iterable[str], headers: Mapping[str, str] | None = None, timeout_s: float = 30.0
+) -> dict[str, str]:
     """Ask every ensemble for the instances of one gray picture.
 
     Args:
         http_url: the server's HTTP endpoint, ``host:port``.
         models: that it serves; only ensembles are asked.
+        headers: that it asks for, such as an API key; None if none.
         timeout_s: how long each may take.
 
     Returns:
@@ -36,11 +39,11 @@ def warm_up(http_url: str, models: Iterable[str], timeout_s: float = 30.0) -> di
     return {
         model: fault
         for model in sorted(_ENSEMBLES & set(models))
-        if (fault := _ask(http_url, model, encoded.tobytes(), timeout_s))
+        if (fault := _ask(http_url, model, encoded.tobytes(), headers or {}, timeout_s))
     }
 
 
-def _ask(http_url: str, model: str, image: bytes, timeout_s: float) -> str:
+def _ask(http_url: str, model: str, image: bytes, given: Mapping[str, str], timeout_s: float) -> str:
     element = len(image).to_bytes(4, "little") + image  # BYTES in binary form (KServe v2, binary tensor data)
     tensor = {
         "name": contract.IMAGE.name,
@@ -49,7 +52,11 @@ def _ask(http_url: str, model: str, image: bytes, timeout_s: float) -> str:
         "parameters": {"binary_data_size": len(element)},
     }
     header = json.dumps({"inputs": [tensor]}).encode()
-    headers = {"Inference-Header-Content-Length": str(len(header)), "Content-Type": "application/octet-stream"}
+    headers = {
+        **given,
+        "Inference-Header-Content-Length": str(len(header)),
+        "Content-Type": "application/octet-stream",
+    }
     try:
         status, answer = http_call(
             http_url, f"/v2/models/{model}/infer", "POST", header + element, headers, timeout_s=timeout_s

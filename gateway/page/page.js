@@ -133,6 +133,7 @@ async function answer(precision) {
 
 async function take(file, name) {
   fail("");
+  $("summary").textContent = "Working …";
   const number = ++state.number;
   state.file = file;
   state.name = name || file.name || "photo.jpg";
@@ -493,10 +494,12 @@ for (const button of document.querySelectorAll(".camera")) button.addEventListen
   } catch (error) {
     return fail(`The camera cannot be used: ${error.message}`);
   }
+  $("take").disabled = true; // until a frame has come
   $("video").srcObject = stream;
   $("camera").showModal();
-  await $("video").play();
+  $("video").play().catch(() => {}); // it was closed meanwhile
 });
+$("video").addEventListener("loadeddata", () => { $("take").disabled = false; });
 $("camera").addEventListener("close", closed);
 $("cancel").addEventListener("click", () => $("camera").close());
 $("take").addEventListener("click", () => {
