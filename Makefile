@@ -55,6 +55,14 @@ test-exports: dev ## export models with ultralytics in many ways, and compare wh
 	@VENV=.cache/exports-venv sh requirements/install.sh exports
 	@EXPORTS_VENV=.cache/exports-venv $(PYTHON_IN_VENV) -m pytest tests/real_exports
 
+.PHONY: test-adapters client-wheel
+test-adapters: dev ## the client's wheel in an environment of its own, and its results in supervision, SAHI, trackers, Label Studio
+	@VENV=.cache/adapters-venv sh requirements/install.sh adapters
+	@ADAPTERS_VENV=.cache/adapters-venv $(PYTHON_IN_VENV) -m pytest tests/adapters
+
+client-wheel: base ## build the client alone as a wheel, in out/
+	@$(PYTHON_IN_VENV) requirements/client_wheel.py out
+
 load: dev build ## from nothing to a two-minute comparison of the precisions under load; prints where its report is
 	@$(PYTHON_IN_VENV) -m load compare --repository "$(REPOSITORY)" --protocols grpc --users 1,2,4 --duration 2.5 \
 		--warm-up 0.5 --rounds 3 --out out/load $(given_ports)

@@ -27,6 +27,7 @@ PARTS: Final = {
     "postprocess": "masks, against the whole-mask method and other packages",
     "preprocess": "decode and letterbox, against the plain way and ultralytics",
     "ensemble": "throughput, latency and CPU time per image under load",
+    "gateway": "what plain HTTP costs over gRPC",
 }
 """Modules of this package with a function ``run``, and what they measure."""
 

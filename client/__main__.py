@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _check(parser, options)
     try:
         return asyncio.run(_run(options))
-    except (SourceError, SegmentationError, VideoError) as error:
+    except (SourceError, SegmentationError, VideoError, ImportError) as error:
         Console(stderr=True).print(f"[red]error:[/red] {markup(error, layout=True)}", highlight=False, soft_wrap=True)
         return EXIT_USAGE
     except KeyboardInterrupt:
@@ -87,8 +87,10 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error("give an image, a folder, a video or --camera N")
     if videos and len(options.paths) > 1:
         parser.error(f"{videos[0]}: a video cannot be combined with other paths; give it without them")
-    if (videos or options.camera is not None) and (options.json or options.coco_results):
-        parser.error("--json and --coco-results are for images; for a video, give --out")
+    if (videos or options.camera is not None) and options.coco_results:
+        parser.error("--coco-results is for images; for a video, give --out or --json")
+    if options.track and not videos and options.camera is None:
+        parser.error("--track follows objects from frame to frame; give a video or --camera N")
     if options.annotations is not None and options.coco_results is None:
         parser.error("--annotations gives the ids of --coco-results; give that too")
     if options.json is not None and options.json == options.coco_results:
@@ -218,6 +220,11 @@ def _parser() -> argparse.ArgumentParser:
         default={},
         metavar="A,B",
         help="names for labels and JSON in place of the server's, class 0 first",
+    )
+    output.add_argument(
+        "--track",
+        action="store_true",
+        help="of a video: give objects numbers and colors that last (pip install supervision trackers)",
     )
     output.add_argument(
         "--jpeg-quality", type=_whole(1, 100), default=90, metavar="Q", help="of video frames sent (default: 90)"

@@ -220,6 +220,8 @@ def _annotation(detection: Detection) -> dict[str, Any]:
         "iscrowd": 0,
         "score": round(detection.score, 6),
     }
+    if detection.track_id is not None:
+        annotation["track_id"] = detection.track_id
     if detection.mask_format != "none":
         counts = detection.encoded_mask if detection.mask_format == "rle" else rle.encode(detection.mask())
         annotation["area"] = rle.area(counts)

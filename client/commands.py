@@ -20,6 +20,7 @@ from client.coco import CocoDocument, CocoIds, CocoResults
 from client.errors import ServerUnavailableError
 from client.photos import Outcome, PhotoSettings, check_overlays, segment_photos
 from client.segmentation import AsyncSegmentationClient
+from client.tracking import Tracker
 from client.video import VideoError, VideoInput, VideoProgress, VideoSettings, VideoSource, segment_video
 from pipeline.command_line import markup
 from pipeline.image_files import SourceError, find_images, listed
@@ -90,8 +91,15 @@ async def run_video(client: AsyncSegmentationClient, source: VideoSource, option
     video = VideoInput(source)
     try:
         await client.wait_ready(0)
+        document = CocoDocument(_run_info(client, options), options.class_names) if options.json is not None else None
         settings = VideoSettings(
-            output, options.concurrency, options.jpeg_quality, options.request, options.class_names
+            output,
+            options.concurrency,
+            options.jpeg_quality,
+            options.request,
+            options.class_names,
+            Tracker(video.fps) if options.track else None,
+            document,
         )
         stop, last = asyncio.Event(), VideoProgress()
         broke_off = False
@@ -116,6 +124,8 @@ async def run_video(client: AsyncSegmentationClient, source: VideoSource, option
             _print_error(notes, video.shortfall)
     finally:
         video.close()
+    if document is not None and last.frames:
+        document.write(options.json)
     rate = last.frames / last.elapsed_s if last.elapsed_s else 0.0
     where = f", overlay in {output}" if output is not None and last.frames else ""
     line = f"{last.frames} frames in {last.elapsed_s:.1f} s: {rate:.1f} frames/s, {last.failed} failed{where}"

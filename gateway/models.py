@@ -14,8 +14,8 @@ from gateway.triton import Triton
 from pipeline import contract
 from pipeline.class_names import from_parameters
 
-_FRESH_S: Final = 2.0
-_LONGEST_S: Final = 30.0
+_FRESH_S: Final = 10.0
+_LONGEST_S: Final = 60.0
 DEFAULT_ORDER: Final = ("int8", "fp16", "fp32")
 """Which precision answers where none is asked for: the first that is served."""
 

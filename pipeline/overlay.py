@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.fonts import text_mask
 from pipeline.result import Detection, Segmentation
 
 Color: TypeAlias = "tuple[int, int, int]"
@@ -111,6 +112,14 @@ def _draw_label(canvas: NDArray[np.uint8], text: str, detection: Detection, colo
     scale = max(0.4, thickness * 0.28)
     stroke = max(1, round(thickness * 0.6))
     (text_width, text_height), baseline = cv2.getTextSize(text, _FONT, scale, stroke)
+    drawn = None
+    if not text.isascii():
+        drawn = text_mask(text, round((text_height + baseline) * 1.1))
+        if drawn is None:  # no font here has these characters
+            text = f"{detection.class_id} {detection.score:.2f}"
+            (text_width, text_height), baseline = cv2.getTextSize(text, _FONT, scale, stroke)
+        else:
+            text_height, text_width, baseline = *drawn.shape, 0
     pad = max(2, thickness)
     box_width, box_height = text_width + 2 * pad, text_height + baseline + 2 * pad
     left = max(0, min(round(float(detection.box[0])), width - box_width))
@@ -120,4 +129,9 @@ def _draw_label(canvas: NDArray[np.uint8], text: str, detection: Detection, colo
     cv2.rectangle(canvas, (left, top), (left + box_width, top + box_height), color, cv2.FILLED)
     luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]  # ITU-R BT.601
     ink = (0, 0, 0) if luminance > 140 else (255, 255, 255)
-    cv2.putText(canvas, text, (left + pad, top + pad + text_height), _FONT, scale, ink, stroke, cv2.LINE_AA)
+    if drawn is None:
+        cv2.putText(canvas, text, (left + pad, top + pad + text_height), _FONT, scale, ink, stroke, cv2.LINE_AA)
+        return
+    region = canvas[top + pad : top + pad + text_height, left + pad : left + pad + text_width]
+    share = drawn[: region.shape[0], : region.shape[1], None] / np.float32(255)
+    region[:] = (region * (1 - share) + np.array(ink, np.float32) * share).round().astype(np.uint8)

@@ -165,7 +165,7 @@ class Segmentation:
     def _supervision_masks(self, supervision: Any) -> Any:
         if self.mask_format == "none":
             return None
-        compact = getattr(supervision, "CompactMask", None)
+        compact: Any = getattr(supervision, "CompactMask", None)
         if self.mask_format != "rle" or not hasattr(compact, "from_coco_rle"):
             return self.masks
         height, width = self.image_size

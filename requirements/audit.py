@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-LOCKS: Final = ("base", "dev", "tensorrt", "exports")
+LOCKS: Final = ("base", "dev", "tensorrt", "exports", "adapters")
 DOCUMENT: Final = ROOT / "docs" / "dependencies.md"
 _JSON: Final = "application/vnd.pypi.simple.v1+json"  # PEP 691
 _PIN: Final = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)")

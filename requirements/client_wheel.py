@@ -47,7 +47,7 @@ dependencies = [
 
 [project.optional-dependencies]
 http = ["tritonclient[http]>=2.50,<3"]
-video = ["supervision>=0.26"]  # tracking
+video = ["supervision>=0.26", "trackers>=2.2"]
 heic = ["pillow-heif>=1.1"]
 
 [project.scripts]
@@ -68,8 +68,8 @@ with SegmentationClient("127.0.0.1:8001", protocol="grpc", precision="int8") as 
 ```
 
 `python -m {PACKAGE} photographs/ --out out --json out/result.json` does the same for folders, videos and cameras;
-`--help` lists all options. Over HTTP: `pip install triton-segmentation-client[http]`, and `protocol="http"`. Tracking in
-videos: `[video]`.
+`--help` lists all options. Over HTTP: `pip install triton-segmentation-client[http]`, and `protocol="http"`. For
+`--track`, which follows objects through a video: `[video]`.
 """
 
 

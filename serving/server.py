@@ -78,8 +78,8 @@ class ServerOptions:
         max_latency_ms: bound of admission control; None takes the model's configuration.
         admin_secret: opens the restricted APIs; None makes a random one.
         gateway: put the gateway in front of HTTP whatever the server's version is; before 2.60 it always is.
-        api_key_file: holds the key that callers over HTTP must send, and is made if missing; None asks for none. It puts
-            the gateway in front, too.
+        api_key_file: holds the key that callers over HTTP must send, and is made if missing; None asks for none. With
+            one, the gateway is in front, too.
         extra_arguments: passed to tritonserver, relative paths made absolute; metrics must stay on, readiness is read
             there.
     """

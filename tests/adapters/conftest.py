@@ -1,6 +1,6 @@
 """The client's wheel in an environment of its own, before the real server.
 
-``make test-adapters`` makes the environment (``ADAPTERS_VENV``) with the real packages, and without this project's pins.
+``make test-adapters`` makes the environment (``ADAPTERS_VENV``) with the real packages, without this project's pins.
 """
 
 from __future__ import annotations

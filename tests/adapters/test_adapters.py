@@ -130,7 +130,7 @@ def test_tracks_are_stable(run, tmp_path, scene):
     image = cv2.imread(str(scene))
     writer = cv2.VideoWriter(str(tmp_path / "moving.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10, (800, 600))
     for frame in range(12):
-        writer.write(image[60 : 660, 20 + 6 * frame : 820 + 6 * frame])
+        writer.write(image[60:660, 20 + 6 * frame : 820 + 6 * frame])
     writer.release()
     said = run(
         """
