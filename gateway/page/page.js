@@ -196,9 +196,15 @@ function plain() {
 function prepare() {
   const { left, right } = state.shown;
   state.scale = Math.min(1, WIDEST / Math.max(left.width, left.height));
-  for (const side of [left, right]) side?.detections.forEach((one, index) => {
-    one.painted ??= painted(cut(one.runs, left.height, one.cut), one.cut, state.scale, [null, [...color(index), 255]]);
-  });
+  left.detections.forEach((one, index) => { one.number = index; });
+  // The same object has the same color on both sides.
+  right?.detections.forEach((one, index) => { one.number = left.detections.length + index; });
+  if (right) for (const { i, j } of matched(left.detections, right.detections)) right.detections[j].number = i;
+  for (const one of [...left.detections, ...(right?.detections || [])]) {
+    if (one.paintedAs === one.number) continue;
+    one.painted = painted(cut(one.runs, left.height, one.cut), one.cut, state.scale, [null, [...color(one.number), 255]]);
+    one.paintedAs = one.number;
+  }
 }
 
 const kept = (side) => side.detections.filter((one) => one.score >= value("confidence") && !state.hidden.has(one.class_id));
@@ -218,7 +224,7 @@ function draw(context, side) {
     }
     context.globalAlpha = faded ? 0.25 : 1;
     if ($("boxes").checked) {
-      context.strokeStyle = css(color(index));
+      context.strokeStyle = css(color(one.number));
       context.lineWidth = line;
       context.strokeRect(x1, y1, x2 - x1, y2 - y1);
     }
@@ -228,8 +234,8 @@ function draw(context, side) {
   const size = Math.round(12 * ratio);
   context.font = `600 ${size}px system-ui, "Noto Sans", sans-serif`;
   context.textBaseline = "middle";
-  for (const { one, index } of shown) {
-    const text = `${one.class_name} ${one.score.toFixed(2)}`, tint = color(index);
+  for (const { one } of shown) {
+    const text = `${one.class_name} ${one.score.toFixed(2)}`, tint = color(one.number);
     const wide = context.measureText(text).width + size * 0.7, tall = size * 1.45;
     const x = Math.max(0, Math.min(one.box[0] * scale, width - wide));
     let y = one.box[1] * scale - tall;
@@ -316,7 +322,7 @@ function lists() {
   $("objects-row").hidden = state.drawnThere;
   $("objects").replaceChildren(...left.detections.map((one, index) => ({ one, index })).filter(({ one }) => found.includes(one)).map(({ one, index }) => {
     const row = element("tr", "", { tabIndex: 0 }), swatch = element("span", "", { className: "swatch" });
-    swatch.style.background = css(color(index));
+    swatch.style.background = css(color(one.number));
     const name = document.createElement("td");
     name.append(swatch, one.class_name);
     row.append(name, element("td", one.score.toFixed(3)), element("td", one.box.map(Math.round).join(" ")));

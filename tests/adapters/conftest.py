@@ -37,7 +37,7 @@ def server(patient_repository):  # noqa: F811
 @pytest.fixture(scope="session")
 def python():
     """The environment's Python, with the client as it is now."""
-    interpreter = Path(VENV) / "bin" / "python"
+    interpreter = Path(VENV).absolute() / "bin" / "python"
     folder = Path(VENV) / "wheel"
     subprocess.run([sys.executable, ROOT / "requirements" / "client_wheel.py", folder], check=True)
     (wheel,) = folder.glob("*.whl")
