@@ -136,7 +136,7 @@ def test_tracks_are_stable(run, tmp_path, scene):
         """
 import json, os, sys
 from triton_segmentation.__main__ import main
-code = main([sys.argv[1], "--url", os.environ["SEGMENTATION_URL"], "--track", "--out", ".", "--json", "tracks.json"])
+code = main([sys.argv[1], "--url", os.environ["SEGMENTATION_URL"], "--track", "--out", "out", "--json", "tracks.json"])
 document = json.load(open("tracks.json"))
 frames = {}
 for one in document["annotations"]:
@@ -147,11 +147,11 @@ print(json.dumps([code, len(document["images"]), list(frames.values())]))
     )
     code, count, frames = said
     assert (code, count) == (0, 12)
-    assert (tmp_path / "moving.mp4").stat().st_size
+    assert (tmp_path / "out" / "moving.mp4").stat().st_size
     places = {}
     for number, frame in enumerate(frames):
         for track, (left, top, _, _) in frame:
-            if track is not None:
+            if track is not None and left > 5:  # the frame does not cut it
                 places.setdefault(track, []).append((number, left, top))
     long = [path for path in places.values() if len(path) >= 8]
     assert len(long) >= 3
