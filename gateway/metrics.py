@@ -41,14 +41,19 @@ class Metrics:
             buckets=_BUCKETS_S, registry=self._registry,
         )  # fmt: skip
         ProcessCollector(registry=self._registry)
+        self._series: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
 
     def count(self, request: web.BaseRequest, status: int, seconds: float) -> None:
         """Count an answered request; its path counts only where it is a route, so that strangers make no series."""
         route = "other"
         if isinstance(request, web.Request) and request.match_info.route.resource is not None:
             route = request.match_info.route.resource.canonical
-        self._requests.labels(route, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
+        series = self._series.get((route, status))
+        if series is None:  # looking series up by their labels takes longer than counting
+            series = self._requests.labels(route, str(status)), self._seconds.labels(route)
+            self._series[route, status] = series
+        series[0].inc()
+        series[1].observe(seconds)
 
     async def get(self, request: web.Request) -> web.Response:
         """Answer with the text that Prometheus reads."""

@@ -260,16 +260,14 @@ def _document(results: list[Segmentation], sent: Sent, model: Model, request_id:
 
 
 def _detections(result: Segmentation) -> list[dict[str, Any]]:
-    boxes, scores, ids = result.boxes.astype(float).round(_BOX_DIGITS), result.scores, result.class_ids
+    columns = result.boxes.tolist(), result.scores.tolist(), result.class_ids.tolist(), result.encoded_masks
     found = []
-    for box, score, index, mask in zip(
-        boxes.tolist(), scores.tolist(), ids.tolist(), result.encoded_masks, strict=True
-    ):
+    for box, score, index, mask in zip(*columns, strict=True):
         one = {
             "class_id": index,
             "class_name": name_of(index, result.class_names),
             "score": round(score, _SCORE_DIGITS),
-            "box": box,
+            "box": [round(side, _BOX_DIGITS) for side in box],
         }
         if result.mask_format != "none":
             one["mask"] = _mask(mask, result)
