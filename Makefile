@@ -56,7 +56,7 @@ test-exports: dev ## export models with ultralytics in many ways, and compare wh
 	@EXPORTS_VENV=.cache/exports-venv $(PYTHON_IN_VENV) -m pytest tests/real_exports
 
 .PHONY: test-adapters client-wheel
-test-adapters: dev ## the client's wheel in an environment of its own, and its results in supervision, SAHI, trackers, Label Studio
+test-adapters: dev ## the client's wheel in a separate environment, and its results in supervision, SAHI, trackers, Label Studio
 	@VENV=.cache/adapters-venv sh requirements/install.sh adapters
 	@ADAPTERS_VENV=.cache/adapters-venv $(PYTHON_IN_VENV) -m pytest tests/adapters
 

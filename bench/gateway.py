@@ -130,7 +130,7 @@ def _measure(
                     send(images[index % len(images)])
                     latencies.append((time.perf_counter() - started) * 1e3)
                     index += in_flight
-        except Exception as error:  # told by the main thread
+        except Exception as error:  # the main thread raises it
             faults.append(error)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(in_flight)]

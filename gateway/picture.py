@@ -1,4 +1,4 @@
-"""The overlay picture, drawn in a process of its own: one that ends on a picture is replaced."""
+"""The overlay picture, drawn in a separate process: one that ends on a picture is replaced."""
 
 from __future__ import annotations
 

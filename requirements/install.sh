@@ -2,7 +2,7 @@
 # Makes the virtual environment .venv and installs a lock file into it: sh requirements/install.sh base|dev|tensorrt
 # Does nothing when that has been done already. PYTHON=… chooses the interpreter, VENV=… another place.
 # The locks exports (ultralytics, for the tests of real exports) and adapters (packages that take the client's results) share
-# no package with the others: give each a VENV of its own. adapters takes newer Pythons, too.
+# no package with the others: give each a separate VENV. adapters takes newer Pythons, too.
 set -eu
 cd "$(dirname "$0")/.."
 name=$1

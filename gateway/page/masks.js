@@ -44,7 +44,7 @@ export function mark(pixels, list, bit) {
 }
 
 /**
- * Paint what a column-major map holds into a canvas of its own, as large as it is shown.
+ * Paint what a column-major map holds into a new canvas, as large as it is shown.
  * box: x1, y1, x2, y2 of the map in pixels of the picture; colors: by value, [red, green, blue, alpha].
  */
 export function painted(map, box, scale, colors) {

@@ -1,4 +1,4 @@
-"""The client's wheel in an environment of its own, before the real server.
+"""The client's wheel in a separate environment, before the real server.
 
 ``make test-adapters`` makes the environment (``ADAPTERS_VENV``) with the real packages, without this project's pins.
 """
