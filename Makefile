@@ -32,8 +32,8 @@ demo: base ## from nothing to masks: build, serve, segment five photographs in t
 build: base ## build the reference model's versions for the cpu profile
 	@$(PYTHON_IN_VENV) -m builder build --profile cpu --repository "$(REPOSITORY)"
 
-serve: build ## leave a server running on loopback and say how to call it
-	@$(PYTHON_IN_VENV) -m serving run --profile cpu --repository "$(REPOSITORY)" $(serve_ports)
+serve: build ## leave a server running on loopback, with a page to try it; says where and how to call it
+	@$(PYTHON_IN_VENV) -m serving run --gateway --profile cpu --repository "$(REPOSITORY)" $(serve_ports)
 
 test: test-unit ## unit tests, and integration tests against the real server
 	@$(PYTHON_IN_VENV) -m pytest tests/integration --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=20
@@ -57,6 +57,14 @@ test-exports: dev ## export models with ultralytics in many ways, and compare wh
 
 test-containers: dev ## build the images and run the stack in a container engine: needs Docker with Compose
 	@$(PYTHON_IN_VENV) -m pytest tests/containers -s --durations=20
+
+.PHONY: test-adapters client-wheel
+test-adapters: dev ## the client's wheel in a separate environment, and its results in supervision, SAHI, trackers, Label Studio
+	@VENV=.cache/adapters-venv sh requirements/install.sh adapters
+	@ADAPTERS_VENV=.cache/adapters-venv $(PYTHON_IN_VENV) -m pytest tests/adapters
+
+client-wheel: base ## build the client alone as a wheel, in out/
+	@$(PYTHON_IN_VENV) requirements/client_wheel.py out
 
 load: dev build ## from nothing to a two-minute comparison of the precisions under load; prints where its report is
 	@$(PYTHON_IN_VENV) -m load compare --repository "$(REPOSITORY)" --protocols grpc --users 1,2,4 --duration 2.5 \

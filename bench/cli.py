@@ -28,7 +28,7 @@ PARTS: Final = {
     "postprocess": "masks, against the whole-mask method and ultralytics",
     "preprocess": "decode and letterbox, against the plain way and ultralytics",
     "ensemble": "throughput, latency and CPU time per image under load",
-    "gateway": "processor time of a request in the HTTP front, beside a bare gRPC call",
+    "gateway": "what plain HTTP costs over gRPC",
 }
 """Modules of this package with a function ``run``, and what they measure."""
 

@@ -1,4 +1,4 @@
-"""What the HTTP front costs: its processor time for a request, beside that of a bare gRPC call with the same image."""
+"""What plain HTTP costs over gRPC: ``POST /v1/segment`` and KServe's ``infer`` through the gateway, beside it."""
 
 from __future__ import annotations
 
@@ -6,126 +6,201 @@ import argparse
 import contextlib
 import http.client
 import json
-import struct
-from collections.abc import Callable
-from typing import Final
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
 
 import grpc
-import psutil
-from tritonclient.grpc import service_pb2
+from tritonclient.grpc import service_pb2_grpc
 
+from bench.drive import encoded_request
 from bench.measure import interleave
 from bench.report import PartReport
-from load.errors import LoadError
-from load.photographs import at_megapixels, encode
+from load.photographs import as_jpeg
 from pipeline import contract
 from pipeline.loopback import grpc_channel_args
 from scenes.reference import fetch_reference
 from serving.server import NO_LATENCY_BOUND_MS, ServerOptions, TritonServer
 
-GATEWAY: Final = "the gateway's process"
-CLIENT: Final = "a bare gRPC call, in Python's client"
-SIZES: Final = (200_000, 1_000_000)
-_REQUESTS: Final = 100  # processor time is counted in hundredths of a second
-_MEGAPIXELS: Final = 0.3
-_COMMENT_BYTES: Final = 65_000
-_INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
+GRPC: Final = "gRPC"
+SEGMENT: Final = "POST /v1/segment, a form"
+INFER: Final = "POST /v2/models/…/infer, binary"
+_BOUNDARY: Final = "7f3c1a"
+
+Send = Callable[[bytes], None]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One way under a load.
+
+    Attributes:
+        p50_ms: median latency.
+        gateway_ms: processor time of the gateway, per image.
+        images_per_s: that were answered.
+    """
+
+    p50_ms: float
+    gateway_ms: float
+    images_per_s: float
 
 
 def run(options: argparse.Namespace) -> None:
-    """Send a JPEG of each size over both protocols, one request after the other.
+    """Measure all ways in turn against one server.
 
     Args:
-        options: ``repository``, ``out``, ``precision`` and ``rounds``.
+        options: ``repository``, ``out``, ``rounds``, ``seconds`` of a window, ``in_flight`` requests, ``precision``.
 
     Raises:
-        OperatorError: the server does not start.
+        ServingError: the server did not start.
+        RuntimeError: a request failed.
     """
+    images = tuple(as_jpeg(fetch_reference().photographs))
+    sizes = " to ".join(f"{size / 1e3:.0f}" for size in (min(map(len, images)), max(map(len, images))))
     report = PartReport(
         "gateway",
-        "Processor time of one request with one JPEG (0.3 megapixels, with comments up to the size), in milliseconds; "
-        "one request at a time, so that the network takes the cores and their caches in between.",
+        f"The reference photographs as JPEG ({sizes} kB), {options.precision}; clients that block, a thread for each "
+        "request in flight. Gateway: processor time of its process per image.",
         options.out,
     )
-    picture = encode(at_megapixels(fetch_reference().photographs[0], _MEGAPIXELS), ".jpg")
-    server_options = ServerOptions(
+    settings = ServerOptions(
         options.repository,
         precisions=(options.precision,),
         http_port=0,
         grpc_port=0,
         metrics_port=0,
-        max_latency_ms=NO_LATENCY_BOUND_MS,
         gateway=True,
+        max_latency_ms=NO_LATENCY_BOUND_MS,
     )
-    with TritonServer(server_options) as server, contextlib.ExitStack() as stack:
-        front = server.front
-        if front is None or front.pid is None:
-            raise LoadError("the gateway does not run; its log says why")
-        connection = http.client.HTTPConnection(server.http_url)
-        stack.callback(connection.close)
-        channel = stack.enter_context(grpc.insecure_channel(server.grpc_url, grpc_channel_args(server.grpc_url)))
+    with TritonServer(settings) as server:
         model = contract.ensemble_model(options.precision)
-        for size in SIZES:
-            image = _padded(picture, size)
-            ways = {
-                GATEWAY: _cost(psutil.Process(front.pid), _over_http(connection, model, image)),
-                CLIENT: _cost(psutil.Process(), _over_grpc(channel, model, image)),
-            }
-            *_, found = interleave(ways, options.rounds)
-            case = f"JPEG of {size // 1000} KB"
-            for way, values in found.items():
-                report.add(case, way, "ms", values)
-            report.add_ratio(case, f"{GATEWAY} / {CLIENT}", found[GATEWAY], found[CLIENT])
+        front = server.front.pid if server.front is not None else None
+        openers = {
+            GRPC: lambda: _grpc(server.grpc_url, model),
+            SEGMENT: lambda: _segment(server.http_url, options.precision),
+            INFER: lambda: _infer(server.http_url, model),
+        }
+
+        def way(opener: Any, in_flight: int) -> Callable[[], Figures]:
+            return lambda: _measure(opener, images, in_flight, options.seconds, front or 0)
+
+        for in_flight in options.in_flight:
+            case = f"{in_flight} in flight"
+            ways = {name: way(opener, in_flight) for name, opener in openers.items()}
+            for results in interleave(ways, options.rounds):
+                report.forget(case)
+                _add(report, case, results)
+                report.write()
             report.show(case)
     report.draw()
 
 
-def _cost(process: psutil.Process, call: Callable[[], None]) -> Callable[[], float]:
-    """A call that returns what each of many requests costs a process, in milliseconds of processor time."""
-
-    def once() -> float:
-        before = process.cpu_times()
-        for _ in range(_REQUESTS):
-            call()
-        after = process.cpu_times()
-        return float(after.user + after.system - before.user - before.system) / _REQUESTS * 1e3
-
-    return once
+def _add(report: PartReport, case: str, results: dict[str, list[Figures]]) -> None:
+    for name, figures in results.items():
+        report.add(case, name, "ms p50", [one.p50_ms for one in figures])
+        report.add(case, name, "images/s", [one.images_per_s for one in figures])
+        if name != GRPC:
+            report.add(case, name, "ms CPU", [one.gateway_ms for one in figures], of="gateway")
+            more = [one.p50_ms - grpc.p50_ms for one, grpc in zip(figures, results[GRPC], strict=True)]
+            report.add(case, f"{name}, over gRPC", "ms p50", more)
 
 
-def _over_http(connection: http.client.HTTPConnection, model: str, image: bytes) -> Callable[[], None]:
-    data = struct.pack("<I", len(image)) + image
-    tensor = {"name": "image", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": len(data)}}
-    text = json.dumps({"inputs": [tensor]}).encode()
-    headers = {"Inference-Header-Content-Length": str(len(text))}
+def _measure(
+    opener: Callable[[], contextlib.AbstractContextManager[Send]],
+    images: Sequence[bytes],
+    in_flight: int,
+    seconds: float,
+    front: int,
+) -> Figures:
+    latencies: list[float] = []
+    faults: list[Exception] = []
+    end = time.monotonic() + seconds
 
-    def call() -> None:
-        connection.request("POST", f"/v2/models/{model}/infer", text + data, headers)
-        response = connection.getresponse()
-        if response.status != http.HTTPStatus.OK:
-            raise LoadError(f"the gateway answered {response.status}: {response.read(200)!r}")
-        response.read()
+    def work(number: int) -> None:
+        try:
+            with opener() as send:
+                send(images[0])  # opens the connection
+                index = number
+                while time.monotonic() < end:
+                    started = time.perf_counter()
+                    send(images[index % len(images)])
+                    latencies.append((time.perf_counter() - started) * 1e3)
+                    index += in_flight
+        except Exception as error:  # the main thread raises it
+            faults.append(error)
 
-    return call
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(in_flight)]
+    before, started = _cpu_ms(front), time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if faults or not latencies:
+        raise RuntimeError(f"a request failed: {faults[0] if faults else 'nothing was answered'}")
+    count = len(latencies) + in_flight
+    return Figures(
+        statistics.median(latencies),
+        (_cpu_ms(front) - before) / count,
+        len(latencies) / (time.monotonic() - started),
+    )
 
 
-def _over_grpc(channel: grpc.Channel, model: str, image: bytes) -> Callable[[], None]:
-    request = service_pb2.ModelInferRequest(model_name=model)
-    request.inputs.add(name="image", datatype="BYTES", shape=[1, 1])
-    request.raw_input_contents.append(struct.pack("<I", len(image)) + image)
-    message = request.SerializeToString()
-    infer = channel.unary_unary(_INFER)
-
-    def call() -> None:
-        infer(message)
-
-    return call
+def _cpu_ms(pid: int) -> float:
+    """Processor time of a process and its threads, to the nanosecond, where psutil counts in hundredths of a second."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e6
 
 
-def _padded(jpeg: bytes, size: int) -> bytes:
-    """A JPEG with comments behind its first marker, up to a size in bytes."""
-    comments = bytearray()
-    while (missing := size - len(jpeg) - len(comments)) > 4:
-        length = min(missing, _COMMENT_BYTES)
-        comments += b"\xff\xfe" + struct.pack(">H", length - 2) + bytes(length - 4)
-    return jpeg[:2] + bytes(comments) + jpeg[2:]
+@contextlib.contextmanager
+def _grpc(url: str, model: str) -> Iterator[Send]:
+    options = [*grpc_channel_args(url), ("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(url, options=options) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        yield lambda image: stub.ModelInfer(encoded_request(model, [image]))
+
+
+@contextlib.contextmanager
+def _http(url: str) -> Iterator[Callable[[str, bytes, dict[str, str]], bytes]]:
+    with contextlib.closing(http.client.HTTPConnection(url, timeout=60)) as connection:
+
+        def post(path: str, body: bytes, headers: dict[str, str]) -> bytes:
+            connection.request("POST", path, body, headers)
+            answer = connection.getresponse()
+            data = answer.read()
+            if answer.status != http.HTTPStatus.OK:
+                raise RuntimeError(f"HTTP {answer.status}: {data[:300]!r}")
+            return data
+
+        yield post
+
+
+@contextlib.contextmanager
+def _segment(url: str, precision: str) -> Iterator[Send]:
+    head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n'.encode()
+    head += b"Content-Type: image/jpeg\r\n\r\n"
+    headers = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
+    with _http(url) as post:
+        yield lambda image: json.loads(
+            post(f"/v1/segment?precision={precision}", head + image + f"\r\n--{_BOUNDARY}--\r\n".encode(), headers)
+        )
+
+
+@contextlib.contextmanager
+def _infer(url: str, model: str) -> Iterator[Send]:
+    def send(image: bytes) -> None:
+        element = len(image).to_bytes(4, "little") + image
+        tensor = {
+            "name": contract.IMAGE.name,
+            "datatype": contract.IMAGE.dtype,
+            "shape": [1, 1],
+            "parameters": {"binary_data_size": len(element)},
+        }
+        text = json.dumps({"parameters": {"binary_data_output": True}, "inputs": [tensor]}).encode()
+        post(f"/v2/models/{model}/infer", text + element, {"Inference-Header-Content-Length": str(len(text))})
+
+    with _http(url) as post:
+        yield send

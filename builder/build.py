@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -25,7 +25,7 @@ from builder.verification import letterboxed
 from builder.verifier import Verifier
 from repository.errors import RepositoryError
 from repository.store import ModelRepository
-from scenes.reference import REFERENCE_NAME, fetch_reference
+from scenes.reference import REFERENCE_CLASSES, REFERENCE_NAME, fetch_reference
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,8 @@ def open_inputs(settings: BuildSettings, steps: Steps) -> Inputs:
         export = load_export(
             path, name, settings.input_size, settings.inspection.limits, settings.family, settings.class_names
         )
+    if reference is not None:
+        export = replace(export, class_names=REFERENCE_CLASSES)
     for line in (export.summary(), *export.notes):
         steps.note(line)
     with steps.step("graph surgery", "dynamic batch, grafted ends"):

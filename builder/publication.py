@@ -95,7 +95,7 @@ class Publisher:
         self._repository = ModelRepository.open(settings.repository)
         with self._repository.locked():
             for path in self._repository.fit_network(self._sizes, export.class_names, export.layout.limits):
-                steps.note(f"sizes of this network written to {path}")
+                steps.note(f"sizes and class names of this network written to {path}")
         for precision in settings.precisions:
             for stray in self._repository.strays(precision):
                 steps.warn(stray)

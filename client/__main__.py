@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     _check(parser, options)
-    untried = (SourceError, SegmentationError, VideoError)
+    untried = (SourceError, SegmentationError, VideoError, ImportError)
     return command_line.exit_status(lambda: asyncio.run(_run(options)), (), wrong_usage=untried)
 
 
@@ -70,8 +70,10 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error("give an image, a folder, a video or --camera N")
     if videos and len(options.paths) > 1:
         parser.error(f"{videos[0]}: a video cannot be combined with other paths; give it without them")
-    if (videos or options.camera is not None) and (options.json or options.coco_results):
-        parser.error("--json and --coco-results are for images; for a video, give --out")
+    if (videos or options.camera is not None) and options.coco_results:
+        parser.error("--coco-results is for images; for a video, give --out or --json")
+    if options.track and not videos and options.camera is None:
+        parser.error("--track follows objects from frame to frame; give a video or --camera N")
     if options.annotations is not None and options.coco_results is None:
         parser.error("--annotations gives the ids of --coco-results; give that too")
     if options.json is not None and options.json == options.coco_results:
@@ -146,7 +148,16 @@ def _parser() -> argparse.ArgumentParser:
         "--annotations", type=Path, metavar="FILE", help="COCO annotations whose image and category ids are used"
     )
     output.add_argument(
-        "--class-names", type=_class_names, default={}, metavar="A,B", help="names for labels and JSON, class 0 first"
+        "--class-names",
+        type=_class_names,
+        default={},
+        metavar="A,B",
+        help="names for labels and JSON in place of the server's, class 0 first",
+    )
+    output.add_argument(
+        "--track",
+        action="store_true",
+        help="of a video: give objects numbers and colors that last (pip install supervision trackers)",
     )
     output.add_argument(
         "--jpeg-quality", type=whole(1, 100), default=90, metavar="Q", help="of video frames sent (default: 90)"

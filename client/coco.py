@@ -25,12 +25,14 @@ class CocoDocument:
 
     Args:
         info: describes the run, such as precision and protocol.
-        class_names: names of categories; all of them are listed. Without, those that occur are listed as ``class_0``…
+        class_names: names of categories; all of them are listed. Without, those of the results; where these have none,
+            those that occur are listed as ``class_0``…
     """
 
     def __init__(self, info: Mapping[str, Any], class_names: Mapping[int, str] | None = None) -> None:
         self._info = dict(info)
         self._class_names = dict(class_names or {})
+        self._given_names = bool(class_names)
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
 
@@ -46,6 +48,8 @@ class CocoDocument:
             {"id": first + index, "image_id": image_id, **_annotation(detection)}
             for index, detection in enumerate(segmentation)
         ]
+        for index, name in enumerate(segmentation.class_names if not self._given_names else ()):
+            self._class_names.setdefault(index, name)
         self._images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
         self._annotations.extend(annotations)
 
@@ -145,7 +149,8 @@ class CocoResults:
     Args:
         ids: of the annotations that they are compared with; without, images count from 1 in their order, and
             categories are the class indices plus 1.
-        class_names: by which classes are looked up among the categories; without, class 0 is the first of them.
+        class_names: by which classes are looked up among the categories; without, the results' names where all of them
+            are categories, else class 0 is the first of them.
     """
 
     def __init__(self, ids: CocoIds | None = None, class_names: Mapping[int, str] | None = None) -> None:
@@ -163,11 +168,14 @@ class CocoResults:
         """
         self._count += 1
         image_id = self._count if self._ids is None else self._ids.image_id(file_name, segmentation.image_size)
+        names = self._class_names
+        if not names and self._ids is not None and set(segmentation.class_names) <= set(self._ids.categories):
+            names = dict(enumerate(segmentation.class_names))
         results = []
         for detection in segmentation:
             found = _annotation(detection)
             class_id = detection.class_id
-            number = class_id + 1 if self._ids is None else self._ids.category_id(class_id, self._class_names)
+            number = class_id + 1 if self._ids is None else self._ids.category_id(class_id, names)
             result = {"image_id": image_id, "category_id": number, "bbox": found["bbox"], "score": found["score"]}
             if "segmentation" in found:
                 result["segmentation"] = found["segmentation"]
@@ -206,6 +214,8 @@ def _annotation(detection: Detection) -> dict[str, Any]:
         "iscrowd": 0,
         "score": round(detection.score, 6),
     }
+    if detection.track_id is not None:
+        annotation["track_id"] = detection.track_id
     if detection.mask_format != "none":
         counts = detection.encoded_mask if detection.mask_format == "rle" else rle.encode(detection.mask())
         annotation["area"] = rle.area(counts)

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Final
@@ -20,9 +20,11 @@ from client.coco import CocoDocument, CocoIds, CocoResults
 from client.errors import ServerUnavailableError
 from client.photos import Outcome, PhotoSettings, check_overlays, segment_photos
 from client.segmentation import AsyncSegmentationClient
+from client.tracking import Tracker
 from client.video import VideoError, VideoInput, VideoProgress, VideoSettings, VideoSource, segment_video
 from pipeline.command_line import markup
 from pipeline.image_files import SourceError, find_images, listed
+from pipeline.result import Segmentation
 
 EXIT_FAILED: Final = 1
 EXIT_INTERRUPTED: Final = 130
@@ -60,7 +62,7 @@ async def run_photos(client: AsyncSegmentationClient, options: argparse.Namespac
                 if error is not None:
                     failed += 1
                     _print_error(notes, f"{outcome.source.path}: {error}")
-                table.add_row(*_row(outcome, error))
+                table.add_row(*_row(outcome, error, options.class_names))
                 progress.advance(task)
     for path, document in documents.items():
         try:
@@ -89,8 +91,15 @@ async def run_video(client: AsyncSegmentationClient, source: VideoSource, option
     video = VideoInput(source)
     try:
         await client.wait_ready(0)
+        document = CocoDocument(_run_info(client, options), options.class_names) if options.json is not None else None
         settings = VideoSettings(
-            output, options.concurrency, options.jpeg_quality, options.request, options.class_names
+            output,
+            options.concurrency,
+            options.jpeg_quality,
+            options.request,
+            options.class_names,
+            Tracker(video.fps) if options.track else None,
+            document,
         )
         stop, last = asyncio.Event(), VideoProgress()
         broke_off = False
@@ -115,6 +124,8 @@ async def run_video(client: AsyncSegmentationClient, source: VideoSource, option
             _print_error(notes, video.shortfall)
     finally:
         video.close()
+    if document is not None and last.frames:
+        document.write(options.json)
     rate = last.frames / last.elapsed_s if last.elapsed_s else 0.0
     where = f", overlay in {output}" if output is not None and last.frames else ""
     line = f"{last.frames} frames in {last.elapsed_s:.1f} s: {rate:.1f} frames/s, {last.failed} failed{where}"
@@ -212,16 +223,24 @@ def _table() -> Table:
     table.add_column("image", overflow="fold")
     for name in ("detections", "best score", "ms"):
         table.add_column(name, justify="right")
+    table.add_column("classes", overflow="fold")
     return table
 
 
-def _row(outcome: Outcome, error: str | None) -> tuple[str, str, str, str]:
+def _row(outcome: Outcome, error: str | None, names: Mapping[int, str]) -> tuple[str, ...]:
     name = markup(outcome.source.name)
     if outcome.result is None:
-        return name, "[red]failed[/red]", "", ""
+        return name, "[red]failed[/red]", "", "", ""
     count = str(len(outcome.result)) if error is None else f"[red]{len(outcome.result)}, not written[/red]"
     best = f"{outcome.result.scores[0]:.3f}" if len(outcome.result) else ""
-    return name, count, best, f"{outcome.request_ms:.0f}" if outcome.request_ms is not None else ""
+    milliseconds = f"{outcome.request_ms:.0f}" if outcome.request_ms is not None else ""
+    return name, count, best, milliseconds, markup(_classes_found(outcome.result, names))
+
+
+def _classes_found(result: Segmentation, names: Mapping[int, str]) -> str:
+    """How many of each class: ``2 card, 1 stamp``; the most frequent first."""
+    counts = Counter(names.get(found.class_id, found.class_name) for found in result)
+    return ", ".join(f"{count} {name}" for name, count in counts.most_common())
 
 
 def _print_error(console: Console, text: str) -> None:

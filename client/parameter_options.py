@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from client.request import SegmentOptions
 from pipeline.contract import MASK_FORMATS
+from pipeline.errors import ParameterError
 from pipeline.parameters import HELP, RequestParameters
 
 
@@ -27,6 +29,19 @@ def parameters_given(namespace: argparse.Namespace) -> SegmentOptions:
         ParameterError: a value that the server would refuse; names parameter, value and range.
     """
     texts = {name: text for name in HELP if (text := getattr(namespace, name))}
+    classes = [part.strip() for part in texts.get("classes", "").split(",")]
+    if not all(part.isdecimal() for part in classes) and "classes" in texts:  # names, which only the server knows
+        if not all(classes):
+            raise ParameterError(
+                f"parameter 'classes' is {texts['classes']!r}; allowed: names or indices, such as card "
+                "or 0,2"
+            )
+        names = texts.pop("classes")
+        return {**_parsed(texts), "classes": [names]}
+    return _parsed(texts)
+
+
+def _parsed(texts: Mapping[str, str]) -> SegmentOptions:
     parsed = RequestParameters.parse(texts)
     values: Any = {name: getattr(parsed, name) for name in texts}
     if "classes" in values:

@@ -81,10 +81,11 @@ class Request:
         tensor[:, 0] = self.images
         return tensor
 
-    def parse(self, tensors: Tensors) -> list[Segmentation]:
+    def parse(self, tensors: Tensors, class_names: tuple[str, ...] = ()) -> list[Segmentation]:
         """The results in its answer; see :func:`parse_response`."""
         mask_format = str(self.parameters.get("mask_format", _SERVER_DEFAULTS.mask_format))
-        return parse_response(tensors, len(self.images), mask_format, [_upright_size(data) for data in self.images])
+        sizes = [_upright_size(data) for data in self.images]
+        return parse_response(tensors, len(self.images), mask_format, sizes, class_names)
 
     def named(self, error: RequestError) -> RequestError:
         """The server's refusal, prefixed with the names of the images."""
@@ -102,7 +103,7 @@ class SegmentOptions(TypedDict, total=False):
     iou: float | None
     max_detections: int | None
     mask_format: str | None
-    classes: Iterable[int] | None
+    classes: Iterable[int | str] | None
 
 
 def parameters_of(**options: Unpack[SegmentOptions]) -> Parameters:
@@ -118,6 +119,19 @@ def parameters_of(**options: Unpack[SegmentOptions]) -> Parameters:
     return {name: _CONVERTERS[name](name, value) for name, value in options.items() if value is not None}
 
 
+def named_classes(options: SegmentOptions) -> list[int | str] | None:
+    """The classes asked for, if one of them is a name, which only the server's names make an index of; else None.
+
+    Raises:
+        RequestError: a text where a list is expected.
+    """
+    classes = options.get("classes")
+    if isinstance(classes, (str, bytes)):
+        raise RequestError(f"parameter 'classes' is {classes!r}; allowed: names or indices, such as ['card'] or [0, 2]")
+    given = list(classes or ())
+    return given if any(isinstance(one, str) for one in given) else None
+
+
 def chunks(images: Sequence[ImageInput]) -> Iterator[Sequence[ImageInput]]:
     """Split a sequence of images into pieces that are read at once, as many as a request may hold.
 
@@ -131,7 +145,11 @@ def chunks(images: Sequence[ImageInput]) -> Iterator[Sequence[ImageInput]]:
 
 
 def parse_response(
-    tensors: Tensors, batch: int, mask_format: str, sizes: Sequence[tuple[int, int] | None] | None = None
+    tensors: Tensors,
+    batch: int,
+    mask_format: str,
+    sizes: Sequence[tuple[int, int] | None] | None = None,
+    class_names: tuple[str, ...] = (),
 ) -> list[Segmentation]:
     """Check padded response tensors, and cut them to one result per image.
 
@@ -142,6 +160,7 @@ def parse_response(
         batch: images of the request.
         mask_format: encoding of the masks.
         sizes: height and width of the images that were sent, upright; None where unknown.
+        class_names: of the model, for the results.
 
     Raises:
         AnswerError: a tensor is missing, of another dtype or shape than the contract's, or holds what no right answer
@@ -163,6 +182,7 @@ def parse_response(
             encoded_masks=tuple(masks.tolist()),
             mask_format=mask_format,
             image_size=(int(stated[index, 0]), int(stated[index, 1])),
+            class_names=class_names,
         )
         try:
             _check(result, sizes[index] if sizes is not None else None)

@@ -12,15 +12,18 @@ from client.errors import (
     START_REMEDY,
     RequestError,
     RequestTimeoutError,
+    SegmentationError,
     ServerBusyError,
     ServerError,
     ServerUnavailableError,
 )
 from client.images import ImageInput
-from client.request import Parameters, Request, SegmentOptions, Tensors, chunks, parameters_of
+from client.request import Parameters, Request, SegmentOptions, Tensors, chunks, named_classes, parameters_of
 from client.retry import RetryPolicy
 from client.transport import DEFAULT_URLS, AsyncTransport, Transport, checked_protocol, checked_url
 from pipeline import contract
+from pipeline.class_names import class_ids
+from pipeline.errors import ParameterError
 from pipeline.result import Segmentation
 
 if TYPE_CHECKING:
@@ -71,6 +74,13 @@ class _Client:
     def _open(self) -> None:
         raise NotImplementedError
 
+    def _with_ids(self, options: SegmentOptions, class_names: tuple[str, ...]) -> SegmentOptions:
+        """The options with the indices of classes in place of their names."""
+        try:
+            return {**options, "classes": class_ids(options["classes"] or (), class_names)}
+        except ParameterError as error:
+            raise RequestError(str(error)) from None
+
     def _not_ready(self, last: Exception | None) -> ServerUnavailableError:
         if isinstance(last, ServerUnavailableError):
             return last
@@ -90,11 +100,12 @@ class SegmentationClient(_Client):
         >>> with SegmentationClient(protocol="grpc", precision="int8") as client:  # doctest: +SKIP
         ...     result = client.segment("photo.jpg", confidence=0.4)
         ...     for detection in result:
-        ...         print(detection.class_id, detection.score, detection.box, detection.mask().sum())
+        ...         print(detection.class_name, detection.score, detection.box, detection.mask().sum())
     """
 
     def _open(self) -> None:
         self._transport = Transport(self.protocol, self.url, self.timeout_s)
+        self._names: tuple[str, ...] | None = None
 
     def __enter__(self) -> SegmentationClient:
         return self
@@ -135,6 +146,16 @@ class SegmentationClient(_Client):
                 raise self._not_ready(last) from last
             time.sleep(_POLL_INTERVAL_S)
 
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the model's classes 0, 1, and so on, asked for once; empty where the server says none.
+
+        Raises:
+            SegmentationError: no answer.
+        """
+        if self._names is None:
+            self._names = self._transport.class_names(self.model)
+        return self._names
+
     def segment(self, image: ImageInput, **options: Unpack[SegmentOptions]) -> Segmentation:
         """Find the instances in one image.
 
@@ -152,7 +173,7 @@ class SegmentationClient(_Client):
             RequestTimeoutError: no answer within ``timeout_s``.
             ServerError: the server failed.
         """
-        return self._send([image], parameters_of(**options))[0]
+        return self._send([image], self._parameters(options))[0]
 
     def segment_batch(self, images: Sequence[ImageInput], **options: Unpack[SegmentOptions]) -> list[Segmentation]:
         """Find the instances in several images, of any sizes: up to 8 in a request, one request after the other.
@@ -170,8 +191,13 @@ class SegmentationClient(_Client):
         Raises:
             SegmentationError: as :meth:`segment` does; a refusal names the images of its request.
         """
-        parameters = parameters_of(**options)
+        parameters = self._parameters(options)
         return [result for chunk in chunks(images) for result in self._send(chunk, parameters)]
+
+    def _parameters(self, options: SegmentOptions) -> Parameters:
+        if named_classes(options):
+            options = self._with_ids(options, self.class_names())
+        return parameters_of(**options)
 
     def _send(self, images: Sequence[ImageInput], parameters: Parameters) -> list[Segmentation]:
         return [result for request in Request.cut(images, parameters) for result in self._answer(request)]
@@ -181,7 +207,14 @@ class SegmentationClient(_Client):
             tensors = self._infer(request)
         except RequestError as error:
             raise request.named(error) from error
-        return request.parse(tensors)
+        return request.parse(tensors, self._known_names())
+
+    def _known_names(self) -> tuple[str, ...]:
+        """The names for a result; none where the server does not say them: another time it may."""
+        try:
+            return self.class_names()
+        except SegmentationError:
+            return ()
 
     def _infer(self, request: Request) -> Tensors:
         for pause_s in self.retry.pauses(self.timeout_s):
@@ -202,6 +235,8 @@ class AsyncSegmentationClient(_Client):
     def _open(self) -> None:
         self._opened: AsyncTransport | None = None
         self._long = asyncio.Semaphore(_LONG_AT_ONCE)
+        self._names: tuple[str, ...] | None = None
+        self._asking_names = asyncio.Lock()
 
     async def __aenter__(self) -> AsyncSegmentationClient:
         return self
@@ -236,16 +271,28 @@ class AsyncSegmentationClient(_Client):
                 raise self._not_ready(last) from last
             await asyncio.sleep(_POLL_INTERVAL_S)
 
+    async def class_names(self) -> tuple[str, ...]:
+        """See :meth:`SegmentationClient.class_names`."""
+        async with self._asking_names:
+            if self._names is None:
+                self._names = await self._transport().class_names(self.model)
+            return self._names
+
     async def segment(self, image: ImageInput, **options: Unpack[SegmentOptions]) -> Segmentation:
         """See :meth:`SegmentationClient.segment`."""
-        return (await self._send([image], parameters_of(**options)))[0]
+        return (await self._send([image], await self._parameters(options)))[0]
 
     async def segment_batch(
         self, images: Sequence[ImageInput], **options: Unpack[SegmentOptions]
     ) -> list[Segmentation]:
         """See :meth:`SegmentationClient.segment_batch`."""
-        parameters = parameters_of(**options)
+        parameters = await self._parameters(options)
         return [result for chunk in chunks(images) for result in await self._send(chunk, parameters)]
+
+    async def _parameters(self, options: SegmentOptions) -> Parameters:
+        if named_classes(options):
+            options = self._with_ids(options, await self.class_names())
+        return parameters_of(**options)
 
     def _transport(self) -> AsyncTransport:
         if self._opened is None:
@@ -263,7 +310,13 @@ class AsyncSegmentationClient(_Client):
                 tensors = await self._infer(request)
         except RequestError as error:
             raise request.named(error) from error
-        return request.parse(tensors)
+        return request.parse(tensors, await self._known_names())
+
+    async def _known_names(self) -> tuple[str, ...]:
+        try:
+            return await self.class_names()
+        except SegmentationError:
+            return ()
 
     async def _infer(self, request: Request) -> Tensors:
         for pause_s in self.retry.pauses(self.timeout_s):

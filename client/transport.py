@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from client.errors import RequestError, answer_errors, translated_errors
 from client.request import Parameters, Tensors
 from pipeline import contract
+from pipeline.class_names import from_parameters
 from pipeline.loopback import grpc_channel_args
 
 DEFAULT_URLS: Final = {"grpc": "127.0.0.1:8001", "http": "127.0.0.1:8000"}
@@ -115,6 +116,15 @@ class Transport(_Connection):
         with self._errors():
             return list(self._client.get_inference_statistics(**options).get("model_stats", []))
 
+    def class_names(self, model: str) -> tuple[str, ...]:
+        """Class names in the model's configuration; empty where it says none.
+
+        Raises:
+            SegmentationError: no answer.
+        """
+        with self._errors(), self._answer_errors():
+            return _class_names(self._client.get_model_config(model, **self._bound))
+
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
@@ -145,6 +155,11 @@ class AsyncTransport(_Connection):
         with self._errors():
             ready = bool(await self._client.is_model_ready(model, **self._bound))
             return ready and (self._is_grpc or _is_of(await self._client.get_model_metadata(model), model))
+
+    async def class_names(self, model: str) -> tuple[str, ...]:
+        """See :meth:`Transport.class_names`."""
+        with self._errors(), self._answer_errors():
+            return _class_names(await self._client.get_model_config(model, **self._bound))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -195,6 +210,14 @@ def _check_encoding(encoding: str | None) -> None:
 def _is_of(metadata: Any, model: str) -> bool:
     """Whether an inference server answered: other servers (metrics, proxies) say 200 to any request."""
     return isinstance(metadata, dict) and metadata.get("name") == model
+
+
+def _class_names(answer: Any) -> tuple[str, ...]:
+    """The names in a configuration, as tritonclient has it over HTTP (a dictionary) or gRPC (a message)."""
+    if isinstance(answer, dict):
+        parameters = answer.get("parameters", {})
+        return from_parameters({name: value.get("string_value") for name, value in parameters.items()})
+    return from_parameters({name: value.string_value for name, value in answer.config.parameters.items()})
 
 
 def _inputs(library: ModuleType, images: NDArray[np.object_]) -> list[Any]:

@@ -20,9 +20,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from client.coco import CocoDocument
 from client.errors import AnswerError, SegmentationError, ServerUnavailableError
 from client.images import encode_pixels
 from client.segmentation import AsyncSegmentationClient
+from client.tracking import Tracker
 from client.window import ordered_window
 from pipeline.overlay import draw_overlay
 from pipeline.result import Segmentation
@@ -56,6 +58,8 @@ class VideoSettings:
     jpeg_quality: int = 90  # 1 to 100, of the frames sent
     options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of ``segment``
     class_names: Mapping[int, str] = field(default_factory=dict)  # for labels
+    tracker: Tracker | None = None  # gives objects numbers that last from frame to frame
+    document: CocoDocument | None = None  # gets every frame's result, as image ``frame_000001`` and so on
 
 
 @dataclass(frozen=True)
@@ -269,8 +273,12 @@ async def segment_video(
         async with aclosing(ordered_window(video.frames(stop), work, settings.in_flight)) as answered:
             async for frame, answer in answered:
                 result = answer
+                if isinstance(result, Segmentation) and settings.tracker is not None:
+                    result = await asyncio.to_thread(settings.tracker.update, result)
+                if isinstance(result, Segmentation) and settings.document is not None:
+                    settings.document.add(f"frame_{tally.progress.frames + 1:06d}", result)
                 if output is not None:
-                    result = await asyncio.to_thread(_write, output, frame, answer, settings)
+                    result = await asyncio.to_thread(_write, output, frame, result, settings)
                 on_progress(tally.count(result))
     finally:
         if output is not None:

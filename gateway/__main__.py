@@ -7,8 +7,10 @@ import asyncio
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from base.allocator import keep_large_blocks
+from gateway.access import read_key
 from gateway.app import run
 from pipeline import command_line
 
@@ -17,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0; 1 if the port cannot be listened on; 2 for a wrong command line.
+        0; 1 if the port cannot be listened on, or the API key cannot be read; 2 for a wrong command line.
     """
     command_line.prepare()
     options = _parser().parse_args(arguments)
@@ -32,13 +34,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     keep_large_blocks()
+    key = None
+    if options.api_key_file is not None:
+        try:
+            key = read_key(options.api_key_file)
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
     if options.http_fd is not None:
         listener = socket.socket(fileno=options.http_fd)
     else:
         listener = socket.create_server((options.host, options.http_port), backlog=1024)
         host, port = listener.getsockname()[:2]
-        print(f"HTTP {host}:{port}, answered by gRPC {options.grpc_url}; Ctrl-C stops", flush=True)
-    asyncio.run(run(listener, options.grpc_url))
+        print(f"http://{host}:{port}/ answered by gRPC {options.grpc_url}; Ctrl-C stops", flush=True)
+    asyncio.run(run(listener, options.grpc_url, api_key=key))
     return 0
 
 
@@ -50,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     running.add_argument("--http-port", type=int, default=8000, metavar="N", help="0 takes a free one (default: 8000)")
     running.add_argument("--http-fd", type=int, metavar="N", help="a socket that listens already, in place of both")
+    running.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="ask callers for the key in it (default: none)"
+    )
     running.set_defaults(run=_run)
     return parser
 

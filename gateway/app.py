@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import resource
+import secrets
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -21,6 +24,8 @@ from typing import Any, Final
 from aiohttp import web
 from tritonclient.grpc import service_pb2
 
+from gateway import site
+from gateway.access import check_key, check_origin
 from gateway.bodies import Bodies
 from gateway.connections import Connections
 from gateway.errors import Refusal
@@ -28,7 +33,11 @@ from gateway.json_text import dump
 from gateway.kserve import JSON_LENGTH_HEADER, parse_infer, render_infer
 from gateway.limits import Limits
 from gateway.messages import plain
+from gateway.metrics import Metrics
+from gateway.problems import REQUEST_ID, REQUEST_ID_HEADER, problem
+from gateway.segment import Segmenter
 from gateway.triton import Triton
+from pipeline.errors import ParameterError
 
 _OFFERED_EXTENSIONS: Final = frozenset(
     (
@@ -48,6 +57,7 @@ _KEPT_FILES: Final = 64
 _QUIET: Final = logging.getLogger("gateway.http")
 _QUIET.setLevel(logging.CRITICAL)  # otherwise aiohttp writes a traceback for every request that is not HTTP
 
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _LINGER_S: Final = 2.0
 _SHUTDOWN_S: Final = 10.0
 
@@ -60,12 +70,21 @@ class Gateway:
     Args:
         grpc_url: host and port of tritonserver.
         limits: of requests and connections.
+        api_key: that requests must have; None asks for none.
     """
 
-    def __init__(self, grpc_url: str, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
+    def __init__(
+        self,
+        grpc_url: str,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        api_key: bytes | None = None,
+    ) -> None:
         self._limits = limits
+        self._api_key = api_key
         self._triton = Triton(grpc_url, limits)
         self._bodies = Bodies(limits)
+        self._metrics = Metrics()
+        self._segmenter = Segmenter(self._triton, self._bodies, limits, self._metrics)
         self._connections: Connections | None = None
 
     def application(self) -> web.Application:
@@ -76,6 +95,10 @@ class Gateway:
         models = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
         for model in models:  # first, because routes are tried in this order
             application.router.add_post(f"{model}/infer", self._infer, expect_handler=self._continue)
+        application.router.add_post("/v1/segment", self._segmenter.segment, expect_handler=self._continue)
+        add("GET", "/v1/models", self._segmenter.models)
+        add("GET", "/metrics", self._metrics.get)
+        application.add_routes(site.routes())
         add("GET", "/v2", self._server_metadata)
         add("GET", "/v2/", self._server_metadata)
         add("GET", "/v2/health/live", self._health("ServerLive", service_pb2.ServerLiveRequest()))
@@ -99,6 +122,7 @@ class Gateway:
             access_log=None,
             logger=_QUIET,
             auto_decompress=False,
+            handler_cancellation=True,  # who is gone needs no answer: the call to tritonserver ends, too
             keepalive_timeout=limits.idle_s,
             lingering_time=_LINGER_S,
             max_line_size=limits.line_bytes,
@@ -116,37 +140,61 @@ class Gateway:
             server.close()
             await runner.cleanup()
             await self._triton.close()
+            self._segmenter.close()
 
         return end
 
     @web.middleware
     async def _answered(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        """Turn every error into JSON with a status; mark the connection busy meanwhile."""
+        """Count a request, give it an identifier, and mark its connection busy meanwhile."""
         if self._connections is not None:
             self._connections.set_busy(request, True)
+        started = time.perf_counter()
+        given = request.headers.get(REQUEST_ID_HEADER, "")
+        request[REQUEST_ID] = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         try:
-            return await handler(request)
-        except Refusal as refusal:
-            return _error(refusal.status, refusal.message)
-        except web.HTTPException as error:  # no such route, or not with this method
-            response = _error(error.status, f"{error.reason}: {request.method} {request.path[:200]}")
-            response.headers.update({name: error.headers[name] for name in ("Allow",) if name in error.headers})
+            response = await self._response(request, handler)
+            response.headers[REQUEST_ID_HEADER] = request[REQUEST_ID]
+            self._metrics.count(request, response.status, time.perf_counter() - started)
             return response
-        except Exception:  # the caller learns nothing of it
-            traceback.print_exc()
-            return _error(HTTPStatus.INTERNAL_SERVER_ERROR, "the HTTP front failed; its log says why")
         finally:
             if self._connections is not None:
                 self._connections.set_busy(request, False)
 
+    async def _response(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """Turn every error into JSON with a status."""
+        try:
+            self._check_access(request)
+            return await handler(request)
+        except Refusal as refusal:
+            response = _error(request, refusal.status, refusal.message)
+            if refusal.status == HTTPStatus.UNAUTHORIZED:
+                response.headers["WWW-Authenticate"] = "Bearer"
+            return response
+        except ParameterError as error:
+            return _error(request, HTTPStatus.BAD_REQUEST, str(error))
+        except web.HTTPException as error:  # no such route, or not with this method
+            response = _error(request, error.status, f"{error.reason}: {request.method} {request.path[:200]}")
+            response.headers.update({name: error.headers[name] for name in ("Allow",) if name in error.headers})
+            return response
+        except Exception:  # the caller learns nothing of it
+            traceback.print_exc()
+            return _error(request, HTTPStatus.INTERNAL_SERVER_ERROR, "the HTTP front failed; its log says why")
+
+    def _check_access(self, request: web.Request) -> None:
+        check_origin(request)
+        if self._api_key is not None:
+            check_key(request, self._api_key, site.is_public(request.path))
+
     async def _continue(self, request: web.Request) -> web.StreamResponse | None:
         """Answer ``Expect: 100-continue``, which curl sends in front of a megabyte, unless the body is refused."""
         try:
+            self._check_access(request)
             self._bodies.check_head(request)
         except Refusal as refusal:
-            return _error(refusal.status, refusal.message)
+            return _error(request, refusal.status, refusal.message)
         if request.headers.get("Expect", "").lower() != "100-continue":
-            return _error(HTTPStatus.EXPECTATION_FAILED, "Expect; allowed: 100-continue")
+            return _error(request, HTTPStatus.EXPECTATION_FAILED, "Expect; allowed: 100-continue")
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
         return None
@@ -187,7 +235,7 @@ class Gateway:
 
     async def _model_ready(self, request: web.Request) -> web.Response:
         answer = await self._ask_model(request, "ModelReady", service_pb2.ModelReadyRequest())
-        return web.Response() if answer.ready else _error(HTTPStatus.BAD_REQUEST, "Model version not ready")
+        return web.Response() if answer.ready else _error(request, HTTPStatus.BAD_REQUEST, "Model version not ready")
 
     async def _statistics(self, request: web.Request) -> web.Response:
         question = service_pb2.ModelStatisticsRequest()
@@ -199,6 +247,7 @@ class Gateway:
 
     async def _closed(self, request: web.Request) -> web.Response:
         return _error(
+            request,
             HTTPStatus.FORBIDDEN,
             f"{request.path[:200]} is not offered over HTTP; over gRPC it needs the admin secret",
         )
@@ -223,7 +272,10 @@ def _json(body: bytes, status: int = HTTPStatus.OK) -> web.Response:
     return web.Response(body=body, status=status, content_type="application/json")
 
 
-def _error(status: int, message: str) -> web.Response:
+def _error(request: web.Request, status: int, message: str) -> web.Response:
+    """An error as Triton has it, and anywhere else than in its API as RFC 9457 does."""
+    if request.path != "/v2" and not request.path.startswith("/v2/"):
+        return problem(request, status, message)
     return _json(dump({"error": message.encode(errors="replace").decode()}), status)
 
 
@@ -236,12 +288,17 @@ def _spare_files() -> int:
     return max(1, soft - _KEPT_FILES) if soft != resource.RLIM_INFINITY else sys.maxsize
 
 
-async def run(listener: socket.socket, grpc_url: str, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
+async def run(
+    listener: socket.socket,
+    grpc_url: str,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    api_key: bytes | None = None,
+) -> None:
     """Answer until SIGTERM or SIGINT comes; requests in flight are answered first."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
-    end = await Gateway(grpc_url, limits).listen(listener)
+    end = await Gateway(grpc_url, limits, api_key).listen(listener)
     await stopped.wait()
     await end()

@@ -31,6 +31,13 @@ class Limits:
         answer_s: seconds that tritonserver may take for an inference.
         look_s: seconds that it may take for anything else.
         connections: at once; for one more, the one that has been idle for longest is closed.
+        form_fields: parts of a form that are no images.
+        field_bytes: of such a part.
+        under_way: requests to ``/v1/segment`` at once.
+        segment_s: seconds that tritonserver may take for one of them.
+        picture_pixels: of an image that an overlay is drawn over.
+        picture_work: of an overlay: pixels of the image times one more than its detections.
+        pictures: overlays that are drawn or wait for it.
     """
 
     body_bytes: int = 128 << 20
@@ -54,3 +61,10 @@ class Limits:
     answer_s: float = 300.0
     look_s: float = 10.0
     connections: int = 1000
+    form_fields: int = 16
+    field_bytes: int = 64 << 10
+    under_way: int = 64
+    segment_s: float = 60.0
+    picture_pixels: int = 25_000_000
+    picture_work: int = 1_500_000_000
+    pictures: int = 4

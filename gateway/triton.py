@@ -54,13 +54,17 @@ class Triton:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._infer = self._channel.unary_unary(_INFER, response_deserializer=service_pb2.ModelInferResponse.FromString)
 
-    async def infer(self, request: bytes) -> Any:
+    async def infer(self, request: bytes, timeout_s: float | None = None) -> Any:
         """Send a serialized ``ModelInferRequest``; returns the ``ModelInferResponse``.
+
+        Args:
+            request: bytes of the message.
+            timeout_s: how long it may take; None takes the limit ``answer_s``.
 
         Raises:
             Refusal: tritonserver answers with an error, whose text it has, or not at all.
         """
-        return await self._answer(self._infer(request, timeout=self._limits.answer_s))
+        return await self._answer(self._infer(request, timeout=timeout_s or self._limits.answer_s))
 
     async def ask(self, method: str, request: Any) -> Any:
         """Call another method of the service, such as ``ModelReady``.

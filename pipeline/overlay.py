@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.fonts import text_mask
 from pipeline.result import Detection, Segmentation
 
 Color: TypeAlias = "tuple[int, int, int]"
@@ -31,8 +32,9 @@ def draw_overlay(
     Args:
         image: uint8 [height, width, 3] RGB, upright, of the result's size.
         segmentation: the result for this image.
-        class_names: names for labels; an index without one is shown as a number.
-        color_by: ``instance`` tells neighbors apart; ``class`` keeps colors steady from frame to frame.
+        class_names: names for labels in place of the result's; an index without one is shown as a number.
+        color_by: ``instance`` tells neighbors apart; ``class`` keeps colors steady from frame to frame. Tracked objects
+            keep the color of their track.
         opacity: of the mask's color, in [0, 1].
 
     Returns:
@@ -55,17 +57,24 @@ def draw_overlay(
     thickness = max(1, round(sum(image.shape[:2]) / 600))
     shown = list(enumerate(segmentation))[::-1]
     for index, detection in shown:
-        color = palette(index if color_by == "instance" else detection.class_id)
+        color = _color(index, detection, color_by)
         if detection.mask_format != "none":
             _draw_mask(canvas, detection, color, opacity, thickness)
         left, top, right, bottom = (round(float(value)) for value in detection.box)
         cv2.rectangle(canvas, (left, top), (right, bottom), color, thickness, cv2.LINE_AA)
     # After all masks, or a neighbor would paint over them.
     for index, detection in shown:
-        color = palette(index if color_by == "instance" else detection.class_id)
-        name = (class_names or {}).get(detection.class_id, str(detection.class_id))
-        _draw_label(canvas, f"{name} {detection.score:.2f}", detection, color, thickness)
+        color = _color(index, detection, color_by)
+        name = (class_names or {}).get(detection.class_id, detection.class_name or str(detection.class_id))
+        track = "" if detection.track_id is None else f" #{detection.track_id}"
+        _draw_label(canvas, f"{name}{track} {detection.score:.2f}", detection, color, thickness)
     return canvas
+
+
+def _color(index: int, detection: Detection, color_by: str) -> Color:
+    if detection.track_id is not None:
+        return palette(detection.track_id)
+    return palette(index if color_by == "instance" else detection.class_id)
 
 
 def palette(index: int) -> Color:
@@ -103,6 +112,14 @@ def _draw_label(canvas: NDArray[np.uint8], text: str, detection: Detection, colo
     scale = max(0.4, thickness * 0.28)
     stroke = max(1, round(thickness * 0.6))
     (text_width, text_height), baseline = cv2.getTextSize(text, _FONT, scale, stroke)
+    drawn = None
+    if not text.isascii():
+        drawn = text_mask(text, round((text_height + baseline) * 1.1))
+        if drawn is None:  # no font here has these characters
+            text = f"{detection.class_id} {detection.score:.2f}"
+            (text_width, text_height), baseline = cv2.getTextSize(text, _FONT, scale, stroke)
+        else:
+            text_height, text_width, baseline = *drawn.shape, 0
     pad = max(2, thickness)
     box_width, box_height = text_width + 2 * pad, text_height + baseline + 2 * pad
     left = max(0, min(round(float(detection.box[0])), width - box_width))
@@ -112,4 +129,9 @@ def _draw_label(canvas: NDArray[np.uint8], text: str, detection: Detection, colo
     cv2.rectangle(canvas, (left, top), (left + box_width, top + box_height), color, cv2.FILLED)
     luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]  # ITU-R BT.601
     ink = (0, 0, 0) if luminance > 140 else (255, 255, 255)
-    cv2.putText(canvas, text, (left + pad, top + pad + text_height), _FONT, scale, ink, stroke, cv2.LINE_AA)
+    if drawn is None:
+        cv2.putText(canvas, text, (left + pad, top + pad + text_height), _FONT, scale, ink, stroke, cv2.LINE_AA)
+        return
+    region = canvas[top + pad : top + pad + text_height, left + pad : left + pad + text_width]
+    share = drawn[: region.shape[0], : region.shape[1], None] / np.float32(255)
+    region[:] = (region * (1 - share) + np.array(ink, np.float32) * share).round().astype(np.uint8)

@@ -252,11 +252,15 @@ def other_classes(before: Sequence[str], now: Sequence[str]) -> str | None:
         return None
     if len(before) != len(now):
         return f"{len(before)} class(es) before, {len(now)} now"
-    unnamed = [f"class_{index}" for index in range(len(now))]
-    if unnamed in (list(before), list(now)):
+    if not is_named(before) or not is_named(now):
         return None
     pairs = enumerate(zip(before, now, strict=True))
     return next((f"class {index} was {old!r} and is {new!r}" for index, (old, new) in pairs if old != new), None)
+
+
+def is_named(names: Sequence[str]) -> bool:
+    """Whether class names are an export's, not the ``class_0`` and so on of one that has none."""
+    return list(names) != [f"class_{index}" for index in range(len(names))]
 
 
 def toolchain(*packages: str) -> dict[str, str]:

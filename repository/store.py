@@ -23,9 +23,10 @@ from tritonclient.grpc import model_config_pb2
 from base.files import write_atomically
 from base.paths import address_problem
 from pipeline import contract
+from pipeline.class_names import to_parameters
 from pipeline.parameters import RequestLimits
 from repository.errors import RepositoryError
-from repository.manifest import MANIFEST_NAME, Manifest, classes_text, other_classes
+from repository.manifest import MANIFEST_NAME, Manifest, classes_text, is_named, other_classes
 from repository.profiles import PROFILES
 from repository.shim import SHIM_NAME, is_importable
 from repository.signatures import TrustedKeys
@@ -472,7 +473,7 @@ class ModelRepository:
     def fit_network(
         self, sizes: Mapping[str, list[int]], class_names: Sequence[str], limits: Mapping[str, float] = NO_LIMITS
     ) -> list[Path]:
-        """Write the network's sizes and limits into the configurations that differ from them.
+        """Write the network's sizes, limits and class names into the configurations that differ from them.
 
         Args:
             sizes: tensor name to dimensions, without batch, of the tensors that depend on the network.
@@ -486,21 +487,31 @@ class ModelRepository:
             RepositoryError: other versions in the repository have other sizes, classes or limits; one repository serves
                 one network, because all precisions share the other steps and the classes' numbers.
         """
-        for precision in contract.PRECISIONS:
-            for manifest in self.manifests(precision):
-                self._refuse_other_network(manifest, sizes, class_names, limits)
-        paths = [self.shared_config(name) for name in contract.SHARED_MODELS]
-        for precision in contract.PRECISIONS:
-            folder = self.model_folder(precision)
-            paths += [folder / CONFIG_NAME, *sorted(folder.glob("configs/*.pbtxt"))]
-        configs = {path: read_config(path) for path in paths}
+        manifests = [one for precision in contract.PRECISIONS for one in self.manifests(precision)]
+        for manifest in manifests:
+            self._refuse_other_network(manifest, sizes, class_names, limits)
+        if not is_named(class_names):  # another version's export may say what they are
+            class_names = next((one.class_names for one in manifests if is_named(one.class_names)), class_names)
+        names = to_parameters(class_names)
+        ensembles = [self.path / contract.ensemble_model(precision) for precision in contract.PRECISIONS]
+        networks = [self.model_folder(precision) for precision in contract.PRECISIONS]
+        named = [
+            path
+            for folder in (*networks, *ensembles)
+            for path in (folder / CONFIG_NAME, *sorted(folder.glob("configs/*.pbtxt")))
+        ]
         changed = []
-        for path, config in configs.items():
+        for path in [*(self.shared_config(name) for name in contract.SHARED_MODELS), *named]:
+            config = read_config(path)
             before = config.SerializeToString(deterministic=True)
             for tensor in [*config.input, *config.output]:
                 tensor.dims[:] = sizes.get(tensor.name, tensor.dims)
-            if contract.NUM_DETECTIONS.name in [tensor.name for tensor in config.output]:
+            if contract.NUM_DETECTIONS.name in [tensor.name for tensor in config.output] and not config.HasField(
+                "ensemble_scheduling"
+            ):
                 _write_limits(config, limits)
+            for name in names if path in named else ():
+                config.parameters[name].string_value = names[name]
             if config.SerializeToString(deterministic=True) != before:
                 write_config(path, config)
                 changed.append(path)

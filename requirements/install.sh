@@ -1,7 +1,8 @@
 #!/bin/sh
 # Makes the virtual environment .venv and installs a lock file into it: sh requirements/install.sh base|dev|tensorrt
 # Does nothing when that has been done already. PYTHON=… chooses the interpreter, VENV=… another place.
-# The lock exports (ultralytics, for the tests of real exports) shares no package with the others: give it a VENV of its own.
+# The locks exports (ultralytics, for the tests of real exports) and adapters (packages that take the client's results) share
+# no package with the others: give each a separate VENV. adapters takes newer Pythons, too.
 set -eu
 cd "$(dirname "$0")/.."
 name=$1
@@ -13,12 +14,19 @@ fail() {
     exit 1
 }
 
+newest=12
+candidates="python3 python3.12 python3.11 python3.10"
+if [ "$name" = adapters ]; then
+    newest=14
+    candidates="python3.13 python3.14 python3.12 python3"
+fi
+
 supported() {
-    "$1" -c 'import sys; raise SystemExit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1
+    "$1" -c "import sys; raise SystemExit(not (3, 10) <= sys.version_info[:2] <= (3, $newest))" >/dev/null 2>&1
 }
 
 find_python() {
-    for candidate in ${PYTHON:-python3 python3.12 python3.11 python3.10}; do
+    for candidate in ${PYTHON:-$candidates}; do
         if supported "$candidate"; then
             command -v "$candidate"
             return
@@ -55,11 +63,11 @@ fi
 
 # Each of base, dev and tensorrt holds everything of the one before.
 case $name in
-exports) enough="exports" ;;
+exports | adapters) enough=$name ;;
 base) enough="base dev tensorrt" ;;
 dev) enough="dev tensorrt" ;;
 tensorrt) enough="tensorrt" ;;
-*) fail "no lock file is called $name; there are base, dev, tensorrt and exports" ;;
+*) fail "no lock file is called $name; there are base, dev, tensorrt, exports and adapters" ;;
 esac
 for done_name in $enough; do
     stamp=$venv/.installed-$done_name
@@ -77,9 +85,13 @@ tensorrt | exports)
     "$venv/bin/python" -m pip install $quiet --disable-pip-version-check torch==2.13.0
     ;;
 esac
-# The locks are complete, and hold what pip would refuse: OpenCV's metadata asks for NumPy 2 (pyproject.toml), ultralytics
+# The locks are complete, and hold what pip would refuse: OpenCV's metadata asks for NumPy 2 (pyproject.toml), other packages
 # for an OpenCV that needs X11 libraries.
 "$venv/bin/python" -m pip install $quiet --disable-pip-version-check --require-hashes --no-deps -r "$lock"
-[ "$name" = exports ] ||
+case $name in
+exports | adapters) ;;
+*)
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+    ;;
+esac
 digest "$name" >"$venv/.installed-$name"

@@ -18,6 +18,9 @@ from base.fetch import fetch_archive
 from base.files import write_atomically
 
 REFERENCE_NAME: Final = "yolov8n-seg"
+REFERENCE_CLASSES: Final = ("card",)
+"""Names of its classes, which the export does not hold."""
+
 _PACKAGE: Final = "microwink==0.0.4"
 _FOLDER: Final = "microwink-0.0.4"
 _ARCHIVE_SHA256: Final = "cc312da40571c61e6f70cfec2b795fca8d794f5d85c0e2b220c80dda6ba38abb"

@@ -68,6 +68,7 @@ def _run(options: argparse.Namespace) -> int:
             visible_secret=options.visible_secret,
             trusted_keys=options.trusted_keys,
             gateway=options.gateway,
+            api_key_file=options.api_key_file,
             extra_arguments=tuple(options.arguments),
             admin_secret=secret_in(options.admin_secret_file) if options.admin_secret_file is not None else None,
         ),
@@ -86,9 +87,7 @@ def _run(options: argparse.Namespace) -> int:
             server,
             policy,
             options.ready_timeout_s,
-            on_ready=lambda: command_line.say(
-                _how_to_call(options.published or (server.http_url, server.grpc_url, server.metrics_url), served)
-            ),
+            on_ready=lambda: command_line.say(_how_to_call(server, options.published, served)),
             say=_say,
             watch=lambda running: watch_over(running, policy, _say),
         )
@@ -119,18 +118,28 @@ def _unpack(options: argparse.Namespace) -> int:
     return 0
 
 
-def _how_to_call(urls: tuple[str, str, str], served: Sequence[str]) -> str:
-    http_url, grpc_url, metrics_url = urls
+def _how_to_call(server: TritonServer, published: tuple[str, str, str] | None, served: Sequence[str]) -> str:
+    http_url, grpc_url, metrics_url = published or (server.http_url, server.grpc_url, server.metrics_url)
     precision = served[-1]
-    return f"""
-ready: {", ".join(contract.ensemble_model(name) for name in served)}
+    names = ", ".join(contract.ensemble_model(name) for name in served)
+    key = server.options.api_key_file
+    if server.front is not None:
+        page = f"\npage: http://{http_url}/"
+        header = f' -H "X-API-Key: $(cat {key})"' if key is not None else ""
+        curl = f"""with curl; docs: http://{http_url}/docs
+  curl -F image=@PHOTO.jpg{header} http://{http_url}/v1/segment"""
+    else:
+        page = ""
+        curl = f"""with curl (a JSON header, then the image behind its length in four bytes, the least first):
+{_curl(http_url, contract.ensemble_model(precision))}"""
+    return f"""{page}
+ready: {names}
   HTTP {http_url}   gRPC {grpc_url}   metrics http://{metrics_url}/metrics
+
+{curl}
 
 segment photographs; overlays and JSON are written to out/:
   python -m client PHOTO.jpg --precision {precision} --url {grpc_url} --out out --json out/result.json
-
-with curl (a JSON header, then the image behind its length in four bytes, the least first):
-{_curl(http_url, contract.ensemble_model(precision))}
 
 Ctrl-C stops the server."""
 
@@ -227,6 +236,12 @@ def _parser() -> argparse.ArgumentParser:
         "--gateway",
         action="store_true",
         help="answer HTTP through the bounded gateway with every tritonserver (before 2.60 it is always so)",
+    )
+    run.add_argument(
+        "--api-key-file",
+        type=local_path,
+        metavar="FILE",
+        help="callers over HTTP must send the key in it (X-API-Key); made if missing (default: none is asked for)",
     )
     run.add_argument("--preprocess-instances", type=_count, help="processes that decode images (default: configured)")
     run.add_argument("--postprocess-instances", type=_count, help="processes that make masks (default: configured)")

@@ -40,6 +40,7 @@ class HttpFront:
         host: IPv4 address to listen on.
         port: 0 takes a free one.
         log: gets each line of the gateway's log, and of its deaths.
+        api_key_file: holds the key that callers must send; None asks for none.
 
     Raises:
         PortInUse: something listens on the port.
@@ -48,7 +49,7 @@ class HttpFront:
         port: that is listened on.
     """
 
-    def __init__(self, host: str, port: int, log: Callable[[str], None]) -> None:
+    def __init__(self, host: str, port: int, log: Callable[[str], None], api_key_file: Path | None = None) -> None:
         try:
             self._listener = socket.create_server((host, port), backlog=1024)
         except OSError as error:
@@ -57,6 +58,7 @@ class HttpFront:
             ) from error
         self.port = int(self._listener.getsockname()[1])
         self._log = log
+        self._key = [] if api_key_file is None else [f"--api-key-file={api_key_file.resolve()}"]
         self._grpc_url = ""
         self._process: subprocess.Popen[str] | None = None
         self._started = self._due = self._answered = self._probed = 0.0
@@ -78,7 +80,7 @@ class HttpFront:
             return
         descriptor = self._listener.fileno()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "run", f"--grpc-url={grpc_url}", f"--http-fd={descriptor}"],
+            [sys.executable, "-m", "gateway", "run", f"--grpc-url={grpc_url}", f"--http-fd={descriptor}", *self._key],
             env={**os.environ, "PYTHONSAFEPATH": ""},
             cwd=_ROOT,  # where this project lies, installed or not
             pass_fds=(descriptor,),

@@ -11,7 +11,7 @@ import json
 import struct
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Final
 
@@ -39,12 +39,15 @@ def gray_picture(side: int = _SIDE) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def ask(http_url: str, model: str, timeout_s: float = _TIMEOUT_S) -> tuple[int, str]:
+def ask(
+    http_url: str, model: str, headers: Mapping[str, str] | None = None, timeout_s: float = _TIMEOUT_S
+) -> tuple[int, str]:
     """Send one picture to an ensemble.
 
     Args:
         http_url: the server's HTTP endpoint, ``host:port``.
         model: the ensemble.
+        headers: that the server asks for, such as an API key; None if none.
         timeout_s: how long it may take.
 
     Returns:
@@ -62,9 +65,13 @@ def ask(http_url: str, model: str, timeout_s: float = _TIMEOUT_S) -> tuple[int, 
         "parameters": {"binary_data_size": len(element)},
     }
     header = json.dumps({"inputs": [tensor]}).encode()
-    headers = {"Inference-Header-Content-Length": str(len(header)), "Content-Type": "application/octet-stream"}
+    sent = {
+        **(headers or {}),
+        "Inference-Header-Content-Length": str(len(header)),
+        "Content-Type": "application/octet-stream",
+    }
     status, answer = http_call(
-        http_url, f"/v2/models/{model}/infer", "POST", header + element, headers, timeout_s=timeout_s
+        http_url, f"/v2/models/{model}/infer", "POST", header + element, sent, timeout_s=timeout_s
     )
     return status, "" if status == HTTPStatus.OK else answer[:500].decode(errors="replace")
 

@@ -40,7 +40,7 @@ from serving.memory import end_first
 from serving.private_files import PRIVATE_UMASK, has_filter, keep_files_private
 from serving.repository_view import make_view
 from serving.safe_names import SafeNames
-from serving.secret import new_secret
+from serving.secret import new_secret, secret_in
 from serving.tritonserver import Installation, find_tritonserver
 from serving.warm_up import warm_up
 
@@ -84,6 +84,8 @@ class ServerOptions:
         trusted_keys: file of public keys, of which one must have signed each version; None takes the file that the
             environment names, if it names one.
         gateway: put the gateway in front of HTTP whatever the server's version is; before 2.60 it always is.
+        api_key_file: holds the key that callers over HTTP must send, and is made if missing; None asks for none. With
+            one, the gateway is in front, too.
         extra_arguments: passed to tritonserver, relative paths made absolute; metrics must stay on, readiness is read
             there.
     """
@@ -104,6 +106,7 @@ class ServerOptions:
     visible_secret: bool = False
     trusted_keys: Path | None = None
     gateway: bool = False
+    api_key_file: Path | None = None
     extra_arguments: tuple[str, ...] = ()
 
 
@@ -141,6 +144,7 @@ class TritonServer:
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self.front: HttpFront | None = None
+        self._key_header: dict[str, str] = {}
         self._shm_prefix = ""
         self._asked_ports = (options.http_port, options.grpc_port, options.metrics_port)
         self._ports = (0, 0, 0)
@@ -222,9 +226,11 @@ class TritonServer:
                 repository.drop_compiled(repository.version_folder(precision, version))
                 if repository.trusted is not None:  # at every start, also after a crash
                     _refuse_untrusted(repository, precision, version)
-        if options.gateway or not installation.has_request_bound:
+        if options.gateway or options.api_key_file is not None or not installation.has_request_bound:
             _refuse_http_options(options.extra_arguments)
-            self.front = self.front or HttpFront(self._host, given[0], self._take_line)
+            if options.api_key_file is not None:
+                self._key_header = {"X-API-Key": secret_in(options.api_key_file)}
+            self.front = self.front or HttpFront(self._host, given[0], self._take_line, options.api_key_file)
             given = (self.front.port, *given[1:])
         spare = free_ports(self._host, len(given), given)
         self._ports = tuple(  # type: ignore[assignment]  # always three
@@ -317,7 +323,7 @@ class TritonServer:
                 raise ServingError(f"tritonserver was not ready within {timeout_s:.0f} s{self.last_words()}")
             time.sleep(0.1)
         self._check_hidden()
-        for model, fault in warm_up(self.http_url, self._models).items():
+        for model, fault in warm_up(self.http_url, self._models, self._key_header).items():
             self._take_line(f"{model} did not answer a first request: {fault}")
 
     def _check_hidden(self) -> None:

@@ -6,7 +6,7 @@ it does not know the server's speed and admits few requests.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from pipeline import contract
@@ -15,12 +15,15 @@ from serving.health import ask
 _ENSEMBLES: Final = frozenset(map(contract.ensemble_model, contract.PRECISIONS))
 
 
-def warm_up(http_url: str, models: Iterable[str], timeout_s: float = 30.0) -> dict[str, str]:
+def warm_up(
+    http_url: str, models: Iterable[str], headers: Mapping[str, str] | None = None, timeout_s: float = 30.0
+) -> dict[str, str]:
     """Ask every ensemble for the instances of one gray picture.
 
     Args:
         http_url: the server's HTTP endpoint, ``host:port``.
         models: that it serves; only ensembles are asked.
+        headers: that it asks for, such as an API key; None if none.
         timeout_s: how long each may take.
 
     Returns:
@@ -29,7 +32,7 @@ def warm_up(http_url: str, models: Iterable[str], timeout_s: float = 30.0) -> di
     faults = {}
     for model in sorted(_ENSEMBLES & set(models)):
         try:
-            fault = ask(http_url, model, timeout_s)[1]
+            fault = ask(http_url, model, headers, timeout_s)[1]
         except OSError as error:
             fault = str(error) or type(error).__name__
         if fault:

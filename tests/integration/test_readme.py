@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -61,7 +62,8 @@ def interrupt(server):
 
 
 def test_every_command_is_known():
-    known = ("make ", "python -m ", "sh requirements/install.sh ", ". .venv/bin/activate", "docker compose ")
+    known = ("make ", "curl -F image=@photo.jpg ", "python -m ", "sh requirements/install.sh ", ". .venv/bin/activate")
+    known += ("docker compose ",)
     assert COMMANDS
     assert all(command.startswith(known) for command in COMMANDS), COMMANDS
 
@@ -114,8 +116,12 @@ def test_demo_then_serve_then_the_client(checkout, reference):
     (checkout / "photographs").mkdir()
     for path in reference.photographs:
         shutil.copy(path, checkout / "photographs")
+    (curl,) = (command for command in COMMANDS if command.startswith("curl "))
+    shutil.copy(reference.photographs[2], checkout / "photo.jpg")
     server = start(["make", "serve"], checkout)
     try:
+        answer = json.loads(run(curl, checkout, capture_output=True, text=True).stdout)
+        assert [found["class_name"] for found in answer["images"][0]["detections"]] == ["card", "card"]
         result = run(client, checkout, capture_output=True, text=True)
         assert "mklovin.png" in result.stdout
         assert (checkout / "out" / "result.json").is_file()

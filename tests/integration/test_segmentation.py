@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import io
 import threading
@@ -13,7 +14,7 @@ from PIL import Image
 
 from client.errors import RequestError
 from client.retry import RetryPolicy
-from client.segmentation import SegmentationClient
+from client.segmentation import AsyncSegmentationClient, SegmentationClient
 from pipeline import contract
 from pipeline.images import decode_image
 from tests.integration import reference_masks
@@ -284,3 +285,21 @@ def test_a_broken_image_in_a_request_is_named(url, protocol, reference):
         pytest.raises(RequestError, match="image 2 of 3"),
     ):
         client.segment_batch([reference.photographs[0], b"broken", reference.photographs[1]])
+
+
+def test_class_names_come_from_the_server(url, protocol, reference):
+    photograph = reference.photographs[2]
+    with SegmentationClient(url, protocol) as client:
+        assert client.class_names() == ("card",)
+        found = client.segment(photograph, classes=["card"])
+        assert [one.class_name for one in found] == ["card"] * len(found)
+        assert len(found) == 2
+        with pytest.raises(RequestError, match="names 'dog'; allowed: card, or their numbers from 0 to 0"):
+            client.segment(photograph, classes=["dog"])
+
+    async def ask():
+        async with AsyncSegmentationClient(url, protocol) as client:
+            results = await asyncio.gather(*(client.segment(photograph, classes=["card", 0]) for _ in range(3)))
+            return [result.class_names for result in results]
+
+    assert asyncio.run(ask()) == [("card",)] * 3

@@ -136,13 +136,16 @@ def test_a_killed_parent_takes_the_server_with_it(running):
 
 def test_it_says_how_to_call_it_and_that_works(running, reference, tmp_path):
     _, text = running
-    script = text[text.index("  f=PHOTO.jpg") : text.index("Ctrl-C stops")]
-    script = script.replace("PHOTO.jpg", str(reference.photographs[0]))
+    page = re.search(r"http://\S+/", text).group()
+    assert text.strip().startswith(f"page: {page}\n")
+    with urllib.request.urlopen(page, timeout=20) as answer:
+        assert b"<title>Instance segmentation</title>" in answer.read()
+    curl = re.search(r"curl -F .*", text).group().replace("PHOTO.jpg", str(reference.photographs[0]))
     for shell in ("sh", "bash"):
-        result = subprocess.run([shell, "-c", script], capture_output=True, text=True, check=True)
-        outputs = {output["name"]: output for output in json.loads(result.stdout)["outputs"]}
-        assert outputs["num_detections"]["data"] == [1]
-        assert outputs["image_size"]["data"] == [909, 909]
+        result = subprocess.run([shell, "-c", curl], capture_output=True, text=True, check=True)
+        (image,) = json.loads(result.stdout)["images"]
+        assert (image["width"], image["height"]) == (909, 909)
+        assert [found["class_name"] for found in image["detections"]] == ["card"]
     command = (
         re.search(r"python -m client PHOTO.jpg .*", text).group().replace("PHOTO.jpg", str(reference.photographs[0]))
     )

@@ -27,6 +27,9 @@ def brightness(frame):
 class OutOfOrderTransport:
     """Answers after a random time, with the frame's brightness as the score of one disc."""
 
+    async def class_names(self, model):
+        return ("disc",)
+
     def __init__(self, refuse=(), gone_after=None, mask=None):
         self.seen, self.working, self.most = 0, 0, 0
         self._refuse, self._gone_after, self._mask = refuse, gone_after, mask

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pipeline.fonts import text_mask
 from pipeline.overlay import draw_overlay, palette
 from pipeline.result import Segmentation
 from tests.unit.client.results import disc, empty_segmentation, segmentation_of
@@ -82,3 +83,14 @@ def test_nothing_found_leaves_the_image():
 def test_an_image_of_another_size_is_refused():
     with pytest.raises(ValueError, match="30x20 pixels; the result is for 20x30"):
         draw_overlay(gray(30, 20), empty_segmentation(20, 30))
+
+
+def test_names_in_other_scripts_are_drawn_or_numbered(monkeypatch):
+    found = segmentation_of([disc(300, 400, 200, 180, 60)])
+    plain = draw_overlay(gray(300, 400), found, class_names={0: "0"})
+    pictures = {name: draw_overlay(gray(300, 400), found, class_names={0: name}) for name in ("Größe", "Карта")}
+    letters = {name: picture[90:120].tobytes() for name, picture in pictures.items()}
+    if text_mask("Größe", 20) is not None:  # a font is here
+        assert len({*letters.values(), plain[90:120].tobytes()}) == 3
+    monkeypatch.setattr("pipeline.overlay.text_mask", lambda *_: None)
+    assert np.array_equal(draw_overlay(gray(300, 400), found, class_names={0: "カード"}), plain)

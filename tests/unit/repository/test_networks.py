@@ -19,7 +19,7 @@ from repository.manifest import other_classes
 from repository.networks import mixture
 from repository.promotions import read_promotions
 from repository.servable import models_to_load
-from repository.store import ModelRepository
+from repository.store import ModelRepository, read_config
 from repository.versions import PromotionError, VersionRef, promote, promote_together, rollback, rollback_together
 from serving.errors import ServingError
 from serving.preflight import check, preflight
@@ -112,6 +112,20 @@ def test_a_retrained_network_is_built_beside_the_old_one_and_promoted_as_a_whole
 def test_an_export_without_class_names_is_the_same_network(make):
     make("first", ["cat", "dog"])
     assert make("second", [], retrained=True)[0].manifest.version == 2
+
+
+def test_class_names_are_written_into_every_configuration_that_callers_read(make):
+    """The shipped configurations name the reference model's classes, which are not this network's."""
+    make("first", ["cat", "dog"])
+    make("second", [], retrained=True)
+    (repository,) = {built.folder.parents[1] for built in make("first", ["cat", "dog"])}
+    paths = [path for kind in ("network", "segment") for path in repository.glob(f"{kind}_*/**/*.pbtxt")]
+    assert len(paths) == 18
+    for path in paths:
+        parameters = read_config(path).parameters
+        assert parameters["class_names"].string_value == '["cat", "dog"]', path
+        assert parameters["metadata"].string_value == "{'task': 'segment', 'names': {0: 'cat', 1: 'dog'}}"
+    assert "class_names" not in read_config(repository / "postprocess" / "config.pbtxt").parameters
 
 
 # Versions in a repository.

@@ -1,0 +1,61 @@
+"""Prometheus metrics of the gateway itself; tritonserver's are on its own port."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+_BUCKETS_S: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+class Metrics:
+    """Counts and times of requests.
+
+    Attributes:
+        under_way: requests to ``/v1/segment`` that are being read or answered.
+        images: images that were answered, by precision.
+        server_s: seconds that tritonserver took for a request to ``/v1/segment``, by precision.
+    """
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "segmentation_gateway_requests_total", "Requests by route and status", ["route", "status"],
+            registry=self._registry,
+        )  # fmt: skip
+        self._seconds = Histogram(
+            "segmentation_gateway_request_seconds", "From a request's head to its answer", ["route"],
+            buckets=_BUCKETS_S, registry=self._registry,
+        )  # fmt: skip
+        self.under_way = Gauge(
+            "segmentation_gateway_requests_under_way", "Segmentations under way", registry=self._registry
+        )
+        self.images = Counter(
+            "segmentation_gateway_images_total", "Images answered", ["precision"], registry=self._registry
+        )
+        self.server_s = Histogram(
+            "segmentation_gateway_server_seconds", "What tritonserver took for a request", ["precision"],
+            buckets=_BUCKETS_S, registry=self._registry,
+        )  # fmt: skip
+        ProcessCollector(registry=self._registry)
+        self._series: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+
+    def count(self, request: web.BaseRequest, status: int, seconds: float) -> None:
+        """Count an answered request; its path counts only where it is a route, so that strangers make no series."""
+        route = "other"
+        if isinstance(request, web.Request) and request.match_info.route.resource is not None:
+            route = request.match_info.route.resource.canonical
+        series = self._series.get((route, status))
+        if series is None:  # looking series up by their labels takes longer than counting
+            series = self._requests.labels(route, str(status)), self._seconds.labels(route)
+            self._series[route, status] = series
+        series[0].inc()
+        series[1].observe(seconds)
+
+    async def get(self, request: web.Request) -> web.Response:
+        """Answer with the text that Prometheus reads."""
+        del request
+        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
