@@ -25,7 +25,9 @@ EXAMPLES: Final = {
     "promote": ("promote network_int8/2", "promote network_fp32/2 network_fp16/2 network_int8/2 --profile tensorrt"),
     "rollback": ("rollback network_int8",),
     "prune": ("prune --keep 3 --dry-run",),
-    "verify": ("verify", "verify network_int8/2"),
+    "verify": ("verify", "verify network_int8/2", "verify --trusted-keys ~/trusted.pem"),
+    "keygen": ("keygen ~/segmentation.key",),
+    "sign": ("sign network_int8/2 --key ~/segmentation.key",),
 }
 """Command to what can be typed behind ``python -m builder``."""
 

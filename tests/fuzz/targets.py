@@ -33,7 +33,8 @@ from tritonclient.grpc import service_pb2
 from base.errors import OperatorError
 from builder.errors import BuilderError
 from builder.export import inspect
-from builder.families import yolo
+from builder.families import recognize
+from builder.families.metadata import class_names, facts_of, model_name
 from builder.settings import load_settings
 from client.errors import SegmentationError, answer_errors
 from client.request import parse_response
@@ -430,9 +431,10 @@ def _onnx(data: bytes) -> None:
         return
     outputs = {value.name: (1, 37, 84) for value in found.model.graph.output}
     with contextlib.suppress(BuilderError):
-        yolo.check_outputs(outputs, found.metadata, found.input_height, found.input_width)
-    yolo.class_names(found.metadata, 3)
-    yolo.model_name(found.metadata)
+        recognize(found.seen(outputs), None)
+    class_names(found.metadata, 3)
+    model_name(found.metadata)
+    facts_of(found.metadata)
 
 
 def _onnx_seeds() -> list[bytes]:
@@ -515,7 +517,7 @@ def _promotions(text: bytes) -> None:
 
 
 def _names(text: bytes) -> None:
-    names, _ = yolo.class_names({"names": text.decode(errors="surrogateescape")}, 3)
+    names, _ = class_names({"names": text.decode(errors="surrogateescape")}, 3)
     if len(names) != 3:
         raise AssertionError(names)
 

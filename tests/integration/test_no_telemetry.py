@@ -72,10 +72,11 @@ def test_onnx_runtime_reports_nothing_once_a_package_is_imported(watch, referenc
 @pytest.mark.server
 def test_server_client_builder_and_load_call_nobody(watch, repository, reference, tmp_path):
     start, called = watch
+    # strace is the tracer of every process, so the server cannot hide its secret.
     script = r"""
 set -e
-python=$1 photographs=$2 repository=$3 out=$4
-$python -m serving run --repository $repository --http-port 0 --grpc-port 0 --metrics-port 0 >$out/said & server=$!
+python=$1 photographs=$2 repository=$3 out=$4 ports="--http-port 0 --grpc-port 0 --metrics-port 0"
+$python -m serving run --visible-secret --repository $repository $ports >$out/said & server=$!
 until grep -q 'Ctrl-C stops' $out/said; do sleep 0.2; kill -0 $server; done
 http=$(sed -n 's/.* HTTP \([^ ]*\) .*/\1/p' $out/said) grpc=$(sed -n 's/.* gRPC \([^ ]*\) .*/\1/p' $out/said)
 $python -m client $photographs --url $grpc --json $out/grpc.json
