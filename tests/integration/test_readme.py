@@ -76,14 +76,15 @@ def test_compose_commands_name_services_and_profiles_that_are_there(document):
     commands = re.findall(r"docker compose (.+?)(?=  |[`\n#\\])", (ROOT / document).read_text())
     assert commands
     for command in commands:
-        words = [word.strip("`.,;()") for word in command.split()]
+        words = [word.strip("`.,;()\"") for word in command.split()]
         profiles = [words[place + 1] for place, word in enumerate(words) if word == "--profile"]
-        assert set(profiles) <= set(PROFILES), command
-        named = words[words.index("run") + 1 :] if "run" in words else words[words.index("up") + 1 :]
+        assert set(profiles) <= {*PROFILES, "*"}, command
+        (verb,) = (word for word in words if word in ("run", "up", "down", "stop"))
+        named = words[words.index(verb) + 1 :]
         plain = [word for word in named if re.fullmatch(r"[a-z]+(-[a-z]+)*", word)]
-        if "run" in words:
+        if verb == "run":
             assert plain[0] in config, command
-        elif "up" in words:
+        else:
             assert not plain or plain[0] in config, command
 
 
