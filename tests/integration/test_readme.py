@@ -21,7 +21,10 @@ pytestmark = pytest.mark.server
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
-    line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line.strip()
+    re.split(r"\s+#", line)[0]
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
 ]
 
 
@@ -76,7 +79,7 @@ def test_compose_commands_name_services_and_profiles_that_are_there(document):
     commands = re.findall(r"docker compose (.+?)(?=  |[`\n#\\])", (ROOT / document).read_text())
     assert commands
     for command in commands:
-        words = [word.strip("`.,;()\"") for word in command.split()]
+        words = [word.strip('`.,;()"') for word in command.split()]
         profiles = [words[place + 1] for place, word in enumerate(words) if word == "--profile"]
         assert set(profiles) <= {*PROFILES, "*"}, command
         (verb,) = (word for word in words if word in ("run", "up", "down", "stop"))
