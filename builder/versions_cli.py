@@ -104,7 +104,7 @@ def _add_promotion_options(parser: argparse.ArgumentParser, default: str) -> Non
     parser.add_argument(
         "--url",
         metavar="HOST:PORT",
-        default=os.environ.get("SEGMENTATION_URL"),
+        default=os.environ.get("SEGMENTATION_CONTROL_URL"),
         help="gRPC endpoint of a server to reload, such as one in a container (default: those started on this machine)",
     )
     parser.add_argument(
