@@ -33,8 +33,7 @@ def parameters_given(namespace: argparse.Namespace) -> SegmentOptions:
     if not all(part.isdecimal() for part in classes) and "classes" in texts:  # names, which only the server knows
         if not all(classes):
             raise ParameterError(
-                f"parameter 'classes' is {texts['classes']!r}; allowed: names or indices, such as card "
-                "or 0,2"
+                f"parameter 'classes' is {texts['classes']!r}; allowed: names or indices, such as card or 0,2"
             )
         names = texts.pop("classes")
         return {**_parsed(texts), "classes": [names]}
