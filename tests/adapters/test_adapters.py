@@ -153,7 +153,7 @@ print(json.dumps([code, len(document["images"]), list(frames.values())]))
         for track, (left, top, _, _) in frame:
             if track is not None and left > 5:  # the frame does not cut it
                 places.setdefault(track, []).append((number, left, top))
-    long = [path for path in places.values() if len(path) >= 8]
+    long = [path for path in places.values() if len(path) >= 6]
     assert len(long) >= 3
     for path in long:
         steps = np.diff(np.array(path), axis=0)
