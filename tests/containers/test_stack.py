@@ -152,6 +152,8 @@ def test_load_by_two_workers(stack):
             return {}
 
     wait_for(lambda: len(stats().get("workers", [])) == 2, 90, "two workers")
+    # Promotions have changed configurations that are part of the image, so that the server was started anew with it.
+    wait_for(lambda: stack.health() == "healthy", 120, "the server")
     form = b"user_count=2&spawn_rate=2&user_classes=GrpcUser"
     urllib.request.urlopen(urllib.request.Request(f"{page}/swarm", form), timeout=10).read()
     wait_for(lambda: stats()["stats"][-1]["num_requests"] > 10, 60, "requests")

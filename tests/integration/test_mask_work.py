@@ -46,7 +46,7 @@ def test_several_at_once_do_not_add_up(server, reference, tmp_path, requests):
     (one,) = Sender(server.grpc_url, server.http_url, tmp_path).send_all(iter([requests["1 x rle"]]))
     outcomes, slowest_s, alone_s = beside(server, photograph, [requests["1 x rle"]] * 5, tmp_path)  # four at once
     assert [outcome.fault for outcome in outcomes] == [""] * 5
-    # One of them may have been begun just before the bound; five one after the other would take five times as long.
+    # One of them may have been begun just before the bound; four one after the other would take four times as long.
     assert slowest_s < BOUND_S + 2 * one.seconds + alone_s
 
 
