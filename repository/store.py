@@ -277,12 +277,10 @@ class ModelRepository:
         Raises:
             RepositoryError: names the folder, its owner, this user, and what to do.
         """
-        folders = [self.path, *(self.model_folder(precision) for precision in contract.PRECISIONS)]
-        existing = [folder for folder in folders if folder.exists()]
-        nearest = next(folder for folder in [self.path.resolve(), *self.path.resolve().parents] if folder.exists())
-        for folder in existing or [nearest]:
+        nearest = next(place for place in (self.path.resolve(), *self.path.resolve().parents) if os.path.lexists(place))
+        for folder in (nearest, *(self.model_folder(precision) for precision in contract.PRECISIONS)):
             with _explained_disk_errors(folder):
-                if not os.access(folder, os.W_OK | os.X_OK):
+                if os.path.lexists(folder) and not os.access(folder, os.W_OK | os.X_OK):
                     number = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
                     raise OSError(number, os.strerror(number), str(folder))
 

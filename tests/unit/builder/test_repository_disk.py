@@ -50,7 +50,9 @@ def test_another_users_repository_is_refused_at_once_with_both_users():
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         Path(folder).chmod(0o755)
         repository = ModelRepository.open(Path(folder) / "repository")
-        assert "repository: Permission denied; it belongs to user 0, and this is user 65534: make it" in said()
+        for mode in (0o755, 0o700):
+            repository.path.chmod(mode)
+            assert "repository: Permission denied; it belongs to user 0, and this is user 65534: make it" in said()
         for place in (repository.path, *map(repository.model_folder, ("fp32", "fp16"))):
             os.chown(place, 65534, 0)
         os.chown(repository.model_folder("int8"), 1234, 1234)
