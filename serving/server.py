@@ -36,7 +36,7 @@ from serving.front import HttpFront, knows_secret
 from serving.hidden_arguments import STAND_IN, CannotHide, start_hidden
 from serving.http_call import http_call
 from serving.lifetime import end_with
-from serving.memory import end_first
+from serving.memory import MEMORY_DEATHS, end_first
 from serving.private_files import PRIVATE_UMASK, has_filter, keep_files_private
 from serving.repository_view import make_view
 from serving.safe_names import SafeNames
@@ -318,7 +318,7 @@ class TritonServer:
                     self.stop()
                     self.start()
                     continue
-                raise ServingError(f"tritonserver ended before it was ready{self.last_words()}")
+                raise ServingError(f"tritonserver ended before it was ready{MEMORY_DEATHS.cause()}{self.last_words()}")
             if time.monotonic() > deadline:
                 raise ServingError(f"tritonserver was not ready within {timeout_s:.0f} s{self.last_words()}")
             time.sleep(0.1)

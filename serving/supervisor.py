@@ -89,7 +89,7 @@ def supervise(
                 break
             except OperatorError as error:
                 # The log is quoted when the server is given up.
-                fault, deaths = str(error).partition(". Its log ends:")[0] + MEMORY_DEATHS.cause(), deaths + 1
+                fault, deaths = str(error).partition(". Its log ends:")[0], deaths + 1
         say(f"tritonserver is ready again (process {server.pid})")
 
 
