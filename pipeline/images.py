@@ -20,7 +20,7 @@ from pipeline.image_structure import (
     still_webp,
 )
 from pipeline.jpeg_structure import closed_jpeg
-from pipeline.tiff_structure import without_orientation
+from pipeline.tiff_structure import as_stored
 
 _QUARTER_TURNS: Final = (5, 6, 7, 8)
 _FLIPS: Final = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # OpenCV's codes: 1 left to right, 0 upside down, -1 both
@@ -88,8 +88,8 @@ def check_image(data: bytes, limits: ImageLimits) -> tuple[bytes, ImageHeader]:
         data = plain_png(data)
     elif header.format == "WEBP":
         data = still_webp(data, header)
-    elif header.format == "TIFF" and header.orientation != 1:
-        data = without_orientation(data)
+    elif header.format == "TIFF":
+        data = as_stored(data)
     return data, header
 
 

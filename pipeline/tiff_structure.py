@@ -26,6 +26,8 @@ _NUMBERS: Final = {1: "B", 3: "H", 4: "I", 16: "Q"}  # whole numbers, by TIFF's 
 _BYTES: Final = {3: 2, 8: 2, 4: 4, 9: 4, 11: 4, 13: 4, 5: 8, 10: 8, 12: 8, 16: 8, 17: 8, 18: 8}  # others: 1
 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _SAMPLE_FORMAT = 258, 259, 262, 277, 284, 339
+_EXTRA_SAMPLES: Final = 338
+_MULTIPLIED_ALPHA, _UNMULTIPLIED_ALPHA = 1, 2
 _JPEG: Final = 7
 _FAX: Final = (2, 3, 4)
 _COMPRESSIONS: Final = (1, *_FAX, 5, _JPEG, 8, 32773, 32946)  # none, CCITT, LZW, JPEG, Deflate, PackBits
@@ -47,14 +49,14 @@ _COMPRESSION_NAMES: Final = {
 }
 _SAMPLE_FORMATS: Final = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 _UNSIGNED: Final = (1, 4)  # 4: undefined
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _CIELAB = 0, 1, 2, 3, 5, 6, 8
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _PHOTOMETRIC_NAMES: Final = {
     _RGB: "RGB",
     _PALETTE: "palette",
     4: "transparency mask",
     _CMYK: "CMYK",
     _YCBCR: "YCbCr",
-    _CIELAB: "CIELab",
+    8: "CIELab",
     9: "ICCLab",
     10: "ITULab",
     32803: "sensor data (CFA, as in DNG)",
@@ -68,7 +70,7 @@ _WIDE: Final[dict[int, tuple[int, ...]]] = {**_GRAY, _RGB: (3, 4)}
 _DECODED: Final[dict[int, dict[int, tuple[int, ...]]]] = {
     1: {_WHITE_IS_ZERO: (1,), _BLACK_IS_ZERO: (1,), _PALETTE: (1,)},
     4: {_PALETTE: (1,)},
-    8: {**_WIDE, _PALETTE: (1,), _CMYK: (4,), _YCBCR: (3,), _CIELAB: (3,)},
+    8: {**_WIDE, _PALETTE: (1,), _CMYK: (4,), _YCBCR: (3,)},
     10: {_WHITE_IS_ZERO: (1,), _BLACK_IS_ZERO: (1,)},
     12: {_WHITE_IS_ZERO: (1,), _BLACK_IS_ZERO: (1,)},
     14: {_WHITE_IS_ZERO: (1,), _BLACK_IS_ZERO: (1,)},
@@ -151,19 +153,23 @@ def exif_orientation(block: bytes) -> int:
     return stated if 1 <= stated <= 8 else 0
 
 
-def without_orientation(data: bytes) -> bytes:
-    """A TIFF marked as upright, so that no decoder turns it, or half turns it.
+def as_stored(data: bytes) -> bytes:
+    """A TIFF whose pixels a decoder gives as they are stored: neither turned nor multiplied by alpha.
+
+    OpenCV half turns some of the orientations, and libtiff blackens what alpha hides if it is not multiplied already.
 
     Example:
         >>> tiff = b"II" + struct.pack("<HIHHHII", 42, 8, 1, ORIENTATION, 3, 1, 6)
-        >>> exif_orientation(without_orientation(tiff))
+        >>> exif_orientation(as_stored(tiff))
         1
     """
-    upright = bytearray(data)
+    stored = bytearray(data)
     for entry in directory(data):
         if _is_orientation(entry):
-            struct.pack_into(entry.layout, upright, entry.place, 1)
-    return bytes(upright)
+            struct.pack_into(entry.layout, stored, entry.place, 1)
+        elif entry.tag == _EXTRA_SAMPLES and entry.count == 1 and entry.numbers[0] == _UNMULTIPLIED_ALPHA:
+            struct.pack_into(entry.layout, stored, entry.place, _MULTIPLIED_ALPHA)
+    return bytes(stored)
 
 
 def _is_orientation(entry: Entry) -> bool:

@@ -310,6 +310,7 @@ HALF = (PIXELS / 255).astype
         (tiff(GRAY, 8, 1, extra=[(259, (3, 1, 34712))]), "JPEG 2000 compression"),
         (tiff(GRAY, 8, 1, extra=[(259, (3, 1, 999))]), "number 999 compression"),
         (tiff(GRAY[:, :48], 4, 1), "4-bit gray"),
+        (encoded("TIFF", Image.fromarray(PIXELS).convert("LAB")), "8-bit CIELab"),  # libtiff is 19 levels off in red
         (tiff(np.dstack([PIXELS, GRAY, GRAY])), "8-bit RGB of 5 samples"),
         (tiff(np.dstack([PIXELS, GRAY]).astype(np.uint16), 16, 5), "16-bit CMYK"),
     ],

@@ -17,6 +17,8 @@ from pipeline.images import ImageLimits, check_image, decode_image, read_header
 
 PIXELS = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8), (0, 0), 2)
 
+HALF_SEEN = Image.fromarray(np.dstack([PIXELS, np.tile(np.arange(0, 240, 4, np.uint8), (40, 1))]))
+
 
 def encoded(kind, image=None, **options):
     stream = io.BytesIO()
@@ -40,7 +42,8 @@ def png_that_claims(width, height):
         (encoded("TIFF", compression="tiff_lzw"), 0),
         (encoded("WEBP", lossless=True), 0),
         (encoded("JPEG", quality=95), 4),
-        (encoded("PNG", Image.fromarray(PIXELS).convert("RGBA")), 0),
+        *((encoded(kind, HALF_SEEN), 0) for kind in ("PNG", "TIFF")),
+        (encoded("WEBP", HALF_SEEN, lossless=True, exact=True), 0),
         (encoded("JPEG", Image.fromarray(PIXELS).convert("CMYK"), quality=95), 6),
     ],
 )
