@@ -241,6 +241,11 @@ def _check_frame(data: bytes, frame: int) -> None:
         raise ImageError.not_supported("JPEG", "its height behind its rows (DNL)")
     if components not in (1, 3, 4):
         raise ImageError.not_supported("JPEG", f"{components} components a pixel")
+    length = int.from_bytes(data[frame + 2 : frame + 4], "big")
+    if length != 8 + 3 * components:
+        raise ImageError(
+            f"the JPEG's frame header is damaged: {length} bytes for {components} components. Send the whole file"
+        )
 
 
 def jpeg_truncated(data: bytes) -> ImageError:

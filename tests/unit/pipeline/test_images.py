@@ -96,6 +96,7 @@ def test_exif_orientation(kind, orientation):
         (png_that_claims(60, 40), "truncated|damaged"),
         (png_that_claims(0, 40), "damaged"),
         (png_that_claims(9_000, 9_000), "9000x9000"),
+        (b"\xff\xd8\xff\xc0\0\x0b\x08\0@\0\1\4\x29`\x11\xff\xda" + bytes(27), "11 bytes for 4 components"),
     ],
 )
 def test_refusals_name_the_fault(data, fault):
