@@ -6,7 +6,7 @@ import argparse
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Final
 
@@ -78,11 +78,11 @@ def _run(options: argparse.Namespace) -> int:
 
     def stop(number: int, frame: FrameType | None) -> None:
         del number, frame
+        _on_signals(signal.SIG_IGN)  # the same signal often comes twice: from a terminal and from a parent
         raise _Stopped
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, stop)
+        _on_signals(stop)
         supervise(
             server,
             policy,
@@ -95,9 +95,13 @@ def _run(options: argparse.Namespace) -> int:
         print("stopping …", file=sys.stderr, flush=True)
         return 0
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        _on_signals(signal.SIG_IGN)
         server.stop()
+
+
+def _on_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 def _say(line: str) -> None:
