@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 KERNELS: Final = Path(__file__).parent / "kernels"
-_FILES: Final = {"letterbox": "letterbox.cu", "suppress": "suppress.cu", "masks": "masks.cu", "deliver": "masks.cu"}
+LAYER_KERNELS: Final = ("stem", "sum", "pool", "enlarge", "depthwise", "transpose", "scores", "rank", "decode")
+_FILES: Final = {
+    "letterbox": "letterbox.cu",
+    "suppress": "suppress.cu",
+    "masks": "masks.cu",
+    "deliver": "masks.cu",
+    **dict.fromkeys(LAYER_KERNELS, "layers.cu"),
+}
 _OPTIONS: Final = ("--std=c++17", "--fmad=false")  # without fused multiply-add, comparisons fall as NumPy's do
 _THREADS: Final = 256  # THREADS in structs.cuh
 
@@ -42,6 +49,9 @@ class Device(Protocol):
     ) -> None:
         """Start a kernel; arguments are NumPy scalars of the kernel's types, addresses ``np.uint64``."""
 
+    def record(self, queue: Callable[[], None]) -> Callable[[], None]:
+        """What asks for the same again, at once. ``queue`` may only start kernels, and has run before."""
+
     def mark(self) -> Any:
         """A mark behind everything that was asked for so far."""
 
@@ -59,6 +69,7 @@ class CudaDevice:
 
     Attributes:
         number: of the GPU.
+        name: likewise.
         stream: address of the ``cudaStream_t`` on which everything runs.
         multiprocessors: of the GPU.
     """
@@ -74,6 +85,7 @@ class CudaDevice:
         import cupy
 
         self.number = number
+        self.name = str(cupy.cuda.runtime.getDeviceProperties(number)["name"], "ascii", "replace")
         self._cupy = cupy
         cupy.cuda.Device(number).use()
         self.multiprocessors = int(cupy.cuda.Device(number).attributes["MultiProcessorCount"])
@@ -123,6 +135,26 @@ class CudaDevice:
     ) -> None:
         """See :class:`Device`."""
         self._kernels[kernel](grid, block, tuple(arguments), shared_mem=shared)
+
+    def record(self, queue: Callable[[], None]) -> Callable[[], None]:
+        """See :class:`Device`; a CUDA graph."""
+        self._stream.begin_capture()
+        try:
+            queue()
+        finally:
+            graph = self._stream.end_capture()
+        return lambda: graph.launch(self._stream)
+
+    def milliseconds(self, queue: Callable[[], None], repeats: int = 5) -> float:
+        """What one run of kernels takes on the GPU, after a first one that is not measured."""
+        queue()
+        begin, end = (self._cupy.cuda.Event() for _ in range(2))
+        begin.record(self._stream)
+        for _ in range(repeats):
+            queue()
+        end.record(self._stream)
+        end.synchronize()
+        return float(self._cupy.cuda.get_elapsed_time(begin, end)) / repeats
 
     def mark(self) -> Any:
         """See :class:`Device`."""

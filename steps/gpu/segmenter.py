@@ -15,7 +15,7 @@ from pipeline.parameters import RequestParameters
 from steps.cuda_runtime import CudaRuntime
 from steps.gpu.decoder import EngineDecoder, JpegDecoder
 from steps.gpu.device import CudaDevice, Device
-from steps.gpu.network import DeviceNetwork
+from steps.gpu.fused_network import open_network
 from steps.gpu.postprocess import GpuPostprocess, NetworkOutputs
 from steps.gpu.preprocess import Examined, GpuPreprocess
 
@@ -179,6 +179,6 @@ def open_segmenter(
             f"{error}; the profile cuda-fused needs cupy-cuda13x 13.6, nvidia-nvimgcodec-cu13 and nvidia-nvjpeg beside "
             "onnxruntime-gpu"
         ) from error
-    network = DeviceNetwork(path, gpu, max_batch_size)
+    network = open_network(path, gpu, max_batch_size)
     segmenter = GpuSegmenter(gpu, network, decoder, max_batch_size, threads, limits)
     return segmenter, [*network.problems, *runtime.problems]

@@ -1,4 +1,4 @@
-"""What the host and the kernels share: the structures of ``kernels/structs.cuh``, in the same order."""
+"""What the host and the kernels share: the structures of ``kernels``, in the same order."""
 
 from __future__ import annotations
 
@@ -36,3 +36,14 @@ INSTANCE: Final = np.dtype(
 )
 
 TOTALS: Final = np.dtype([(name, np.int32) for name in ("instances", "edges", "bytes", "unused")])
+
+LEVEL: Final = np.dtype(
+    [
+        *((name, np.uint64) for name in ("boxes", "classes", "coefficients")),
+        *((name, np.int32) for name in ("boxes_stride", "classes_stride", "coefficients_stride")),
+        *((name, np.int32) for name in ("width", "points", "first")),
+        ("step", np.float32),
+        ("unused", np.int32),
+    ],
+    align=True,
+)

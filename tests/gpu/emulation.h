@@ -99,6 +99,13 @@ inline float widen_on_host(unsigned short half) {
   return (float)value;
 }
 
+inline unsigned short narrow_on_host(float value) {
+  const _Float16 half = (_Float16)value;
+  unsigned short bits;
+  std::memcpy(&bits, &half, 2);
+  return bits;
+}
+
 template <class... Arguments, size_t... Places>
 void call(void (*kernel)(Arguments...), void** arguments, std::index_sequence<Places...>) {
   kernel(*(std::remove_reference_t<Arguments>*)arguments[Places]...);
