@@ -77,6 +77,11 @@ def check_image(data: bytes, limits: ImageLimits) -> tuple[bytes, ImageHeader]:
         pipeline.errors.ImageError: the image is 60x40 pixels, 2400 in all; allowed: 1000. Send a smaller image
     """
     header = check_header(data, limits)
+    return check_body(data, header, limits), header
+
+
+def check_body(data: bytes, header: ImageHeader, limits: ImageLimits) -> bytes:
+    """Check what :func:`check_header` has left of :func:`check_image`, and return the image as OpenCV decodes it."""
     if header.format == "JPEG":
         check_jpeg(data, header, _USUAL_SCANS * limits.max_pixels)
         closed = closed_jpeg(data, header.frame, header.first_scan)
@@ -90,7 +95,7 @@ def check_image(data: bytes, limits: ImageLimits) -> tuple[bytes, ImageHeader]:
         data = still_webp(data, header)
     elif header.format == "TIFF":
         data = as_stored(data)
-    return data, header
+    return data
 
 
 def decode_image(data: bytes, limits: ImageLimits | None = None) -> NDArray[np.uint8]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.errors import ImageError
 from pipeline.image_structure import ImageHeader
-from pipeline.images import ImageLimits, check_header, check_image
+from pipeline.images import ImageLimits, check_body, check_header
 from pipeline.letterbox import Geometry
 from pipeline.preprocess import preprocess
 from steps.gpu.decoder import JpegDecoder, Picture
@@ -106,7 +106,7 @@ class GpuPreprocess:
             ImageError: see :func:`pipeline.images.check_image`.
         """
         header = check_header(data, self.limits)
-        jpeg = check_image(data, self.limits)[0] if engine_takes(data, header) else None
+        jpeg = check_body(data, header, self.limits) if engine_takes(data, header) else None
         return Examined(data, header, jpeg)
 
     def run(self, encoded: Sequence[Examined], pixels: int) -> list[Geometry | ImageError]:
