@@ -95,7 +95,10 @@ class CudnnConvolutions:
             ImportError: the package is missing.
             Exception: libcudnn cannot be loaded; of several types.
         """
-        import cudnn
+        try:
+            import cudnn
+        except ImportError as error:
+            raise ImportError(f"{error}; fused convolutions need nvidia-cudnn-frontend 1.14 and cuDNN 9") from error
 
         self._cudnn, self._device, self._after = cudnn, device, after
         self._handle = cudnn.create_handle()

@@ -70,6 +70,11 @@ class FusedNetwork:
         self.layers = layers_of(model)
         self._device, self._max_batch_size = device, max_batch_size
         self.problems: list[str] = []
+        cudnn = None
+        if convolutions is None:
+            if not isinstance(device, CudaDevice):
+                raise TypeError("cuDNN needs a CUDA device")
+            convolutions = cudnn = CudnnConvolutions(device, self._after)
         shapes = {
             value.name: tuple(length.dim_value for length in value.type.tensor_type.shape.dim[1:])
             for value in (*model.graph.input, *model.graph.output)
@@ -88,11 +93,6 @@ class FusedNetwork:
             wide,
         )
         device.clear(self.images, max_batch_size * height * width * channels)
-        cudnn = None
-        if convolutions is None:
-            if not isinstance(device, CudaDevice):
-                raise TypeError("cuDNN needs a CUDA device")
-            convolutions = cudnn = CudnnConvolutions(device, self._after)
         self._convolutions, self._segments = convolutions, segments or self._by_onnx
         self._shapes = shapes
         self._places = self._placed()
@@ -349,7 +349,7 @@ def open_network(path: Path, device: CudaDevice, max_batch_size: int) -> FusedNe
     try:
         return FusedNetwork(path, device, max_batch_size)
     except Exception as error:  # of cuDNN, CuPy and ONNX Runtime
-        problem = f"the network runs in ONNX Runtime alone, which takes about three times as long: {str(error)[:500]}"
+        problem = f"ONNX Runtime alone runs the network, slower than fused convolutions: {str(error)[:500]}"
     network = DeviceNetwork(path, device, max_batch_size)
     network.problems.append(problem)
     return network

@@ -613,7 +613,7 @@ class _Reader:
         kind, shape = self._types.get(name, (0, ()))
         if known or not imports or name not in self._stages or name in self._pictures:
             return known
-        if len(shape) != 4 or kind not in _FLOATS or not all(shape):
+        if len(shape) != 4 or kind not in _FLOATS or not all(shape) or shape[1] % ALIGNED:
             return None
         self._imported[name] = Map(shape[2], shape[3], shape[1])
         return self._imported[name]
