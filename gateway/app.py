@@ -206,9 +206,8 @@ class Gateway:
             answer = render_infer(await self._triton.infer(call.serialized()), call, self._limits)
         if answer.json_bytes is None:
             return _json(answer.body)
-        response = web.Response(body=answer.body, content_type="application/octet-stream")
-        response.headers[JSON_LENGTH_HEADER] = str(answer.json_bytes)
-        return response
+        headers = {"Content-Type": "application/octet-stream", JSON_LENGTH_HEADER: str(answer.json_bytes)}
+        return web.Response(body=answer.body, headers=headers)
 
     def _health(self, method: str, question: Any) -> _Handler:
         async def handle(request: web.Request) -> web.Response:

@@ -16,8 +16,6 @@ class Metrics:
 
     Attributes:
         under_way: requests to ``/v1/segment`` that are being read or answered.
-        images: images that were answered, by precision.
-        server_s: seconds that tritonserver took for a request to ``/v1/segment``, by precision.
     """
 
     def __init__(self) -> None:
@@ -33,15 +31,31 @@ class Metrics:
         self.under_way = Gauge(
             "segmentation_gateway_requests_under_way", "Segmentations under way", registry=self._registry
         )
-        self.images = Counter(
+        self._images = Counter(
             "segmentation_gateway_images_total", "Images answered", ["precision"], registry=self._registry
         )
-        self.server_s = Histogram(
+        self._server_s = Histogram(
             "segmentation_gateway_server_seconds", "What tritonserver took for a request", ["precision"],
             buckets=_BUCKETS_S, registry=self._registry,
         )  # fmt: skip
         ProcessCollector(registry=self._registry)
         self._series: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._segmented: dict[str, tuple[Counter, Histogram]] = {}
+
+    def segmented(self, precision: str, images: int, server_s: float) -> None:
+        """Count an answered request to ``/v1/segment``.
+
+        Args:
+            precision: of the model.
+            images: of the request.
+            server_s: what tritonserver took, in seconds.
+        """
+        series = self._segmented.get(precision)
+        if series is None:  # looking series up by their labels takes longer than counting
+            series = self._images.labels(precision), self._server_s.labels(precision)
+            self._segmented[precision] = series
+        series[0].inc(images)
+        series[1].observe(server_s)
 
     def count(self, request: web.BaseRequest, status: int, seconds: float) -> None:
         """Count an answered request; its path counts only where it is a route, so that strangers make no series."""
@@ -49,7 +63,7 @@ class Metrics:
         if isinstance(request, web.Request) and request.match_info.route.resource is not None:
             route = request.match_info.route.resource.canonical
         series = self._series.get((route, status))
-        if series is None:  # looking series up by their labels takes longer than counting
+        if series is None:
             series = self._requests.labels(route, str(status)), self._seconds.labels(route)
             self._series[route, status] = series
         series[0].inc()
