@@ -11,6 +11,13 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 _BUCKETS_S: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
+def route_of(request: web.BaseRequest) -> str:
+    """The route of a request, ``other`` where its path is none: strangers choose paths, and must make no series."""
+    if isinstance(request, web.Request) and request.match_info.route.resource is not None:
+        return request.match_info.route.resource.canonical
+    return "other"
+
+
 class Metrics:
     """Counts and times of requests.
 
@@ -58,10 +65,8 @@ class Metrics:
         series[1].observe(server_s)
 
     def count(self, request: web.BaseRequest, status: int, seconds: float) -> None:
-        """Count an answered request; its path counts only where it is a route, so that strangers make no series."""
-        route = "other"
-        if isinstance(request, web.Request) and request.match_info.route.resource is not None:
-            route = request.match_info.route.resource.canonical
+        """Count an answered request."""
+        route = route_of(request)
         series = self._series.get((route, status))
         if series is None:
             series = self._requests.labels(route, str(status)), self._seconds.labels(route)
