@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import grpc
@@ -151,8 +150,8 @@ def _measure(
 
 def _cpu_ms(pid: int) -> float:
     """Processor time of a process and its threads, to the nanosecond, where psutil counts in hundredths of a second."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e6
+    clock = ~pid << 3 | 2  # clock_getcpuclockid(3), which Python lacks
+    return time.clock_gettime_ns(clock) / 1e6
 
 
 @contextlib.contextmanager

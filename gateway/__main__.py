@@ -12,6 +12,7 @@ from pathlib import Path
 from base.allocator import keep_large_blocks
 from gateway.access import read_key
 from gateway.app import run
+from gateway.tracing import Tracing, TracingError, asked_for
 from pipeline import command_line
 
 
@@ -47,8 +48,17 @@ def _run(options: argparse.Namespace) -> int:
         listener = socket.create_server((options.host, options.http_port), backlog=1024)
         host, port = listener.getsockname()[:2]
         print(f"http://{host}:{port}/ answered by gRPC {options.grpc_url}; Ctrl-C stops", flush=True)
-    asyncio.run(run(listener, options.grpc_url, api_key=key))
+    asyncio.run(run(listener, options.grpc_url, api_key=key, tracing=_tracing()))
     return 0
+
+
+def _tracing() -> Tracing | None:
+    """Traces, where they are asked for and can be sent; a front without them is better than none."""
+    try:
+        return Tracing() if asked_for() else None
+    except (TracingError, ImportError) as error:
+        print(f"no traces: {error}", file=sys.stderr)
+        return None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -22,6 +22,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.hdrs import METH_ALL
 from tritonclient.grpc import service_pb2
 
 from gateway import site
@@ -33,9 +34,10 @@ from gateway.json_text import dump
 from gateway.kserve import JSON_LENGTH_HEADER, parse_infer, render_infer
 from gateway.limits import Limits
 from gateway.messages import plain
-from gateway.metrics import Metrics
+from gateway.metrics import Metrics, route_of
 from gateway.problems import REQUEST_ID, REQUEST_ID_HEADER, problem
 from gateway.segment import Segmenter
+from gateway.tracing import Tracing
 from gateway.triton import Triton
 from pipeline.errors import ParameterError
 
@@ -71,6 +73,7 @@ class Gateway:
         grpc_url: host and port of tritonserver.
         limits: of requests and connections.
         api_key: that requests must have; None asks for none.
+        tracing: of requests; None traces nothing.
     """
 
     def __init__(
@@ -78,10 +81,12 @@ class Gateway:
         grpc_url: str,
         limits: Limits = Limits(),  # noqa: B008 - frozen
         api_key: bytes | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._limits = limits
         self._api_key = api_key
-        self._triton = Triton(grpc_url, limits)
+        self._tracing = tracing
+        self._triton = Triton(grpc_url, limits, tracing)
         self._bodies = Bodies(limits)
         self._metrics = Metrics()
         self._segmenter = Segmenter(self._triton, self._bodies, limits, self._metrics)
@@ -141,6 +146,8 @@ class Gateway:
             await runner.cleanup()
             await self._triton.close()
             self._segmenter.close()
+            if self._tracing is not None:
+                await asyncio.to_thread(self._tracing.close)
 
         return end
 
@@ -153,13 +160,22 @@ class Gateway:
         given = request.headers.get(REQUEST_ID_HEADER, "")
         request[REQUEST_ID] = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         try:
-            response = await self._response(request, handler)
+            response = await self._traced(request, handler)
             response.headers[REQUEST_ID_HEADER] = request[REQUEST_ID]
             self._metrics.count(request, response.status, time.perf_counter() - started)
             return response
         finally:
             if self._connections is not None:
                 self._connections.set_busy(request, False)
+
+    async def _traced(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        if self._tracing is None:
+            return await self._response(request, handler)
+        method = request.method if request.method in METH_ALL else "_OTHER"
+        with self._tracing.request(method, route_of(request), request.headers, request[REQUEST_ID]) as span:
+            response = await self._response(request, handler)
+            self._tracing.answered(span, response.status)
+            return response
 
     async def _response(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         """Turn every error into JSON with a status."""
@@ -206,9 +222,8 @@ class Gateway:
             answer = render_infer(await self._triton.infer(call.serialized()), call, self._limits)
         if answer.json_bytes is None:
             return _json(answer.body)
-        response = web.Response(body=answer.body, content_type="application/octet-stream")
-        response.headers[JSON_LENGTH_HEADER] = str(answer.json_bytes)
-        return response
+        headers = {"Content-Type": "application/octet-stream", JSON_LENGTH_HEADER: str(answer.json_bytes)}
+        return web.Response(body=answer.body, headers=headers)
 
     def _health(self, method: str, question: Any) -> _Handler:
         async def handle(request: web.Request) -> web.Response:
@@ -293,12 +308,13 @@ async def run(
     grpc_url: str,
     limits: Limits = Limits(),  # noqa: B008 - frozen
     api_key: bytes | None = None,
+    tracing: Tracing | None = None,
 ) -> None:
     """Answer until SIGTERM or SIGINT comes; requests in flight are answered first."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
-    end = await Gateway(grpc_url, limits, api_key).listen(listener)
+    end = await Gateway(grpc_url, limits, api_key, tracing).listen(listener)
     await stopped.wait()
     await end()

@@ -41,21 +41,21 @@ class InferCall:
 
     Attributes:
         request: without the tensors' data.
-        raw: the data of each input, in order.
+        raw: the data of each input, in order, in one or more parts.
         binary: outputs that are to be answered as binary data (True) or JSON (False), by name.
         binary_by_default: the same for all others.
     """
 
     request: Any
-    raw: list[bytes | memoryview] = field(default_factory=list)
+    raw: list[Sequence[bytes | bytearray | memoryview]] = field(default_factory=list)
     binary: dict[str, bool] = field(default_factory=dict)
     binary_by_default: bool = False
 
     def serialized(self) -> bytes:
         """The request as protobuf writes it. Written here, a tensor is copied once and not three times."""
-        parts: list[bytes | memoryview] = [self.request.SerializeToString()]
+        parts: list[bytes | bytearray | memoryview] = [self.request.SerializeToString()]
         for data in self.raw:
-            parts += [_RAW_INPUT_CONTENTS, _varint(len(data)), data]
+            parts += [_RAW_INPUT_CONTENTS, _varint(sum(map(len, data))), *data]
         return b"".join(parts)
 
 
@@ -249,7 +249,7 @@ def _add_inputs(call: InferCall, inputs: Sequence[Mapping[str, Any]], data: memo
             raw, data = data[:size], data[size:]
         _check_size(raw, datatype, math.prod(shape), of, limits)
         call.request.inputs.add(name=name, datatype=datatype, shape=shape)
-        call.raw.append(raw)
+        call.raw.append((raw,))
     return data
 
 

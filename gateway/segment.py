@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
 import numpy as np
 from aiohttp import web
-from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 
 from gateway.bodies import Bodies
@@ -120,17 +120,16 @@ class Segmenter:
                     _call(model, sent, parameters, request[REQUEST_ID]).serialized(), self._limits.segment_s
                 )
                 server_s = time.perf_counter() - started
-                results = _results(answer, len(sent.images), parameters["mask_format"], model.class_names)
-                self._metrics.server_s.labels(model.precision).observe(server_s)
-                self._metrics.images.labels(model.precision).inc(len(results))
+                results = _results(answer, len(sent.images))
+                self._metrics.segmented(model.precision, len(results), server_s)
                 if kind == _JSON:
-                    response = web.Response(body=_document(results, sent, model, request[REQUEST_ID], server_s))
+                    mask_format = parameters["mask_format"]
+                    answered = _document(results, sent, model, mask_format, request[REQUEST_ID], server_s)
                 else:
-                    response = web.Response(body=await self._pictures.draw(bytes(sent.images[0]), results[0], kind))
-        response.content_type = kind
-        response.headers["Server-Timing"] = f"tritonserver;dur={server_s * 1e3:.1f}"
-        response.headers["Vary"] = "Accept"
-        return response
+                    result = results[0].segmentation(model.class_names)
+                    answered = await self._pictures.draw(bytes(sent.images[0]), result, kind)
+        timing = f"tritonserver;dur={server_s * 1e3:.1f}"
+        return web.Response(body=answered, headers={"Content-Type": kind, "Server-Timing": timing, "Vary": "Accept"})
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -194,11 +193,29 @@ def _call(model: Model, sent: Sent, parameters: dict[str, str], request_id: str)
     request.inputs.add(
         name=contract.IMAGE.name, datatype=contract.IMAGE.dtype, shape=[len(sent.images), *contract.IMAGE.shape]
     )
-    data = b"".join(part for image in sent.images for part in (len(image).to_bytes(4, "little"), image))
+    data = [part for image in sent.images for part in (len(image).to_bytes(4, "little"), image)]
     return InferCall(request, [data])
 
 
-def _results(answer: Any, batch: int, mask_format: str, class_names: tuple[str, ...]) -> list[Segmentation]:
+@dataclass(frozen=True)
+class _Found:
+    """The detections of one image: :class:`Segmentation` as plain values, which NumPy would take longer for."""
+
+    boxes: Sequence[float]  # four for each
+    scores: Sequence[float]
+    class_ids: Sequence[int]
+    masks: list[bytes]
+    height: int
+    width: int
+
+    def segmentation(self, class_names: tuple[str, ...]) -> Segmentation:
+        """What an overlay is drawn of; the masks must be COCO RLE."""
+        boxes = np.array(self.boxes, np.float32).reshape(-1, 4)
+        scores, ids = np.array(self.scores, np.float32), np.array(self.class_ids, np.int32)
+        return Segmentation(boxes, scores, ids, tuple(self.masks), "rle", (self.height, self.width), class_names)
+
+
+def _results(answer: Any, batch: int) -> list[_Found]:
     """The tensors of an answer, cut to the detections of each image."""
     raw = {output.name: data for output, data in zip(answer.outputs, answer.raw_output_contents, strict=True)}
     missing = [spec.name for spec in contract.RESPONSE_TENSORS if spec.name not in raw]
@@ -208,27 +225,23 @@ def _results(answer: Any, batch: int, mask_format: str, class_names: tuple[str, 
             HTTPStatus.BAD_GATEWAY,
         )
 
-    def array(spec: contract.TensorSpec, dtype: str, *shape: int) -> NDArray[Any]:
-        return np.frombuffer(raw[spec.name], dtype).reshape(batch, *shape)
-
-    counts = array(contract.NUM_DETECTIONS, "<i4", 1)[:, 0].tolist()
-    sizes = array(contract.IMAGE_SIZE, "<i4", 2).tolist()
-    boxes, scores = array(contract.BOXES, "<f4", -1, 4), array(contract.SCORES, "<f4", -1)
-    ids = array(contract.CLASS_IDS, "<i4", -1)
     masks = list(_elements(raw[contract.MASKS.name]))
     deep = len(masks) // batch
-    return [
-        Segmentation(
-            boxes[index, :count],
-            scores[index, :count],
-            ids[index, :count],
-            tuple(masks[index * deep : index * deep + count]),
-            mask_format,
-            (sizes[index][0], sizes[index][1]),
-            class_names,
+
+    def values(spec: contract.TensorSpec, code: str, count: int) -> Any:
+        return struct.unpack(f"<{count}{code}", raw[spec.name])  # its size must be right
+
+    counts, sizes = values(contract.NUM_DETECTIONS, "i", batch), values(contract.IMAGE_SIZE, "i", 2 * batch)
+    boxes = values(contract.BOXES, "f", 4 * deep * batch)
+    scores, ids = values(contract.SCORES, "f", deep * batch), values(contract.CLASS_IDS, "i", deep * batch)
+    found = []
+    for index, count in enumerate(counts):
+        start, end = index * deep, index * deep + count
+        height, width = sizes[2 * index : 2 * index + 2]
+        found.append(
+            _Found(boxes[4 * start : 4 * end], scores[start:end], ids[start:end], masks[start:end], height, width)
         )
-        for index, count in enumerate(counts)
-    ]
+    return found
 
 
 def _elements(data: bytes) -> Iterator[bytes]:
@@ -240,7 +253,9 @@ def _elements(data: bytes) -> Iterator[bytes]:
         start += 4 + size
 
 
-def _document(results: list[Segmentation], sent: Sent, model: Model, request_id: str, server_s: float) -> bytes:
+def _document(
+    results: list[_Found], sent: Sent, model: Model, mask_format: str, request_id: str, server_s: float
+) -> bytes:
     return dump(
         {
             "model": {"name": model.name, "precision": model.precision, "version": model.version},
@@ -249,9 +264,9 @@ def _document(results: list[Segmentation], sent: Sent, model: Model, request_id:
             "images": [
                 {
                     "name": name,
-                    "width": result.image_size[1],
-                    "height": result.image_size[0],
-                    "detections": _detections(result),
+                    "width": result.width,
+                    "height": result.height,
+                    "detections": _detections(result, mask_format, model.class_names),
                 }
                 for name, result in zip(sent.names, results, strict=True)
             ],
@@ -259,23 +274,18 @@ def _document(results: list[Segmentation], sent: Sent, model: Model, request_id:
     )
 
 
-def _detections(result: Segmentation) -> list[dict[str, Any]]:
-    columns = result.boxes.tolist(), result.scores.tolist(), result.class_ids.tolist(), result.encoded_masks
+def _detections(result: _Found, mask_format: str, class_names: tuple[str, ...]) -> list[dict[str, Any]]:
     found = []
-    for box, score, index, mask in zip(*columns, strict=True):
+    for number, (score, index, mask) in enumerate(zip(result.scores, result.class_ids, result.masks, strict=True)):
         one = {
             "class_id": index,
-            "class_name": name_of(index, result.class_names),
+            "class_name": name_of(index, class_names),
             "score": round(score, _SCORE_DIGITS),
-            "box": [round(side, _BOX_DIGITS) for side in box],
+            "box": [round(side, _BOX_DIGITS) for side in result.boxes[4 * number : 4 * number + 4]],
         }
-        if result.mask_format != "none":
-            one["mask"] = _mask(mask, result)
+        if mask_format == "rle":
+            one["mask"] = {"size": [result.height, result.width], "counts": mask.decode()}
+        elif mask_format != "none":
+            one["mask"] = json.loads(mask) if mask_format == "polygon" else mask.decode()
         found.append(one)
     return found
-
-
-def _mask(mask: bytes, result: Segmentation) -> Any:
-    if result.mask_format == "rle":
-        return {"size": list(result.image_size), "counts": mask.decode()}
-    return json.loads(mask) if result.mask_format == "polygon" else mask.decode()

@@ -12,6 +12,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from gateway.errors import Refusal
 from gateway.limits import Limits
+from gateway.tracing import Tracing
 from pipeline.loopback import grpc_channel_args
 
 _INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
@@ -41,10 +42,11 @@ class Triton:
     Args:
         url: host and port of its gRPC endpoint.
         limits: how long it may take.
+        tracing: of the inferences; None traces nothing.
     """
 
-    def __init__(self, url: str, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, url: str, limits: Limits, tracing: Tracing | None = None) -> None:
+        self._limits, self._tracing = limits, tracing
         options = [
             *grpc_channel_args(url),
             ("grpc.max_metadata_size", _LONGEST_ERROR_BYTES),
@@ -64,7 +66,11 @@ class Triton:
         Raises:
             Refusal: tritonserver answers with an error, whose text it has, or not at all.
         """
-        return await self._answer(self._infer(request, timeout=timeout_s or self._limits.answer_s))
+        bound_s = timeout_s or self._limits.answer_s
+        if self._tracing is None:
+            return await self._answer(self._infer(request, timeout=bound_s))
+        with self._tracing.call("ModelInfer") as metadata:
+            return await self._answer(self._infer(request, timeout=bound_s, metadata=metadata))
 
     async def ask(self, method: str, request: Any) -> Any:
         """Call another method of the service, such as ``ModelReady``.
