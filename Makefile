@@ -26,6 +26,10 @@ dev:
 tensorrt: ## set up the builder's TensorRT profile: ModelOpt, PyTorch, TensorRT-RTX
 	@sh requirements/install.sh tensorrt
 
+.PHONY: gpu
+gpu: ## set up .cache/gpu-venv for an NVIDIA GPU: ONNX Runtime with CUDA, CuPy, nvImageCodec, cuDNN (x86-64, Python 3.11, 3 GB)
+	@VENV=.cache/gpu-venv sh requirements/install.sh gpu
+
 demo: base ## from nothing to masks: build, serve, segment five photographs in three precisions over two protocols
 	@$(PYTHON_IN_VENV) -m demo --repository "$(REPOSITORY)" --out out $(given_ports)
 

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Makes the virtual environment .venv and installs a lock file into it: sh requirements/install.sh base|dev|tensorrt
 # Does nothing when that has been done already. PYTHON=… chooses the interpreter, VENV=… another place.
-# The locks exports (ultralytics, for the tests of real exports) and adapters (packages that take the client's results) share
-# no package with the others: give each a separate VENV. adapters takes newer Pythons, too.
+# The locks exports (ultralytics, for the tests of real exports), adapters (packages that take the client's results) and gpu
+# (dev for an NVIDIA GPU, with another ONNX Runtime) do not fit beside others: give each a separate VENV. adapters takes newer Pythons, too.
 set -eu
 cd "$(dirname "$0")/.."
 name=$1
@@ -63,11 +63,11 @@ fi
 
 # Each of base, dev and tensorrt holds everything of the one before.
 case $name in
-exports | adapters) enough=$name ;;
+exports | adapters | gpu) enough=$name ;;
 base) enough="base dev tensorrt" ;;
 dev) enough="dev tensorrt" ;;
 tensorrt) enough="tensorrt" ;;
-*) fail "no lock file is called $name; there are base, dev, tensorrt, exports and adapters" ;;
+*) fail "no lock file is called $name; there are base, dev, tensorrt, exports, adapters and gpu" ;;
 esac
 for done_name in $enough; do
     stamp=$venv/.installed-$done_name

@@ -25,6 +25,7 @@ lock base pyproject.toml
 lock dev pyproject.toml --extra load --extra test --extra lint
 lock tensorrt pyproject.toml --extra load --extra test --extra lint --extra tensorrt \
     --constraints requirements/dev.txt $without_torch
+lock gpu pyproject.toml --extra load --extra test --extra gpu --constraints requirements/dev.txt --no-emit-package onnxruntime
 lock exports --group exports --no-emit-package opencv-python $without_torch
 # Of any Python from 3.10 on: the limits of the server's environment do not hold for it.
 lock adapters --group adapters --no-config --no-emit-package opencv-python

@@ -120,7 +120,8 @@ def test_every_direct_dependency_has_a_reason_and_is_pinned():
     for extra in project["optional-dependencies"]:
         place = next(index for index, line in enumerate(lines) if line.startswith(f"{extra} = ["))
         assert lines[place - 1].startswith("#"), extra
-    pinned = {pin.name for pin in audit.read_lock(ROOT / "requirements/tensorrt.txt")} | {"torch"}
+    locks = ("tensorrt", "gpu")
+    pinned = {pin.name for lock in locks for pin in audit.read_lock(ROOT / f"requirements/{lock}.txt")} | {"torch"}
     wanted = [*project["dependencies"]]
     for extra, requirements in project["optional-dependencies"].items():
         wanted += requirements if extra not in ("bench", "heic") else []
