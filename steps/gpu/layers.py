@@ -300,11 +300,14 @@ class _Reader:
             for name, outside in zip(inputs, given, strict=True)
             if outside.name != name
         ]
-        body = [
-            helper.make_node("Shape", [contract.IMAGES.name], node.output) if self._asks_batch(node) else node
-            for node in graph.node
-            if id(node) in nodes
-        ]
+        body = []
+        for node in graph.node:
+            if id(node) in nodes:
+                body.append(onnx.NodeProto())
+                body[-1].CopyFrom(node)
+                if self._asks_batch(node):
+                    body[-1].input[0] = contract.IMAGES.name
+                body[-1].output[:] = [f"{name}/again" if name in inputs else name for name in node.output]
         taken = []
         ends = {output.name: output for output in graph.output}
         for name in outputs:
