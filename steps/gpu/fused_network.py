@@ -16,9 +16,10 @@ from steps.gpu import structs
 from steps.gpu.convolutions import Convolutions, CudnnConvolutions, Operand, Task
 from steps.gpu.device import CudaDevice, Device
 from steps.gpu.head import Head
-from steps.gpu.layers import ALIGNED, Convolution, Enlarge, Layer, Map, Pool, Segment, Stem, Sum, aligned, layers_of
+from steps.gpu.layers import ALIGNED, Convolution, Enlarge, Layer, Map, Pool, Segment, Stem, Sum, aligned
 from steps.gpu.network import DeviceNetwork, Tensor, fastest_run
 from steps.gpu.postprocess import NetworkOutputs
+from steps.gpu.reader import layers_of
 from steps.onnx_cuda import batch_sizes
 
 Run = Callable[[], None]

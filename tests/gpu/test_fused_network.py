@@ -7,7 +7,8 @@ import pytest
 
 from steps.gpu.device import CudaDevice
 from steps.gpu.fused_network import FusedNetwork, open_network
-from steps.gpu.layers import Convolution, Map, UnsupportedNetwork, layers_of
+from steps.gpu.layers import Convolution, Map, UnsupportedNetwork
+from steps.gpu.reader import layers_of
 from tests.gpu.networks import SIZE, served_network
 from tests.gpu.stand_ins import HostConvolutions, host_segments
 
