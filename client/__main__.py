@@ -16,6 +16,7 @@ from client.segmentation import AsyncSegmentationClient
 from client.transport import DEFAULT_URLS
 from client.video import ADDRESS, VideoError, VideoSource, source_name
 from pipeline import command_line, contract
+from pipeline.api_key import KEY_VARIABLE, read_key
 from pipeline.command_line import seconds, whole
 from pipeline.errors import ParameterError
 from pipeline.image_files import VIDEO_SUFFIXES, SourceError
@@ -39,11 +40,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def _run(options: argparse.Namespace) -> int:
     video = _video_source(options)
     retry = RetryPolicy(options.retries)
-    client = AsyncSegmentationClient(options.url, options.protocol, options.precision, options.timeout_s, retry)
+    key = _key(options.api_key_file) if options.api_key_file is not None else None
+    client = AsyncSegmentationClient(options.url, options.protocol, options.precision, options.timeout_s, retry, key)
     async with client:
         if video is not None:
             return await run_video(client, video, options)
         return await run_photos(client, options)
+
+
+def _key(path: Path) -> str:
+    try:
+        return read_key(path)
+    except (ValueError, OSError) as error:
+        raise SourceError(str(error)) from error
 
 
 def _video_source(options: argparse.Namespace) -> VideoSource | None:
@@ -109,6 +118,12 @@ def _parser() -> argparse.ArgumentParser:
         "--url", metavar="HOST:PORT", help=f"default: {DEFAULT_URLS['grpc']}, http {DEFAULT_URLS['http']}"
     )
     server.add_argument("--protocol", choices=sorted(DEFAULT_URLS), default="grpc", help="default: grpc")
+    server.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help=f"holds the key that an HTTP front asks for (default: the key in ${KEY_VARIABLE}, if any)",
+    )
     server.add_argument("--precision", choices=contract.PRECISIONS, default="int8", help="default: int8")
     server.add_argument(
         "--timeout-s", type=seconds, default=30.0, metavar="S", help="bound on one answer (default: 30)"

@@ -11,6 +11,7 @@ from typing import Final
 
 from tritonclient.utils import InferenceServerException
 
+from pipeline.api_key import KEY_VARIABLE
 from pipeline.errors import BUSY
 
 START_REMEDY: Final = "start a server with `python -m serving run`, or name the right one (url, --url)"
@@ -87,6 +88,8 @@ def error_of_status(status: str | None, message: str, url: str, timeout_s: float
     message = str(message)  # in JSON it may be anything
     if len(message) > _MOST_MESSAGE:
         message = f"{message[:_MOST_MESSAGE]} … ({len(message)} characters)"
+    if status == "401":
+        return kind(f"{url}: {message}. From here: api_key=…, --api-key-file FILE, or {KEY_VARIABLE}=…", status)
     if kind is ServerUnavailableError and BUSY in message:
         return ServerBusyError(f"{url}: {message}", status)
     if kind is ServerUnavailableError:

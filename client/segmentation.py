@@ -43,6 +43,8 @@ class _Client:
         precision: ``fp32``, ``fp16`` or ``int8``: which ensemble answers.
         timeout_s: bound on one answer, in seconds. Over blocking HTTP: on each wait for the server.
         retry: when a request that a busy server rejected is sent again; ``RetryPolicy(retries=0)`` never does.
+        api_key: that an HTTP front asks for (``--api-key-file``); None takes that of the environment variable
+            ``SEGMENTATION_API_KEY``, if it has one. gRPC is not sent any.
 
     Attributes:
         model: name of the ensemble.
@@ -58,6 +60,7 @@ class _Client:
         precision: str = "int8",
         timeout_s: float = 30.0,
         retry: RetryPolicy | None = None,
+        api_key: str | None = None,
     ) -> None:
         if precision not in contract.PRECISIONS:
             raise RequestError(f"precision {precision!r}; allowed: {', '.join(contract.PRECISIONS)}")
@@ -69,6 +72,9 @@ class _Client:
         self.model = contract.ensemble_model(precision)
         self.timeout_s = float(timeout_s)
         self.retry = RetryPolicy() if retry is None else retry
+        if api_key is not None and protocol != "http":
+            raise RequestError(f"an API key over {protocol}; allowed over http alone, which the front answers")
+        self._api_key = api_key
         self._open()
 
     def _open(self) -> None:
@@ -104,7 +110,7 @@ class SegmentationClient(_Client):
     """
 
     def _open(self) -> None:
-        self._transport = Transport(self.protocol, self.url, self.timeout_s)
+        self._transport = Transport(self.protocol, self.url, self.timeout_s, self._api_key)
         self._names: tuple[str, ...] | None = None
 
     def __enter__(self) -> SegmentationClient:
@@ -296,7 +302,7 @@ class AsyncSegmentationClient(_Client):
 
     def _transport(self) -> AsyncTransport:
         if self._opened is None:
-            self._opened = AsyncTransport(self.protocol, self.url, self.timeout_s)
+            self._opened = AsyncTransport(self.protocol, self.url, self.timeout_s, self._api_key)
         return self._opened
 
     async def _send(self, images: Sequence[ImageInput], parameters: Parameters) -> list[Segmentation]:

@@ -6,7 +6,10 @@ library is imported when its transport is made.
 
 from __future__ import annotations
 
+import functools
 import importlib
+import json
+import os
 import re
 from contextlib import AbstractContextManager
 from types import ModuleType
@@ -14,15 +17,20 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException
 
 from client.errors import RequestError, answer_errors, translated_errors
 from client.request import Parameters, Tensors
 from pipeline import contract
+from pipeline.api_key import KEY_HEADER, KEY_VARIABLE, checked_key
 from pipeline.class_names import from_parameters
 from pipeline.loopback import grpc_channel_args
 
 DEFAULT_URLS: Final = {"grpc": "127.0.0.1:8001", "http": "127.0.0.1:8000"}
 """Protocol to the url that a server of this project listens on by default."""
+
+
+_REFUSALS: Final = (401, 403)
 
 
 class _Connection:
@@ -32,15 +40,16 @@ class _Connection:
         protocol: ``grpc`` or ``http``.
         url: ``host:port``.
         timeout_s: bound on one answer, in seconds. Over blocking HTTP: on each wait for the server.
+        api_key: that an HTTP front asks for; None takes what the environment says (``SEGMENTATION_API_KEY``), if that.
 
     Raises:
-        RequestError: another protocol.
+        RequestError: another protocol, or no such key.
     """
 
     _SUFFIX = ""
     _HTTP_BOUNDS: tuple[str, ...] = ("connection_timeout", "network_timeout")
 
-    def __init__(self, protocol: str, url: str, timeout_s: float) -> None:
+    def __init__(self, protocol: str, url: str, timeout_s: float, api_key: str | None = None) -> None:
         self._is_grpc = checked_protocol(protocol) == "grpc"
         self._library = importlib.import_module(f"tritonclient.{protocol}{self._SUFFIX}")
         self._place = url, timeout_s, protocol
@@ -50,6 +59,14 @@ class _Connection:
         self._bound = {"client_timeout": timeout_s} if self._is_grpc else {}
         if not self._is_grpc:
             self._client._post = self._without_inflation(self._client._post)
+            self._client._get = self._with_refusals(self._client._get)
+            key = checked_api_key(api_key)
+            if key is not None:
+                self._client.register_plugin(functools.partial(_add_key, key))
+
+    def _with_refusals(self, get: Any) -> Any:
+        """tritonclient's sending of a question, which takes a missing API key for a model that is not ready."""
+        raise NotImplementedError
 
     def _without_inflation(self, post: Any) -> Any:
         """tritonclient's sending of a request, which refuses answers that it would inflate to any size."""
@@ -69,6 +86,15 @@ class _Connection:
 
 class Transport(_Connection):
     """Sends requests and waits for their answers. Over gRPC threads may share it; over HTTP each needs its own."""
+
+    def _with_refusals(self, get: Any) -> Any:
+        def checked(*arguments: Any, **options: Any) -> Any:
+            response = get(*arguments, **options)
+            if response.status_code in _REFUSALS:
+                raise InferenceServerException(_said(response.read()), str(response.status_code))
+            return response
+
+        return checked
 
     def _without_inflation(self, post: Any) -> Any:
         def checked(*arguments: Any, **options: Any) -> Any:
@@ -136,6 +162,15 @@ class AsyncTransport(_Connection):
     _SUFFIX = ".aio"
     _HTTP_BOUNDS = ("conn_timeout",)
 
+    def _with_refusals(self, get: Any) -> Any:
+        async def checked(*arguments: Any, **options: Any) -> Any:
+            response = await get(*arguments, **options)
+            if response.status in _REFUSALS:
+                raise InferenceServerException(_said(await response.read()), str(response.status))
+            return response
+
+        return checked
+
     def _without_inflation(self, post: Any) -> Any:
         async def checked(*arguments: Any, **options: Any) -> Any:
             response = await post(*arguments, **options)
@@ -166,6 +201,19 @@ class AsyncTransport(_Connection):
         await self._client.close()
 
 
+def checked_api_key(key: str | None) -> str | None:
+    """An API key, else that of the environment, else None.
+
+    Raises:
+        RequestError: it is none.
+    """
+    given, source = (key, "api_key") if key is not None else (os.environ.get(KEY_VARIABLE), KEY_VARIABLE)
+    try:
+        return checked_key(given, source) if given else None
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+
+
 def checked_protocol(protocol: str) -> str:
     """The protocol, if it is known.
 
@@ -187,6 +235,19 @@ def checked_url(url: str) -> str:
     if not found or not 1 <= int(found[2]) <= 65535 or not _is_host(found[1]):
         raise RequestError(f"url {url!r}; allowed: HOST:PORT without a scheme, such as {DEFAULT_URLS['grpc']}")
     return url
+
+
+def _add_key(key: str, request: Any) -> None:
+    """A plugin of tritonclient: sees each request before it is sent."""
+    request.headers = {**(request.headers or {}), KEY_HEADER: key}
+
+
+def _said(body: bytes) -> str:
+    """The text of an error, as Triton has it."""
+    try:
+        return str(json.loads(body)["error"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return body[:200].decode(errors="replace")
 
 
 def _is_host(name: str) -> bool:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from base.allocator import keep_large_blocks
-from gateway.access import read_key
 from gateway.app import run
 from gateway.tracing import Tracing, TracingError, asked_for
 from pipeline import command_line
+from pipeline.api_key import read_key
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +38,7 @@ def _run(options: argparse.Namespace) -> int:
     key = None
     if options.api_key_file is not None:
         try:
-            key = read_key(options.api_key_file)
+            key = read_key(options.api_key_file).encode()
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

@@ -4,36 +4,15 @@ from __future__ import annotations
 
 import hmac
 from http import HTTPStatus
-from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from gateway.errors import Refusal
+from pipeline.api_key import KEY_HEADER
 
-KEY_HEADER: Final = "X-API-Key"
-_LEAST_LETTERS: Final = 16
-_MOST_BYTES: Final = 4096
 _OPEN: Final = ("/v2/health/live", "/v2/health/ready")
-
-
-def read_key(path: Path) -> bytes:
-    """The API key in a file, without the space around it.
-
-    Raises:
-        ValueError: it is too short, or no plain text of one line.
-        OSError: it cannot be read.
-    """
-    with path.open("rb") as file:
-        key = file.read(_MOST_BYTES + 1).strip()
-    text = key.decode("ascii", "replace")
-    if not _LEAST_LETTERS <= len(key) < _MOST_BYTES or not text.isprintable() or not text.isascii() or " " in text:
-        raise ValueError(
-            f"{path}: an API key is one line of {_LEAST_LETTERS} or more letters, digits and signs without spaces; "
-            "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
-        )
-    return key
 
 
 def check_origin(request: web.BaseRequest) -> None:

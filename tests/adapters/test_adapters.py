@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import http.server
+import json
+import os
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+
 import cv2
 import numpy as np
 import pytest
 
 from client import SegmentationClient
 from scenes.showcase import draw_showcase
+from serving.environment import free_ports
+from tests.chaos.faults_service import wait_for
 
 pytestmark = pytest.mark.server
 
@@ -164,35 +174,94 @@ print(json.dumps([code, len(document["images"]), list(frames.values())]))
 CONFIG = "<View><Image name='image' value='$photo'/><{0} name='label' toName='image'><Label value='Card'/></{0}></View>"
 
 
-@pytest.mark.parametrize("kind", ["PolygonLabels", "BrushLabels", "RectangleLabels"])
-def test_label_studio(run, scene, result, kind):
-    said = run(
-        """
-import json, sys
+class Storage(http.server.BaseHTTPRequestHandler):
+    """What Label Studio is to the backend: it gives uploaded pictures to who has its token."""
+
+    def do_GET(self):
+        allowed = (self.path, self.headers["Authorization"]) == ("/data/upload/1/table.png", "Token studio")
+        body = self.server.picture.read_bytes() if allowed else b""
+        self.send_response(200 if allowed else 401)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def studio(scene):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Storage) as running:
+        running.picture = scene
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def label_studio(python, server, tmp_path):
+    """The backend's server, as the document starts it; returns what posts to it."""
+    (port,) = free_ports("127.0.0.1", 1)
+    code = f"""
 from label_studio_ml.api import init_app
 from triton_segmentation.label_studio import SegmentationBackend
-import label_studio_ml.model
-label_studio_ml.model.get_local_path = lambda url, **_: url  # it would fetch the picture from Label Studio
-backend = SegmentationBackend(label_config=sys.argv[2])
-assert init_app
-(answer,) = backend.predict([{"data": {"photo": sys.argv[1]}}])
-for one in answer["result"]:
-    if "rle" in one["value"]:
-        from label_studio_sdk.converter.brush import decode_rle
-        height, width = one["original_height"], one["original_width"]
-        one["value"]["area"] = int((decode_rle(one["value"].pop("rle")).reshape(height, width, 4)[..., 3] > 0).sum())
-print(json.dumps(answer))
-""",
-        scene,
-        CONFIG.format(kind),
-    )
+
+init_app(SegmentationBackend).run(port={port})
+"""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "SEGMENTATION_URL": server.grpc_url}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([python, "-c", code], cwd=tmp_path, env=environment, stdout=log, stderr=log)
+
+    def post(path, document):
+        data = json.dumps(document).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(error.read().decode()[-3000:] + (tmp_path / "log").read_text()[-3000:]) from error
+
+    def is_up():
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+                return json.load(answer)["status"] == "UP"
+        except OSError:
+            return False
+
+    try:
+        wait_for(is_up, 60, "the backend")
+        yield post
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("kind", ["PolygonLabels", "BrushLabels", "RectangleLabels"])
+def test_label_studio(label_studio, studio, run, result, kind):
+    """The calls of Label Studio itself, to the backend's real server."""
+    project = {"project": "1.1700000000", "schema": CONFIG.format(kind), "hostname": studio, "access_token": "studio"}
+    assert label_studio("/setup", project)["model_version"]
+    task = {"id": 7, "data": {"photo": "/data/upload/1/table.png"}}
+    call = {"tasks": [task], "project": project["project"], "label_config": project["schema"]}
+    answer = label_studio("/predict", {**call, "params": {"login": None, "password": None, "context": None}})
+    (said,) = answer["results"]
     height, width = result.image_size
     assert said["model_version"] == "segment_int8"
     shapes = said["result"]
     assert {shape["type"] for shape in shapes} == {kind.lower()}
     assert all(shape["value"][kind.lower()] == ["Card"] for shape in shapes)
     if kind == "BrushLabels":
-        assert [shape["value"]["area"] for shape in shapes] == [mask.sum() for mask in result.masks]
+        areas = run(
+            """
+import json, sys
+from label_studio_sdk.converter.brush import decode_rle
+print(json.dumps([int((decode_rle(rle).reshape(-1, 4)[:, 3] > 0).sum()) for rle in json.loads(sys.argv[1])]))
+""",
+            json.dumps([shape["value"]["rle"] for shape in shapes]),
+        )
+        assert areas == [mask.sum() for mask in result.masks]
     elif kind == "PolygonLabels":
         drawn = np.zeros((height, width), np.uint8)
         for shape in shapes:

@@ -26,9 +26,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pycocotools import mask as coco
 
-from client import SegmentationClient
+from client import AsyncSegmentationClient, SegmentationClient
+from client.errors import ServerError
 from gateway.app import Gateway
 from gateway.limits import Limits
+from load.payloads import calling
+from pipeline.api_key import KEY_VARIABLE
 from pipeline.mask_formats import decode_mask
 from pipeline.overlay import draw_overlay
 from serving.server import ServerOptions, TritonServer
@@ -345,6 +348,41 @@ def test_a_server_with_a_key_becomes_ready(tmp_path):
         assert ask(small.http_url, "/v1/models").status == 401
         assert ask(small.http_url, "/v1/models", X_API_Key=(tmp_path / "key").read_text().strip()).status == 200
     assert not [line for line in lines if "did not answer a first request" in line]
+
+
+def test_the_clients_send_the_key(server, photographs, results, tmp_path, monkeypatch, reference):
+    key = "k" * 24
+    (tmp_path / "key").write_text(f"{key}\n")
+    with gateway(server.grpc_url, api_key=key.encode()) as url:
+
+        async def asynchronous(given):
+            async with AsyncSegmentationClient(url, "http", api_key=given) as client:
+                await client.wait_ready(0)
+                return await client.segment(photographs[0])
+
+        command = [sys.executable, "-m", "client", reference.photographs[0], "--protocol=http", f"--url={url}"]
+        environment = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
+        for options, variables, status in (
+            ([], {}, 2),
+            (["--api-key-file", tmp_path / "key"], {}, 0),
+            ([], {KEY_VARIABLE: key}, 0),
+            (["--api-key-file", tmp_path / "key"], {KEY_VARIABLE: "another" * 4}, 0),
+        ):
+            given = {**environment, **variables}
+            run = subprocess.run([*command, *options], check=False, cwd=ROOT, env=given, capture_output=True, text=True)
+            assert run.returncode == status, run.stderr
+            assert status == 0 or "the API key is missing" in run.stderr
+        assert asyncio.run(asynchronous(key)).encoded_masks == results[0].encoded_masks
+        with SegmentationClient(url, "http", api_key=key) as client:
+            assert client.segment(photographs[0]).encoded_masks == results[0].encoded_masks
+        with pytest.raises(ServerError, match=r"the API key is wrong.*--api-key-file FILE"):
+            asyncio.run(asynchronous("wrong" * 5))
+        with SegmentationClient(url, "http") as client, pytest.raises(ServerError, match="the API key is missing"):
+            client.wait_ready(0)
+        monkeypatch.setenv(KEY_VARIABLE, key)  # so do the load tests, whose users know no other way
+        with calling("http", url, 10) as transport:
+            assert transport.is_ready("segment_int8")
+            assert transport.statistics()
 
 
 def test_hostile_forms_leave_everything_alone(server, photographs):

@@ -1,7 +1,9 @@
-"""What goes through a proxy, and what never does."""
+"""What goes through a proxy and what never does; keys that cannot be sent."""
 
 import pytest
 
+from client.errors import RequestError
+from client.segmentation import SegmentationClient
 from pipeline.loopback import grpc_channel_args, is_loopback
 
 
@@ -25,3 +27,12 @@ from pipeline.loopback import grpc_channel_args, is_loopback
 def test_loopback_is_called_directly_and_others_as_the_environment_says(url, loopback):
     assert is_loopback(url) == loopback
     assert (("grpc.enable_http_proxy", 0) in grpc_channel_args(url)) == loopback
+
+
+@pytest.mark.parametrize(
+    ("protocol", "key", "said"),
+    [("http", "short", r"^api_key: an API key is one line of 16 or more"), ("grpc", "k" * 24, "an API key over grpc")],
+)
+def test_a_key_that_cannot_be_sent_is_refused(protocol, key, said):
+    with pytest.raises(RequestError, match=said):
+        SegmentationClient(protocol=protocol, api_key=key)
