@@ -22,6 +22,7 @@ from repository.shim import SHIM_NAME, is_importable, is_shim
 from repository.shipped import foreign_parts
 from repository.signatures import SIGNATURE_NAME, SigningKey
 from repository.store import ModelRepository, limit_problems, read_config, size_problems
+from repository.templates import TEMPLATE_SUFFIX
 
 _CACHE: Final = "__pycache__"
 
@@ -263,7 +264,8 @@ def _config_faults(repository: ModelRepository, precision: str) -> Iterator[Faul
             config = read_config(path)
         except RepositoryError as error:
             place = path.relative_to(repository.path)
-            yield Fault(model, str(error), f"copy {place} from the shipped model_repository")
+            remedy = f"restore {place} from {place}{TEMPLATE_SUFFIX} of the shipped model_repository"
+            yield Fault(model, str(error), remedy)
             continue
         mine = [manifest for manifest in manifests if manifest.profile in PROFILES[profile].serves]
         named = list(config.version_policy.specific.versions)

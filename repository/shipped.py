@@ -13,6 +13,7 @@ from pipeline import contract
 from repository.errors import RepositoryError
 from repository.shim import is_importable
 from repository.store import CONFIG_NAMES, SHIPPED_REPOSITORY, read_config
+from repository.templates import TEMPLATE_SUFFIX
 
 _TUNABLE: Final = ("input", "output", "max_batch_size", "instance_group", "version_policy", "dynamic_batching")
 """What an operator, the builder or a promotion may change in a configuration, and the values of parameters."""
@@ -47,7 +48,8 @@ def foreign_parts(repository: Path) -> Iterator[tuple[str, str]]:
 
 def _config_problems(repository: Path, name: str) -> Iterator[tuple[str, str]]:
     try:
-        mine, shipped = (_fixed(read_config(path / name)) for path in (repository, SHIPPED_REPOSITORY))
+        shipped_name = SHIPPED_REPOSITORY / f"{name}{TEMPLATE_SUFFIX}"
+        mine, shipped = (_fixed(read_config(path)) for path in (repository / name, shipped_name))
     except RepositoryError as error:
         yield name, f"cannot be compared with the shipped one ({error})"
         return

@@ -30,6 +30,7 @@ from repository.manifest import MANIFEST_NAME, Manifest, classes_text, is_named,
 from repository.profiles import PROFILES
 from repository.shim import SHIM_NAME, is_importable
 from repository.signatures import TrustedKeys
+from repository.templates import BASE_SUFFIX, TEMPLATE_SUFFIX, made_from, outdated, refresh, templates
 
 SHIPPED_REPOSITORY: Final = Path(__file__).resolve().parent.parent / "model_repository"
 DEFAULT_REPOSITORY: Final = Path(os.environ.get("SEGMENTATION_REPOSITORY") or SHIPPED_REPOSITORY)
@@ -77,10 +78,14 @@ class ModelRepository:
     def open(cls, path: Path) -> ModelRepository:
         """Open a repository; a folder that is missing or empty gets the shipped models without versions.
 
+        A checkout's own gets its configurations from its templates.
+
         Raises:
             RepositoryError: the folder holds something else.
         """
         repository = cls(path)
+        if any(templates(path)) and not address_problem(path):
+            repository.refresh()
         problem = repository._problem()
         if problem is None:
             return repository
@@ -94,13 +99,27 @@ class ModelRepository:
         with repository.locked():
             if repository._problem() is not None:  # else another builder has made it meanwhile
                 copying.touch()  # marks a copy that was cut short, which the next builder repeats
-                shutil.copytree(SHIPPED_REPOSITORY, path, ignore=_versions_and_caches, dirs_exist_ok=True)
+                shutil.copytree(SHIPPED_REPOSITORY, path, ignore=_not_copied, dirs_exist_ok=True)
+                for template in templates(SHIPPED_REPOSITORY):
+                    target = path / made_from(template).relative_to(SHIPPED_REPOSITORY)
+                    target.parent.mkdir(exist_ok=True)
+                    shutil.copyfile(template, target)
                 copying.unlink()
         return repository
 
+    def refresh(self) -> None:
+        """Make configurations whose templates are new, as after the checkout was updated.
+
+        Raises:
+            RepositoryError: they cannot be written, or one is broken.
+        """
+        if outdated(self.path):
+            with self.locked():
+                refresh(self.path)
+
     @classmethod
     def existing(cls, path: Path, trusted_keys: Path | None = None) -> ModelRepository:
-        """Open a repository that must exist; nothing is written.
+        """Open a repository that must exist; nothing is written but what a checkout's new templates make.
 
         Args:
             path: its folder.
@@ -110,6 +129,8 @@ class ModelRepository:
             RepositoryError: there is none, or no keys are in the file.
         """
         repository = cls(path)
+        with contextlib.suppress(RepositoryError):  # another user's, or read-only: what is there is served
+            repository.refresh()
         problem = repository._problem()
         if problem is not None:
             raise RepositoryError(
@@ -151,7 +172,7 @@ class ModelRepository:
 
     def strays(self, precision: str) -> list[str]:
         """What lies among the versions and is none, such as a link, for messages. Everything ignores it."""
-        known = (CONFIG_NAME, "configs", "__pycache__")
+        known = (CONFIG_NAME, CONFIG_NAME + TEMPLATE_SUFFIX, "configs", "__pycache__")
         model = contract.network_model(precision)
         return [
             f"{model}: {entry.name!a} is {_kind_of(entry)}, not a version; it is ignored. Move it elsewhere"
@@ -593,7 +614,8 @@ def read_config(path: Path) -> Any:
     try:
         return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
     except OSError as error:
-        raise RepositoryError(f"{path}: {error.strerror}; restore it from the shipped model repository") from error
+        template = f"{path.name}{TEMPLATE_SUFFIX} of the shipped model_repository"
+        raise RepositoryError(f"{path}: {error.strerror}; restore it from {template}") from error
     except (text_format.ParseError, UnicodeDecodeError, RecursionError) as error:
         raise RepositoryError(f"{path}: not a model configuration ({error})") from error
 
@@ -631,12 +653,13 @@ def _has_foreign_entries(folder: Path) -> bool:
     return any(entry.name != _LOCK_NAME for entry in folder.iterdir())
 
 
-def _versions_and_caches(folder: str, names: list[str]) -> set[str]:
-    """What of the shipped repository is not copied: built versions, caches, hidden leftovers."""
+def _not_copied(folder: str, names: list[str]) -> set[str]:
+    """What of the shipped repository is not copied: built versions, what was made of templates, caches, leftovers."""
     return {
         name
         for name in names
         if name in ("__pycache__", PROMOTIONS_NAME, _COPYING_NAME)
         or name.startswith((_STAGING_PREFIX, _LOCK_NAME))
+        or name.endswith((".pbtxt", TEMPLATE_SUFFIX, BASE_SUFFIX))
         or (Path(folder) / name / MANIFEST_NAME).is_file()
     }

@@ -172,7 +172,8 @@ class _Examination:
             problems = _config_problems(self._repository, self._precision)
         except RepositoryError as error:
             promoted = []
-            self._refuse(str(error), "copy the file from the shipped model_repository, then `python -m builder verify`")
+            remedy = "restore it from its .in of the shipped model_repository, then `python -m builder verify`"
+            self._refuse(str(error), remedy)
         else:
             self._warnings += self._repository.strays(self._precision)
             for stray in self._repository.named_strays(self._precision, self._profile.name):

@@ -553,7 +553,7 @@ def _documents_seeds() -> list[bytes]:
         *(b"Q" + bytes([place, place % 23]) for place in range(64)),
         b"S" + yaml.safe_dump(_default_settings()).encode(),
         b"T\5\3",
-        *(b"C" + path.read_bytes() for path in sorted((SHIPPED_REPOSITORY / "network_int8").rglob("*.pbtxt"))),
+        *(b"C" + path.read_bytes() for path in sorted((SHIPPED_REPOSITORY / "network_int8").rglob("*.pbtxt.in"))),
         b"L" + _json(log) + b"\n" + _json({**log, "action": "rollback", "version": 1, "previous": 2}),
         b"N{0: 'cat', 1: 'dog', 2: 'cow'}",
         b"N['a', \"b\", 'c']",

@@ -96,7 +96,7 @@ def _state_of_the_builder() -> str:
     digest = hashlib.sha256(f"{sys.version} {SETTINGS}".encode())
     rooms = ("base", "pipeline", "repository", "scenes", "builder")
     sources = [path for room in rooms for path in (ROOT / room).rglob("*")]
-    models = [path for path in (ROOT / "model_repository").rglob("*") if path.suffix in (".py", ".pbtxt")]
+    models = [path for path in (ROOT / "model_repository").rglob("*") if path.suffix in (".py", ".in")]
     models = [path for path in models if not path.match("network_*/[0-9]*/*")]
     for path in sorted([*sources, *models, *(ROOT / "requirements").glob("*.txt")]):
         if path.is_file() and path.suffix != ".pyc":

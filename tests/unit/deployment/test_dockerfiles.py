@@ -36,6 +36,10 @@ def test_built_versions_and_secrets_stay_out_of_the_images():
     rules = ignore_rules()
     for name in (".env", ".git", "out", ".cache", "images", "tests", "model_repository/network_int8/1"):
         assert is_ignored(name, rules), name
+    # What a promotion writes, so that it changes no image.
+    for name in ("config.pbtxt", "configs/cpu.pbtxt", ".config.pbtxt.base", "configs/.cpu.pbtxt.base"):
+        assert is_ignored(f"model_repository/network_int8/{name}", rules), name
+    assert not is_ignored("model_repository/network_int8/configs/cpu.pbtxt.in", rules)
     assert not is_ignored("model_repository/segment_int8/1/.gitkeep", rules)  # Triton wants the folder
 
 
