@@ -157,16 +157,17 @@ class Gateway:
         if self._connections is not None:
             self._connections.set_busy(request, True)
         started = time.perf_counter()
-        given = request.headers.get(REQUEST_ID_HEADER, "")
-        request[REQUEST_ID] = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        _identify(request)
         try:
-            response = await self._traced(request, handler)
-            response.headers[REQUEST_ID_HEADER] = request[REQUEST_ID]
-            self._metrics.count(request, response.status, time.perf_counter() - started)
-            return response
+            return self._finished(request, await self._traced(request, handler), started)
         finally:
             if self._connections is not None:
                 self._connections.set_busy(request, False)
+
+    def _finished(self, request: web.Request, response: web.StreamResponse, started: float) -> web.StreamResponse:
+        response.headers[REQUEST_ID_HEADER] = request[REQUEST_ID]
+        self._metrics.count(request, response.status, time.perf_counter() - started)
+        return response
 
     async def _traced(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         if self._tracing is None:
@@ -183,10 +184,7 @@ class Gateway:
             self._check_access(request)
             return await handler(request)
         except Refusal as refusal:
-            response = _error(request, refusal.status, refusal.message)
-            if refusal.status == HTTPStatus.UNAUTHORIZED:
-                response.headers["WWW-Authenticate"] = "Bearer"
-            return response
+            return _refused(request, refusal)
         except ParameterError as error:
             return _error(request, HTTPStatus.BAD_REQUEST, str(error))
         except web.HTTPException as error:  # no such route, or not with this method
@@ -204,13 +202,15 @@ class Gateway:
 
     async def _continue(self, request: web.Request) -> web.StreamResponse | None:
         """Answer ``Expect: 100-continue``, which curl sends in front of a megabyte, unless the body is refused."""
+        started = time.perf_counter()
+        _identify(request)  # what is refused here does not get to the middleware
         try:
             self._check_access(request)
             self._bodies.check_head(request)
+            if request.headers.get("Expect", "").lower() != "100-continue":
+                raise Refusal("Expect; allowed: 100-continue", HTTPStatus.EXPECTATION_FAILED)
         except Refusal as refusal:
-            return _error(request, refusal.status, refusal.message)
-        if request.headers.get("Expect", "").lower() != "100-continue":
-            return _error(request, HTTPStatus.EXPECTATION_FAILED, "Expect; allowed: 100-continue")
+            return self._finished(request, _refused(request, refusal), started)
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
         return None
@@ -285,6 +285,19 @@ async def _without_version(request: web.BaseRequest, response: web.StreamRespons
 
 def _json(body: bytes, status: int = HTTPStatus.OK) -> web.Response:
     return web.Response(body=body, status=status, content_type="application/json")
+
+
+def _identify(request: web.Request) -> None:
+    """Give a request its caller's identifier, or a new one."""
+    given = request.headers.get(REQUEST_ID_HEADER, "")
+    request[REQUEST_ID] = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+
+def _refused(request: web.Request, refusal: Refusal) -> web.Response:
+    response = _error(request, refusal.status, refusal.message)
+    if refusal.status == HTTPStatus.UNAUTHORIZED:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
 
 
 def _error(request: web.Request, status: int, message: str) -> web.Response:

@@ -172,7 +172,7 @@ def _gateway(data: bytes) -> None:
     except Refusal:
         return
     sent = service_pb2.ModelInferRequest.FromString(call.serialized())
-    if [bytes(raw) for raw in call.raw] != list(sent.raw_input_contents) or len(sent.inputs) != len(call.raw):
+    if [b"".join(raw) for raw in call.raw] != list(sent.raw_input_contents) or len(sent.inputs) != len(call.raw):
         raise AssertionError("the inputs are not those of the request")
 
 

@@ -147,6 +147,16 @@ def test_a_body_after_100_continue(gateway):
         assert status(connection.recv(1000)) == 200
 
 
+def test_what_is_refused_in_place_of_100_continue_has_its_identifier_and_is_counted(gateway):
+    """curl asks so in front of a megabyte."""
+    head = b"POST /v1/segment HTTP/1.1\r\nHost: h\r\nX-Request-Id: mine\r\n"
+    received = gateway.raw(head + b"Expect: 100-continue\r\nContent-Length: 9000000\r\n\r\n")
+    assert status(received) == 413
+    assert b"X-Request-Id: mine" in received
+    counted = gateway.ask("GET", "/metrics").body.decode()
+    assert 'segmentation_gateway_requests_total{route="/v1/segment",status="413"} 1.0' in counted
+
+
 def test_a_body_that_comes_too_slowly_is_given_up(gateway):
     with socket.create_connection(gateway.address, 20) as connection:
         connection.sendall(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n{")
