@@ -1,5 +1,7 @@
 """The network as layers against ONNX Runtime on the same file; cuDNN is a stand-in where there is no GPU."""
 
+import importlib.util
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -25,9 +27,10 @@ NETWORKS = {
 
 def fused(path, device, most=MOST):
     if isinstance(device, CudaDevice):
-        pytest.importorskip("cudnn")
+        if importlib.util.find_spec("cudnn") is None:
+            pytest.skip("nvidia-cudnn-frontend is missing; where it is: make test-gpu")
         if layers_of(onnx.load(path)).segments and "CUDAExecutionProvider" not in ort.get_available_providers():
-            pytest.skip("this network needs onnxruntime-gpu")
+            pytest.skip("onnxruntime-gpu, which runs attention, is missing; where it is: make test-gpu")
         return FusedNetwork(path, device, most)
     return FusedNetwork(path, device, most, HostConvolutions(), host_segments)
 

@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(
         "EXPORTS_VENV" not in os.environ, reason="an environment with ultralytics is missing; make test-exports runs it"
     ),
-    pytest.mark.skipif(COMPILER is None, reason="g++, which compiles the kernels for the host, is missing"),
+    pytest.mark.skipif(COMPILER is None, reason="g++ is missing; where it is: make test-exports"),
 ]
 _TITLES = ("static", "dynamic=True", "nms=False")
 _CASES = list({(case.family, case.title): case for case in reversed(CASES) if case.title in _TITLES}.values())
