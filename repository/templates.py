@@ -65,8 +65,9 @@ def refresh(repository: Path) -> list[Path]:
         made, base = made_from(template), _base_of(template)
         text = template.read_text(encoding="utf-8")
         result = text
-        if made.is_file() and base.is_file():
-            mine, before, after = _parsed(made), _parsed(base), _parsed(template)
+        if made.is_file():
+            after = _parsed(template)
+            mine, before = _parsed(made), _parsed(base if base.is_file() else template)
             if mine != before:
                 result = text_format.MessageToString(_merged(mine, before, after))
         write_atomically(made, result)

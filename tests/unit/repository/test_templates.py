@@ -108,6 +108,16 @@ def test_what_a_person_changed_stays(origin, clone):
     assert parameters["new"].string_value == "1"
 
 
+def test_a_configuration_of_unknown_origin_is_kept(clone):
+    repository = opened(clone)
+    add_versions(repository, 2)
+    promote(repository, "int8", 2)
+    for base in (clone / "model_repository").rglob(".*.base"):
+        base.unlink()
+    opened(clone)
+    assert list(config(clone).version_policy.specific.versions) == [2]
+
+
 def test_a_copy_has_the_shipped_configurations_and_no_templates(tmp_path):
     folder = ModelRepository.open(tmp_path / "repository").path
     names = [path.name for path in folder.rglob("*")]

@@ -1,0 +1,51 @@
+"""CI's step for containers: skipped where no engine can be had, red where a test is."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root starts an engine; run as root")
+
+
+def run(tmp_path, engine=None, tests_status=0):
+    """The step with commands in place of an engine, which note what was called; returns status, output, calls."""
+    commands, calls = tmp_path / "bin", tmp_path / "calls"
+    commands.mkdir()
+    docker = 'case "$1" in run) exit 0;; *) [ -n "${DOCKER_HOST:-}" ];; esac'
+    for name, script in {"docker": docker, "make": f"echo make $* >>{calls}; exit {tests_status}"}.items():
+        (commands / name).write_text(f"#!/bin/sh\n{script}\n")
+        (commands / name).chmod(0o755)
+    (tmp_path / "engine.sh").write_text(f"echo $1 >>{calls}; {engine}\n" if engine else "")
+    environment = {key: value for key, value in os.environ.items() if key != "DOCKER_HOST"}
+    environment |= {"PATH": f"{commands}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
+    environment["ENGINE_SCRIPT"] = str(tmp_path / ("engine.sh" if engine else "none"))
+    done = subprocess.run([ROOT / ".ci/containers"], capture_output=True, text=True, env=environment, check=False)
+    left = [path.name for path in tmp_path.iterdir() if path.name not in ("bin", "calls", "engine.sh")]
+    assert left == []
+    return done.returncode, done.stdout, calls.read_text().split("\n")[:-1] if calls.exists() else []
+
+
+def test_without_an_engine_it_is_skipped(tmp_path):
+    status, output, calls = run(tmp_path)
+    assert status == 0
+    assert "SKIPPED: no container engine on this machine" in output
+    assert calls == []
+
+
+@needs_root
+def test_an_engine_that_does_not_start_is_skipped_and_removed(tmp_path):
+    status, output, calls = run(tmp_path, engine="echo no kernel module; [ $1 = down ]")
+    assert status == 0
+    assert "SKIPPED: no engine could be started: no kernel module" in output
+    assert calls == ["up", "down"]
+
+
+@needs_root
+@pytest.mark.parametrize("tests_status", [0, 2])
+def test_the_tests_decide_and_the_engine_is_removed(tmp_path, tests_status):
+    status, _, calls = run(tmp_path, engine="echo 'export DOCKER_HOST=unix:///run/it'", tests_status=tests_status)
+    assert status == tests_status
+    assert calls == ["up", "make test-containers", "down"]
