@@ -4,6 +4,7 @@ import cv2
 import pytest
 
 from pipeline.image_structure import read_header
+from pipeline.jpeg_structure import segments
 from steps.gpu.jpeg import engine_takes
 from tests.gpu.test_preprocess import jpeg, picture, png
 
@@ -22,6 +23,12 @@ def with_segment(marker, body):
 
 def changed(place, value):
     return WHOLE[:place] + bytes([value]) + WHOLE[place + 1 :]
+
+
+def without_table(marker, number):
+    """With the table's segment as one that decoders ignore."""
+    place = next(start for table, start, body in segments(WHOLE, 2) if table == marker and WHOLE[body + 2] == number)
+    return changed(place + 1, 0xE9)
 
 
 @pytest.mark.parametrize(
@@ -54,8 +61,15 @@ def test_first_of_several_pictures_is_taken():
         changed(HEADER.frame + 10, ord("R")),
         changed(HEADER.first_scan + 4, 1),
         WHOLE[:20] + b"\0" + WHOLE[20:],
+        without_table(0xDB, 0),
+        without_table(0xDB, 1),
+        without_table(0xC4, 0x10),
+        without_table(0xC4, 0x01),
     ],
-    ids=["png", "progressive", "4:4:0", "no end", "Adobe RGB", "components R, 2, 3", "several scans", "stray byte"],
+    ids=[
+        *("png", "progressive", "4:4:0", "no end", "Adobe RGB", "components R, 2, 3", "several scans", "stray byte"),
+        *("no table for luma", "none for chroma", "no code for AC", "none for DC of chroma"),
+    ],
 )
 def test_others_are_left_to_the_cpu(data):
     assert not taken(data)
