@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root starts an engine; run as root")
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="root, who alone can start an engine, is missing; as root, make test-unit runs it"
+)
 
 
 def run(tmp_path, engine=None, tests_status=0):
