@@ -44,7 +44,7 @@ _OTHER_REFUSALS: Final = (
     # Triton 2.51, for methods that need the secret.
     (grpc.StatusCode.UNAVAILABLE, "This protocol is restricted"),
 )
-_DECODED: Final = 50
+_DECODED: Final = 5
 
 
 Input = Sample | Malformed
