@@ -33,6 +33,7 @@ from serving.errors import PortInUse, ServingError
 from serving.hidden_arguments import STAND_IN
 from serving.server import ServerOptions, TritonServer
 from serving.tritonserver import find_tritonserver
+from tests.chaos.faults_service import wait_for
 from tests.local_user import looking_for
 from tests.unit.serving.repositories import tiny_repository
 
@@ -347,7 +348,8 @@ def test_what_a_server_killed_with_its_parent_left_is_swept_by_the_next(tiny, tm
     process.wait()
     (Path("/dev/shm") / f"{prefix}left").touch()  # noqa: S108 - which regions stay is a matter of chance
     assert find_leftovers(int(pid))
-    assert int(pid) not in [running.pid for running in running_servers()]
+    # The kernel takes a moment to free a server's memory.
+    wait_for(lambda: int(pid) not in [running.pid for running in running_servers()], 30, "the end of the killed server")
     assert gone(int(pid)), processes(int(pid))
     assert not find_leftovers(int(pid))
     assert not any(name.startswith(prefix) for name in shared_memory())
