@@ -40,6 +40,12 @@ def answers(server, message, compression=None, metadata=None):
     return int.from_bytes(answer.raw_output_contents[0], "little")
 
 
+def refusal_of(call, message):
+    with pytest.raises(grpc.RpcError) as refused:
+        call(message, timeout=60)
+    return refused.value.details()
+
+
 def lives(server, pid):
     return server.pid == pid and answers(server, protocol.infer_request([b"four"]).SerializeToString()) == 4
 
@@ -83,3 +89,23 @@ def test_metadata_that_is_too_large_is_refused(small, length):
     message = protocol.infer_request([b"four"]).SerializeToString()
     assert answers(small, message, metadata=(("key", "v" * length),)) == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert lives(small, pid)
+
+
+def test_broken_string_data_fails_its_request_alone(server):
+    """In a batch, the backend would fail all of its requests."""
+    message = protocol.infer_request([b"MM\0*" + bytes(5000)])
+    whole = message.SerializeToString()
+    message.raw_input_contents[0] = message.raw_input_contents[0][:2000]
+    broken = message.SerializeToString()
+
+    def refusals(kind):
+        options = [*grpc_channel_args(server.grpc_url), ("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(server.grpc_url, options) as channel:
+            call = channel.unary_unary(protocol.INFER, lambda data: data, lambda data: data)
+            return {refusal_of(call, kind) for _ in range(50)}
+
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(refusals, [whole, broken] * 4))
+    for of_whole, of_broken in zip(texts[::2], texts[1::2], strict=True):
+        assert all("a directory of 19789 entries" in text for text in of_whole)
+        assert all("incomplete string data" in text for text in of_broken)
