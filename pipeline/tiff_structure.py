@@ -163,12 +163,17 @@ def as_stored(data: bytes) -> bytes:
         >>> exif_orientation(as_stored(tiff))
         1
     """
-    stored = bytearray(data)
+    changes = []
     for entry in directory(data):
         if _is_orientation(entry):
-            struct.pack_into(entry.layout, stored, entry.place, 1)
+            changes.append((entry, 1))
         elif entry.tag == _EXTRA_SAMPLES and entry.count == 1 and entry.numbers[0] == _UNMULTIPLIED_ALPHA:
-            struct.pack_into(entry.layout, stored, entry.place, _MULTIPLIED_ALPHA)
+            changes.append((entry, _MULTIPLIED_ALPHA))
+    if all(entry.numbers[0] == value for entry, value in changes):
+        return data
+    stored = bytearray(data)
+    for entry, value in changes:
+        struct.pack_into(entry.layout, stored, entry.place, value)
     return bytes(stored)
 
 

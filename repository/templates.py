@@ -88,15 +88,15 @@ def _merged(mine: Any, before: Any, after: Any) -> Any:
     for tensor in [*after.input, *after.output]:
         if tensor.name in dims and dims[tensor.name] != shipped.get(tensor.name):
             tensor.dims[:] = dims[tensor.name]
-    for field in mine.DESCRIPTOR.fields:
-        if field.name in ("input", "output", "parameters") or _same(mine, before, field.name):
+    ours, theirs = ({field.name: value for field, value in config.ListFields()} for config in (mine, before))
+    for name in sorted({*ours, *theirs} - {"input", "output", "parameters"}):
+        if ours.get(name) == theirs.get(name):
             continue
-        after.ClearField(field.name)
+        after.ClearField(name)
         alone = type(mine)()
         alone.CopyFrom(mine)
-        for other, _ in mine.ListFields():
-            if other.name != field.name:
-                alone.ClearField(other.name)
+        for other in ours.keys() - {name}:
+            alone.ClearField(other)
         after.MergeFrom(alone)
     for key in {*mine.parameters, *before.parameters}:
         if key not in mine.parameters:
@@ -104,11 +104,6 @@ def _merged(mine: Any, before: Any, after: Any) -> Any:
         elif key not in before.parameters or mine.parameters[key] != before.parameters[key]:
             after.parameters[key].CopyFrom(mine.parameters[key])
     return after
-
-
-def _same(one: Any, other: Any, name: str) -> bool:
-    values = ({field.name: value for field, value in config.ListFields()}.get(name) for config in (one, other))
-    return bool(next(values) == next(values))
 
 
 def _parsed(path: Path) -> Any:

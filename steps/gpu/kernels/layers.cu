@@ -7,16 +7,6 @@ typedef unsigned short Half;
 #define MAX_ROWS 1024  // head.MAX_ROWS
 #define RANKING 1024   // threads of rank
 
-__device__ inline float widen(Half half) {
-#ifdef __CUDACC__
-  float value;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(half));
-  return value;
-#else
-  return widen_on_host(half);
-#endif
-}
-
 __device__ inline Half narrow(float value) {
 #ifdef __CUDACC__
   Half half;

@@ -5,16 +5,6 @@
 #define FIRST_COEFFICIENT 6
 #define MOST_COEFFICIENTS 256
 
-__device__ inline float widen(unsigned short half) {
-#ifdef __CUDACC__
-  float value;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(half));
-  return value;
-#else
-  return widen_on_host(half);
-#endif
-}
-
 // The logits of one box, [rows, cells], and where its pixel columns lie in them.
 struct Plane {
   const float* logits;

@@ -63,3 +63,13 @@ __device__ inline int block_sum(int value, int* total) {
   }
   return before + sum - value;
 }
+
+__device__ inline float widen(unsigned short half) {
+#ifdef __CUDACC__
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(half));
+  return value;
+#else
+  return widen_on_host(half);
+#endif
+}
