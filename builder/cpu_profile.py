@@ -57,7 +57,7 @@ class CpuProfile:
             BuilderError: the settings exclude something that the network does not have.
         """
         self._settings, self._export, self._network = settings, export, network
-        self._head = find_head(network, export.detections_name)
+        self._head = find_head(network, *export.layout.detections)
         self._calibration, self._steps = calibration, steps
         self._exclude = nodes_to_exclude(settings.exclude, network)
 

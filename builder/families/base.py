@@ -172,10 +172,14 @@ class Layout:
         return self.prototypes_shape[1] * PROTOTYPE_STRIDE, self.prototypes_shape[2] * PROTOTYPE_STRIDE
 
     @property
+    def detections(self) -> dict[str, Shape]:
+        """Name to shape, without batch, of the tensors that detections are made of."""
+        return {self.detections_name: self.detections_shape, **self.further}
+
+    @property
     def outputs(self) -> dict[str, Shape]:
-        """Name to shape, without batch, of the tensors that the ends read."""
-        detections = {self.detections_name: self.detections_shape}
-        return {**detections, **self.further, self.prototypes_name: self.prototypes_shape}
+        """Likewise of all tensors that the ends read."""
+        return {**self.detections, self.prototypes_name: self.prototypes_shape}
 
     @property
     def source_names(self) -> tuple[str, ...]:
