@@ -67,12 +67,13 @@ class Decoded:
 class SourceNetwork:
     """The export's file, run unchanged; if that is in half precision, its weights in single precision."""
 
-    def __init__(self, export: Export, *, as_it_is: bool = False) -> None:
+    def __init__(self, export: Export, *, as_it_is: bool = False, threads: int | None = None) -> None:
         """Load the file.
 
         Args:
             export: the file.
             as_it_is: in half precision too.
+            threads: for one image; None takes all cores. With 1, several threads run images beside each other.
 
         Raises:
             ExportError: ONNX Runtime does not load it.
@@ -80,9 +81,9 @@ class SourceNetwork:
         self._export = export
         try:
             if export.is_half and not as_it_is:
-                self._session = quiet_session(export.model.SerializeToString())
+                self._session = quiet_session(export.model.SerializeToString(), threads)
             else:
-                self._session = file_session(export.path)
+                self._session = file_session(export.path, threads)
         except Exception as error:  # ONNX Runtime and onnx have their exception types
             raise ExportError(f"{export.path} does not load in ONNX Runtime: {first_line(error)}") from error
 
