@@ -165,13 +165,13 @@ def decode(
     chosen = chosen[:most_anchors]
     class_ids = scores[:, chosen].argmax(axis=0)
     corners = _corners(detections[:4, chosen].T)
-    kept = _suppress(corners, class_ids, iou, most)
     offset = np.array([placement.left, placement.top] * 2)
     factor = np.array([placement.scale_x, placement.scale_y] * 2)
     limit = np.array([placement.width, placement.height] * 2, np.float64)
-    boxes = np.clip((corners[kept] - offset) / factor, 0.0, limit)
-    inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    kept, boxes = kept[inside], boxes[inside]
+    boxes = np.clip((corners - offset) / factor, 0.0, limit)
+    inside = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
+    kept = inside[_suppress(corners[inside], class_ids[inside], iou, most)]
+    boxes = boxes[kept]
     coefficients = detections[4 + num_classes :, chosen[kept]].T
     cells = (prototypes.shape[1] / input_size[0], prototypes.shape[2] / input_size[1])
     is_ready = coefficients.shape[1] == 1 < len(prototypes)
