@@ -66,8 +66,7 @@ class Manifest:
         layers: counts of layers per precision.
         files: every file of the version but this one.
         plans: file name of each TensorRT plan to what it was built with and for.
-        verification: results of the checks, and the gate, and of engines that may run it besides ONNX Runtime; None where
-            none ran.
+        verification: results of the checks, and the gate, also in engines besides ONNX Runtime; None where none ran.
         attempts: builds that failed before this one, and what was changed.
         durations_s: seconds per step.
         format_version: of this file.

@@ -14,8 +14,8 @@ from steps.openvino_cpu import NAME, EngineError, openvino_engine, usable_openvi
 
 ENGINE_VARIABLE: Final = "TRITON_SEGMENTATION_CPU_ENGINE"
 ENGINES: Final = ("auto", "onnxruntime", NAME)
-"""Values of the variable: the fastest, or always one. ``openvino`` makes an fp16 version fail to load rather than run in
-ONNX Runtime; the other precisions have no other engine."""
+"""Values of the variable: the fastest, or always one. ``openvino`` makes an fp16 version fail to load rather than run
+in ONNX Runtime; the other precisions have no other engine."""
 
 
 def cpu_network(path: Path, threads: int, max_batch_size: int) -> tuple[CpuNetwork, str]:
@@ -43,10 +43,8 @@ def cpu_network(path: Path, threads: int, max_batch_size: int) -> tuple[CpuNetwo
         try:
             version = usable_openvino()
             if version != gated:
-                raise EngineError(
-                    f"the gate passed {f'in {gated}' if gated else 'in ONNX Runtime alone'}, and {version} is here; build "
-                    "the version again on a machine like this one"
-                )
+                passed = f"in {gated}" if gated else "in ONNX Runtime alone"
+                raise EngineError(f"its gate passed {passed}, here is {version}; build it on a machine like this one")
             return CpuNetwork(path, threads, max_batch_size, openvino_engine), f"OpenVINO {version} in bfloat16"
         except Exception as error:  # whatever OpenVINO raises, the version can be served without it
             if wanted == NAME:
