@@ -33,7 +33,7 @@ needs_openvino = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A convolution over the pixels, of which the candidates and prototypes are parts."""
+    """A convolution over the pixels, of which prototypes and candidates are made, and an expectation as in DFL."""
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(8, 3, 3, 3)).astype(np.float32)
     batch = contract.BATCH_DIMENSION
@@ -42,7 +42,10 @@ def model(tmp_path_factory):
         helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
         helper.make_node("Conv", ["planes", "weights"], ["features"], pads=[1, 1, 1, 1], strides=[4, 4]),
         helper.make_node("Cast", ["features"], ["prototypes"], to=TensorProto.FLOAT16),
-        helper.make_node("Reshape", ["features", "rows"], ["candidates"]),
+        helper.make_node("Softmax", ["features"], ["distribution"], axis=1),
+        helper.make_node("Conv", ["distribution", "steps"], ["expectation"]),
+        helper.make_node("Concat", ["features", "expectation"], ["all"], axis=1),
+        helper.make_node("Reshape", ["all", "rows"], ["candidates"]),
     ]
     side = SIZE // 4
     graph = helper.make_graph(
@@ -50,12 +53,13 @@ def model(tmp_path_factory):
         "convolution",
         [helper.make_tensor_value_info("images", TensorProto.UINT8, [batch, SIZE, SIZE, 3])],
         [
-            helper.make_tensor_value_info("candidates", TensorProto.FLOAT, [batch, 8, side * side]),
+            helper.make_tensor_value_info("candidates", TensorProto.FLOAT, [batch, 9, side * side]),
             helper.make_tensor_value_info("prototypes", TensorProto.FLOAT16, [batch, 8, side, side]),
         ],
         [
             helper.make_tensor("weights", TensorProto.FLOAT, weights.shape, weights.ravel()),
-            helper.make_tensor("rows", TensorProto.INT64, [3], [0, 8, side * side]),
+            helper.make_tensor("steps", TensorProto.FLOAT, [1, 8, 1, 1], np.arange(8, dtype=np.float32)),
+            helper.make_tensor("rows", TensorProto.INT64, [3], [0, 9, side * side]),
         ],
     )
     path = tmp_path_factory.mktemp("network") / "model.onnx"
@@ -96,7 +100,7 @@ def test_processors_with_bfloat16_alone_use_openvino(name, tmp_path, monkeypatch
         assert usable_openvino(tmp_path / "cpuinfo") == "9.1"
         monkeypatch.undo()
         monkeypatch.setattr(openvino_cpu, "NAME", "no-such-package")
-        with pytest.raises(EngineError, match=r"not installed \(sh requirements/install.sh openvino\)"):
+        with pytest.raises(EngineError, match=r"not installed \(make openvino\)"):
             usable_openvino(tmp_path / "cpuinfo")
     else:
         with pytest.raises(EngineError, match="has none of amx_bf16, avx512_bf16"):
@@ -127,6 +131,16 @@ def test_openvino_gives_what_onnx_runtime_gives_and_compiles_for_no_batch(model)
     kept = first.copy()
     one.run([255 - images(1)[0]])
     assert np.array_equal(first, kept)  # the engine's own buffers are not handed out
+
+
+@needs_openvino
+def test_expectations_are_sums_and_other_convolutions_stay(model):
+    openvino = importlib.import_module("openvino")
+    network = openvino.Core().read_model(model)
+    assert [node.get_type_name() for node in network.get_ops()].count("Convolution") == 2
+    openvino_cpu._expectations_as_sums(openvino, network)
+    kinds = [node.get_type_name() for node in network.get_ops()]
+    assert kinds.count("Convolution") == kinds.count("ReduceSum") == 1
 
 
 @needs_openvino
