@@ -27,7 +27,7 @@ tensorrt: ## set up the builder's TensorRT profile: ModelOpt, PyTorch, TensorRT-
 	@sh requirements/install.sh tensorrt
 
 .PHONY: openvino
-openvino: base ## add OpenVINO, which runs fp16 of the profile cpu in half of the time where the processor has bfloat16 (178 MB)
+openvino: base ## add OpenVINO, which runs fp16 of the profile cpu in half of the time where the processor has bfloat16 (180 MB)
 	@sh requirements/install.sh openvino
 
 .PHONY: gpu
