@@ -26,6 +26,10 @@ dev:
 tensorrt: ## set up the builder's TensorRT profile: ModelOpt, PyTorch, TensorRT-RTX
 	@sh requirements/install.sh tensorrt
 
+.PHONY: openvino
+openvino: base ## add OpenVINO, which runs fp16 of the profile cpu in half of the time where the processor has bfloat16 (180 MB)
+	@sh requirements/install.sh openvino
+
 .PHONY: gpu
 gpu: ## set up .cache/gpu-venv for an NVIDIA GPU: ONNX Runtime with CUDA, CuPy, nvImageCodec, cuDNN (x86-64, Python 3.11, 3 GB)
 	@VENV=.cache/gpu-venv sh requirements/install.sh gpu

@@ -27,6 +27,7 @@ from serving.server import model_environment
 PARTS: Final = {
     "postprocess": "masks, against the whole-mask method and ultralytics",
     "preprocess": "decode and letterbox, against the plain way and ultralytics",
+    "engines": "the network alone in ONNX Runtime and OpenVINO, in each precision",
     "ensemble": "throughput, latency and CPU time per image under load",
     "gateway": "what plain HTTP costs over gRPC",
 }

@@ -32,7 +32,7 @@ from pipeline.postprocess import pack_response, postprocess
 from pipeline.preprocess import preprocess
 from scenes.reference import fetch_reference
 from serving.server import NO_LATENCY_BOUND_MS, ServerOptions, TritonServer
-from steps.onnx_cpu import CpuNetwork
+from steps.cpu_engines import cpu_network
 
 OURS: Final = "this ensemble"
 CLIENT: Final = "client-side pre/post, this project's model"
@@ -156,7 +156,7 @@ def maths_alone(path: Path, images: Sequence[bytes], rounds: int) -> tuple[list[
         loop of nothing else, and with the network run between the two halves of the work, which empties the
         processor's caches as it does on a machine that serves.
     """
-    network = CpuNetwork(path, len(os.sched_getaffinity(0)), 1)
+    network, _ = cpu_network(path, len(os.sched_getaffinity(0)), 1)
     cv2.setNumThreads(1)
     pixels = np.empty((1, INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
     parameters = RequestParameters()
@@ -191,7 +191,7 @@ def maths_alone(path: Path, images: Sequence[bytes], rounds: int) -> tuple[list[
 def bare_ways(path: Path, seconds: float) -> dict[str, Callable[[], float]]:
     """The network without a server, on letterboxed noise: images per second."""
     cores = len(os.sched_getaffinity(0))
-    network = CpuNetwork(path, cores, cores)
+    network, _ = cpu_network(path, cores, cores)
     pixels = np.random.default_rng(0).integers(0, 256, (cores, 1, INPUT_SIZE, INPUT_SIZE, 3), dtype=np.uint8)
     return {
         BARE: lambda: rate(lambda: network.run(list(pixels[:1])), 1, seconds),

@@ -194,7 +194,8 @@ def _bare(repository: Path, precision: str, profile: str) -> dict[str, float]:
 
 
 def _bare_rates(path: Path, profile: str) -> dict[str, float]:
-    from steps.onnx_cpu import OUTPUT_NAMES, CpuNetwork
+    from steps.cpu_engines import cpu_network
+    from steps.onnx_cpu import OUTPUT_NAMES
     from steps.onnx_cuda import cuda_session, network_on_gpu
 
     noise = np.random.default_rng(0).integers(0, 256, (_BARE_MAX_BATCH, 640, 640, 3), dtype=np.uint8)
@@ -211,7 +212,7 @@ def _bare_rates(path: Path, profile: str) -> dict[str, float]:
             rates[f"run, batch {size}"] = rate(lambda feed=feed: session.run(OUTPUT_NAMES, feed), size, _BARE_SECONDS)  # type: ignore[misc]
         _check_same(network, session.run(OUTPUT_NAMES, {contract.IMAGES.name: noise[:4]}), noise[:4])
     else:
-        network = CpuNetwork(path, len(os.sched_getaffinity(0)), contract.MAX_REQUEST_BATCH)
+        network, _ = cpu_network(path, len(os.sched_getaffinity(0)), contract.MAX_REQUEST_BATCH)
     for size in batch_sizes(_BARE_MAX_BATCH if profile == "cuda" else contract.MAX_REQUEST_BATCH):
         parts = [noise[index : index + 1] for index in range(size)]
         rates[f"as served, batch {size}"] = rate(lambda parts=parts: network.run(parts), size, _BARE_SECONDS)  # type: ignore[misc]

@@ -12,7 +12,7 @@ from client.files import write_atomically
 from load.machine import describe_machine
 from load.spread import Spread, ratios
 
-_PACKAGES: Final = ("numpy", "opencv-python-headless", "onnxruntime", "ultralytics", "torch")
+_PACKAGES: Final = ("numpy", "opencv-python-headless", "onnxruntime", "openvino", "ultralytics", "torch")
 
 
 class PartReport:

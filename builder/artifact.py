@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import onnx
 
 from repository.network import Network
+
+
+@dataclass(frozen=True)
+class OtherEngine:
+    """An engine that may run ``model.onnx`` in place of ONNX Runtime, once the version's gate passed in it.
+
+    Attributes:
+        name: in the manifest.
+        version: of its package; the server takes no other.
+        open_network: makes what runs the network; raises what the engine raises.
+        runtime: of the artifact, for the tag, where the gate passed.
+    """
+
+    name: str
+    version: str
+    open_network: Callable[[], Network]
+    runtime: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
 
 
 @dataclass(frozen=True)
@@ -26,6 +47,7 @@ class Artifact:
         quantized: the Q/DQ network with fp32 around, for ranking its layers; None if the precision is not int8.
         network: runs the plan itself; None where that cannot be done on this machine.
         runtime: for the tag, such as ``ort1.32.0-cpu``.
+        other_engine: None where there is none on this machine.
     """
 
     model: onnx.ModelProto
@@ -39,6 +61,7 @@ class Artifact:
     calibration: dict[str, Any] | None = None
     quantized: onnx.ModelProto | None = None
     network: Network | None = None
+    other_engine: OtherEngine | None = None
 
 
 class Profile(Protocol):

@@ -1,4 +1,4 @@
-"""The cpu profile: fp16 and int8 networks for ONNX Runtime inside Triton's Python backend."""
+"""The cpu profile: fp16 and int8 networks for ONNX Runtime and OpenVINO inside Triton's Python backend."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from base.cpus import usable_cpus
 from base.progress import Steps
-from builder.artifact import Artifact
+from builder.artifact import Artifact, OtherEngine
 from builder.datasets import CalibrationSet
 from builder.errors import BuilderError, CalibrationError
 from builder.export import Export
@@ -25,6 +26,9 @@ from builder.families.head import find_head
 from builder.quantizers import count_convolutions, nodes_to_exclude, remove_quantizers
 from builder.settings import BuildSettings
 from builder.surgery import PROTOTYPES_NODE, graft_ends
+from repository.network import Network
+from steps.openvino_cpu import NAME as OPENVINO
+from steps.openvino_cpu import EngineError, openvino_engine, usable_openvino
 
 _CALIBRATED_TOGETHER: Final = 4
 METHOD: Final = "MinMax, uint8 activations, int8 weights per channel, reduced range, Q/DQ (onnxruntime.quantization)"
@@ -76,7 +80,9 @@ class CpuProfile:
 
     def facts(self, precision: str) -> dict[str, Any]:
         """What determines the result."""
-        if precision != "int8":
+        if precision == "fp16":
+            return {"openvino": self._openvino} if self._openvino else {}
+        if precision == "fp32":
             return {}
         images = self._calibration.sha256 if self._calibration else None
         return {"calibration": images, "method": METHOD, "exclude": sorted(self._exclude)}
@@ -91,7 +97,23 @@ class CpuProfile:
         tail = set(self._head.decode_nodes)
         kept = sum(node.op_type == "Conv" and node.name in tail for node in model.graph.node)
         layers = {"convolutions": {"fp16": count_convolutions(model)[1] - kept, "fp32": kept}}
-        return self._artifact(self._graft(model), excluded=self._head.decode_nodes, layers=layers)
+        grafted = self._graft(model)
+        facts = {"excluded": self._head.decode_nodes, "layers": layers, "other_engine": self._other_engine(grafted)}
+        return self._artifact(grafted, **facts)
+
+    @functools.cached_property
+    def _openvino(self) -> str | None:
+        """The OpenVINO of this machine; None where fp16 versions cannot run in it."""
+        try:
+            return usable_openvino()
+        except EngineError:
+            return None
+
+    def _other_engine(self, model: onnx.ModelProto) -> OtherEngine | None:
+        if self._openvino is None:
+            return None
+        runtime = f"ort{ort.__version__}-ov{self._openvino}-cpu"
+        return OtherEngine(OPENVINO, self._openvino, functools.partial(_openvino_network, model), runtime)
 
     def _int8(self, exclude: frozenset[str]) -> Artifact:
         model, calibration = self._quantized
@@ -133,11 +155,25 @@ class CpuProfile:
         return Artifact(model=model, runtime=f"ort{ort.__version__}-cpu", **facts)
 
 
+def _openvino_network(model: onnx.ModelProto) -> Network:
+    """What the server runs (:func:`steps.openvino_cpu.openvino_engine`), for batches."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.save(model, path)
+        engine = openvino_engine(path, usable_cpus())
+
+    def run(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+        candidates, prototypes = zip(*(engine(image[None]) for image in images), strict=True)
+        return np.concatenate(candidates), np.concatenate(prototypes)
+
+    return run
+
+
 def to_float16(model: onnx.ModelProto, keep_float32: Sequence[str]) -> onnx.ModelProto:
     """Convert a network to float16.
 
-    ONNX Runtime's CPU kernels compute most of it in single precision all the same, with casts around: on a CPU this
-    shows what half precision costs in accuracy, not what it gains in speed.
+    ONNX Runtime's CPU kernels compute most of it in single precision all the same, with casts around: there this shows
+    what half precision costs in accuracy, not what it gains in speed. OpenVINO computes it in bfloat16 where it can.
 
     Args:
         model: float32 network; not changed.

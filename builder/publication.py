@@ -247,6 +247,7 @@ class Publisher:
             "classes": [one.as_dict() for one in verified.agreement.classes],
             "warnings": list(reference.weaknesses),
             "measured": verified.measured,
+            "engines": verified.engines,
             "reference": (
                 f"{self._export.path.name}, {'its weights in float32' if self._export.is_half else 'unchanged'}, "
                 "run by ONNX Runtime, decoded in float64 by other code"

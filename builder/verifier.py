@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import onnx
 
@@ -26,7 +27,7 @@ from builder.verification import (
     segment_source,
 )
 from pipeline.postprocess import ImageSegmentation
-from repository.network import onnx_network
+from repository.network import Network, onnx_network
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Verified:
         ranking: groups of layers by what they cost; empty if the gate held at once.
         trades: the steps of the restoration, the first with nothing restored; empty likewise.
         restored: groups that this artifact has out of int8.
+        engines: how it did in other engines, by name; for the manifest.
     """
 
     artifact: Artifact
@@ -56,6 +58,7 @@ class Verified:
     ranking: tuple[GroupCost, ...] = ()
     trades: tuple[Trade, ...] = ()
     restored: tuple[str, ...] = ()
+    engines: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def failures(self) -> list[str]:
@@ -147,9 +150,32 @@ class Verifier:
         else:
             network, threads = onnx_network(artifact.model.SerializeToString(), threads=1), usable_cpus()
             measured = "model.onnx, run by ONNX Runtime on the CPU"
+        verified = self._compare(precision, artifact, network, measured, precision, threads)
+        other = artifact.other_engine
+        if other is None or verified.failures:
+            return verified
+        try:
+            there = self._compare(precision, artifact, other.open_network(), str(other), f"{precision} in {other}")
+        except Exception as error:  # the version is as good without it
+            self._steps.warn(f"{other} does not run {precision}, ONNX Runtime does: {str(error)[:300]}")
+            return verified
+        record = {
+            "version": other.version,
+            "passed": not there.failures,
+            "failures": there.failures,
+            "metrics": there.agreement.as_dict(),
+            "differences": there.differences.as_dict(),
+        }
+        if not there.failures:
+            artifact = replace(artifact, runtime=other.runtime)
+        return replace(verified, artifact=artifact, engines={other.name: record})
+
+    def _compare(
+        self, precision: str, artifact: Artifact, network: Network, measured: str, label: str, threads: int = 1
+    ) -> Verified:
         images, settings = self.images, self._settings.verification
         total, size = len(images.paths), self._export.input_size
-        with self._steps.step(f"{precision}: verify", f"against the export on {total} images", total) as advance:
+        with self._steps.step(f"{label}: verify", f"against the export on {total} images", total) as advance:
             found = segment_set(
                 network,
                 images.paths,
@@ -170,8 +196,8 @@ class Verifier:
         gate = self._settings.gates.of(precision)
         verified = Verified(artifact, agreement, differences, measured, found, gate, is_gated)
         outcome = "; ".join(verified.failures) or ("gate passed" if is_gated else "nothing to compare")
-        self._steps.note(f"{precision}: {agreement.summary()}: {outcome}")
-        self._steps.note(f"{precision}: {differences.summary()}")
+        self._steps.note(f"{label}: {agreement.summary()}: {outcome}")
+        self._steps.note(f"{label}: {differences.summary()}")
         return verified
 
     def subject(self, quantized: onnx.ModelProto, original: onnx.ModelProto) -> Subject:

@@ -66,7 +66,7 @@ class Manifest:
         layers: counts of layers per precision.
         files: every file of the version but this one.
         plans: file name of each TensorRT plan to what it was built with and for.
-        verification: results of the checks, and the gate; None where none ran.
+        verification: results of the checks, and the gate, also in engines besides ONNX Runtime; None where none ran.
         attempts: builds that failed before this one, and what was changed.
         durations_s: seconds per step.
         format_version: of this file.
@@ -188,8 +188,10 @@ def _entries(values: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     for name, facts in values.get("plans", {}).items():
         yield f"plans.{name}", facts, dict
         yield from ((f"plans.{name}.{fact}", facts.get(fact), hint) for fact, hint in _PLAN_FACTS.items())
-    for name in ("gate", "metrics"):
+    for name in ("gate", "metrics", "engines"):
         yield f"verification.{name}", (values.get("verification") or {}).get(name), dict | None
+    for name, record in ((values.get("verification") or {}).get("engines") or {}).items():
+        yield f"verification.engines.{name}", record, dict
     yield "settings.plan", values["settings"].get("plan", {}), dict
     sizes = values["source"].get("tensor_sizes", {})
     yield "source.tensor_sizes", sizes, dict

@@ -29,7 +29,7 @@ from packaging.specifiers import SpecifierSet
 from serving.tritonserver import EMBEDDED_VERSION
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-LOCKS: Final = ("base", "dev", "tensorrt", "exports", "adapters", "gpu")
+LOCKS: Final = ("base", "openvino", "dev", "tensorrt", "exports", "adapters", "gpu")
 DOCUMENT: Final = ROOT / "docs" / "dependencies.md"
 ADVISORIES: Final = ROOT / "requirements" / "advisories.yaml"
 SERVER: Final = "tritonserver"

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Makes the virtual environment .venv and installs a lock file into it: sh requirements/install.sh base|dev|tensorrt
+# openvino adds a second engine for fp16 versions of the profile cpu to what is there (dev and tensorrt have it).
 # Does nothing when that has been done already. PYTHON=… chooses the interpreter, VENV=… another place.
 # The locks exports (ultralytics, for the tests of real exports), adapters (packages that take the client's results) and gpu
 # (dev for an NVIDIA GPU, with another ONNX Runtime) do not fit beside others: give each a separate VENV. adapters takes newer Pythons, too.
@@ -67,7 +68,8 @@ exports | adapters | gpu) enough=$name ;;
 base) enough="base dev tensorrt" ;;
 dev) enough="dev tensorrt" ;;
 tensorrt) enough="tensorrt" ;;
-*) fail "no lock file is called $name; there are base, dev, tensorrt, exports, adapters and gpu" ;;
+openvino) enough="openvino dev tensorrt" ;;
+*) fail "no lock file is called $name; there are base, dev, openvino, tensorrt, exports, adapters and gpu" ;;
 esac
 for done_name in $enough; do
     stamp=$venv/.installed-$done_name
@@ -89,7 +91,7 @@ esac
 # for an OpenCV that needs X11 libraries.
 "$venv/bin/python" -m pip install $quiet --disable-pip-version-check --require-hashes --no-deps -r "$lock"
 case $name in
-exports | adapters) ;;
+exports | adapters | openvino) ;;
 *)
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
     ;;

@@ -22,8 +22,9 @@ without_torch=$(for name in torch triton cuda-toolkit cuda-bindings cuda-pathfin
     nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 \
     nvidia-nvtx; do echo "--no-emit-package $name"; done)
 lock base pyproject.toml
-lock dev pyproject.toml --extra load --extra test --extra lint
-lock tensorrt pyproject.toml --extra load --extra test --extra lint --extra tensorrt \
+lock dev pyproject.toml --extra load --extra test --extra lint --group openvino
+lock openvino --group openvino --no-emit-package numpy
+lock tensorrt pyproject.toml --extra load --extra test --extra lint --group openvino --extra tensorrt \
     --constraints requirements/dev.txt $without_torch
 lock gpu pyproject.toml --extra load --extra test --extra gpu --constraints requirements/dev.txt --no-emit-package onnxruntime
 lock exports --group exports --no-emit-package opencv-python $without_torch

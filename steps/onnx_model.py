@@ -1,4 +1,4 @@
-"""A version's ``model.onnx``, run by ONNX Runtime in the Python backend (profiles cpu and cuda)."""
+"""A version's ``model.onnx``, run in the Python backend (profiles cpu and cuda)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from base.cpus import usable_cpus
 from pipeline import contract
+from steps.cpu_engines import cpu_network
 from steps.metrics import SessionTime
-from steps.onnx_cpu import OUTPUT_NAMES, CpuNetwork, Outputs
+from steps.onnx_cpu import OUTPUT_NAMES, Outputs
 from steps.onnx_cuda import network_on_gpu
 from steps.python_backend import cancellation, cancelled, config_choice, config_parameter, heartbeat, internal_error
 
@@ -48,16 +49,17 @@ class TritonPythonModel:
             return
         # On a GPU an image takes less time than the question.
         self._asks_whether_cancelled = provider == "cpu"
+        self._network: _Network
         if provider == "cuda":
             # Triton gives an instance of KIND_GPU its GPU; one of KIND_CPU takes the first.
             device = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else 0
-            self._network: _Network
             self._network, problems = network_on_gpu(path, device, int(config["max_batch_size"]))
             for problem in problems:
                 pb_utils.Logger.log_warn(f"CUDA: {problem}")
         else:
             threads = config_parameter(config, "intra_op_threads", usable_cpus())
-            self._network = CpuNetwork(path, threads, int(config["max_batch_size"]))
+            self._network, engine = cpu_network(path, threads, int(config["max_batch_size"]))
+            pb_utils.Logger.log_info(f"{args['model_name']} version {args['model_version']} runs in {engine}")
         self._time = SessionTime(args["model_name"], args["model_version"])
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -79,7 +81,7 @@ class TritonPythonModel:
         try:
             with heartbeat().busy(), self._time.measured(len(images)):
                 outputs = iter(self._network.run(images))
-        except Exception:  # ONNX Runtime raises its own types
+        except Exception:  # the engines raise their own types
             error = internal_error("the network")
             return [pb_utils.InferenceResponse(output_tensors=[], error=error) for _ in requests]
         responses = []

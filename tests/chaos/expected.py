@@ -1,4 +1,4 @@
-"""The answers expected, bit for bit: the same images through ``pipeline`` and ONNX Runtime, without a server."""
+"""The answers expected, bit for bit: the same images through ``pipeline`` and the engine, without a server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 import cv2
 import numpy as np
-import onnxruntime as ort
+import onnx
 from numpy.typing import NDArray
 
 from client.request import Parameters, parameters_of, parse_response
@@ -22,6 +22,7 @@ from pipeline.postprocess import pack_response, postprocess
 from pipeline.preprocess import preprocess
 from pipeline.result import Segmentation
 from scenes.reference import fetch_reference
+from steps.cpu_engines import cpu_network
 
 _Value = TypeVar("_Value")
 
@@ -53,11 +54,9 @@ class Network:
     """The ``model.onnx`` of a version."""
 
     def __init__(self, path: Path) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = 1
-        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._shape = self._session.get_inputs()[0].shape[1:]
+        self._network, _ = cpu_network(path, 1, 1)
+        dims = onnx.load(path, load_external_data=False).graph.input[0].type.tensor_type.shape.dim
+        self._shape = [dim.dim_value for dim in dims[1:]]
         self._outputs: dict[bytes, tuple[NDArray[np.float32], NDArray[np.float16], Geometry]] = {}
 
     def answer(self, case: Case) -> str:
@@ -65,8 +64,7 @@ class Network:
         if case.data not in self._outputs:
             pixels = np.empty(self._shape, np.uint8)
             geometry = preprocess(case.data, pixels)
-            names = [contract.CANDIDATES.name, contract.PROTOTYPES.name]
-            candidates, prototypes = self._session.run(names, {contract.IMAGES.name: pixels[None]})
+            ((candidates, prototypes),) = self._network.run([pixels[None]])
             self._outputs[case.data] = candidates[0], prototypes[0], geometry
         found = postprocess(*self._outputs[case.data], RequestParameters.parse(case.parameters))
         mask_format = str(case.parameters.get("mask_format", RequestParameters.mask_format))

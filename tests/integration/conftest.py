@@ -94,7 +94,7 @@ def keep(repository: Path, kept: Path) -> None:
 def _state_of_the_builder() -> str:
     """A digest of all that decides what a build gives: code, the models it copies, packages, settings."""
     digest = hashlib.sha256(f"{sys.version} {SETTINGS}".encode())
-    rooms = ("base", "pipeline", "repository", "scenes", "builder")
+    rooms = ("base", "pipeline", "repository", "scenes", "steps", "builder")
     sources = [path for room in rooms for path in (ROOT / room).rglob("*")]
     models = [path for path in (ROOT / "model_repository").rglob("*") if path.suffix in (".py", ".in")]
     models = [path for path in models if not path.match("network_*/[0-9]*/*")]

@@ -22,7 +22,8 @@ from tests.integration import reference_masks
 pytestmark = pytest.mark.server
 
 MASK_IOU = {"fp32": 0.98, "fp16": 0.98, "int8": 0.93}
-BOX_PIXELS = {"fp32": 2, "fp16": 2, "int8": 10}
+# In bfloat16 a side of a 1200-pixel picture is 0.8 off; the height of that card in fp32 is 2 off the authors' pixels.
+BOX_PIXELS = {"fp32": 2, "fp16": 3, "int8": 10}
 
 
 @pytest.fixture(scope="session")

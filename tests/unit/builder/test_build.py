@@ -13,6 +13,7 @@ from rich.console import Console
 from base.files import sha256_of
 from base.progress import Steps
 from builder import __main__ as command
+from builder import cpu_profile
 from builder.build import build
 from builder.datasets import CalibrationSet
 from builder.errors import BuilderError, CalibrationError, ExportError, GateError
@@ -24,6 +25,8 @@ from repository.integrity import version_faults
 from repository.manifest import Manifest
 from repository.signatures import make_key
 from repository.store import ModelRepository, read_config
+from steps.onnx_cpu import onnx_runtime_engine
+from steps.openvino_cpu import EngineError
 from tests.exports import segmentation_export
 
 
@@ -118,6 +121,70 @@ def test_all_precisions_are_written_tagged_and_served(tmp_path, make):
         assert not list(entry.folder.parent.glob(".building-*"))
     assert built[2].manifest.calibration["images"] == 4
     assert built[2].manifest.layers["convolutions"]["int8"] > 0
+
+
+@pytest.fixture
+def openvino(monkeypatch):
+    """A machine that runs fp16 versions in the engine given, as OpenVINO 9.1."""
+
+    def use(engine):
+        monkeypatch.setattr(cpu_profile, "usable_openvino", lambda: "9.1")
+        monkeypatch.setattr(cpu_profile, "openvino_engine", engine)
+
+    return use
+
+
+@pytest.fixture
+def without_openvino(monkeypatch):
+    def unusable():
+        raise EngineError("this processor has none of amx_bf16, avx512_bf16")
+
+    monkeypatch.setattr(cpu_profile, "usable_openvino", unusable)
+
+
+def blind(path, threads):
+    """An engine that sees nothing."""
+    run = onnx_runtime_engine(path, threads)
+    return lambda image: tuple(map(np.zeros_like, run(image)))
+
+
+def broken(path, threads):
+    raise RuntimeError("no implementation of an operation")
+
+
+def test_fp16_is_gated_in_each_engine_that_may_serve_it(tmp_path, make, openvino, smooth):
+    openvino(onnx_runtime_engine)  # whose results pass whatever gate they passed before
+    changes = {"repository": tmp_path / "other", "verification.images": (smooth,), "precisions": ("fp32", "fp16")}
+    fp32, fp16 = (entry.manifest for entry in make(**changes))
+    record = fp16.verification["engines"]["openvino"]
+    assert (record["version"], record["passed"], record["failures"]) == ("9.1", True, [])
+    assert record["metrics"] == fp16.verification["metrics"]
+    assert "-ov9.1-cpu-" in fp16.tag and "-ov" not in fp32.tag
+    assert fp32.verification["engines"] == {}
+    assert "in openvino 9.1" in (tmp_path / "other/network_fp16/1/report.html").read_text()
+    assert [entry.existed for entry in make(**changes)] == [True, True]
+
+
+@pytest.mark.parametrize(("engine", "gated"), [(blind, True), (broken, False)])
+def test_fp16_is_published_for_onnx_runtime_alone_where_another_engine_fails(
+    tmp_path, make, openvino, smooth, engine, gated
+):
+    openvino(engine)
+    changes = {
+        "repository": tmp_path / "other",
+        "verification.images": (smooth,),
+        "gates": {"fp16": {"f1": 0.5, "mask_iou": 0.5}},
+    }
+    (fp16,) = (entry.manifest for entry in make(**changes, precisions=("fp16",)))
+    assert fp16.gate_passed and "-ov" not in fp16.tag
+    assert [record["passed"] for record in fp16.verification["engines"].values()] == [False] * gated
+
+
+def test_a_build_for_another_engine_is_another_build(tmp_path, make, openvino, without_openvino):
+    changes = {"repository": tmp_path / "other", "precisions": ("fp32", "fp16")}
+    assert [entry.manifest.version for entry in make(**changes)] == [1, 1]
+    openvino(onnx_runtime_engine)
+    assert [(entry.manifest.version, entry.existed) for entry in make(**changes)] == [(1, True), (2, False)]
 
 
 def test_an_equal_build_is_found_again(make):

@@ -548,6 +548,7 @@ def test_hostile_manifests_are_shown_harmlessly_or_refused(repository, capsys):
         {"verification": []},
         {"verification": {"passed": False, "gate": 3}},
         {"verification": {"passed": False, "metrics": [1]}},
+        {"verification": {"passed": True, "engines": {"openvino": "2026"}}},
         {"source": {"tensor_sizes": {"images": 3}}},
         {"source": {"tensor_sizes": {"images": [None]}}},
         {"source": []},
