@@ -92,7 +92,7 @@ def openvino_engine(model: Path, threads: int, precision: str = "bf16") -> Engin
 def _expectations_as_sums(openvino: Any, network: Any) -> None:
     """Write the convolutions that take the expectation of a box side's distribution (DFL) as sums of products.
 
-    What follows the last convolution stays in float32. With the sums that is softmax and all coordinates; without, boxes
+    What follows the last convolution stays in float32. With sums that is softmax and all coordinates; without, boxes
     are off by a quarter more.
     """
     for node in network.get_ops():
