@@ -92,8 +92,8 @@ def openvino_engine(model: Path, threads: int, precision: str = "bf16") -> Engin
 def _expectations_as_sums(openvino: Any, network: Any) -> None:
     """Write the convolutions that take the expectation of a box side's distribution (DFL) as sums of products.
 
-    What follows the last convolution stays in float32. With the sums that is softmax and all coordinates; in bfloat16
-    those are off by twice as much.
+    What follows the last convolution stays in float32. With sums that is softmax and all coordinates; without, boxes
+    are off by a quarter more.
     """
     for node in network.get_ops():
         if node.get_type_name() != "Convolution" or node.input_value(1).get_node().get_type_name() != "Constant":
