@@ -67,7 +67,7 @@ def _ways(data: bytes) -> dict[str, Way]:
     def plain() -> tuple[NDArray[np.uint8], Geometry]:
         image = decode_image(data)
         geometry = Geometry.fit(image.shape[0], image.shape[1], INPUT_SIZE, INPUT_SIZE)
-        method = cv2.INTER_AREA if geometry.scale < 1 else cv2.INTER_LINEAR
+        method = cv2.INTER_AREA if geometry.scale_x < 1 else cv2.INTER_LINEAR
         resized = cv2.resize(image, (geometry.resized_width, geometry.resized_height), interpolation=method)
         bottom = INPUT_SIZE - geometry.pad_top - geometry.resized_height
         right = INPUT_SIZE - geometry.pad_left - geometry.resized_width

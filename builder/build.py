@@ -149,7 +149,7 @@ def _prove(
     """Compare the grafted fp32 network with the export's file on a few images."""
     chosen = images.paths[:: max(1, len(images.paths) // CHECK_IMAGES)][:CHECK_IMAGES]
     with steps.step("compare with the export", f"{export.path.name}, unchanged, on {len(chosen)} images"):
-        batch = np.stack([image for image, _ in letterboxed(chosen, export.input_size)])
+        batch = np.stack([image for image, _ in letterboxed(chosen, export.input_size, stretch=export.stretch)])
         proof = check_source(export, network, grafted, batch)
     steps.note(f"fp32 graph: {proof.summary()}")
     return proof

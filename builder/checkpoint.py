@@ -57,8 +57,9 @@ def onnx_of(path: Path, input_size: tuple[int, int] | None, note: Callable[[str]
         return path
     if path.name.lower().startswith(_RFDETR):
         raise ExportError(
-            f"{path} looks like a checkpoint of RF-DETR, whose exports the builder does not take; expected: an ONNX "
-            "export of a YOLO segmentation model"
+            f"{path} looks like a checkpoint of RF-DETR, and the builder takes ONNX. Export it where it was trained, "
+            f"with rfdetr and the class of the model: `RFDETRSegNano(pretrain_weights={str(path)!r})"
+            ".export(dynamic_batch=True)`. Then give the ONNX file with --onnx"
         )
     target = path.with_suffix(".onnx")
     if target.exists():

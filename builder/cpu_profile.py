@@ -57,7 +57,7 @@ class CpuProfile:
             BuilderError: the settings exclude something that the network does not have.
         """
         self._settings, self._export, self._network = settings, export, network
-        self._head = find_head(network, export.detections_name)
+        self._head = find_head(network, *export.layout.detections)
         self._calibration, self._steps = calibration, steps
         self._exclude = nodes_to_exclude(settings.exclude, network)
 
@@ -186,7 +186,8 @@ def quantize_for_cpu(
     )
 
     input_name = model.graph.input[0].name
-    images = calibration.letterboxed(*export.input_size)
+    wanted = export.layout.family.input
+    images = calibration.letterboxed(*export.input_size, stretch=export.stretch)
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # the base class is untyped
         def get_next(self) -> dict[str, NDArray[np.float32]] | None:
@@ -194,7 +195,7 @@ def quantize_for_cpu(
             if image is None:
                 return None
             on_image()
-            return {input_name: image.transpose(2, 0, 1)[None].astype(np.float32) / 255}
+            return {input_name: wanted.planes(image[None])}
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "quantized.onnx"

@@ -19,7 +19,7 @@ from builder.settings import BuildSettings
 from pipeline import image_files
 from pipeline.errors import ImageError
 from pipeline.images import decode_image
-from pipeline.letterbox import letterbox
+from pipeline.letterbox import Geometry, letterbox
 from scenes import CardSource, SceneDataset, write_dataset
 from scenes.reference import Reference
 
@@ -86,15 +86,17 @@ class CalibrationSet:
         """For the manifest."""
         return {"method": method, "images": len(self), "sha256": self.sha256, "warning": self.warning}
 
-    def letterboxed(self, input_height: int, input_width: int) -> Iterator[NDArray[np.uint8]]:
-        """Each image as the network sees it: uint8 [input_height, input_width, 3] RGB.
+    def letterboxed(self, input_height: int, input_width: int, *, stretch: bool = False) -> Iterator[NDArray[np.uint8]]:
+        """Each image as the network sees it, letterboxed or stretched: uint8 [input_height, input_width, 3] RGB.
 
         Raises:
             CalibrationError: a file is not an image; names it.
         """
         for _, image in self._decoded():
             out = np.empty((input_height, input_width, 3), np.uint8)
-            letterbox(image, out)
+            letterbox(
+                image, out, Geometry.fit(image.shape[0], image.shape[1], input_height, input_width, stretch=stretch)
+            )
             yield out
 
     def _decoded(self) -> Iterator[tuple[Path, NDArray[np.uint8]]]:

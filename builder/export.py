@@ -16,7 +16,7 @@ from onnx import TensorProto, numpy_helper, version_converter
 from base.files import sha256_of
 from builder.errors import ExportError
 from builder.families import NAMES, end_to_end, recognize, suppressed
-from builder.families.base import Layout, Seen, Selection, Shape, Suppression
+from builder.families.base import PROTOTYPE_STRIDE, Layout, Seen, Selection, Shape, Suppression
 from builder.families.metadata import EXPORT_COMMAND, class_names, count_names, facts_of, model_name
 from builder.first_run import Limits, first_run
 from builder.onnx_tools import all_tensors, constant_tensors, file_session, first_line, label, quiet_session, set_nodes
@@ -26,7 +26,7 @@ WORKING_OPSETS: Final = range(13, 23)
 """What the builder works with. Split and Unsqueeze take sizes and axes as inputs since 13; the tools behind the builder
 do not support opsets above 22. Older and newer graphs are converted to the nearest one by onnx's converter."""
 _ADVISED_OPSET: Final = 17
-_STRIDE: Final = 32  # of the coarsest scale that all families have
+_STRIDE: Final = 32  # of the coarsest scale that all families of dynamic input have
 _MOST_BYTES: Final = 2**31 - 2**24  # what protobuf holds in one message, less what the ends may add
 _SCALED: Final = 100  # a greater divisor of the input makes [0, 1] of bytes
 _MOST_NAME: Final = 100  # characters of a name for tags
@@ -92,13 +92,18 @@ class Export:
         return self.input_height, self.input_width
 
     @property
+    def stretch(self) -> bool:
+        """Whether an image fills the input; else it is letterboxed."""
+        return self.layout.family.input.stretch
+
+    @property
     def detections_name(self) -> str:
         """The detections in the graph, as :attr:`layout` explains them."""
         return self.layout.detections_name
 
     @property
     def prototypes_name(self) -> str:
-        """Output [batch, C, height / 4, width / 4]."""
+        """Output [batch, C, height / 4, width / 4], of prototypes or ready masks."""
         return self.layout.prototypes_name
 
     @property
@@ -182,6 +187,7 @@ def load_export(
     outputs = first_run(path, input_size, limits)
     found = inspect(path, input_size)
     layout = recognize(found.seen(outputs, len(names)), family)
+    check_batch(path, layout, found.batch)
     shown, note = class_names(found.metadata, layout.num_classes, names)
     notes = [note] if note else []
     if found.is_half:
@@ -210,6 +216,19 @@ def load_export(
         notes=tuple(notes),
         model=found.model,
     )
+
+
+def check_batch(path: Path, layout: Layout, batch: int | None) -> None:
+    """Refuse a fixed batch that cannot be taken out of the graph.
+
+    Raises:
+        ExportError: says how to export a dynamic one.
+    """
+    if layout.family.needs_dynamic_batch and batch is not None:
+        raise ExportError(
+            f"{path}: the export of {layout.family.title} is made for {batch} image(s) at a time, and the server needs "
+            f"any number. Export again with a dynamic batch (`{layout.family.needs_dynamic_batch}`)"
+        )
 
 
 def _bounded_by(layout: Layout) -> str:
@@ -520,6 +539,7 @@ def _check_input(model: onnx.ModelProto, input_size: tuple[int, int] | None) -> 
             f"{f' (its metadata says imgsz={size})' if size else ''}"
         )
     height, width = dims[2] or 0, dims[3] or 0
+    multiple = _STRIDE if None in dims[2:] else PROTOTYPE_STRIDE  # only YOLO's exports leave the size open
     if input_size is not None:
         if (height and height != input_size[0]) or (width and width != input_size[1]):
             raise ExportError(
@@ -527,8 +547,8 @@ def _check_input(model: onnx.ModelProto, input_size: tuple[int, int] | None) -> 
                 f"{height}x{width}; leave the option out or export again with imgsz={input_size[0]},{input_size[1]}"
             )
         height, width = input_size
-    if height % _STRIDE or width % _STRIDE or not height or not width:
-        raise ExportError(f"the input size {height}x{width} is not a multiple of {_STRIDE}")
+    if height % multiple or width % multiple or not height or not width:
+        raise ExportError(f"the input size {height}x{width} is not a multiple of {multiple}")
     _check_scaling(model, inputs[0].name)
     tensor.shape.dim[2].dim_value, tensor.shape.dim[3].dim_value = height, width
     return inputs[0].name, dims[0], height, width

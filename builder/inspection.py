@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 
 from builder.errors import ExportError
-from builder.export import Inspected, inspect, load_metadata, run_once, unreadable
+from builder.export import Inspected, check_batch, inspect, load_metadata, run_once, unreadable
 from builder.families import recognize
 from builder.families.base import Floats, Layout
 from builder.families.end_to_end import MOST_TURNED, turned_share
@@ -97,6 +97,7 @@ def examine(
         findings.facts["input used"] = f"{found.input_height}x{found.input_width}"
         layout = recognize(found.seen(outputs, len(names)), family)
         findings.family, findings.title = layout.family.key, layout.family.title
+        check_batch(path, layout, found.batch)
         standard = _run_probes(found, layout, threads)
         findings.evidence = _evidence(found, layout, standard)
         check_ranges(path, layout, np.stack([standard[name] for name in ("blotches", "moved", "gray")]))
@@ -148,8 +149,8 @@ def _size_for(path: Path, findings: Findings) -> tuple[int, int] | None:
 def _probes(height: int, width: int) -> dict[str, NDArray[np.uint8]]:
     """Images, uint8 [H, W, 3]: soft blotches, the same moved to the right, and gray."""
     rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 256, (height // 16, width // 16, 3))
-    blotches = np.kron(coarse, np.ones((16, 16, 1))).astype(np.uint8)
+    coarse = rng.integers(0, 256, (-(-height // 16), -(-width // 16), 3))
+    blotches = np.kron(coarse, np.ones((16, 16, 1))).astype(np.uint8)[:height, :width]
     return {
         "blotches": blotches,
         "moved": np.roll(blotches, _SHIFT, axis=1),
@@ -161,16 +162,18 @@ def _run_probes(found: Inspected, layout: Layout, threads: int) -> dict[str, Flo
     """What the file, unchanged, makes of each probe, as float64 [4 + classes + C, rows]."""
     session = file_session(found.path, threads)
     half = session.get_inputs()[0].type == "tensor(float16)"
-    raw: dict[str, Floats] = {}
+    standard: dict[str, Floats] = {}
     probes = {
-        name: next(blobs(found.batch, image[None]))
+        name: next(blobs(found.batch, image[None], layout.family.input))
         for name, image in _probes(found.input_height, found.input_width).items()
     }
     probes["times 255"] = probes["blotches"] * 255
     for name, blob in probes.items():
-        (output,) = session.run([layout.source_name], {found.input_name: blob.astype(np.float16) if half else blob})
-        raw[name] = output[:1].astype(np.float64)
-    return {name: layout.family.standard(output, layout)[0] for name, output in raw.items()}
+        fed = blob.astype(np.float16) if half else blob
+        outputs = session.run(layout.source_names, {found.input_name: fed})
+        raw = {key: output[:1].astype(np.float64) for key, output in zip(layout.source_names, outputs, strict=True)}
+        standard[name] = layout.family.standard(raw, layout)[0]
+    return standard
 
 
 def _evidence(found: Inspected, layout: Layout, standard: dict[str, Floats]) -> list[Evidence]:
@@ -179,7 +182,7 @@ def _evidence(found: Inspected, layout: Layout, standard: dict[str, Floats]) -> 
         _box_format(standard["blotches"], found, layout),
         _unit(standard, found, layout),
         _objectness(found, layout),
-        _scores(scores),
+        _scores(scores, layout),
         _suppression(standard["blotches"], layout),
         _scaling(found, standard, layout),
     ]
@@ -196,6 +199,9 @@ def _box_format(detections: Floats, found: Inspected, layout: Layout) -> Evidenc
         evidence = f"the third and fourth values are less than the first two in {share:.0%} of the likely rows"
         doubt = " by their place; unclear on probes, a build checks it on images" if share > MOST_TURNED else ""
         return Evidence("boxes", f"corners: x1, y1, x2, y2{doubt}", evidence)
+    if layout.has_ready_masks:
+        share = float((detections[2:4] >= 0).all(axis=0).mean())
+        return Evidence("boxes", "centers and sizes: cx, cy, w, h", f"{share:.0%} of the sizes are 0 or more")
     grid = centers_of_cells(found.input_height, found.input_width, layout.num_anchors)
     if grid is None:
         share = float((detections[2:4] >= detections[:2]).all(axis=0).mean())
@@ -218,6 +224,8 @@ def _unit(standard: dict[str, Floats], found: Inspected, layout: Layout) -> Evid
             moved.append(other[0, nearest] - one[0, index])
     reach = float(np.abs(one[:4]).max())
     shift = f"; an image moved by {_SHIFT} pixels moves them by {np.median(moved):.1f} in the middle" if moved else ""
+    if layout.has_ready_masks:  # then they are already multiplied
+        reach /= max(found.input_width, found.input_height)
     unit = "pixels of the network's input" if reach > 2 else "shares of the network's input"
     return Evidence("unit of boxes", unit, f"they reach {reach:.4g}{shift}")
 
@@ -231,8 +239,13 @@ def _objectness(found: Inspected, layout: Layout) -> Evidence:
     return Evidence("objectness", "no", f"{rows}; {layout.num_classes} values between box and coefficients{named}")
 
 
-def _scores(scores: Floats) -> Evidence:
+def _scores(scores: Floats, layout: Layout) -> Evidence:
     low, high = float(scores.min()), float(scores.max())
+    if layout.has_ready_masks:
+        low, high = (float(np.log(score / (1 - score))) for score in (scores[scores > 0].min(), high))
+        return Evidence(
+            "scores", "logits; a sigmoid makes scores of them", f"the best rows have {low:.4g} to {high:.4g}"
+        )
     inside = low >= -1e-3 and high <= 1 + 1e-3
     answer = "in [0, 1]" if inside else "logits: a sigmoid is missing"
     return Evidence("scores", answer, f"from {low:.4g} to {high:.4g}")
@@ -266,9 +279,12 @@ def _suppression(detections: Floats, layout: Layout) -> Evidence:
 def _scaling(found: Inspected, standard: dict[str, Floats], layout: Layout) -> Evidence:
     reader = next(node for node in found.model.graph.node if found.input_name in node.input)
     best = {name: array[4 : 4 + layout.num_classes].max() for name, array in standard.items()}
+    answer = "RGB in [0, 1], letterboxed"
+    if layout.family.input.is_normalized:
+        answer = "RGB in [0, 1], less ImageNet's mean, by its deviation; stretched (as its owner's tool does it)"
     return Evidence(
         "input",
-        "RGB in [0, 1], letterboxed",
+        answer,
         f"the first node is {reader.op_type}, without scaling by 255; best score of a probe {best['blotches']:.3g}, "
         f"times 255 {best['times 255']:.3g}, of a gray image {best['gray']:.3g}",
     )

@@ -94,7 +94,10 @@ class Publisher:
         self._key = SigningKey.read(settings.sign_key, settings.repository) if settings.sign_key is not None else None
         self._repository = ModelRepository.open(settings.repository)
         with self._repository.locked():
-            for path in self._repository.fit_network(self._sizes, export.class_names, export.layout.limits):
+            changed = self._repository.fit_network(
+                self._sizes, export.class_names, export.layout.limits, stretch=export.stretch
+            )
+            for path in changed:
                 steps.note(f"sizes and class names of this network written to {path}")
         for precision in settings.precisions:
             for stray in self._repository.strays(precision):
@@ -274,6 +277,7 @@ class Publisher:
             "tensor_sizes": self._sizes,
             "family": export.layout.family.key,
             "request_limits": export.layout.limits,
+            "stretch": export.stretch,
             "half": export.is_half,
             **export.facts,
         }

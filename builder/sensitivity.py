@@ -91,6 +91,7 @@ class Subject:
         reference: what the export's file finds on them.
         input_size: height and width of the network's input.
         settings: thresholds.
+        stretch: whether images fill the input.
     """
 
     quantized: onnx.ModelProto
@@ -99,11 +100,12 @@ class Subject:
     reference: Sequence[ImageSegmentation]
     input_size: tuple[int, int]
     settings: Verification
+    stretch: bool = False
 
     def compare(self, model: onnx.ModelProto) -> Agreement:
         """Compare a network with the reference."""
         network = onnx_network(model.SerializeToString())
-        found = segment_set(network, self.paths, self.input_size, self.settings, lambda: None)
+        found = segment_set(network, self.paths, self.input_size, self.settings, lambda: None, stretch=self.stretch)
         return compare(self.reference, found, self.settings.confidence)
 
 

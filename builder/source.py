@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 
 from builder.errors import ExportError
 from builder.export import Export
+from builder.families.base import InputFormat
 from builder.onnx_tools import file_session, first_line, quiet_session
 
 Floats = NDArray[np.float64]
@@ -99,14 +100,16 @@ class SourceNetwork:
             ExportError: the outputs are not what they were taken for.
         """
         layout = self._export.layout
-        names = [layout.source_name, layout.prototypes_name]
+        names = [*layout.source_names, layout.prototypes_name]
         half = self._session.get_inputs()[0].type == "tensor(float16)"
         parts = [
             self._session.run(names, {self._export.input_name: blob.astype(np.float16) if half else blob})
-            for blob in blobs(self._export.batch, images)
+            for blob in blobs(self._export.batch, images, layout.family.input)
         ]
-        found, prototypes = (np.concatenate(arrays)[: len(images)] for arrays in zip(*parts, strict=True))
-        return layout.family.standard(found.astype(np.float64), layout), prototypes.astype(np.float64)
+        *found, prototypes = (
+            np.concatenate(arrays)[: len(images)].astype(np.float64) for arrays in zip(*parts, strict=True)
+        )
+        return layout.family.standard(dict(zip(layout.source_names, found, strict=True)), layout), prototypes
 
     def segment(
         self, image: NDArray[np.uint8], placement: Placement, thresholds: tuple[float, float, int, int]
@@ -123,17 +126,12 @@ class SourceNetwork:
         )
 
 
-def as_blob(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What an export takes: float32 [n, 3, H, W] in [0, 1] of uint8 [n, H, W, 3]."""
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255))
-
-
-def blobs(batch: int | None, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
-    """Images in batches that an export takes (see :func:`as_blob`), the last one filled up with its last image."""
+def blobs(batch: int | None, images: NDArray[np.uint8], wanted: InputFormat) -> Iterator[NDArray[np.float32]]:
+    """Images in batches that an export takes, the last one filled up with its last image."""
     batch = batch or 1
     for first in range(0, len(images), batch):
         chunk = images[first : first + batch]
-        yield as_blob(np.concatenate([chunk, np.repeat(chunk[-1:], batch - len(chunk), axis=0)]))
+        yield wanted.planes(np.concatenate([chunk, np.repeat(chunk[-1:], batch - len(chunk), axis=0)]))
 
 
 def decode(
@@ -147,11 +145,11 @@ def decode(
     """Decode one image's raw outputs.
 
     The best class of every anchor, a threshold, greedy suppression per class, boxes mapped back; masks as in YOLACT
-    (Bolya et al., 2019): coefficients times prototypes, bilinear, above 0, inside the box.
+    (Bolya et al., 2019): coefficients times prototypes, bilinear, above 0, inside the box. A ready mask is not cropped.
 
     Args:
         detections: float64 [4 + classes + C, anchors]; cx, cy, w, h in network pixels, scores in [0, 1], coefficients.
-        prototypes: float64 [C, H/4, W/4].
+        prototypes: float64 [C, H/4, W/4]; or ready masks, of which the only coefficient of a detection is the number.
         num_classes: number of classes.
         placement: where the image lies in the input.
         input_size: height and width of the input.
@@ -175,8 +173,12 @@ def decode(
     kept, boxes = kept[inside], boxes[inside]
     coefficients = detections[4 + num_classes :, chosen[kept]].T
     cells = (prototypes.shape[1] / input_size[0], prototypes.shape[2] / input_size[1])
+    is_ready = coefficients.shape[1] == 1 < len(prototypes)
+    everywhere = np.array([0, 0, placement.width, placement.height], np.float64)
     masks = [
-        _mask(np.tensordot(weights, prototypes, 1), box, placement, cells)
+        _mask(prototypes[int(weights[0])], everywhere, placement, cells)
+        if is_ready
+        else _mask(np.tensordot(weights, prototypes, 1), box, placement, cells)
         for weights, box in zip(coefficients, boxes, strict=True)
     ]
     return Decoded(boxes, best[chosen[kept]], class_ids[kept], masks, left_out)

@@ -19,7 +19,7 @@ from builder.export import Export
 from builder.families.base import Layout
 from builder.families.metadata import EXPORT_COMMAND
 from builder.onnx_tools import first_line, label, quiet_session, set_nodes
-from builder.source import Floats, SourceNetwork, as_blob, blobs, suppressed
+from builder.source import Floats, SourceNetwork, blobs, suppressed
 
 BOX_TOLERANCE_PX: Final = 0.1
 """Most that a box of the fp32 network may differ from the export's, in network pixels."""
@@ -301,8 +301,9 @@ def first_difference(export: Export, network: onnx.ModelProto, images: NDArray[n
     """
     there = {name for node in network.graph.node for name in node.output}
     nodes = [node for node in export.model.graph.node if node.output[0] in there]
-    batches = list(blobs(export.batch, images))
-    together = {network.graph.input[0].name: as_blob(images)}
+    wanted = export.layout.family.input
+    batches = list(blobs(export.batch, images, wanted))
+    together = {network.graph.input[0].name: wanted.planes(images)}
 
     def differing(group: Sequence[onnx.NodeProto]) -> onnx.NodeProto | None:
         names = [node.output[0] for node in group]
@@ -353,7 +354,7 @@ def _differs(parts: Sequence[NDArray[Any]], value: NDArray[Any], count: int) -> 
 
 def _first_not_finite(export: Export, images: NDArray[np.uint8]) -> str:
     nodes = list(export.model.graph.node)
-    feeds = {export.input_name: next(blobs(export.batch, images[:1]))}
+    feeds = {export.input_name: next(blobs(export.batch, images[:1], export.layout.family.input))}
     for first in range(0, len(nodes), _TENSORS_PER_RUN):
         group = nodes[first : first + _TENSORS_PER_RUN]
         try:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from builder.export import Export
-from builder.families.base import Ends
+from builder.families.base import Ends, InputFormat
 from builder.onnx_tools import constant_tensors, drop_unread
 from pipeline import contract
 
@@ -49,7 +49,7 @@ def make_batch_dynamic(export: Export) -> onnx.ModelProto:
     file (:func:`builder.source_check.check_source`).
 
     Returns:
-        A new graph with float32 input ``network_input`` [batch, 3, H, W] and the export's two outputs.
+        A new graph with float32 input ``network_input`` [batch, 3, H, W] and the export's outputs.
     """
     model = copy.deepcopy(export.model)
     known = _shapes_of(model) if export.batch is not None else {}
@@ -62,10 +62,8 @@ def make_batch_dynamic(export: Export) -> onnx.ModelProto:
     value = next(value for value in graph.input if value.name == export.input_name)
     value.name = _NETWORK_INPUT
     value.type.tensor_type.shape.dim[0].dim_param = BATCH
-    layout = export.layout
-    shapes = {layout.detections_name: layout.detections_shape, layout.prototypes_name: layout.prototypes_shape}
     del graph.output[:]
-    graph.output.extend(_value(name, TensorProto.FLOAT, shape) for name, shape in shapes.items())
+    graph.output.extend(_value(name, TensorProto.FLOAT, shape) for name, shape in export.layout.outputs.items())
     del graph.value_info[:]
     if export.batch is not None:
         _free_batch(graph, export.batch, known)
@@ -169,7 +167,7 @@ def graft_ends(model: onnx.ModelProto, export: Export, top_k: int = contract.DEF
     """Put the pre- and postprocessing ends on a network of dynamic batch.
 
     Args:
-        model: graph with float32 (or float16) input ``network_input`` and the export's two outputs; not changed.
+        model: graph with float32 (or float16) input ``network_input`` and the export's outputs; not changed.
         export: what the export holds.
         top_k: anchors that leave per image; fewer if the network has fewer.
 
@@ -182,7 +180,7 @@ def graft_ends(model: onnx.ModelProto, export: Export, top_k: int = contract.DEF
     graph = model.graph
     sizes = tensor_sizes(export, top_k)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    front = _front(graph)
+    front = _front(graph, export.layout.family.input)
     body = list(graph.node)
     ends = _behind(export, opset, sizes[contract.CANDIDATES.name][0])
     del graph.node[:]
@@ -197,7 +195,6 @@ def graft_ends(model: onnx.ModelProto, export: Export, top_k: int = contract.DEF
     graph.input.append(values[0])
     del graph.output[:]
     graph.output.extend(values[1:])
-    graph.initializer.append(numpy_helper.from_array(np.array(255, np.float32), f"{_PREFIX}/255"))
     graph.initializer.extend(ends.constants.values())
     onnx.checker.check_model(model)
     return model
@@ -207,16 +204,25 @@ def _node(operator: str, name: str, inputs: list[str], outputs: list[str], **att
     return helper.make_node(operator, inputs, outputs, name=f"{_PREFIX}/{name}", **attributes)
 
 
-def _front(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+def _front(graph: onnx.GraphProto, wanted: InputFormat) -> list[onnx.NodeProto]:
+    def constant(name: str, value: Any) -> str:
+        graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), f"{_PREFIX}/{name}"))
+        return f"{_PREFIX}/{name}"
+
     element = graph.input[0].type.tensor_type.elem_type
     nodes = [
         _node("Cast", "to_float", [contract.IMAGES.name], [f"{_PREFIX}/float"], to=TensorProto.FLOAT),
         _node("Transpose", "to_planes", [f"{_PREFIX}/float"], [f"{_PREFIX}/planes"], perm=[0, 3, 1, 2]),
     ]
-    scaled = _NETWORK_INPUT if element == TensorProto.FLOAT else f"{_PREFIX}/scaled"
-    nodes.append(_node("Div", "to_unit_range", [f"{_PREFIX}/planes", f"{_PREFIX}/255"], [scaled]))
+    nodes.append(_node("Div", "to_unit_range", [f"{_PREFIX}/planes", constant("255", 255)], [f"{_PREFIX}/scaled"]))
+    if wanted.is_normalized:
+        mean, deviation = (np.reshape(three, (3, 1, 1)) for three in (wanted.mean, wanted.deviation))
+        centered = [f"{_PREFIX}/centered"]
+        nodes.append(_node("Sub", "less_mean", [*nodes[-1].output, constant("mean", mean)], centered))
+        nodes.append(_node("Div", "by_deviation", [*centered, constant("deviation", deviation)], [f"{_PREFIX}/normal"]))
     if element != TensorProto.FLOAT:
-        nodes.append(_node("Cast", "to_network_type", [scaled], [_NETWORK_INPUT], to=element))
+        nodes.append(_node("Cast", "to_network_type", [*nodes[-1].output], [f"{_PREFIX}/fed"], to=element))
+    nodes[-1].output[0] = _NETWORK_INPUT
     return nodes
 
 

@@ -191,6 +191,8 @@ def segment_set(
     settings: Verification,
     on_image: Callable[[], None],
     low_scores: bool = False,
+    *,
+    stretch: bool = False,
 ) -> list[ImageSegmentation]:
     """Run a network over images, through the code that serves; masks are COCO compressed.
 
@@ -201,6 +203,7 @@ def segment_set(
         settings: thresholds.
         on_image: called once per image, for progress.
         low_scores: keep detections down to the score that mAP needs.
+        stretch: whether images fill the input.
 
     Raises:
         CalibrationError: an image cannot be read; names it.
@@ -208,7 +211,7 @@ def segment_set(
     confidence = _least_score(settings, low_scores)
     parameters = RequestParameters(confidence=confidence, iou=settings.iou, max_detections=_MAP_DETECTIONS)
     found = []
-    for image, geometry in letterboxed(paths, input_size):
+    for image, geometry in letterboxed(paths, input_size, stretch=stretch):
         candidates, prototypes = network(image[None])
         found.append(postprocess(candidates[0], prototypes[0], geometry, parameters))
         on_image()
@@ -223,6 +226,8 @@ def segment_source(
     top_k: int,
     on_image: Callable[[], None],
     low_scores: bool = False,
+    *,
+    stretch: bool = False,
 ) -> tuple[list[ImageSegmentation], int]:
     """Run the export's own file over images, decoded by independent code; otherwise like :func:`segment_set`.
 
@@ -234,6 +239,7 @@ def segment_source(
         top_k: anchors that are decoded per image, the best first: as many as the served network gives.
         on_image: called once per image, for progress.
         low_scores: keep detections down to the score that mAP needs.
+        stretch: whether images fill the input.
 
     Returns:
         The detections; and how many images have more anchors above the threshold than ``top_k``.
@@ -241,7 +247,7 @@ def segment_source(
     confidence = _least_score(settings, low_scores)
     found = []
     cut = 0
-    for image, geometry in letterboxed(paths, input_size):
+    for image, geometry in letterboxed(paths, input_size, stretch=stretch):
         size, scale = (geometry.height, geometry.width), (geometry.scale_x, geometry.scale_y)
         placement = Placement(*size, *scale, geometry.pad_left, geometry.pad_top)
         result = source.segment(image, placement, (confidence, settings.iou, _MAP_DETECTIONS, top_k))
@@ -257,7 +263,9 @@ def _least_score(settings: Verification, low_scores: bool) -> float:
     return min(_MAP_CONFIDENCE, settings.confidence) if low_scores else settings.confidence
 
 
-def letterboxed(paths: Sequence[Path], input_size: tuple[int, int]) -> Iterator[tuple[NDArray[np.uint8], Geometry]]:
+def letterboxed(
+    paths: Sequence[Path], input_size: tuple[int, int], *, stretch: bool = False
+) -> Iterator[tuple[NDArray[np.uint8], Geometry]]:
     """Each image as the network sees it, uint8 [H, W, 3] RGB, and where it lies in there.
 
     Raises:
@@ -266,7 +274,7 @@ def letterboxed(paths: Sequence[Path], input_size: tuple[int, int]) -> Iterator[
     for path in paths:
         image = np.empty((*input_size, 3), np.uint8)
         try:
-            geometry = preprocess(path.read_bytes(), image)
+            geometry = preprocess(path.read_bytes(), image, stretch=stretch)
         except (ImageError, OSError) as error:
             raise CalibrationError(f"verification image {path}: {error}; remove or replace it") from error
         yield image, geometry
@@ -326,6 +334,8 @@ def detection_differences(
     found: Sequence[ImageSegmentation],
     input_size: tuple[int, int],
     confidence: float,
+    *,
+    stretch: bool = False,
 ) -> Differences:
     """How far boxes and scores of matched detections differ.
 
@@ -334,12 +344,14 @@ def detection_differences(
         found: of the network, on the same images.
         input_size: height and width of the network's input.
         confidence: least score of a detection that counts.
+        stretch: whether images fill the input.
     """
     boxes, scores = [], []
     for expected, actual in zip(reference, found, strict=True):
-        scale = min(input_size[0] / expected.height, input_size[1] / expected.width)
+        where = Geometry.fit(expected.height, expected.width, *input_size, stretch=stretch)
+        scale = np.array([where.scale_x, where.scale_y] * 2)
         left, right = np.array(list(_matches(expected, actual, confidence)), int).reshape(-1, 2).T
-        boxes.append(np.abs(expected.boxes[left].astype(np.float64) - actual.boxes[right]).max(axis=1) * scale)
+        boxes.append((np.abs(expected.boxes[left].astype(np.float64) - actual.boxes[right]) * scale).max(axis=1))
         scores.append(np.abs(expected.scores[left].astype(np.float64) - actual.scores[right]))
     return Differences.of(len(reference), boxes, scores)
 

@@ -125,6 +125,7 @@ class Verifier:
                 settings.top_k,
                 advance,
                 self.images.annotations is not None,
+                stretch=self._export.stretch,
             )
         weaknesses = tuple(sample_warnings(compare(found, found, settings.verification.confidence)))
         for text in weaknesses:
@@ -146,13 +147,21 @@ class Verifier:
         images, settings = self.images, self._settings.verification
         total, size = len(images.paths), self._export.input_size
         with self._steps.step(f"{precision}: verify", f"against the export on {total} images", total) as advance:
-            found = segment_set(network, images.paths, size, settings, advance, images.annotations is not None)
+            found = segment_set(
+                network,
+                images.paths,
+                size,
+                settings,
+                advance,
+                images.annotations is not None,
+                stretch=self._export.stretch,
+            )
         reference = self.reference.found
         agreement = compare(reference, found, settings.confidence, self._export.class_names)
         if images.annotations is not None:
             map50_95, map50 = mask_map(found, images.paths, images.annotations)
             agreement = replace(agreement, map50_95=map50_95, map50=map50)
-        differences = detection_differences(reference, found, size, settings.confidence)
+        differences = detection_differences(reference, found, size, settings.confidence, stretch=self._export.stretch)
         is_gated = precision != "fp32" or agreement.reference_detections + agreement.detections > 0
         gate = self._settings.gates.of(precision)
         verified = Verified(artifact, agreement, differences, measured, found, gate, is_gated)
@@ -165,4 +174,5 @@ class Verifier:
         """An int8 network and its fp32 original, with what is needed to examine single groups of layers."""
         paths = self.images.paths[: self._settings.fallback.sensitivity_images]
         reference = self.reference.found[: len(paths)]
-        return Subject(quantized, original, paths, reference, self._export.input_size, self._settings.verification)
+        settings = self._settings.verification
+        return Subject(quantized, original, paths, reference, self._export.input_size, settings, self._export.stretch)

@@ -74,7 +74,7 @@ BATCH_DIMENSION: Final = "batch"
 
 # What moves between the steps of an ensemble. -1 in IMAGES and PROTOTYPES: set by the network.
 IMAGES: Final = TensorSpec("images", "UINT8", (-1, -1, 3))
-GEOMETRY: Final = TensorSpec("geometry", "FP32", (5,))
+GEOMETRY: Final = TensorSpec("geometry", "FP32", (6,))  # pipeline.letterbox.Geometry
 CANDIDATES: Final = TensorSpec("candidates", "FP32", (-1, -1))
 PROTOTYPES: Final = TensorSpec("prototypes", "FP16", (-1, -1, -1))
 ADMISSION: Final = TensorSpec("admission", "INT64", (3,))  # slot, moment, images under way: see steps.admission
@@ -84,6 +84,7 @@ SCORE_COLUMN: Final = 0
 BOX_COLUMNS: Final = slice(1, 5)  # cx, cy, w, h in pixels of the network's input
 CLASS_COLUMN: Final = 5
 FIRST_COEFFICIENT_COLUMN: Final = 6
+# A network without prototypes sends ready masks in their place; then one column follows, the number of the row's mask.
 
 DEFAULT_TOP_K: Final = 1000
 """Anchors that leave the network per image, best score first. TensorRT's TopK allows 3840 at most."""

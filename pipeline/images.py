@@ -122,18 +122,19 @@ def decode_image(data: bytes, limits: ImageLimits | None = None) -> NDArray[np.u
 
 
 def decode_for(
-    data: bytes, input_height: int, input_width: int, limits: ImageLimits | None = None
+    data: bytes, input_height: int, input_width: int, limits: ImageLimits | None = None, *, stretch: bool = False
 ) -> tuple[NDArray[np.uint8], int, int]:
     """Decode one encoded image for a network's input, a large JPEG at a fraction of its size.
 
     libjpeg's scaled inverse transform decodes at 1/2, 1/4 or 1/8 of the size, averaged over pixel areas, in a third of
-    the time. The reduced image is never smaller than the letterboxed one.
+    the time. The reduced image is never smaller than what it fills of the input.
 
     Args:
         data: see :func:`decode_image`.
         input_height: of the network's input, in pixels.
         input_width: likewise.
         limits: see :func:`decode_image`.
+        stretch: whether the image fills the input, whatever its aspect ratio.
 
     Returns:
         uint8 [h, w, 3], RGB, upright; and the original height and width. Reduced by k, ``h`` is the height over k,
@@ -151,7 +152,11 @@ def decode_for(
     data, header = check_image(data, limits or ImageLimits())
     turned = header.orientation in _QUARTER_TURNS
     height, width = (header.width, header.height) if turned else (header.height, header.width)
-    reduction = _jpeg_reduction(header, input_height, input_width) if header.format == "JPEG" else 1
+    reduction = 1
+    if header.format == "JPEG":
+        choose = min if stretch else max
+        shrink = choose(height / input_height, width / input_width)
+        reduction = max((factor for factor in _REDUCED if factor <= shrink), default=1)
     if reduction > 1:
         image = _decode(data, header, _REDUCED[reduction])
         if image.shape[:2] == (-(-height // reduction), -(-width // reduction)):
@@ -170,13 +175,6 @@ _REDUCED: Final = {
         (8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
     )
 }
-
-
-def _jpeg_reduction(header: ImageHeader, input_height: int, input_width: int) -> int:
-    """The largest of 1, 2, 4 and 8 that leaves the image no smaller than the letterboxed one, however it is turned."""
-    long, short = max(header.width, header.height), min(header.width, header.height)
-    shrink = max(long / max(input_height, input_width), short / min(input_height, input_width))
-    return max((factor for factor in _REDUCED if factor <= shrink), default=1)
 
 
 def _decode(data: bytes, header: ImageHeader, flags: int = cv2.IMREAD_COLOR_RGB) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Letterbox: an image of any size into the network's input, its aspect ratio kept, and the way back."""
+"""An image of any size into the network's input, letterboxed or stretched, and the way back."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ class Geometry:
     Attributes:
         height: of the original image, in pixels.
         width: of the original image, in pixels.
-        scale: nominal factor from original to network pixels, the smaller of the two axis ratios.
+        resized_height: rows that the image fills in the network's input.
+        resized_width: columns that it fills.
         pad_top: rows of border above the image, in network pixels.
         pad_left: columns of border left of the image, in network pixels.
 
     Example:
         >>> geometry = Geometry.fit(480, 1280, 640, 640)  # height and width of the image, then of the input
-        >>> geometry.scale, geometry.pad_top, geometry.pad_left
+        >>> geometry.scale_x, geometry.pad_top, geometry.pad_left
         (0.5, 200, 0)
         >>> geometry.to_image(np.array([[0, 200, 640, 440]], np.float32)).tolist()
         [[0.0, 0.0, 1280.0, 480.0]]
@@ -38,51 +39,49 @@ class Geometry:
 
     height: int
     width: int
-    scale: float
+    resized_height: int
+    resized_width: int
     pad_top: int
     pad_left: int
 
     @property
-    def resized_height(self) -> int:
-        """Rows that the image fills in the network's input."""
-        return max(1, round(self.height * self.scale))
-
-    @property
-    def resized_width(self) -> int:
-        """Columns that the image fills in the network's input."""
-        return max(1, round(self.width * self.scale))
-
-    @property
     def scale_x(self) -> float:
-        """Exact horizontal factor: the resized width is a whole number of pixels."""
+        """Network pixels per pixel of the image, across."""
         return self.resized_width / self.width
 
     @property
     def scale_y(self) -> float:
-        """Exact vertical factor."""
+        """Likewise, down."""
         return self.resized_height / self.height
 
     @classmethod
-    def fit(cls, height: int, width: int, input_height: int, input_width: int) -> Geometry:
-        """Place an image of ``height`` x ``width`` pixels in the middle of the network's input.
+    def fit(cls, height: int, width: int, input_height: int, input_width: int, *, stretch: bool = False) -> Geometry:
+        """Place an image of ``height`` x ``width`` pixels in the network's input.
 
-        Rounding follows ultralytics ``LetterBox`` (half a pixel of border goes right and below).
+        Letterboxed, it keeps its aspect ratio and lies in the middle. Rounding follows ultralytics ``LetterBox`` (half
+        a pixel of border goes right and below). With ``stretch``, it fills the input.
+
+        Example:
+            >>> Geometry.fit(480, 1280, 312, 312, stretch=True).scale_y
+            0.65
         """
+        if stretch:
+            return cls(height, width, input_height, input_width, 0, 0)
         scale = float(np.float32(min(input_height / height, input_width / width)))
-        free = cls(height, width, scale, 0, 0)
-        top = round((input_height - free.resized_height) / 2 - 0.1)
-        left = round((input_width - free.resized_width) / 2 - 0.1)
-        return cls(height, width, scale, top, left)
+        resized_height, resized_width = max(1, round(height * scale)), max(1, round(width * scale))
+        top = round((input_height - resized_height) / 2 - 0.1)
+        left = round((input_width - resized_width) / 2 - 0.1)
+        return cls(height, width, resized_height, resized_width, top, left)
 
     def to_array(self) -> NDArray[np.float32]:
-        """The ``geometry`` tensor: float32 [5] of height, width, scale, pad_top, pad_left."""
-        return np.array([self.height, self.width, self.scale, self.pad_top, self.pad_left], np.float32)
+        """The ``geometry`` tensor: float32 [6] of height, width, resized_height, resized_width, pad_top, pad_left."""
+        sizes = (self.height, self.width, self.resized_height, self.resized_width, self.pad_top, self.pad_left)
+        return np.array(sizes, np.float32)
 
     @classmethod
     def from_array(cls, values: NDArray[np.float32]) -> Geometry:
-        """Read the ``geometry`` tensor, float32 [5]."""
-        height, width, scale, top, left = values.tolist()
-        return cls(int(height), int(width), scale, int(top), int(left))
+        """Read the ``geometry`` tensor, float32 [6]."""
+        return cls(*map(int, values.tolist()))
 
     def to_image(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map boxes from network pixels to the original image and clip them to it.
@@ -101,12 +100,12 @@ class Geometry:
 
 
 def letterbox(image: NDArray[np.uint8], out: NDArray[np.uint8], geometry: Geometry | None = None) -> Geometry:
-    """Resize ``image`` into the middle of ``out`` and fill the border with gray.
+    """Resize ``image`` into ``out`` and fill the border, where there is one, with gray.
 
     Args:
         image: uint8 [height, width, 3].
         out: uint8 [input_height, input_width, 3], overwritten whole; C-contiguous.
-        geometry: where the image lies in ``out``, if ``image`` was decoded at a reduced size; None if it is whole.
+        geometry: where the image lies in ``out``; None puts it in the middle, its aspect ratio kept.
 
     Returns:
         Where the image lies in ``out``.
@@ -140,9 +139,14 @@ def _resize(image: NDArray[np.uint8], inside: NDArray[np.uint8]) -> None:
     bilinear sampling does the same in a third of the time, and boxes stay within 0.25 of the network's pixels.
     """
     height, width = inside.shape[:2]
-    factor = max(image.shape[0] / height, image.shape[1] / width)
+    factors = image.shape[0] / height, image.shape[1] / width
+    factor, is_stretched = max(factors), max(factors) > _MOST_ROUNDED * min(factors)
+    if is_stretched and min(factors) < 1 < factor:  # OpenCV averages over areas only if both sides shrink
+        shrunk = np.empty((min(height, image.shape[0]), min(width, image.shape[1]), 3), np.uint8)
+        _resize(image, shrunk)
+        image, factor = shrunk, 1.0
     method = cv2.INTER_LINEAR
-    if factor >= _LEAST_AREA_FACTOR:
+    if factor >= _LEAST_AREA_FACTOR or (is_stretched and factor > 1):
         method = cv2.INTER_AREA
     elif factor > _LEAST_BLUR_FACTOR:
         image = np.asarray(cv2.GaussianBlur(image, (3, 3), _blur_sigma(factor)), np.uint8)
@@ -153,6 +157,7 @@ def _resize(image: NDArray[np.uint8], inside: NDArray[np.uint8]) -> None:
 
 
 _LEAST_AREA_FACTOR: Final = 2.0
+_MOST_ROUNDED: Final = 1.05  # between the factors of both sides, in a letterbox
 _LEAST_BLUR_FACTOR: Final = 1.1  # below it a blur changes pixels by less than one gray value on average
 
 

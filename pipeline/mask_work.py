@@ -8,7 +8,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decode import Detections
 from pipeline.errors import ParameterError
 from pipeline.letterbox import Geometry
 from pipeline.parameters import RequestParameters
@@ -21,12 +20,15 @@ _SECONDS_PER_ROW_BYTE: Final = {"png": 4.0e-9, "png_base64": 5.0e-9}
 
 
 def check_mask_work(
-    found: Sequence[Detections], geometries: Sequence[Geometry], parameters: RequestParameters, allowed_s: float
+    boxes: Sequence[NDArray[np.float32]],
+    geometries: Sequence[Geometry],
+    parameters: RequestParameters,
+    allowed_s: float,
 ) -> float:
     """About how long one core takes for the masks of a request, in seconds.
 
     Args:
-        found: detections of each of its images.
+        boxes: where the masks of each of its images lie (see :func:`pipeline.masks.mask_boxes`).
         geometries: of the same images.
         parameters: of the request.
         allowed_s: most that one request may take.
@@ -35,15 +37,14 @@ def check_mask_work(
         ParameterError: it is more; says how many detections would be allowed.
 
     Example:
-        >>> found = Detections(np.array([[0, 0, 999, 100]], np.float32), *[np.zeros(1)] * 3)
-        >>> work_s = check_mask_work([found], [Geometry.fit(1000, 2000, 640, 640)], RequestParameters(), 1.0)
+        >>> boxes = np.array([[0, 0, 999, 100]], np.float32)
+        >>> work_s = check_mask_work([boxes], [Geometry.fit(1000, 2000, 640, 640)], RequestParameters(), 1.0)
         >>> round(work_s, 6)
         0.001
     """
     mask_format = parameters.mask_format
     images = [
-        _mask_seconds(one.boxes, where.height, where.width, mask_format)
-        for one, where in zip(found, geometries, strict=True)
+        _mask_seconds(one, where.height, where.width, mask_format) for one, where in zip(boxes, geometries, strict=True)
     ]
     total_s = float(sum(seconds.sum() for seconds in images))
     if total_s <= allowed_s:

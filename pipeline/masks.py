@@ -1,7 +1,8 @@
-"""Instance masks from prototypes and coefficients, as runs of pixels, without rasterizing a mask.
+"""Instance masks as runs of pixels, without rasterizing a mask.
 
-YOLACT (Bolya et al., 2019): a mask is the weighted sum of the network's prototypes, cropped to the box. Its
-logits are interpolated bilinearly to the original image and cut at 0 (that is, at probability 0.5).
+YOLACT (Bolya et al., 2019): a mask is the weighted sum of the network's prototypes, cropped to the box. Networks
+without prototypes, such as RF-DETR-seg, give one ready mask per query, which is not cropped. The logits are
+interpolated bilinearly to the original image and cut at 0 (that is, at probability 0.5).
 
 Down one column of the image, the interpolated logit is piecewise linear in y: it bends only at the prototype's rows.
 So the rows where it changes sign follow exactly from the values at those rows, without looking at the pixels between.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -133,22 +134,24 @@ class _Spans:
 
 def mask_runs(
     prototypes: NDArray[np.float16] | NDArray[np.float32],
-    coefficients: NDArray[np.float32],
+    coefficients: NDArray[Any],
     boxes: NDArray[np.float32],
     geometry: Geometry,
     stride: float = 4.0,
 ) -> list[MaskRuns]:
-    """Compute every instance's mask inside its box.
+    """Compute every instance's mask: inside its box, or, if it is a ready one, wherever it lies.
 
     Args:
-        prototypes: float16 or float32 [C, proto_height, proto_width], channel first.
-        coefficients: float32 [n, C].
+        prototypes: float16 or float32 [C, proto_height, proto_width], channel first; or C ready masks (see
+            :func:`holds_ready_masks`).
+        coefficients: float32 [n, C]; or [n, 1], numbers of ready masks.
         boxes: float32 [n, 4] of x1, y1, x2, y2 in pixels of the original image, within it.
         geometry: where the image lies in the network's input.
         stride: network pixels per prototype cell (4 in the YOLOv8-seg family).
 
     Returns:
-        n masks. A pixel is set when its center lies in the box and its interpolated logit is above 0.
+        n masks. A pixel is set when its center lies in the box and its interpolated logit is above 0; of a ready mask,
+        when the logit is.
 
     Example:
         >>> prototypes = np.ones((1, 160, 160), np.float32)  # one prototype, 1 everywhere: the mask fills its box
@@ -160,6 +163,10 @@ def mask_runs(
     if not len(boxes):
         return []
     _, proto_height, proto_width = prototypes.shape
+    if holds_ready_masks(prototypes, coefficients):  # from here on, a plane and its number per detection
+        boxes = mask_boxes(prototypes, coefficients, boxes, geometry, stride)
+        prototypes = prototypes[coefficients[:, 0].astype(np.intp)]
+        coefficients = np.arange(len(boxes))
     across, down = _Spans.of(boxes.astype(np.float64), geometry, stride, (proto_width, proto_height))
     top = int(down.low.min())
     region = _widened(prototypes, top, int(down.high.max()))
@@ -171,6 +178,57 @@ def mask_runs(
         for index, starts, ends in zip(group.tolist(), *runs, strict=True):
             masks[index] = MaskRuns(starts, ends, geometry.height, geometry.width)
     return masks
+
+
+def holds_ready_masks(prototypes: NDArray[Any], coefficients: NDArray[np.float32]) -> bool:
+    """Whether the network gives ready masks in place of prototypes: several planes, and one number per detection.
+
+    Args:
+        prototypes: [C, proto_height, proto_width].
+        coefficients: float32 [n, C], or [n, 1] of numbers of planes.
+
+    Example:
+        >>> holds_ready_masks(np.zeros((100, 78, 78)), np.zeros((3, 1), np.float32))
+        True
+        >>> holds_ready_masks(np.zeros((32, 160, 160)), np.zeros((3, 32), np.float32))
+        False
+    """
+    return coefficients.shape[1] == 1 < len(prototypes)
+
+
+def mask_boxes(
+    prototypes: NDArray[np.float16] | NDArray[np.float32],
+    coefficients: NDArray[np.float32],
+    boxes: NDArray[np.float32],
+    geometry: Geometry,
+    stride: float = 4.0,
+) -> NDArray[np.float32]:
+    """The part of the image that each mask lies in: its box, or where the logits of a ready mask reach above 0.
+
+    Args:
+        prototypes, coefficients, boxes, geometry, stride: as in :func:`mask_runs`.
+
+    Returns:
+        float32 [n, 4] of x1, y1, x2, y2 in pixels of the original image, within it.
+
+    Example:
+        >>> planes = np.full((2, 10, 10), -1, np.float32)
+        >>> planes[1, 4:6, 2] = 1
+        >>> where = Geometry.fit(40, 40, 40, 40)
+        >>> mask_boxes(planes, np.ones((1, 1), np.float32), np.zeros((1, 4), np.float32), where).tolist()
+        [[6.0, 14.0, 14.0, 26.0]]
+    """
+    if not len(boxes) or not holds_ready_masks(prototypes, coefficients):
+        return boxes
+    positive = prototypes[coefficients[:, 0].astype(np.intp)] > 0
+    sides = []
+    for axis in (2, 1):  # x, y
+        cells = positive.any(axis=3 - axis)
+        # An interpolated value is above 0 only between a cell that is, and its neighbors.
+        sides.append((cells.argmax(axis=1) - 0.5, cells.shape[1] - cells[:, ::-1].argmax(axis=1) + 0.5))
+    corners = np.stack([sides[0][0], sides[1][0], sides[0][1], sides[1][1]], axis=1) * stride
+    corners[~positive.any(axis=(1, 2))] = 0
+    return geometry.to_image(corners.astype(np.float32))
 
 
 _NOTHING: Final = MaskRuns(np.zeros(0, np.int64), np.zeros(0, np.int64), 0, 0)
@@ -208,7 +266,7 @@ def _groups(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> list[NDArray
 
 
 def _logits(
-    region: NDArray[np.float32], coefficients: NDArray[np.float32], x: _Spans, y: _Spans, top: int
+    region: NDArray[np.float32], coefficients: NDArray[Any], x: _Spans, y: _Spans, top: int
 ) -> NDArray[np.float32]:
     """Logits at the prototype cells of every box: float32 [sum of the boxes' cells across, most cells down].
 
@@ -221,7 +279,9 @@ def _logits(
     corners = zip(x.low.tolist(), (y.low - top).tolist(), strict=True)
     whole_width = region.shape[2]
     for weights, width, height, (column, row) in zip(coefficients, columns, rows, corners, strict=True):
-        if 2 * width > whole_width:
+        if weights.ndim == 0:  # the number of a plane
+            values = region[weights, row : row + height, column : column + width]
+        elif 2 * width > whole_width:
             # Whole rows are contiguous; copying a part of each would cost more than it saves.
             values = weights @ region[:, row : row + height].reshape(len(weights), -1)
             values = values.reshape(height, whole_width)[:, column : column + width]

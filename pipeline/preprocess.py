@@ -9,13 +9,16 @@ from pipeline.images import ImageLimits, decode_for
 from pipeline.letterbox import Geometry, letterbox
 
 
-def preprocess(data: bytes, out: NDArray[np.uint8], limits: ImageLimits | None = None) -> Geometry:
-    """Decode ``data`` and letterbox it into ``out``.
+def preprocess(
+    data: bytes, out: NDArray[np.uint8], limits: ImageLimits | None = None, *, stretch: bool = False
+) -> Geometry:
+    """Decode ``data`` and letterbox, or stretch, it into ``out``.
 
     Args:
         data: an encoded image (see :func:`pipeline.images.decode_for`).
         out: uint8 [input_height, input_width, 3], overwritten whole with RGB pixels.
         limits: bounds on the image.
+        stretch: whether the image fills ``out``; else it keeps its aspect ratio, between gray borders.
 
     Returns:
         Where the image lies in ``out``.
@@ -31,5 +34,5 @@ def preprocess(data: bytes, out: NDArray[np.uint8], limits: ImageLimits | None =
         200
     """
     input_height, input_width = out.shape[:2]
-    image, height, width = decode_for(data, input_height, input_width, limits)
-    return letterbox(image, out, Geometry.fit(height, width, input_height, input_width))
+    image, height, width = decode_for(data, input_height, input_width, limits, stretch=stretch)
+    return letterbox(image, out, Geometry.fit(height, width, input_height, input_width, stretch=stretch))

@@ -21,7 +21,7 @@ from repository.running import running_servers
 from repository.shim import SHIM_NAME, is_importable, is_shim
 from repository.shipped import foreign_parts
 from repository.signatures import SIGNATURE_NAME, SigningKey
-from repository.store import ModelRepository, limit_problems, read_config, size_problems
+from repository.store import ModelRepository, network_problems, read_config
 from repository.templates import TEMPLATE_SUFFIX
 
 _CACHE: Final = "__pycache__"
@@ -278,9 +278,7 @@ def _config_faults(repository: ModelRepository, precision: str) -> Iterator[Faul
                 f"{path.name} names the versions {named}, of which none can be served under the profile {profile}",
                 f"promote one with `python -m builder promote {servable[-1].name} --profile {profile}`",
             )
-        source = mine[-1].source if mine else {}
-        limits = limit_problems(config, source.get("request_limits", {})) if mine else []
-        for problem in [*size_problems(config, source.get("tensor_sizes", {})), *limits]:
+        for problem in network_problems(config, mine[-1].source) if mine else []:
             remedy = f"`{repository.build_command(precision, profile)}` writes it"
             yield Fault(model, f"{path.name}: {problem}", remedy)
 

@@ -42,6 +42,9 @@ CONFIG_NAME: Final = "config.pbtxt"
 CONFIG_NAMES: Final = {name: profile.config_name for name, profile in PROFILES.items()}
 """Where the configuration of a ``network_*`` model lies, per profile."""
 
+IMAGE_FIT: Final = "image_fit"
+"""Parameter of the preprocessing step: :data:`STRETCH` has images fill the input; without it they are letterboxed."""
+STRETCH: Final = "stretch"
 NO_LIMITS: Final[Mapping[str, float]] = MappingProxyType({})
 """Of a network whose end leaves every request as it is."""
 
@@ -490,7 +493,12 @@ class ModelRepository:
         return f"{build}, then python -m builder promote {model}/VERSION --profile {profile} {where}"
 
     def fit_network(
-        self, sizes: Mapping[str, list[int]], class_names: Sequence[str], limits: Mapping[str, float] = NO_LIMITS
+        self,
+        sizes: Mapping[str, list[int]],
+        class_names: Sequence[str],
+        limits: Mapping[str, float] = NO_LIMITS,
+        *,
+        stretch: bool = False,
     ) -> list[Path]:
         """Write the network's sizes, limits and class names into the configurations that differ from them.
 
@@ -498,6 +506,7 @@ class ModelRepository:
             sizes: tensor name to dimensions, without batch, of the tensors that depend on the network.
             class_names: of the network.
             limits: on requests, by the names of :class:`pipeline.parameters.RequestLimits`.
+            stretch: whether images fill the network's input.
 
         Returns:
             The files that were rewritten.
@@ -525,10 +534,11 @@ class ModelRepository:
             before = config.SerializeToString(deterministic=True)
             for tensor in [*config.input, *config.output]:
                 tensor.dims[:] = sizes.get(tensor.name, tensor.dims)
-            if contract.NUM_DETECTIONS.name in [tensor.name for tensor in config.output] and not config.HasField(
-                "ensemble_scheduling"
-            ):
-                _write_limits(config, limits)
+            for name, text in _decided(config, limits, stretch=stretch).items():
+                if text is not None:
+                    config.parameters[name].string_value = text
+                elif name in config.parameters:
+                    del config.parameters[name]
             for name in names if path in named else ():
                 config.parameters[name].string_value = names[name]
             if config.SerializeToString(deterministic=True) != before:
@@ -563,27 +573,29 @@ class ModelRepository:
             )
 
 
-def _write_limits(config: Any, limits: Mapping[str, float]) -> None:
-    for name in (field.name for field in dataclasses.fields(RequestLimits)):
-        if name in limits:
-            config.parameters[name].string_value = f"{limits[name]:.9g}"
-        elif name in config.parameters:
-            del config.parameters[name]
-
-
-def limit_problems(config: Any, limits: Mapping[str, float]) -> list[str]:
-    """Limits of a configuration that differ from those of a network's end; only of steps that answer requests."""
-    if contract.NUM_DETECTIONS.name not in [tensor.name for tensor in config.output]:
-        return []
-    wanted = type(config)()
-    wanted.CopyFrom(config)
-    _write_limits(wanted, limits)
+def _decided(config: Any, limits: Mapping[str, float], *, stretch: bool) -> dict[str, str | None]:
+    """Parameters of a step's configuration that the network decides; None where there must be none."""
+    outputs = [tensor.name for tensor in config.output]
+    if contract.GEOMETRY.name in outputs:
+        return {IMAGE_FIT: STRETCH if stretch else None}
+    if contract.NUM_DETECTIONS.name not in outputs or config.HasField("ensemble_scheduling"):
+        return {}
     names = [field.name for field in dataclasses.fields(RequestLimits)]
-    texts = [
-        {name: one.parameters[name].string_value for name in names if name in one.parameters}
-        for one in (config, wanted)
-    ]
-    return [f"its limits of requests are {texts[0]}, the network's are {texts[1]}"] if texts[0] != texts[1] else []
+    return {name: f"{limits[name]:.9g}" if name in limits else None for name in names}
+
+
+def network_problems(config: Any, source: Mapping[str, Any]) -> list[str]:
+    """Sizes and parameters of a configuration that differ from those of a network.
+
+    Args:
+        config: of a step.
+        source: what the network's manifest says of its export.
+    """
+    decided = _decided(config, source.get("request_limits", NO_LIMITS), stretch=source.get("stretch", False))
+    wanted = {name: text for name, text in decided.items() if text is not None}
+    there = {name: config.parameters[name].string_value for name in decided if name in config.parameters}
+    wrong = [f"its parameters are {there}, the network's are {wanted}"] if there != wanted else []
+    return size_problems(config, source.get("tensor_sizes", {})) + wrong
 
 
 def _is_version(path: Path) -> bool:

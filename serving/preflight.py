@@ -16,7 +16,7 @@ from repository.networks import Mixture, mixture, mixture_remedy
 from repository.plans import Machine, find_machine
 from repository.profiles import PROFILES, ServingProfile
 from repository.promotions import read_promotions, was_forced
-from repository.store import ModelRepository, limit_problems, read_config, size_problems
+from repository.store import ModelRepository, network_problems, read_config
 from repository.versions import rollback_version
 from serving.environment import check_shared_memory
 from serving.errors import ServingError
@@ -313,12 +313,10 @@ def _config_problems(repository: ModelRepository, precision: str) -> list[str]:
     manifests = repository.manifests(precision)
     if not manifests:
         return []
-    sizes = manifests[-1].source.get("tensor_sizes", {})
     problems = []
     for name in contract.SHARED_MODELS:
         config = read_config(repository.shared_config(name))
-        wrong = size_problems(config, sizes) + limit_problems(config, manifests[-1].source.get("request_limits", {}))
-        problems += [f"{name}: {problem}" for problem in wrong]
+        problems += [f"{name}: {problem}" for problem in network_problems(config, manifests[-1].source)]
     read_config(repository.shared_config(contract.ensemble_model(precision)))  # refused if it is broken
     return problems
 

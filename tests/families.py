@@ -194,3 +194,27 @@ def objectness_export(path: Path, *, classes: int = 3, metadata: dict[str, str] 
     height, width = options.get("height", 64), options.get("width", 64)
     cells = sum((height // stride) * (width // stride) for stride in (8, 16, 32))
     return graph.save([options.get("batch", 1), 3 * cells, 5 + classes + COEFFICIENTS], metadata)
+
+
+def query_export(path: Path, *, classes: int = 3, queries: int = 12, **options: Any) -> Path:
+    """Boxes as shares of the input, class logits and a ready mask per query, as RF-DETR-seg gives them; no metadata."""
+    size = {"height": 64, "width": 96, **options}
+    graph = _Graph(path, classes, batch=None, **options)
+    some = graph.node("Slice", "head", graph.constant([0]), graph.constant([queries]), graph.constant([2]))
+    turned = graph.node("Transpose", some, perm=[0, 2, 1])
+    box, score, weights = graph.split(turned, 4, classes, COEFFICIENTS, axis=2)
+    sides = graph.constant([size["width"], size["height"]] * 2, np.float32)
+    graph.node("Div", box, sides, to="dets")
+    odds = graph.node("Div", score, graph.node("Sub", graph.constant(1, np.float32), score))
+    graph.node("Log", odds, to="labels")
+    cells = [size["height"] // 4, size["width"] // 4]
+    flat = graph.node("Reshape", "output1", graph.constant([0, COEFFICIENTS, cells[0] * cells[1]]))
+    graph.node("Reshape", graph.node("MatMul", weights, flat), graph.constant([0, queries, *cells]), to="masks")
+    shapes = {"dets": [queries, 4], "labels": [queries, classes], "masks": [queries, *cells]}
+    del graph.graph.output[:]
+    graph.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape]) for name, shape in shapes.items()
+    )
+    onnx.checker.check_model(graph.model)
+    onnx.save(graph.model, path)
+    return path

@@ -13,11 +13,14 @@ from builder.errors import ExportError
 from builder.families.base import Family, Layout, Seen
 from builder.families.end_to_end import EndToEnd
 from builder.families.metadata import EXPORT_COMMAND, advice_without_suppression
+from builder.families.rf_detr import RfDetr
 from builder.families.suppressed import Suppressed
 from builder.families.yolo import Yolo
 from builder.families.yolov5 import YoloV5
 
-FAMILIES: Final[dict[str, Family]] = {family.key: family for family in (Suppressed(), Yolo(), YoloV5(), EndToEnd())}
+FAMILIES: Final[dict[str, Family]] = {
+    family.key: family for family in (Suppressed(), Yolo(), YoloV5(), EndToEnd(), RfDetr())
+}
 """By the name that ``--family`` takes, in the order in which they are tried."""
 NAMES: Final = "; ".join(family.title for family in FAMILIES.values())
 """What is taken, for messages."""
@@ -30,8 +33,7 @@ _OTHER_TASKS: Final = {
     "semantic": "a semantic segmentation export: it has one class per pixel and no instances",
     "depth": "a depth export: it has one distance per pixel and no instances",
 }
-_READY_MASKS: Final = {frozenset({"dets", "labels", "masks"}): "RF-DETR-seg or RTMDet-Ins"}
-"""Outputs of exports that have no prototypes, and whose they are."""
+_RTMDET: Final = frozenset({"dets", "labels", "masks"})
 _EXPORT_SEG: Final = "Export a *-seg model, for example `yolo export model=yolov8n-seg.pt format=onnx`"
 _MOST_SHOWN: Final = 100  # characters of the metadata in a message
 
@@ -84,11 +86,11 @@ def _explained(seen: Seen, wanted: str | None) -> str:
 
 def _named(seen: Seen) -> str:
     """What the names of the outputs, or the task in the metadata, say; empty if nothing."""
-    ready = _READY_MASKS.get(frozenset(seen.outputs))
-    if ready is not None:
+    if frozenset(seen.outputs) == _RTMDET:
         return (
-            f"this looks like an export of {ready} (outputs: {seen.shown}): its masks leave without prototypes, and "
-            "its input is prepared in another way, which the builder does not take. Export a YOLO segmentation model"
+            f"this looks like an export of RTMDet-Ins by mmdeploy (outputs: {seen.shown}): its masks leave at the size "
+            "of the input, behind a suppression of its own, which the builder does not take. Export a YOLO or RF-DETR "
+            "segmentation model"
         )
     task = seen.metadata.get("task", "")
     if task not in _OTHER_TASKS:

@@ -26,6 +26,34 @@ _REDUCE_AXES_ARE_INPUTS_SINCE_OPSET: Final = 18
 
 
 @dataclass(frozen=True)
+class InputFormat:
+    """What a family's networks are fed.
+
+    Attributes:
+        stretch: whether an image fills the input; else it is letterboxed.
+        mean: subtracted from the red, green and blue values in [0, 1].
+        deviation: that they are then divided by.
+    """
+
+    stretch: bool = False
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    deviation: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether the values are not just in [0, 1]."""
+        return any(self.mean) or set(self.deviation) != {1.0}
+
+    def planes(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What the network takes: float32 [n, 3, H, W] of RGB images uint8 [n, H, W, 3]."""
+        values = images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+        if self.is_normalized:
+            mean, deviation = (np.array(three, np.float32)[:, None, None] for three in (self.mean, self.deviation))
+            values = (values - mean) / deviation
+        return np.ascontiguousarray(values)
+
+
+@dataclass(frozen=True)
 class Suppression:
     """Non-maximum suppression as ultralytics builds it into a file (``nms=True``).
 
@@ -110,12 +138,15 @@ class Layout:
         family: that was recognized.
         detections_name: tensor of the detections.
         detections_shape: without batch.
-        prototypes_name: tensor of the prototypes [batch, C, H/4, W/4].
+        prototypes_name: tensor of the prototypes, or ready masks, [batch, C, H/4, W/4].
         prototypes_shape: without batch.
         num_classes: number of classes.
         num_anchors: rows of detections.
         source_name: the file's own output, where it is not ``detections_name``.
         limits: what the network's own end allows in a request (:class:`pipeline.parameters.RequestLimits`).
+        further: more tensors that detections are made of, and their shapes without batch.
+        has_ready_masks: whether there are masks in place of prototypes; a detection's only coefficient is the number of
+            its mask.
     """
 
     family: Family
@@ -127,11 +158,33 @@ class Layout:
     num_anchors: int
     source_name: str
     limits: dict[str, float] = field(default_factory=dict)
+    further: dict[str, Shape] = field(default_factory=dict)
+    has_ready_masks: bool = False
 
     @property
     def num_coefficients(self) -> int:
         """Mask coefficients per detection."""
-        return self.prototypes_shape[0]
+        return 1 if self.has_ready_masks else self.prototypes_shape[0]
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the input, in pixels."""
+        return self.prototypes_shape[1] * PROTOTYPE_STRIDE, self.prototypes_shape[2] * PROTOTYPE_STRIDE
+
+    @property
+    def detections(self) -> dict[str, Shape]:
+        """Name to shape, without batch, of the tensors that detections are made of."""
+        return {self.detections_name: self.detections_shape, **self.further}
+
+    @property
+    def outputs(self) -> dict[str, Shape]:
+        """Likewise of all tensors that the ends read."""
+        return {**self.detections, self.prototypes_name: self.prototypes_shape}
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Outputs of the file, unchanged, that :meth:`Family.standard` takes."""
+        return (self.source_name, *self.further)
 
 
 class Ends:
@@ -209,6 +262,9 @@ class Family(ABC):
     """How ``--family`` and the manifest call it."""
     title: str
     """For people: the models that export it."""
+    input: InputFormat = InputFormat()
+    needs_dynamic_batch: str = ""
+    """Where the batch of a static export cannot be taken out of the graph: how to export a dynamic one."""
 
     @abstractmethod
     def recognize(self, seen: Seen) -> Layout | None:
@@ -239,12 +295,12 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def standard(self, found: Floats, layout: Layout) -> Floats:
+    def standard(self, found: Mapping[str, Floats], layout: Layout) -> Floats:
         """What the user's own file gives, as [n, 4 + classes + C, rows] of cx, cy, w, h, scores, coefficients.
 
         Args:
-            found: float64, the file's output :attr:`Layout.source_name`.
-            layout: what it means.
+            found: float64, the file's outputs :attr:`Layout.source_names`.
+            layout: what they mean.
         """
 
 

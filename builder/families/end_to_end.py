@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 from onnx import TensorProto
@@ -70,9 +72,9 @@ class EndToEnd(Family):
         box = ends.centers(at("upper_left"), at("lower_right"))
         ends.features([*box, at("row_class"), at("coefficients")])
 
-    def standard(self, found: Floats, layout: Layout) -> Floats:
+    def standard(self, found: Mapping[str, Floats], layout: Layout) -> Floats:
         """See :meth:`Family.standard`."""
-        return standard_of_rows(found, layout.num_classes)
+        return standard_of_rows(found[layout.source_name], layout.num_classes)
 
     def check(self, standard: Floats, num_classes: int, height: int, width: int) -> None:
         """Refuse exchanged corners; see :meth:`Family.check`."""

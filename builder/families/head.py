@@ -28,7 +28,7 @@ class Head:
     output_convolutions: tuple[str, ...]
 
 
-def find_head(model: onnx.ModelProto, output: str) -> Head:
+def find_head(model: onnx.ModelProto, *outputs: str) -> Head:
     """Walk back from the detections to the last convolutions.
 
     The DFL's convolution (fixed weights 0, 1, 2, … behind a softmax; Li et al., 2020) belongs to the decoding:
@@ -37,12 +37,12 @@ def find_head(model: onnx.ModelProto, output: str) -> Head:
 
     Args:
         model: the network, with or without its ends and quantizers; every node has a name.
-        output: name of the detections, or of the grafted candidates.
+        outputs: names of the detections, or of the grafted candidates.
     """
     made_by = producers(model.graph)
     decode: set[str] = set()
     convolutions: set[str] = set()
-    queue = deque([made_by[output]])
+    queue = deque(made_by[output] for output in outputs)
     seen: set[str] = set()
     while queue:
         node = queue.popleft()
@@ -74,11 +74,14 @@ def group_of(node: str) -> str:
     """The group that a layer belongs to: its module, or its branch where the module is the head.
 
     ``/model.4/m.0/cv1/conv/Conv`` belongs to ``model.4``, ``/model.22/cv3.1/cv3.1.0/conv/Conv`` to
-    ``model.22.cv3``, ``/model.22/proto/cv1/conv/Conv`` to ``model.22.proto``. Any other name is a group by itself.
+    ``model.22.cv3``, ``/model.22/proto/cv1/conv/Conv`` to ``model.22.proto``. Of a transformer,
+    ``/backbone/encoder/layer.3/mlp/fc1/MatMul`` belongs to ``backbone.encoder.layer.3``. Any other name is a group by
+    itself.
     """
     match = re.match(r"/(?:.*/)?(model\.\d+)/(?:(cv[234]\b|proto\b|one2one\w*))?", node)
     if match is None:
-        return node
+        block = re.match(r"/(.*\b(?:layers?|blocks|stages)\.\d+)/", node)
+        return block.group(1).replace("/", ".") if block else node
     # Only the head numbers the layers of its branches (cv2.0, cv3.1, cv4.2), and only it has prototypes.
     in_head = re.search(r"/(cv[234]\.\d|proto/)", node) is not None
     return f"{match.group(1)}.{match.group(2)}" if match.group(2) and in_head else match.group(1)

@@ -81,9 +81,9 @@ class Suppressed(Yolo):
         box = ends.centers(ends.at("upper_left"), ends.at("lower_right"))
         ends.features([*box, ends.at("class_float"), ends.at("coefficients")])
 
-    def standard(self, found: Floats, layout: Layout) -> Floats:
+    def standard(self, found: Mapping[str, Floats], layout: Layout) -> Floats:
         """See :meth:`Family.standard`."""
-        return standard_of_rows(found, layout.num_classes)
+        return standard_of_rows(found[layout.source_name], layout.num_classes)
 
     def check(self, standard: Floats, num_classes: int, height: int, width: int) -> None:
         """Refuse exchanged corners; see :meth:`Family.check`."""

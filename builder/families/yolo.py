@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -88,9 +89,9 @@ class Yolo(Family):
         ends.best_class()
         ends.features([ends.at("boxes"), ends.at("class_float"), ends.at("coefficients")])
 
-    def standard(self, found: Floats, layout: Layout) -> Floats:
+    def standard(self, found: Mapping[str, Floats], layout: Layout) -> Floats:
         """See :meth:`Family.standard`."""
-        return found
+        return found[layout.source_name]
 
     def check(self, standard: Floats, num_classes: int, height: int, width: int) -> None:
         """Refuse boxes that are corners; see :meth:`Family.check`."""

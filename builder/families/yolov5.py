@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from builder.errors import ExportError
@@ -51,9 +53,9 @@ class YoloV5(Family):
         ends.best_class()
         ends.features([at("boxes"), at("class_float"), at("coefficients")])
 
-    def standard(self, found: Floats, layout: Layout) -> Floats:
+    def standard(self, found: Mapping[str, Floats], layout: Layout) -> Floats:
         """See :meth:`Family.standard`."""
-        planes = np.swapaxes(found, 1, 2)
+        planes = np.swapaxes(found[layout.source_name], 1, 2)
         last = _FIRST_CLASS + layout.num_classes
         scores = planes[:, _FIRST_CLASS:last] * planes[:, BOX_CHANNELS:_FIRST_CLASS]
         result: Floats = np.concatenate([planes[:, :BOX_CHANNELS], scores, planes[:, last:]], axis=1)

@@ -156,7 +156,7 @@ class TensorRTProfile:
     @functools.cached_property
     def _images(self) -> NDArray[np.uint8]:
         """All calibration images: uint8 [n, H, W, 3]."""
-        return np.stack(list(self._calibration.letterboxed(*self._export.input_size)))
+        return np.stack(list(self._calibration.letterboxed(*self._export.input_size, stretch=self._export.stretch)))
 
     @functools.cached_property
     def _quantized(self) -> QuantizedModel:

@@ -18,7 +18,7 @@ from steps.gpu.device import CudaDevice, Device
 from steps.gpu.head import Head
 from steps.gpu.layers import ALIGNED, Convolution, Enlarge, Layer, Map, Pool, Segment, Stem, Sum, aligned
 from steps.gpu.network import DeviceNetwork, Tensor, batch_sizes, fastest_run
-from steps.gpu.postprocess import NetworkOutputs
+from steps.gpu.postprocess import NetworkOutputs, check_prototypes
 from steps.gpu.reader import layers_of
 
 Run = Callable[[], None]
@@ -84,6 +84,7 @@ class FusedNetwork:
         self.images = device.memory(max_batch_size * height * width * channels)
         rows, columns = shapes[contract.CANDIDATES.name]
         coefficients, high, wide = shapes[contract.PROTOTYPES.name]
+        check_prototypes(columns, coefficients)
         self.outputs = NetworkOutputs(
             device.memory(max_batch_size * rows * columns * 4),
             device.memory(max_batch_size * coefficients * high * wide * 2),

@@ -229,7 +229,7 @@ class FusedModel:
         self._decoding.decoded(len(places))
         asked = work.parameters
         if asked.mask_format not in ("rle", "none"):  # those two are done already
-            seconds = check_mask_work(detections, places, asked, self._admission.allowed_s)
+            seconds = check_mask_work([one.boxes for one in detections], places, asked, self._admission.allowed_s)
             self._check_masks(work.request, seconds)
         images = [
             ImageSegmentation(

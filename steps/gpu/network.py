@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from pipeline import contract
 from steps.gpu.device import CudaDevice
-from steps.gpu.postprocess import NetworkOutputs
+from steps.gpu.postprocess import NetworkOutputs, check_prototypes
 
 _WARM_UP_RUNS: Final = 3  # the first prepares the convolutions, the second is captured, the third replayed
 _NO_WAIT: Final = ("disable_synchronize_execution_providers", "1")
@@ -66,6 +66,7 @@ class DeviceNetwork:
         height, width, channels = shapes[contract.IMAGES.name]
         self.input_shape = height, width, channels
         self.images = device.memory(max_batch_size * prod(self.input_shape))
+        check_prototypes(candidates[1], prototypes[0])
         self.outputs = NetworkOutputs(
             device.memory(max_batch_size * prod(candidates) * 4),
             device.memory(max_batch_size * prod(prototypes) * 2),

@@ -54,6 +54,23 @@ class NetworkOutputs:
     cells_wide: int
 
 
+def check_prototypes(columns: int, planes: int) -> None:
+    """Refuse a network of ready masks.
+
+    Args:
+        columns: of a candidate.
+        planes: of the prototypes.
+
+    Raises:
+        ValueError: a candidate does not have one coefficient per prototype.
+    """
+    if columns - FIRST_COEFFICIENT_COLUMN != planes:
+        raise ValueError(
+            f"the network gives {planes} ready masks in place of prototypes, as RF-DETR-seg does, but the profile "
+            "cuda needs prototypes. Serve it with the profile tensorrt or cpu"
+        )
+
+
 class GpuPostprocess:
     """Finds the instances of batches of images.
 

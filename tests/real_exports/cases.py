@@ -11,6 +11,7 @@ MAX_DETECTIONS: Final = 300
 SQUARE: Final = (640, 640)
 SMALL: Final = (320, 320)
 WIDE: Final = (384, 640)
+NANO: Final = (312, 312)
 """Height and width in pixels. Most options are tried on a quarter of the usual pixels, to save time."""
 
 
@@ -43,11 +44,14 @@ class Case:
     def name(self) -> str:
         """Of the test and of the file, such as ``yolo11-80-dynamic-true``."""
         words = "".join(letter if letter.isalnum() else " " for letter in self.title).split()
-        return "-".join([f"yolo{self.family}", str(self.classes), *words]).lower()
+        family = self.family if self.family == "rf-detr" else f"yolo{self.family}"
+        return "-".join([family, str(self.classes), *words]).lower()
 
     @property
     def label(self) -> str:
         """The family, for the table."""
+        if self.family == "rf-detr":
+            return "RF-DETR-seg"
         name = self.family.partition("-apart")[0]
         if name.startswith("e-"):
             return f"YOLOE-{name[2:]}-seg"
@@ -97,6 +101,14 @@ def _cases() -> list[Case]:
         Case("v8-p6", "dynamic=True", dynamic),
         Case("e-11", "static"),
         Case("e-11", "dynamic=True", dynamic),
+        Case(
+            "rf-detr",
+            "static",
+            classes=3,
+            input_size=NANO,
+            refused=r"dynamic batch \(`model.export\(dynamic_batch=True\)`",
+        ),
+        Case("rf-detr", "dynamic_batch=True", {"dynamic_batch": True}, classes=3, input_size=NANO, on_server=True),
         Case("12", "static", classes=3),
         Case("11", "dynamic=True", dynamic, classes=3),
         Case("11", "dynamic=True", dynamic, classes=1),

@@ -19,7 +19,7 @@ from base.cache import cache_dir
 from pipeline.images import decode_image
 from pipeline.letterbox import letterbox
 from scenes.reference import fetch_reference
-from tests.real_exports.cases import CASES, CONFIDENCE, IOU, MAX_DETECTIONS, SMALL, SQUARE, WIDE
+from tests.real_exports.cases import CASES, CONFIDENCE, IOU, MAX_DETECTIONS, NANO, SMALL, SQUARE, WIDE
 from tests.real_exports.comparison import Difference
 
 HERE = Path(__file__).resolve().parent
@@ -66,13 +66,13 @@ def _key() -> str:
     """Hash of all that the exports are made of; what is expected of them is left out."""
     asked = [(case.name, case.options, case.input_size) for case in CASES], CONFIDENCE, IOU, MAX_DETECTIONS, PICTURES
     key = hashlib.sha256(repr(asked).encode())
-    for path in (HERE / "models.py", HERE / "generate.py", ROOT / "requirements" / "exports.txt"):
+    for path in (HERE / "models.py", HERE / "generate.py", HERE / "rf_detr.py", ROOT / "requirements" / "exports.txt"):
         key.update(path.read_bytes())
     return key.hexdigest()[:16]
 
 
 def _write_pictures(folder: Path) -> None:
-    for size in (SQUARE, SMALL, WIDE):
+    for size in (SQUARE, SMALL, WIDE, NANO):
         target = folder / "{}x{}".format(*size)
         target.mkdir(parents=True)
         for photograph in fetch_reference().photographs[:PICTURES]:

@@ -49,7 +49,11 @@ def main() -> int:
 
         family, classes, input_size = model_of
         paths = _paths(options.pictures, input_size)
-        if family in ("v5", "v7"):
+        if family == "rf-detr":
+            from tests.real_exports.rf_detr import tiny_rf_detr
+
+            model = tiny_rf_detr(classes, _network_input(paths), CONFIDENCE)
+        elif family in ("v5", "v7"):
             model = tiny_yolov5(classes, _network_input(paths), CONFIDENCE, with_maps=family == "v7")
         else:
             model = tiny_model(family, classes, _network_input(paths), CONFIDENCE)
@@ -104,6 +108,10 @@ def _rounded(model: Any) -> Any:
 
 
 def _export(case: Case, model: Any, out: Path) -> Path:
+    if case.family == "rf-detr":
+        from tests.real_exports import rf_detr
+
+        return rf_detr.export(model, out / f"{case.name}.onnx", case.options)
     if case.family in ("v5", "v7"):
         from tests.real_exports import yolov5
 
@@ -155,7 +163,9 @@ def _register_nms() -> None:
 
 
 def _predict(case: Case, file: Path, paths: list[Path]) -> dict[str, Any]:
-    """What ultralytics' own ``predict(retina_masks=True)`` finds in every picture; of YOLOv5, what its steps do."""
+    """What ultralytics' own ``predict(retina_masks=True)`` finds in every picture; of others, what their steps do."""
+    if case.family == "rf-detr":
+        return _predict_rf_detr(case, file, paths)
     if case.family in ("v5", "v7"):
         return _predict_yolov5(case, file, paths)
     from ultralytics import YOLO
@@ -218,6 +228,19 @@ def _predict_yolov5(case: Case, file: Path, paths: list[Path]) -> dict[str, Any]
         found |= _arrays(
             path.name, rows, masks, _exact_masks(rows, planes, case.input_size), int(masks.amax((1, 2)).sum())
         )
+    return found
+
+
+def _predict_rf_detr(case: Case, file: Path, paths: list[Path]) -> dict[str, Any]:
+    from tests.real_exports import rf_detr
+
+    found: dict[str, Any] = {}
+    predicted = rf_detr.predict(
+        file, _network_input(paths), CONFIDENCE, MAX_DETECTIONS, case.options.get("batch_size", 1)
+    )
+    for path, (rows, masks) in zip(paths, predicted, strict=True):
+        # Its masks are the logits, sampled bilinearly at the pixels' centers.
+        found |= _arrays(path.name, rows, masks, masks.numpy(), int(masks.any(2).any(1).sum()))
     return found
 
 

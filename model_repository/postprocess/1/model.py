@@ -15,6 +15,7 @@ from pipeline.decode import decode_candidates, may_be_cut
 from pipeline.errors import OverloadError
 from pipeline.letterbox import Geometry
 from pipeline.mask_work import check_mask_work
+from pipeline.masks import mask_boxes
 from pipeline.postprocess import pack_response, segmentation_of
 from steps.admission import Admission, state_path
 from steps.metrics import PostprocessMetrics
@@ -57,7 +58,11 @@ class TritonPythonModel:
         )
         places = [Geometry.from_array(geometry) for geometry in geometries]
         found = [decode_candidates(rows, where, parameters) for rows, where in zip(candidates, places, strict=True)]
-        self._check_work(request, check_mask_work(found, places, parameters, self._admission.allowed_s))
+        boxes = [
+            mask_boxes(planes, one.coefficients, one.boxes, where)
+            for one, planes, where in zip(found, prototypes, places, strict=True)
+        ]
+        self._check_work(request, check_mask_work(boxes, places, parameters, self._admission.allowed_s))
         images = [
             segmentation_of(one, planes, where, parameters)
             for one, planes, where in zip(found, prototypes, places, strict=True)

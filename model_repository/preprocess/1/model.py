@@ -17,7 +17,7 @@ from pipeline.images import ImageLimits
 from pipeline.preprocess import preprocess
 from steps.admission import Admission, state_path
 from steps.metrics import PreprocessMetrics
-from steps.python_backend import answer_each, config_parameter, mark_finished, ticket_of
+from steps.python_backend import answer_each, config_choice, config_parameter, mark_finished, ticket_of
 
 _LONG_S: Final = 0.5  # shorter work is done even if the request has waited long
 
@@ -34,6 +34,7 @@ class TritonPythonModel:
             max_pixels=config_parameter(config, "max_image_pixels", ImageLimits.max_pixels),
             max_bytes=config_parameter(config, "max_image_bytes", ImageLimits.max_bytes),
         )
+        self._stretch = config_choice(config, "image_fit", ("letterbox", "stretch")) == "stretch"
         self._admission = Admission(state_path(), max_latency_s=0.0)  # this step admits nothing
         self._metrics = PreprocessMetrics(args["model_name"])
         cv2.setNumThreads(1)  # the instances of this model are its threads
@@ -57,7 +58,8 @@ class TritonPythonModel:
         geometry = np.empty((len(encoded), *contract.GEOMETRY.shape), np.float32)
         for index, data in enumerate(encoded):
             try:
-                geometry[index] = preprocess(data, images[index], self._limits).to_array()
+                place = preprocess(data, images[index], self._limits, stretch=self._stretch)
+                geometry[index] = place.to_array()
             except ImageError as error:
                 self._metrics.image_refused(error.reason)
                 where = f"image {index + 1} of {len(encoded)}: " if len(encoded) > 1 else ""

@@ -61,7 +61,7 @@ def test_a_tool_that_fails_is_quoted(tmp_path, monkeypatch):
         ("model.safetensors", "Hugging Face"),
         ("pytorch_model.bin", "Hugging Face"),
         ("best.engine", "TensorRT engine"),
-        ("rf-detr-seg-nano.pt", "RF-DETR"),
+        ("rf-detr-seg-nano.pt", r"RF-DETR.*export\(dynamic_batch=True\)"),
     ],
 )
 def test_other_files_are_named(tmp_path, name, say):

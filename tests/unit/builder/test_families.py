@@ -29,6 +29,7 @@ from tests.families import (
     end_to_end_export,
     objectness_export,
     old_end_to_end_export,
+    query_export,
     suppressed_export,
 )
 
@@ -55,6 +56,28 @@ def test_served_as_the_file_answers(tmp_path, make, key, rows, classes):
     assert found.matched > 100
     assert found.box_max_px < 0.01
     assert found.score_max < 1e-5
+
+
+@pytest.mark.parametrize("classes", [1, 3, 4])  # as many logits as sides of a box: told apart by their order
+def test_queries_are_served_as_the_file_answers(tmp_path, classes):
+    """Normalized and stretched images, the best pairs of query and class, and masks that need no prototypes."""
+    export, found = checked(query_export(tmp_path / "m.onnx", classes=classes, **SIZE), input_size=(64, 96))
+    assert export.layout.family.key == "rf-detr"
+    assert (export.num_classes, export.num_coefficients, export.num_anchors) == (classes, 1, 12)
+    assert export.stretch
+    assert found.matched >= 12 * len(IMAGES)
+    assert found.box_max_px < 0.01
+    assert found.score_max < 1e-5
+
+
+def test_queries_of_one_batch_are_refused_with_the_command(tmp_path):
+    path = query_export(tmp_path / "m.onnx", **SIZE)
+    model = onnx.load(path)
+    for dim, size in zip(model.graph.input[0].type.tensor_type.shape.dim, (1, 3, 64, 96), strict=True):
+        dim.dim_value = size
+    onnx.save(model, path)
+    with pytest.raises(ExportError, match=r"RF-DETR-seg is made for 1 image.*export\(dynamic_batch=True\)"):
+        load_export(path)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -200,7 +223,7 @@ def test_a_build_writes_what_its_end_allows_of_requests(tmp_path):
     assert preflight(repository, "cpu", ("fp32",)).models[0].ready
     path.write_text(text.replace('string_value: "1"', 'string_value: "0.5"'))
     wrong = preflight(repository, "cpu", ("fp32",)).models[0]
-    assert "its limits of requests are {'least_iou': '0.5'" in "\n".join(wrong.lines())
+    assert "its parameters are {'least_iou': '0.5'" in "\n".join(wrong.lines())
     path.write_text(text)
     assert manifest.verification["iou"] == 1
     onnx_names = onnx.load(plain)

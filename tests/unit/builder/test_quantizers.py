@@ -52,6 +52,11 @@ def test_inputs_are_left_alone(networks):
         ("/model.6/m.0/cv3/conv/Conv", "model.6"),
         ("/model.10/m/m.0/attn/qkv/conv/Conv", "model.10"),
         ("/model/model.9/cv1/act/Mul", "model.9"),
+        (
+            "/backbone/backbone.0/encoder/encoder/layer.11/mlp/fc1/MatMul",
+            "backbone.backbone.0.encoder.encoder.layer.11",
+        ),
+        ("/transformer/decoder/layers.1/cross_attn/GridSample", "transformer.decoder.layers.1"),
         ("stem8", "stem8"),
     ],
 )

@@ -12,7 +12,8 @@ from onnx import numpy_helper
 
 from builder.errors import ExportError
 from builder.export import load_export
-from builder.source import Placement, SourceNetwork, as_blob, decode
+from builder.families.base import InputFormat
+from builder.source import Placement, SourceNetwork, decode
 from builder.source_check import check_source
 from builder.surgery import graft_ends, make_batch_dynamic
 from builder.verification import detection_differences
@@ -156,7 +157,7 @@ def test_the_file_is_run_in_its_own_batch(tmp_path):
     export = load_export(path)
     detections, prototypes = SourceNetwork(export).run(IMAGES[:3])
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    expected = session.run(None, {"images": as_blob(IMAGES)})
+    expected = session.run(None, {"images": InputFormat().planes(IMAGES)})
     np.testing.assert_array_equal(detections, expected[0][:3].astype(np.float64))
     np.testing.assert_array_equal(prototypes, expected[1][:3].astype(np.float64))
     assert detections.dtype == np.float64

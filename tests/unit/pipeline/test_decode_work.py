@@ -55,10 +55,13 @@ def seconds_taken(data):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_estimate_is_near_the_time_taken(kind):
-    """As against a plain JPEG: processors differ, and the estimate does not know this one."""
+    """As against a plain JPEG: processors differ, and the estimate does not know this one.
+
+    Too low an estimate holds other requests up. Kinds limited by memory, such as BMP, get a high one on a fast machine.
+    """
     ratio = seconds_taken(KINDS[kind]) / seconds_taken(KINDS["JPEG"])
     estimate = decode_seconds(KINDS[kind]) / decode_seconds(KINDS["JPEG"])
-    assert ratio / 4 < estimate < 4 * ratio
+    assert ratio / 4 < estimate < 10 * ratio
 
 
 def test_the_estimate_is_of_the_right_size():

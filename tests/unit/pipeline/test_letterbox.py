@@ -65,3 +65,20 @@ def test_smaller_images_are_averaged_over_area():
     letterbox(image, out)
     np.testing.assert_array_equal(out, cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA))
     assert np.all(out == 100)
+
+
+@pytest.mark.parametrize("size", [(720, 1280), (100, 900), (200, 150), (312, 312), (1, 1), (40, 3000)])
+def test_a_stretched_image_fills_the_input(size):
+    """Each side by itself averaged where it shrinks, interpolated where it grows: what OpenCV does side by side."""
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = cv2.GaussianBlur(image, (0, 0), 2)
+    out = np.empty((312, 312, 3), np.uint8)
+    geometry = letterbox(image, out, Geometry.fit(*size, 312, 312, stretch=True))
+    expected = image
+    for wanted in ((expected.shape[1], 312), (312, 312)):
+        method = cv2.INTER_AREA if wanted[0] < expected.shape[1] or wanted[1] < expected.shape[0] else cv2.INTER_LINEAR
+        expected = cv2.resize(expected, wanted, interpolation=method)
+    assert np.abs(out.astype(int) - expected).mean() < 1.5
+    corners = np.array([[0, 0, 312, 312]], np.float32)
+    assert geometry.to_image(corners).tolist() == [[0, 0, size[1], size[0]]]
+    assert Geometry.from_array(geometry.to_array()) == geometry

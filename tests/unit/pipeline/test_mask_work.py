@@ -26,28 +26,28 @@ def test_too_much_work_is_refused_with_what_would_be_allowed(mask_format):
     with pytest.raises(
         ParameterError, match=r"1000 detections as '\w+', in an image of 8160x6000.*allowed: 1.5 s"
     ) as no:
-        check_mask_work([found(1000)], [LARGE], parameters, 1.5)
+        check_mask_work([found(1000).boxes], [LARGE], parameters, 1.5)
     fitting = int(str(no.value).split("max_detections to ")[1].split()[0])
-    assert 0 < check_mask_work([found(fitting)], [LARGE], parameters, 1.5) <= 1.5
+    assert 0 < check_mask_work([found(fitting).boxes], [LARGE], parameters, 1.5) <= 1.5
     with pytest.raises(ParameterError):
-        check_mask_work([found(fitting + 1)], [LARGE], parameters, 1.5)
+        check_mask_work([found(fitting + 1).boxes], [LARGE], parameters, 1.5)
 
 
 def test_the_images_of_a_request_count_together():
     parameters = RequestParameters(mask_format="png")
-    alone = check_mask_work([found(20)], [LARGE], parameters, 9.0)
-    assert check_mask_work([found(20)] * 8, [LARGE] * 8, parameters, 9.0) == pytest.approx(8 * alone)
+    alone = check_mask_work([found(20).boxes], [LARGE], parameters, 9.0)
+    assert check_mask_work([found(20).boxes] * 8, [LARGE] * 8, parameters, 9.0) == pytest.approx(8 * alone)
     with pytest.raises(ParameterError, match=r"images of up to 8160x6000.*fewer images"):
-        check_mask_work([found(20)] * 8, [LARGE] * 8, parameters, 7 * alone)
+        check_mask_work([found(20).boxes] * 8, [LARGE] * 8, parameters, 7 * alone)
 
 
 @pytest.mark.parametrize("mask_format", ["rle", "polygon", "png"])
 def test_ordinary_work_is_allowed(mask_format):
     cards = found(36, (100, 100, 700, 600))
     where = Geometry.fit(3000, 4000, 640, 640)
-    assert check_mask_work([cards] * 8, [where] * 8, RequestParameters(mask_format=mask_format), 1.5) < 1.5
-    assert check_mask_work([found(0)], [where], RequestParameters(mask_format=mask_format), 1.5) == 0
-    assert check_mask_work([found(1000)], [LARGE], RequestParameters(mask_format="none"), 1e-9) == 0
+    assert check_mask_work([cards.boxes] * 8, [where] * 8, RequestParameters(mask_format=mask_format), 1.5) < 1.5
+    assert check_mask_work([found(0).boxes], [where], RequestParameters(mask_format=mask_format), 1.5) == 0
+    assert check_mask_work([found(1000).boxes], [LARGE], RequestParameters(mask_format="none"), 1e-9) == 0
 
 
 @pytest.mark.parametrize("mask_format", ["rle", "polygon", "png"])
@@ -56,7 +56,7 @@ def test_the_estimate_is_near_the_time_taken(mask_format):
     rng = np.random.default_rng(0)
     prototypes = np.repeat(np.repeat(rng.standard_normal((4, 20, 20)), 8, 1), 8, 2).astype(np.float16)
     some, where = found(12, (100, 100, 4000, 2900)), Geometry.fit(3000, 4080, 640, 640)
-    estimate = check_mask_work([some], [where], parameters, 9.0)
+    estimate = check_mask_work([some.boxes], [where], parameters, 9.0)
     taken = []
     for _ in range(3):
         started = time.process_time()

@@ -2,11 +2,12 @@
 
 import tracemalloc
 
+import cv2
 import numpy as np
 import pytest
 
 from pipeline.letterbox import Geometry
-from pipeline.masks import MaskRuns, mask_runs
+from pipeline.masks import MaskRuns, mask_boxes, mask_runs
 
 
 def dense_mask(prototypes, coefficients, box, geometry, stride=4.0):
@@ -109,3 +110,34 @@ def test_no_detection_gives_no_mask():
     geometry = Geometry.fit(50, 100, 640, 640)
     prototypes = np.zeros((4, 160, 160), np.float16)
     assert mask_runs(prototypes, np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32), geometry) == []
+
+
+@pytest.mark.parametrize("size", [(300, 400), (40, 90), (1000, 700)])
+def test_ready_masks_are_sampled_whole_and_not_cropped(size):
+    """As rfdetr does it: bilinear at the pixels' centers, above 0, wherever the box lies."""
+    rng = np.random.default_rng(5)
+    planes = cv2.GaussianBlur(rng.standard_normal((78, 78, 12)).astype(np.float32), (0, 0), 4).transpose(2, 0, 1) - 0.02
+    planes[3] = -1
+    planes[4] = 1
+    geometry = Geometry.fit(*size, 312, 312, stretch=True)
+    numbers = np.array([[7], [3], [0], [4], [7]], np.float32)
+    boxes = np.tile(np.array([[1, 1, 5, 5]], np.float32), (len(numbers), 1))
+    masks = mask_runs(planes, numbers, boxes, geometry)
+    for number, mask in zip(numbers[:, 0].astype(int), masks, strict=True):
+        x, y = ((np.arange(side) + 0.5) * 78 / side - 0.5 for side in size[::-1])
+        maps = (axis.astype(np.float32) for axis in np.meshgrid(np.clip(x, 0, 77), np.clip(y, 0, 77)))
+        expected = cv2.remap(planes[number], *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) > 0
+        found = mask.to_image()
+        union = (expected | found).sum()
+        assert (expected ^ found).sum() <= 0.004 * union  # OpenCV samples at multiples of 1/32
+    assert masks[1].area == 0
+    assert masks[3].area == size[0] * size[1]
+    assert (masks[0].to_image() == masks[4].to_image()).all()
+
+
+def test_work_is_counted_where_ready_masks_lie():
+    planes = np.full((2, 78, 78), -1, np.float32)
+    planes[1] = 1
+    where = Geometry.fit(3000, 4000, 312, 312, stretch=True)
+    boxes = mask_boxes(planes, np.array([[0], [1]], np.float32), np.zeros((2, 4), np.float32), where)
+    assert boxes.tolist() == [[0, 0, 0, 0], [0, 0, 4000, 3000]]
