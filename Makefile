@@ -84,7 +84,7 @@ load-ui: dev build ## Locust's web page on 127.0.0.1:8089, with a server to pres
 bench: dev build ## measure the ensemble against the bare model, the plain ways and ultralytics (a few minutes)
 	@$(PYTHON_IN_VENV) -m bench all --repository "$(REPOSITORY)" --out out/bench
 
-bench-gpu: dev ## the ensemble on a GPU machine, profile cuda (versions promoted for it; needs onnxruntime-gpu)
+bench-gpu: dev ## the ensemble on a GPU machine, profile cuda, against what each part does alone (needs make gpu)
 	@$(PYTHON_IN_VENV) -m bench gpu --repository "$(REPOSITORY)" --out out/bench
 
 chaos: dev build ## hostile input, overload and faults on the real server; writes docs/reliability.md's figures (half an hour)

@@ -97,18 +97,13 @@ def _parser() -> argparse.ArgumentParser:
         )
         part.set_defaults(parts=tuple(PARTS) if name == "all" else (name,))
     gpu = commands.add_parser("gpu", help="the ensemble on a GPU machine (profile cuda)")
-    _add_common(gpu, in_flight=(1, 16, 64, 128), seconds=6.0)
+    _add_common(gpu, in_flight=(1, 16, 64, 128, 256), seconds=6.0)
     cores = len(os.sched_getaffinity(0))
     gpu.add_argument("--profile", choices=("cuda", "cpu"), default="cuda", help="cpu tries this out without a GPU")
-    gpu.add_argument(
-        "--precisions", type=names(contract.PRECISIONS), default=("fp32", "fp16"), help="default: fp32,fp16"
-    )
-    gpu.add_argument("--processes", type=whole(1), default=max(2, min(6, cores // 2)), help="that generate load")
-    gpu.add_argument(
-        "--preprocess-instances", type=whole(1), default=max(2, cores // 2), help="default: half of the cores"
-    )
-    gpu.add_argument("--postprocess-instances", type=whole(1), default=max(1, cores // 4), help="default: a quarter")
+    gpu.add_argument("--precisions", type=names(contract.PRECISIONS), default=("fp16",), help="default: fp16")
+    gpu.add_argument("--processes", type=whole(1), default=max(2, min(6, cores // 4)), help="that generate load")
     gpu.add_argument("--network-instances", type=whole(1), help="default: as configured")
+    gpu.add_argument("--soak-seconds", type=whole(0), default=0, help="of mixed load afterwards, memory watched")
     gpu.set_defaults(parts=("gpu",))
     return parser
 

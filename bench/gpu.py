@@ -1,4 +1,4 @@
-"""The ensemble on a GPU machine: its share of the bare session's throughput, and its first requests.
+"""The ensemble on a GPU machine: under load, against what each part of it does by itself; its first requests; a soak.
 
 Needs no network: the server's wheel, the built versions and the photographs must be in place.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import json
 import multiprocessing
 import os
@@ -16,49 +17,60 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import cv2
 import grpc
 import numpy as np
-from numpy.typing import NDArray
+import psutil
 from tritonclient.grpc import service_pb2_grpc
 
+from base.gpu import query_gpus
 from bench.drive import Drivers, LoadFigures, Target, encoded_request
-from bench.measure import rate
+from bench.measure import ProcessTree, rate
 from bench.report import stack
 from bench.server_meter import ServerMeter
+from bench.synthetic import INPUT_SIZE
 from client.files import write_atomically
 from load.errors import LoadError
 from load.machine import gpu_name
-from load.photographs import as_jpeg, network_path
+from load.photographs import as_jpeg, at_megapixels, encode, network_path
 from pipeline import contract
+from pipeline.errors import ImageError
+from pipeline.images import decode_image
 from pipeline.loopback import grpc_channel_args
+from pipeline.parameters import RequestParameters
 from repository.store import CONFIG_NAMES, ModelRepository, read_config, write_config
 from scenes.reference import fetch_reference
 from serving.server import NO_LATENCY_BOUND_MS, ServerOptions, TritonServer
-from steps.onnx_cuda import batch_sizes
 
-_BARE_MAX_BATCH: Final = 16
-_BARE_SECONDS: Final = 1.0
+_ALONE_S: Final = 1.0
+_ALONE_BATCHES: Final = (1, 16, 64)
+_UPLOAD_BYTES: Final = 1 << 26
 _READY_TIMEOUT_S: Final = 180.0
 _WARM_UP_S: Final = 1.0
 _POLL_MS: Final = 100
-_SETTINGS: Final = (
-    *("profile", "seconds", "processes"),
-    *("preprocess_instances", "postprocess_instances", "network_instances"),
-)
+_SETTINGS: Final = ("profile", "seconds", "processes", "network_instances")
+_SOAK_IN_FLIGHT: Final = 128
+_SOAK_SAMPLE_S: Final = 2.0
+_MOST_GROWTH: Final = 1.1
+"""Of memory during a soak, from its first tenth to its last."""
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure every precision; print the figures and write them to ``gpu-<precision>.json`` and ``gpu.png``.
 
+    A soak writes the memory in use to ``gpu-<precision>-soak.csv``.
+
     Raises:
         ServingError: the server did not start.
-        LoadError: a request failed, or the session could not be made.
+        LoadError: a request failed, the network could not be loaded, or memory grew during a soak.
     """
+    options.out.mkdir(parents=True, exist_ok=True)
     images = tuple(as_jpeg(fetch_reference().photographs))
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, Drivers(options.processes) as drivers:
@@ -66,9 +78,9 @@ def run(options: argparse.Namespace) -> None:
         for precision in options.precisions:
             result = {name: getattr(options, name) for name in _SETTINGS}
             result |= {"cores": len(os.sched_getaffinity(0)), "gpu": gpu_name(), "precision": precision}
-            result["bare"] = _bare(repository, precision, options.profile)
+            result["bounds"] = _alone(repository, precision, options.profile, images)
             path = options.out / f"gpu-{precision}.json"
-            for part in _served(options, repository, precision, images, drivers, result["bare"]):
+            for part in _served(options, repository, precision, images, drivers, result["bounds"]):
                 result |= part  # written at once: a later failure loses nothing
                 write_atomically(path, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
             _say(f"{precision}: written to {path}")
@@ -106,7 +118,7 @@ def _served(
     precision: str,
     images: tuple[bytes, ...],
     drivers: Drivers,
-    bare: dict[str, float],
+    bounds: dict[str, float],
 ) -> Iterator[dict[str, Any]]:
     server = TritonServer(
         ServerOptions(
@@ -116,8 +128,6 @@ def _served(
             http_port=0,
             grpc_port=0,
             metrics_port=0,
-            preprocess_instances=options.preprocess_instances,
-            postprocess_instances=options.postprocess_instances,
             max_latency_ms=NO_LATENCY_BOUND_MS,
         )
     )
@@ -140,11 +150,14 @@ def _served(
             with GpuMeter() as gpu:
                 load = drivers.measure(target, meter, in_flight, options.seconds, _WARM_UP_S)
             busy = gpu.busy_percent(load.window)
-            shares = {way: load.images_per_s / best for way, (best, _) in best_bare(bare).items()}
-            loads.append({**asdict(load), "gpu_busy_percent": busy, "of_bare": shares})
+            shares = {part: load.images_per_s / best for part, (best, _) in best_of(bounds).items()}
+            loads.append({**asdict(load), "gpu_busy_percent": busy, "of_bounds": shares})
             del loads[-1]["window"]
             yield {"loads": loads}
             _say(_lines(precision, load, shares, busy))
+        if options.soak_seconds:
+            mixed = Target(target.url, target.model, _mixed_images())
+            yield {"soak": _soak(server.pid or 0, mixed, drivers, options, precision)}
     finally:
         server.stop()
 
@@ -155,7 +168,7 @@ def _lines(precision: str, load: LoadFigures, shares: dict[str, float], busy: fl
     steps = (f"{name} {spent['queue']:.1f} + {spent['compute']:.1f}" for name, spent in usage.steps_ms.items())
     return (
         f"{precision}: {load.in_flight:4} in flight  {load.images_per_s:7.1f} images/s "
-        f"({', '.join(f'{share:.2f} of bare {way}' for way, share in shares.items())})  "
+        f"({', '.join(f'{share:.2f} of {part}' for part, share in shares.items())})  "
         f"p50 {load.p50_ms:.1f} ms  p99 {load.p99_ms:.1f} ms  non-model CPU {usage.other_ms:.2f} ms/image  "
         f"session CPU {usage.session_ms:.2f}  client CPU {load.client_ms:.2f}  "
         f"GPU {'not measured' if busy is None else f'{busy:.0f} %'}  batches {usage.batches}\n"
@@ -180,60 +193,127 @@ def _first_requests(target: Target) -> dict[str, dict[str, float]]:
     return latencies
 
 
-def _bare(repository: Path, precision: str, profile: str) -> dict[str, float]:
-    """Images per second of the session only, by batch size; in a separate process, whose end frees the GPU."""
+def _alone(repository: Path, precision: str, profile: str, images: tuple[bytes, ...]) -> dict[str, float]:
+    """Images per second of each part by itself; in a separate process, whose end frees the GPU."""
     path = network_path(repository, precision)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         try:
-            rates: dict[str, float] = pool.apply(_bare_rates, (path, profile))
-        except RuntimeError as error:  # ONNX Runtime without CUDA; the text says what to install
+            rates: dict[str, float] = pool.apply(_on_gpu if profile == "cuda" else _on_cpu, (path, images))
+        except RuntimeError as error:  # ONNX Runtime without CUDA, no CuPy; the text says what to install
             raise LoadError(str(error)) from error
     for name, images_per_s in rates.items():
-        _say(f"{precision}: bare session, {name}: {images_per_s:.1f} images/s")
+        _say(f"{precision}: {name}: {images_per_s:.1f} images/s")
     return rates
 
 
-def _bare_rates(path: Path, profile: str) -> dict[str, float]:
+def _on_cpu(path: Path, _: tuple[bytes, ...]) -> dict[str, float]:
     from steps.cpu_engines import cpu_network
-    from steps.onnx_cpu import OUTPUT_NAMES
-    from steps.onnx_cuda import cuda_session, network_on_gpu
 
-    noise = np.random.default_rng(0).integers(0, 256, (_BARE_MAX_BATCH, 640, 640, 3), dtype=np.uint8)
+    size = contract.MAX_REQUEST_BATCH
+    network, engine = cpu_network(path, len(os.sched_getaffinity(0)), size)
+    _say(engine)
+    pixels = [np.zeros((1, INPUT_SIZE, INPUT_SIZE, 3), np.uint8)] * size
+    return {f"network alone, batch {size}": rate(lambda: network.run(pixels), size, _ALONE_S)}
+
+
+def _on_gpu(path: Path, images: tuple[bytes, ...]) -> dict[str, float]:
+    """The decode engines, the network, the bus, and one process with all of them, without a server."""
+    from steps.gpu.segmenter import open_segmenter
+
+    most = max(_ALONE_BATCHES)
+    segmenter, problems = open_segmenter(path, 0, most, threads=2)
+    for problem in problems:
+        _say(f"CUDA: {problem}")
+    device, network, decoder = segmenter.device, segmenter.network, segmenter.decoder
+
+    def waited(work: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            kept = work()  # what was decoded lives until it is there
+            device.wait()
+            del kept
+
+        return run
+
     rates = {}
-    if profile == "cuda":
-        network: Any
-        network, problems = network_on_gpu(path, 0, _BARE_MAX_BATCH)
-        for problem in problems:
-            _say(f"CUDA: {problem}")
-        session = cuda_session(path, 0)
-        noise = np.resize(noise, (_BARE_MAX_BATCH, *session.get_inputs()[0].shape[1:]))
-        for size in batch_sizes(_BARE_MAX_BATCH):
-            feed = {contract.IMAGES.name: noise[:size]}
-            rates[f"run, batch {size}"] = rate(lambda feed=feed: session.run(OUTPUT_NAMES, feed), size, _BARE_SECONDS)  # type: ignore[misc]
-        _check_same(network, session.run(OUTPUT_NAMES, {contract.IMAGES.name: noise[:4]}), noise[:4])
-    else:
-        network, _ = cpu_network(path, len(os.sched_getaffinity(0)), contract.MAX_REQUEST_BATCH)
-    for size in batch_sizes(_BARE_MAX_BATCH if profile == "cuda" else contract.MAX_REQUEST_BATCH):
-        parts = [noise[index : index + 1] for index in range(size)]
-        rates[f"as served, batch {size}"] = rate(lambda parts=parts: network.run(parts), size, _BARE_SECONDS)  # type: ignore[misc]
+    for size in _ALONE_BATCHES:
+        batch = [images[index % len(images)] for index in range(size)]
+        rates[f"decode engines, batch {size}"] = rate(waited(partial(decoder.decode, batch)), size, _ALONE_S)
+        rates[f"network alone, batch {size}"] = rate(waited(partial(network.run, size)), size, _ALONE_S)
+    staged, address = device.host(_UPLOAD_BYTES, np.uint8), device.memory(_UPLOAD_BYTES)
+    files = round(_UPLOAD_BYTES * len(images) / sum(map(len, images)))
+    rates["PCIe, the files"] = rate(waited(partial(device.upload, address, staged)), files, _ALONE_S)
+    spent_s, done = time.process_time(), 0
+    asked, under_way = [RequestParameters()] * most, []
+
+    def whole() -> None:
+        nonlocal done
+        under_way.append(segmenter.start([segmenter.examine(data) for data in batch], asked))
+        if len(under_way) > 1:
+            first = under_way.pop(0)
+            for index, found in enumerate(first.wait()):
+                if not isinstance(found, ImageError):
+                    first.masks(index, found[0])
+            done += most
+
+    rates[f"one process without tritonserver, batch {most}"] = rate(whole, most, _ALONE_S)
+    rates["one core's Python"] = done / (time.process_time() - spent_s)
     return rates
 
 
-def _check_same(network: Any, outputs: Sequence[NDArray[Any]], batch: NDArray[np.uint8]) -> None:
-    """Compare the outputs of the prepared buffers with those of a plain run of the session.
+def _mixed_images() -> tuple[bytes, ...]:
+    """Three quarters small photographs as JPEG; the others as PNG, progressive, gray, large."""
+    photographs = fetch_reference().photographs
+    first = decode_image(photographs[0].read_bytes())
+    progressive = cv2.imencode(".jpg", first[..., ::-1], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    gray = cv2.imencode(".jpg", first[..., 1])[1].tobytes()
+    png = cv2.imencode(".png", first[..., ::-1])[1].tobytes()
+    others = [png, progressive, gray, encode(at_megapixels(photographs[1], 2), ".jpg")]
+    return (*as_jpeg(photographs), *as_jpeg(photographs), *as_jpeg(photographs[:2]), *others)
+
+
+def _soak(
+    pid: int, target: Target, drivers: Drivers, options: argparse.Namespace, precision: str
+) -> dict[str, dict[str, float] | float]:
+    """Memory of GPU and host under mixed load, sampled into a CSV file.
 
     Raises:
-        LoadError: they differ.
+        LoadError: a request failed, or memory grew.
     """
-    candidates, prototypes = outputs
-    served = network.run([batch[index : index + 1] for index in range(len(batch))])
-    scores = np.stack([one[0, :, contract.SCORE_COLUMN] for one, _ in served])
-    planes = np.concatenate([two for _, two in served]).astype(np.float32)
-    if not (
-        np.allclose(scores, candidates[..., contract.SCORE_COLUMN], atol=1e-2)
-        and np.allclose(planes, prototypes.astype(np.float32), atol=0.1)
-    ):
-        raise LoadError("the network's prepared buffers give other results than a plain run of its session")
+    samples: list[tuple[float, float, float]] = []
+    ended = threading.Event()
+    tree, begin = ProcessTree(pid), time.monotonic()
+
+    def sample() -> None:
+        while not ended.wait(_SOAK_SAMPLE_S):
+            gpus = query_gpus("memory.used")
+            with contextlib.suppress(psutil.Error):  # a process was replaced
+                device = float(gpus[0][0].split()[0]) if gpus else 0.0
+                samples.append((time.monotonic() - begin, device, tree.memory_mib()))
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    answers = drivers.run(target, _SOAK_IN_FLIGHT, options.soak_seconds, _WARM_UP_S)
+    ended.set()
+    thread.join()
+    path = options.out / f"gpu-{precision}-soak.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["seconds", "gpu_mib", "host_mib"])
+        writer.writerows([[f"{value:.1f}" for value in row] for row in samples])
+    summary: dict[str, dict[str, float] | float] = {"answered": answers.answered, "failed": answers.failed}
+    tenth = max(1, len(samples) // 10)
+    grown = []
+    for column, name in enumerate(("gpu_mib", "host_mib"), 1):
+        values = [row[column] for row in samples]
+        start, end = statistics.fmean(values[:tenth]), statistics.fmean(values[-tenth:])
+        summary[name] = {"start": start, "end": end, "least": min(values), "most": max(values)}
+        _say(f"{precision}: soak: {name} {start:.0f} at the start, {end:.0f} at the end, {max(values):.0f} at most")
+        if end > _MOST_GROWTH * start:
+            grown.append(f"{name} {start:.0f} to {end:.0f}")
+    _say(f"{precision}: soak: {answers.answered} answered, {answers.failed} failed; written to {path}")
+    if answers.failed or grown:
+        raise LoadError(f"soak: {answers.failed} requests failed ({answers.first_error}); grown: {grown or 'nothing'}")
+    return summary
 
 
 class GpuMeter:
@@ -274,12 +354,12 @@ def host_limit(result: dict[str, Any]) -> float:
     return float(result["cores"] * 1000 / each_ms)
 
 
-def best_bare(bare: dict[str, float]) -> dict[str, tuple[float, str]]:
-    """For each way in which the session is measured, such as ``run``: its best rate, and at which batch size."""
+def best_of(bounds: dict[str, float]) -> dict[str, tuple[float, str]]:
+    """For each part that was measured by itself, such as ``network alone``: its best rate, and at which batch size."""
     best: dict[str, tuple[float, str]] = {}
-    for name, images_per_s in bare.items():
-        way = name.partition(",")[0]
-        best[way] = max(best.get(way, (0.0, "")), (images_per_s, name))
+    for name, images_per_s in bounds.items():
+        part = name.partition(",")[0]
+        best[part] = max(best.get(part, (0.0, "")), (images_per_s, name))
     return best
 
 
@@ -296,17 +376,18 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
         figure.subplots(len(results), 2, squeeze=False, width_ratios=(3, 2)), results, strict=True
     ):
         loads = result["loads"]
-        bounds = {f"bare session, {name}": best for best, name in best_bare(result["bare"]).values()}
+        bounds = {name: best for best, name in best_of(result["bounds"]).values()}
         bounds["every core of the host busy"] = host_limit(result)
+        highest = 2.0 * max(load["images_per_s"] for load in loads)
         for index, (name, bound) in enumerate(bounds.items(), 1):
-            rates.axhline(
-                bound, linestyle=("-.", "--", ":")[index % 3], color=f"C{index}", label=f"{name}: {bound:.0f}/s"
-            )
+            above = " (above the picture)" if bound > highest else ""
+            label = f"{name}: {bound:,.0f}/s{above}"
+            rates.axhline(bound, linestyle=("-.", "--", ":")[index % 3], color=f"C{index}", label=label)
         label = "{in_flight}\n{images_per_s:.0f}/s\np50 {p50_ms:.0f} ms\np99 {p99_ms:.0f} ms"
         rates.bar([label.format(**load) for load in loads], [load["images_per_s"] for load in loads], 0.6)
-        rates.set_ylim(0, 1.3 * max(*bounds.values(), *(load["images_per_s"] for load in loads)))
+        rates.set_ylim(0, highest)
         rates.set(xlabel="requests in flight", ylabel="images/s", title=result["precision"])
-        rates.legend(fontsize=7, loc="upper left", ncols=2)
+        rates.legend(fontsize=7, loc="upper left")
         stack(
             times,
             {str(load["in_flight"]): {**load["usage"]["by_process_ms"], "client": load["client_ms"]} for load in loads},

@@ -83,6 +83,14 @@ class ProcessTree:
             times[name] = times.get(name, 0.0) + used.user + used.system
         return times
 
+    def memory_mib(self) -> float:
+        """Memory of all of them, what they share counted once (PSS).
+
+        Raises:
+            psutil.NoSuchProcess: one of the processes has ended.
+        """
+        return sum(process.memory_full_info().pss for process in self._names) / 2**20
+
 
 def _model_of(command: Sequence[str]) -> str:
     """The model that a stub runs, by the folder of its ``model.py``; else ``tritonserver``."""

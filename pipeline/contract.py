@@ -12,7 +12,7 @@ from typing import Final
 PRECISIONS: Final = ("fp32", "fp16", "int8")
 """The precisions, in the order in which they are built and verified."""
 
-PROFILES: Final = ("cpu", "tensorrt", "cuda", "cuda-fused")
+PROFILES: Final = ("cpu", "tensorrt", "cuda")
 """Where the network runs: ONNX Runtime in the Python backend on the CPU, Triton's TensorRT backend, or ONNX Runtime in
 the Python backend on an NVIDIA GPU."""
 

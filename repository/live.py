@@ -215,7 +215,7 @@ def _black_pixels(dims: tuple[int, ...]) -> Any:
 
 
 def _black_file(dims: tuple[int, ...]) -> Any:
-    """The same as a file, for a network that decodes (profile cuda-fused)."""
+    """The same as a file, for a network that decodes (profile cuda)."""
     data = cv2.imencode(".jpg", np.zeros(dims, np.uint8))[1].tobytes()
     tensor = triton.InferInput(contract.IMAGE.name, [1, 1], contract.IMAGE.dtype)
     tensor.set_data_from_numpy(np.array([[data]], dtype=object))

@@ -59,10 +59,9 @@ PROFILES: Final[Mapping[str, ServingProfile]] = {
     for profile in (
         ServingProfile("cpu", "configs/cpu.pbtxt", loads_plans=False, needs_gpu=False, serves=("cpu",)),
         ServingProfile("tensorrt", "config.pbtxt", loads_plans=True, needs_gpu=True, serves=("tensorrt",)),
-        ServingProfile("cuda", "configs/cuda.pbtxt", loads_plans=False, needs_gpu=True, serves=("cpu", "tensorrt")),
         ServingProfile(
-            "cuda-fused",
-            "configs/cuda-fused.pbtxt",
+            "cuda",
+            "configs/cuda.pbtxt",
             loads_plans=False,
             needs_gpu=True,
             serves=("cpu", "tensorrt"),

@@ -40,12 +40,15 @@ def make_view(
         view = target / model.name
         view.mkdir()
         for entry in model.iterdir():
-            if entry.name != CONFIG_NAME:
+            if entry.name not in (CONFIG_NAME, "configs"):
                 (view / entry.name).symlink_to(entry)
-        config = read_config(model / CONFIG_NAME)
-        for group in config.instance_group:
-            group.count = instances.get(model.name, group.count)
-        for name, value in parameters.get(model.name, {}).items():
-            config.parameters[name].string_value = value
-        write_config(view / CONFIG_NAME, config)
+        for path in (model / CONFIG_NAME, *sorted(model.glob("configs/*.pbtxt"))):
+            config = read_config(path)
+            for group in config.instance_group:
+                group.count = instances.get(model.name, group.count)
+            for name, value in parameters.get(model.name, {}).items():
+                config.parameters[name].string_value = value
+            viewed = view / path.relative_to(model)
+            viewed.parent.mkdir(exist_ok=True)
+            write_config(viewed, config)
     return target

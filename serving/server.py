@@ -527,7 +527,9 @@ def _with_absolute_path(argument: str) -> str:
 def _environment(installation: Installation, repository: ModelRepository, links: SafeNames) -> dict[str, str]:
     environment = dict(os.environ)
     environment.pop("PYTHONSAFEPATH", None)  # the Python backend's processes find this project by their working folder
-    libraries = [*map(str, links.installation(installation).library_path), environment.get("LD_LIBRARY_PATH", "")]
+    # The server's own in front; behind what the caller chose, the folder of libpython, which may be the system's.
+    own, *others = (*map(str, links.installation(installation).library_path), "")
+    libraries = [own, environment.get("LD_LIBRARY_PATH", ""), *others]
     environment["LD_LIBRARY_PATH"] = ":".join(filter(None, libraries))
     # The stub finds this virtual environment through the first python3 on PATH.
     environment["PATH"] = f"{links.python()}:{environment.get('PATH', '')}"

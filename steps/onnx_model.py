@@ -1,35 +1,29 @@
-"""A version's ``model.onnx``, run in the Python backend (profiles cpu and cuda)."""
+"""A version's ``model.onnx`` in the Python backend, run on the processor (cpu) or by :mod:`steps.gpu` (cuda)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from numpy.typing import NDArray
 
 from base.cpus import usable_cpus
 from pipeline import contract
 from steps.cpu_engines import cpu_network
 from steps.metrics import SessionTime
-from steps.onnx_cpu import OUTPUT_NAMES, Outputs
-from steps.onnx_cuda import network_on_gpu
+from steps.onnx_cpu import OUTPUT_NAMES
 from steps.python_backend import cancellation, cancelled, config_choice, config_parameter, heartbeat, internal_error
 
-PROVIDERS = ("cpu", "cuda", "fused")
-
-
-class _Network(Protocol):
-    def run(self, images: Sequence[NDArray[np.uint8]]) -> list[Outputs]: ...
+PROVIDERS = ("cpu", "cuda")
 
 
 class TritonPythonModel:
     """Runs the images of all requests of one ``execute`` call together.
 
-    The model's configuration may hold the parameters ``provider`` (``cpu``, the default, ``cuda``, or ``fused`` for
+    The model's configuration may hold the parameters ``provider`` (``cpu``, the default, or ``cuda`` for
     :mod:`steps.gpu.model`) and ``intra_op_threads`` (of the provider ``cpu``; by default
     :func:`base.cpus.usable_cpus`).
     """
@@ -40,33 +34,22 @@ class TritonPythonModel:
         """Load the version that Triton asks for, and prepare every batch size."""
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        provider = config_choice(config, "provider", PROVIDERS)
-        if provider == "fused":
+        if config_choice(config, "provider", PROVIDERS) == "cuda":
             from steps.gpu.model import FusedModel
 
             self._fused = FusedModel()
             self._fused.initialize(args)
             return
-        # On a GPU an image takes less time than the question.
-        self._asks_whether_cancelled = provider == "cpu"
-        self._network: _Network
-        if provider == "cuda":
-            # Triton gives an instance of KIND_GPU its GPU; one of KIND_CPU takes the first.
-            device = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else 0
-            self._network, problems = network_on_gpu(path, device, int(config["max_batch_size"]))
-            for problem in problems:
-                pb_utils.Logger.log_warn(f"CUDA: {problem}")
-        else:
-            threads = config_parameter(config, "intra_op_threads", usable_cpus())
-            self._network, engine = cpu_network(path, threads, int(config["max_batch_size"]))
-            pb_utils.Logger.log_info(f"{args['model_name']} version {args['model_version']} runs in {engine}")
+        threads = config_parameter(config, "intra_op_threads", usable_cpus())
+        self._network, engine = cpu_network(path, threads, int(config["max_batch_size"]))
+        pb_utils.Logger.log_info(f"{args['model_name']} version {args['model_version']} runs in {engine}")
         self._time = SessionTime(args["model_name"], args["model_version"])
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Run the network on the images of all requests at once; on a CPU, without those whose callers have gone."""
+        """Run the network on the images of all requests at once, without those whose callers have gone."""
         if self._fused is not None:
             return list(self._fused.execute(requests))
-        waiting = [request for request in requests if not (self._asks_whether_cancelled and cancelled(request))]
+        waiting = [request for request in requests if not cancelled(request)]
         responses = iter(self._run(waiting) if waiting else [])
         kept = set(map(id, waiting))
         return [next(responses) if id(request) in kept else cancellation() for request in requests]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ _FILES: Final = {
 }
 _OPTIONS: Final = ("--std=c++17", "--fmad=false")  # without fused multiply-add, comparisons fall as NumPy's do
 _THREADS: Final = 256  # THREADS in structs.cuh
+_RUNTIMES: Final = ("libcudart.so.13", "libcudart.so.12", "libcudart.so")
+_BLOCKING_SYNC: Final = 4  # cudaDeviceScheduleBlockingSync, driver_types.h
 
 
 class Device(Protocol):
@@ -72,15 +75,19 @@ class CudaDevice:
         name: likewise.
         stream: address of the ``cudaStream_t`` on which everything runs.
         multiprocessors: of the GPU.
+        problems: what could not be had for its speed, a sentence each.
     """
 
     def __init__(self, number: int) -> None:
         """Open the GPU and compile the kernels, or take them from CuPy's cache.
 
+        To be made before anything else of the process uses the GPU.
+
         Raises:
             ImportError: CuPy is missing.
             Exception: there is no such GPU, or its driver is too old; of CuPy's own types.
         """
+        self.problems = sleep_while_waiting(number)
         _make_cache_writable()
         import cupy
 
@@ -165,6 +172,28 @@ class CudaDevice:
     def wait(self, mark: Any = None) -> None:
         """See :class:`Device`."""
         (mark or self.mark()).synchronize()
+
+
+def sleep_while_waiting(number: int, names: Sequence[str] = _RUNTIMES) -> list[str]:
+    """Let this process's threads sleep rather than spin while they wait for a GPU that nothing has used yet.
+
+    CuPy does not offer it.
+
+    Args:
+        number: of the GPU.
+        names: of the CUDA runtime's library, the first that is there counts.
+
+    Returns:
+        Why they will spin, a sentence; nothing where they will sleep.
+    """
+    for name in names:
+        try:
+            runtime = ctypes.CDLL(name)
+        except OSError:
+            continue
+        status = runtime.cudaSetDevice(number) or runtime.cudaSetDeviceFlags(_BLOCKING_SYNC)
+        return [f"threads spin while they wait for the GPU: {name} returned {status} (cudaError_t)"] if status else []
+    return [f"threads spin while they wait for the GPU: none of {', '.join(names)} can be loaded"]
 
 
 def _make_cache_writable() -> None:

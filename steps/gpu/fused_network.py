@@ -17,10 +17,9 @@ from steps.gpu.convolutions import Convolutions, CudnnConvolutions, Operand, Tas
 from steps.gpu.device import CudaDevice, Device
 from steps.gpu.head import Head
 from steps.gpu.layers import ALIGNED, Convolution, Enlarge, Layer, Map, Pool, Segment, Stem, Sum, aligned
-from steps.gpu.network import DeviceNetwork, Tensor, fastest_run
+from steps.gpu.network import DeviceNetwork, Tensor, batch_sizes, fastest_run
 from steps.gpu.postprocess import NetworkOutputs, check_prototypes
 from steps.gpu.reader import layers_of
-from steps.onnx_cuda import batch_sizes
 
 Run = Callable[[], None]
 _THREADS: Final = 256

@@ -15,7 +15,6 @@ from onnx import helper, numpy_helper
 from pipeline import contract
 from steps.gpu.device import CudaDevice
 from steps.gpu.postprocess import NetworkOutputs, check_prototypes
-from steps.onnx_cuda import batch_sizes, cuda_session, fixed_batch_size
 
 _WARM_UP_RUNS: Final = 3  # the first prepares the convolutions, the second is captured, the third replayed
 _NO_WAIT: Final = ("disable_synchronize_execution_providers", "1")
@@ -181,3 +180,56 @@ def free_biases(path: Path) -> bytes:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     return bytes(model.SerializeToString())
+
+
+def batch_sizes(max_batch_size: int) -> tuple[int, ...]:
+    """Sizes that batches are padded to: powers of two, and the largest.
+
+    The CUDA provider prepares its convolutions anew whenever a session's batch size changes, which takes seconds. So
+    every size has its own session. Padding costs the GPU less than a factor of two, and nothing when batches are
+    full.
+    """
+    if max_batch_size < 1:
+        raise ValueError(f"max_batch_size is {max_batch_size}; allowed: 1 or more")
+    powers = [1 << exponent for exponent in range(max_batch_size.bit_length()) if 1 << exponent < max_batch_size]
+    return (*powers, max_batch_size)
+
+
+def cuda_session(model: bytes, device: int, batch_size: int, options: Mapping[str, str]) -> Any:
+    """A session of the CUDA provider.
+
+    Args:
+        model: serialized ONNX.
+        device: number of the GPU.
+        batch_size: the only one that the session will get.
+        options: of the provider.
+
+    Raises:
+        RuntimeError: this ONNX Runtime has no CUDA provider, or it cannot be used here.
+    """
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise RuntimeError(
+            f"this ONNX Runtime has the providers {', '.join(ort.get_available_providers())}; the profile cuda needs "
+            "onnxruntime-gpu in place of onnxruntime"
+        )
+    session_options = fixed_batch_size(batch_size)
+    session_options.intra_op_num_threads = 1  # what runs on the CPU is small
+    session = ort.InferenceSession(
+        model,
+        session_options,
+        providers=[("CUDAExecutionProvider", {"device_id": device, **options}), "CPUExecutionProvider"],
+    )
+    if "CUDAExecutionProvider" not in session.get_providers():
+        raise RuntimeError(
+            "ONNX Runtime could not load its CUDA provider: its CUDA and cuDNN libraries must be on LD_LIBRARY_PATH "
+            "and the driver must support them"
+        )
+    return session
+
+
+def fixed_batch_size(batch_size: int) -> ort.SessionOptions:
+    """Session options for a network of this project that will see one batch size."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_free_dimension_override_by_name(contract.BATCH_DIMENSION, batch_size)
+    return options

@@ -67,7 +67,7 @@ def check_prototypes(columns: int, planes: int) -> None:
     if columns - FIRST_COEFFICIENT_COLUMN != planes:
         raise ValueError(
             f"the network gives {planes} ready masks in place of prototypes, as RF-DETR-seg does, but the profile "
-            "cuda-fused needs prototypes. Serve it with the profile cuda"
+            "cuda needs prototypes. Serve it with the profile tensorrt or cpu"
         )
 
 

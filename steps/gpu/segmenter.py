@@ -12,7 +12,6 @@ from pipeline.errors import ImageError
 from pipeline.images import ImageLimits
 from pipeline.letterbox import Geometry
 from pipeline.parameters import RequestParameters
-from steps.cuda_runtime import CudaRuntime
 from steps.gpu.decoder import EngineDecoder, JpegDecoder
 from steps.gpu.device import CudaDevice, Device
 from steps.gpu.fused_network import open_network
@@ -46,8 +45,11 @@ class GpuSegmenter:
         limits: bounds on every image.
 
     Attributes:
-        limits: see the argument.
+        device: see the argument; likewise the next four.
+        network: likewise.
+        decoder: likewise.
         max_batch_size: likewise.
+        limits: likewise.
         rows: candidates that leave the network per image.
     """
 
@@ -60,7 +62,8 @@ class GpuSegmenter:
         threads: int,
         limits: ImageLimits | None = None,
     ) -> None:
-        self.network, self.limits, self.max_batch_size = network, limits or ImageLimits(), max_batch_size
+        self.device, self.network, self.decoder = device, network, decoder
+        self.limits, self.max_batch_size = limits or ImageLimits(), max_batch_size
         self.rows = network.outputs.rows
         pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._lanes = [
@@ -169,16 +172,14 @@ def open_segmenter(
     Raises:
         Exception: the GPU, CuPy, nvImageCodec or ONNX Runtime cannot be used.
     """
-    runtime = CudaRuntime()
-    runtime.sleep_while_waiting(device)
     try:
         gpu = CudaDevice(device)
         decoder = EngineDecoder(device, gpu.stream, threads)
     except ImportError as error:
         raise RuntimeError(
-            f"{error}; the profile cuda-fused needs cupy-cuda13x 13.6, nvidia-nvimgcodec-cu13 and nvidia-nvjpeg beside "
+            f"{error}; the profile cuda needs cupy-cuda13x 13.6, nvidia-nvimgcodec-cu13 and nvidia-nvjpeg beside "
             "onnxruntime-gpu"
         ) from error
     network = open_network(path, gpu, max_batch_size)
     segmenter = GpuSegmenter(gpu, network, decoder, max_batch_size, threads, limits)
-    return segmenter, [*network.problems, *runtime.problems]
+    return segmenter, [*network.problems, *gpu.problems]

@@ -31,10 +31,8 @@ def gpu():
     """The first GPU; skips where there is none."""
     if shutil.which("nvidia-smi") is None:
         pytest.skip("no NVIDIA GPU on this machine (nvidia-smi is missing); on one that has it: make test-gpu")
-    from steps.cuda_runtime import CudaRuntime
     from steps.gpu.device import CudaDevice
 
-    CudaRuntime().sleep_while_waiting(0)
     return CudaDevice(0)
 
 

@@ -45,6 +45,22 @@ class TritonPythonModel:
         return [pb_utils.InferenceResponse(error=pb_utils.TritonError("no answer")) for _ in requests]
 """
 
+STANDS_IN = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from pipeline.postprocess import ImageSegmentation, pack_response
+
+NOTHING = ImageSegmentation(np.zeros((0, 4)), np.zeros(0), np.zeros(0), [], height=480, width=640)
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self._answer(len(pb_utils.get_input_tensor_by_name(each, "image").as_numpy())) for each in requests]
+
+    def _answer(self, images):
+        arrays = pack_response([NOTHING] * images)
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in arrays.items()])
+"""
+
 
 @pytest.fixture(autouse=True)
 def any_code(monkeypatch):
@@ -121,10 +137,13 @@ def ensemble_answer(client, image):
     return tuple(round(float(one.score), 4) for one in client.segment(image))
 
 
-def network_answer(client):
-    """Number of the version that answers a request that names none."""
+def network_answer(client, image=None):
+    """Number of the version that answers a request that names none; a network that decodes is sent an image."""
     tensor = tritonclient.grpc.InferInput("images", [1, 64, 64, 3], "UINT8")
-    tensor.set_data_from_numpy(np.zeros((1, 64, 64, 3), np.uint8))
+    pixels = np.zeros((1, 64, 64, 3), np.uint8)
+    if image is not None:
+        tensor, pixels = tritonclient.grpc.InferInput("image", [1, 1], "BYTES"), np.array([[image]], object)
+    tensor.set_data_from_numpy(pixels)
     return int(client.infer(MODEL, [tensor]).get_response().model_version)
 
 
@@ -209,32 +228,32 @@ def test_a_server_that_was_not_reloaded_is_a_fault(two_versions, live):
 
 @pytest.fixture(scope="module")
 def cuda_on_a_processor(two_versions, tmp_path_factory):
-    """The repository, its profile cuda run by the processor, so that a server of that profile starts without a GPU."""
+    """The repository with two more versions, which find nothing, and need no GPU under the profile cuda."""
     path = tmp_path_factory.mktemp("cuda") / "repository"
     shutil.copytree(two_versions.path, path, symlinks=True)
     repository = ModelRepository.existing(path)
+    versions = [copy_version(repository, PRECISION, 1, {"model.py": STANDS_IN}).version for _ in range(2)]
     config = read_config(repository.config_path(PRECISION, "cuda"))
-    del config.parameters["provider"]
     del config.instance_group[:]
     config.instance_group.add(kind="KIND_CPU", count=1)
     write_config(repository.config_path(PRECISION, "cuda"), config)
-    return repository
+    return repository, versions
 
 
-def test_a_live_server_of_the_profile_cuda_is_promoted_and_rolled_back(cuda_on_a_processor):
-    repository = cuda_on_a_processor
-    assert promote(repository, PRECISION, 1, "cuda").servers == ()
+def test_a_live_server_of_the_profile_cuda_is_promoted_and_rolled_back(cuda_on_a_processor, image):
+    repository, (first, second) = cuda_on_a_processor
+    assert promote(repository, PRECISION, first, "cuda").servers == ()
     options = ServerOptions(
         repository.path, profile="cuda", precisions=(PRECISION,), http_port=0, grpc_port=0, metrics_port=0
     )
     with TritonServer(options) as server, tritonclient.grpc.InferenceServerClient(server.grpc_url) as network:
-        assert network_answer(network) == 1
-        done = promote(repository, PRECISION, 2, "cuda")
-        assert (done.profile, done.previous, len(done.servers)) == ("cuda", 1, 1)
-        assert network_answer(network) == 2
-        assert rollback(repository, PRECISION, "cuda").version == 1
-        assert network_answer(network) == 1
+        assert network_answer(network, image) == first
+        done = promote(repository, PRECISION, second, "cuda")
+        assert (done.profile, done.previous, len(done.servers)) == ("cuda", first, 1)
+        assert network_answer(network, image) == second
+        assert rollback(repository, PRECISION, "cuda").version == first
+        assert network_answer(network, image) == first
         assert verify(repository).faults == []
         # The server of another profile is not asked, and what the profile cpu serves is not changed.
         assert promote(repository, PRECISION, 2, "cpu").servers == ()
-        assert network_answer(network) == 1
+        assert network_answer(network, image) == first

@@ -14,7 +14,7 @@ def result(gpu):
         "profile": "cuda",
         "gpu": gpu,
         "cores": 16,
-        "bare": {"run, batch 1": 200.0, "run, batch 16": 1400.0, "as served, batch 16": 1700.0},
+        "bounds": {"network alone, batch 1": 200.0, "network alone, batch 16": 1400.0, "PCIe, the files": 90000.0},
         "loads": [{**load, "in_flight": number, "usage": usage} for number in (1, 16, 64)],
     }
 

@@ -213,7 +213,7 @@ def test_a_build_writes_what_its_end_allows_of_requests(tmp_path):
     plain = segmentation_export(tmp_path / "plain.onnx", **SIZE)
     rows = end_to_end_export(tmp_path / "rows.onnx", **SIZE)
     repository = built(rows, "one")
-    for path in ("postprocess/config.pbtxt", "network_fp32/configs/cuda-fused.pbtxt"):
+    for path in ("postprocess/config.pbtxt", "network_fp32/configs/cuda.pbtxt"):
         assert written(repository, path).items() >= {"least_iou": "1", "most_iou": "1"}.items()
     assert "least_iou" not in written(repository, "network_fp32/configs/cpu.pbtxt")
     (manifest,) = repository.manifests("fp32")

@@ -120,7 +120,7 @@ def test_class_names_are_written_into_every_configuration_that_callers_read(make
     make("second", [], retrained=True)
     (repository,) = {built.folder.parents[1] for built in make("first", ["cat", "dog"])}
     paths = [path for kind in ("network", "segment") for path in repository.glob(f"{kind}_*/**/*.pbtxt")]
-    assert len(paths) == 18
+    assert len(paths) == 15
     for path in paths:
         parameters = read_config(path).parameters
         assert parameters["class_names"].string_value == '["cat", "dog"]', path

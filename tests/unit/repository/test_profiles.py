@@ -202,11 +202,11 @@ def test_a_version_that_is_gone_or_damaged_is_reported_under_cuda_too(repository
     assert any("cuda.pbtxt names the versions [1]" in fault.problem for fault in verify(repository).faults)
 
 
-def test_sizes_of_the_configuration_for_cuda_are_compared(repository):
+def test_sizes_of_a_configuration_are_compared(repository):
     add_version(repository)
-    path = repository.config_path("int8", "cuda")
+    path = repository.config_path("int8", "cpu")
     config = read_config(path)
     config.output[0].dims[:] = [900, 38]
     write_config(path, config)
     (fault,) = verify(repository).faults
-    assert "cuda.pbtxt: candidates is [900, 38]" in fault.problem
+    assert "cpu.pbtxt: candidates is [900, 38]" in fault.problem

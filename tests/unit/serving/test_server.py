@@ -227,7 +227,7 @@ def test_the_environment_leads_to_this_python_and_the_servers_libraries(reposito
     installation = Installation(Path("/s"), Path("/b"), (Path("/lib/one"), Path("/lib/two")))
     environment = server_module._environment(installation, ModelRepository(repository), SafeNames(tmp_path / "names"))
     assert environment["PATH"] == f"{Path(sys.executable).parent}:/usr/bin"
-    assert environment["LD_LIBRARY_PATH"] == "/lib/one:/lib/two:/mine"
+    assert environment["LD_LIBRARY_PATH"] == "/lib/one:/mine:/lib/two"
     assert environment["OMP_NUM_THREADS"] == "1"
     assert environment["OPENBLAS_NUM_THREADS"] == "3"  # the caller's choice stands
     assert "CV_IO_MAX_IMAGE_PIXELS" not in environment
