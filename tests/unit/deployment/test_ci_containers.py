@@ -12,13 +12,13 @@ needs_root = pytest.mark.skipif(
 )
 
 
-def run(tmp_path, engine=None, tests_status=0, uid=0, build="exit 0", ends=False):
+def run(tmp_path, engine=None, tests_status=0, uid=0, build="exit 0", ends=False, other=1):
     """The step with commands in place of an engine, which note what was called; returns status, output, calls."""
     commands, calls = tmp_path / "bin", tmp_path / "calls"
     commands.mkdir()
     docker = f'case "$1" in build) {build};; *) [ -n "${{DOCKER_HOST:-}}" ] && [ ! -e {tmp_path}/ended ];; esac'
     make = f"echo make $* >>{calls}; {f'touch {tmp_path}/ended;' if ends else ''} exit {tests_status}"
-    for name, script in {"docker": docker, "make": make, "id": f"echo {uid}"}.items():
+    for name, script in {"docker": docker, "make": make, "id": f"echo {uid}", "pgrep": f"exit {other}"}.items():
         (commands / name).write_text(f"#!/bin/sh\n{script}\n")
         (commands / name).chmod(0o755)
     (tmp_path / "engine.sh").write_text(f"echo $1 >>{calls}; {engine}\n" if engine else "")
@@ -54,6 +54,14 @@ def test_who_is_not_root_starts_no_engine(tmp_path):
     status, output, calls = run(tmp_path, engine=STARTS, uid=1000)
     assert status == 0
     assert "SKIPPED: no container engine on this machine, and starting one needs root" in output
+    assert calls == []
+
+
+@needs_root
+def test_no_second_engine_is_started(tmp_path):
+    status, output, calls = run(tmp_path, engine=STARTS, other=0)
+    assert status == 0
+    assert "SKIPPED: another engine runs on this machine" in output
     assert calls == []
 
 
