@@ -31,6 +31,9 @@ DEFAULT_URLS: Final = {"grpc": "127.0.0.1:8001", "http": "127.0.0.1:8000"}
 
 
 _REFUSALS: Final = (401, 403)
+# Where a name has several addresses, requests go to all of them in turn; replicas that came or went are seen when a
+# connection ends, at most once a second.
+_BALANCED: Final = [("grpc.lb_policy_name", "round_robin"), ("grpc.dns_min_time_between_resolutions_ms", 1000)]
 
 
 class _Connection:
@@ -54,7 +57,7 @@ class _Connection:
         self._library = importlib.import_module(f"tritonclient.{protocol}{self._SUFFIX}")
         self._place = url, timeout_s, protocol
         bounds = dict.fromkeys(self._HTTP_BOUNDS, timeout_s)
-        options = {"channel_args": grpc_channel_args(url)} if self._is_grpc else bounds
+        options = {"channel_args": [*grpc_channel_args(url), *_BALANCED]} if self._is_grpc else bounds
         self._client = self._library.InferenceServerClient(url, **options)
         self._bound = {"client_timeout": timeout_s} if self._is_grpc else {}
         if not self._is_grpc:

@@ -152,3 +152,10 @@ def stack(reference: Any) -> Iterator[Stack]:
         assert done.returncode == 0, done.stderr[-3000:] + stack.logs("builder")[-3000:] + stack.logs()[-3000:]
         print(f"up --wait, images and versions from nothing: {time.monotonic() - started:.0f} s")
         yield stack
+
+
+@pytest.fixture(scope="session")
+def built(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The versions that the stack's builder made."""
+    target = tmp_path_factory.mktemp("built") / "model_repository"
+    return Path(shutil.copytree(stack.folder / "model_repository", target))
