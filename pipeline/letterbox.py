@@ -110,8 +110,8 @@ def letterbox(
         image: uint8 [height, width, 3].
         out: uint8 [input_height, input_width, 3], overwritten whole; C-contiguous.
         geometry: where the image lies in ``out``; None puts it in the middle, its aspect ratio kept.
-        bilinear: resize with bilinear samples whatever the size, as ultralytics ``LetterBox`` does: ``out`` is then what
-            it gives, bit for bit. Smaller images are averaged over the area of each pixel otherwise.
+        bilinear: resize with bilinear samples whatever the size; ``out`` is then what ultralytics ``LetterBox`` gives,
+            bit for bit. Otherwise, larger images are averaged over the area of each pixel.
 
     Returns:
         Where the image lies in ``out``.

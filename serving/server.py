@@ -541,8 +541,9 @@ def _check_resampling(repository: ModelRepository, options: ServerOptions) -> No
         asked, where = parameters[RESAMPLE].string_value, f"{RESAMPLE!r} in {contract.PREPROCESS_MODEL}/{CONFIG_NAME}"
     if asked not in (None, RESAMPLING[0]):
         raise ServingError(
-            f"{where} is {asked!r}, and the profile {options.profile} resizes images on the GPU, which averages over "
-            f"areas only; allowed there: {RESAMPLING[0]}. Serve with --profile cuda, or with --{RESAMPLE} {RESAMPLING[0]}"
+            f"{where} is {asked!r}, and the profile {options.profile} resizes images on the GPU, by averaging over "
+            f"areas only; allowed there: {RESAMPLING[0]}. Serve with --profile cuda, or with --{RESAMPLE} "
+            f"{RESAMPLING[0]}"
         )
 
 

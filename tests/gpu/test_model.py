@@ -174,7 +174,7 @@ def test_another_way_of_resizing_is_refused(triton):
     config = {"parameters": {"resample": {"string_value": "bilinear"}}, "instance_group": [{"count": 1}]}
     module = importlib.import_module("steps.gpu.model")
     with pytest.raises(ValueError, match=r"'resample' in config\.pbtxt is 'bilinear'; allowed: area"):
-        module.FusedModel().initialize({"model_config": json.dumps(config), "model_repository": "/nowhere/network_fp16"})
+        module.FusedModel().initialize({"model_config": json.dumps(config), "model_repository": "/nowhere/network"})
 
 
 def test_nothing_to_run(model):

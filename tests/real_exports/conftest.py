@@ -117,9 +117,8 @@ def resampling(request: pytest.FixtureRequest) -> Any:
         figures = [
             f"{np.mean(found):.4f}, {np.quantile(found, 0.95):.4f}, {np.max(found):.4f}" for found in (boxes, scores)
         ]
-        lines.append(
-            f"| {way} | {count} of {pictures} | {len(scores)}, {missing} missing, {extra} extra | {' | '.join(figures)} |"
-        )
+        cells = [way, f"{count} of {pictures}", f"{len(scores)}, {missing} missing, {extra} extra", *figures]
+        lines.append(f"| {' | '.join(cells)} |")
 
     return take
 

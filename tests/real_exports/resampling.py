@@ -1,4 +1,4 @@
-"""What ultralytics and rfdetr feed a network of whole pictures: ``python -m tests.real_exports.resampling PICTURES OUT``.
+"""What ultralytics and rfdetr make of whole pictures: ``python -m tests.real_exports.resampling PICTURES OUT``.
 
 Runs in the exporter's environment. For each picture it writes ``NAME.npz``: the network's input by ultralytics'
 ``LetterBox``, in two sizes and stretched, and by rfdetr's steps; with ``--model``, also what ultralytics' ``predict``
@@ -14,13 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests.real_exports import generate  # first: it keeps ultralytics from the network
-
-import cv2  # noqa: I001
+import cv2
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
+from tests.real_exports import generate  # keeps ultralytics from the network
 from tests.real_exports.cases import CONFIDENCE, IOU, MAX_DETECTIONS, NANO, SQUARE, WIDE
 
 
@@ -44,10 +42,9 @@ def main() -> int:
 
 def _inputs(path: Path) -> dict[str, Any]:
     """uint8 [H, W, 3] RGB of ultralytics; float32 [3, H, W] in [0, 1] of rfdetr, before it is normalized."""
+    from torchvision.transforms import functional
     from ultralytics.data.augment import LetterBox
     from ultralytics.utils.patches import imread
-
-    from torchvision.transforms import functional
 
     image = imread(path)  # as ultralytics' loader does
     tensor = functional.to_tensor(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
@@ -72,26 +69,27 @@ def _predicted(model: Path, paths: list[Path]) -> dict[str, dict[str, Any]]:
 
     class Recorder(SegmentationPredictor):
         def pre_transform(self, im: Any) -> Any:
-            self.seen = super().pre_transform(im)
-            return self.seen
+            self.letterboxed = super().pre_transform(im)
+            return self.letterboxed
 
         def construct_result(self, pred: Any, img: Any, orig_img: Any, img_path: Any, proto: Any) -> Any:
-            rows, (seen,) = pred[:, :6].clone().numpy(), self.seen
+            rows, (image,) = pred[:, :6].clone().numpy(), self.letterboxed
             result = super().construct_result(pred, img, orig_img, img_path, proto)
-            found[Path(img_path).name] = {"square": cv2.cvtColor(seen, cv2.COLOR_BGR2RGB), "rows": rows}
+            found[Path(img_path).name] = {"square": cv2.cvtColor(image, cv2.COLOR_BGR2RGB), "rows": rows}
             return result
 
-    YOLO(str(model), task="segment").predict(
-        [str(path) for path in paths],
-        predictor=Recorder,
-        imgsz=list(SQUARE),
-        conf=CONFIDENCE,
-        iou=IOU,
-        max_det=MAX_DETECTIONS,
-        batch=1,
-        save=False,
-        verbose=False,
-    )
+    owner = YOLO(str(model), task="segment")
+    for path in paths:  # one by one: of a list, it makes one batch
+        owner.predict(
+            str(path),
+            predictor=Recorder,
+            imgsz=list(SQUARE),
+            conf=CONFIDENCE,
+            iou=IOU,
+            max_det=MAX_DETECTIONS,
+            save=False,
+            verbose=False,
+        )
     return found
 
 

@@ -125,6 +125,10 @@ def test_boxes_and_scores_are_those_of_predict(repository, resampling, tmp_path,
         (folder / picture.name).symlink_to(picture)
     owners_answers(folder, tmp_path / "answers", "--model", str(reference.onnx))
     answers = {path.name: np.load(tmp_path / "answers" / f"{path.name}.npz") for path in pictures}
+    for path in pictures:
+        out = np.empty((*SQUARE, 3), np.uint8)
+        preprocess(path.read_bytes(), out, bilinear=True)
+        np.testing.assert_array_equal(out, answers[path.name]["square"], err_msg=path.name)
 
     found = {way: compared(served(repository, way, pictures), answers) for way in ("area", "bilinear")}
     for way, (boxes, scores, missing, extra) in found.items():
@@ -139,9 +143,7 @@ def test_boxes_and_scores_are_those_of_predict(repository, resampling, tmp_path,
 
 def served(repository: Path, way: str, pictures: list[Path]) -> dict[str, tuple[np.ndarray, Geometry]]:
     """By picture: rows of x1, y1, x2, y2 in the network's pixels, score, class; and where it lies in the input."""
-    options = ServerOptions(
-        repository, precisions=("fp32",), http_port=0, grpc_port=0, metrics_port=0, resample=way
-    )
+    options = ServerOptions(repository, precisions=("fp32",), http_port=0, grpc_port=0, metrics_port=0, resample=way)
     rows = {}
     with (
         TritonServer(options) as server,
@@ -158,7 +160,7 @@ def served(repository: Path, way: str, pictures: list[Path]) -> dict[str, tuple[
 
 
 def compared(served, answers) -> tuple[list[float], list[float], int, int]:
-    """Differences of boxes in the network's pixels, one per side, and of scores; instances that one side has alone."""
+    """Per instance, the largest difference of a box's side (network pixels), and of scores; what one side has alone."""
     boxes, scores, missing, extra = [], [], 0, 0
     for name, (ours, geometry) in served.items():
         first = np.array([geometry.pad_left, geometry.pad_top] * 2)
@@ -173,7 +175,7 @@ def compared(served, answers) -> tuple[list[float], list[float], int, int]:
                 missing += 1
                 continue
             free[nearest] = False
-            boxes += np.abs(ours[nearest, :4] - row[:4]).tolist()
+            boxes.append(float(distance[nearest]))
             scores.append(abs(ours[nearest, 4] - row[4]))
         extra += int(free.sum())
     return boxes, scores, missing, extra

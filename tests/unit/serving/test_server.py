@@ -243,7 +243,7 @@ def test_a_configured_way_of_resizing_is_refused_on_the_gpu_and_can_be_overruled
     monkeypatch.setattr(server_module, "find_tritonserver", lambda: pytest.fail("looked for the server first"))
     with pytest.raises(ServingError, match=r"'resample' in preprocess/config\.pbtxt is 'bilinear'.*--resample area"):
         TritonServer(ServerOptions(repository, profile="cuda-fused", **FREE)).start()
-    with pytest.raises(OperatorError, match="(?s)^(?!.*resample)"):  # of its network, which is not there
+    with pytest.raises(OperatorError, match=r"(?s)^(?!.*resample)"):  # of its network, which is not there
         TritonServer(ServerOptions(repository, profile="cuda-fused", resample="area", **FREE)).start()
 
 
