@@ -25,7 +25,7 @@ def preprocess(
         limits: bounds on the image.
         stretch: whether the image fills ``out``; else it keeps its aspect ratio, between gray borders.
         bilinear: decode the whole image and take bilinear samples of it, as ultralytics does (see
-            :func:`pipeline.letterbox.letterbox`); a large JPEG then takes about three times as long.
+            :func:`pipeline.letterbox.letterbox`); a large JPEG then takes longer.
 
     Returns:
         Where the image lies in ``out``.
