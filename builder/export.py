@@ -19,7 +19,16 @@ from builder.families import NAMES, end_to_end, recognize, suppressed
 from builder.families.base import PROTOTYPE_STRIDE, Layout, Seen, Selection, Shape, Suppression
 from builder.families.metadata import EXPORT_COMMAND, class_names, count_names, facts_of, model_name
 from builder.first_run import Limits, first_run
-from builder.onnx_tools import all_tensors, constant_tensors, file_session, first_line, label, quiet_session, set_nodes
+from builder.onnx_tools import (
+    WEIGHTED,
+    all_tensors,
+    constant_tensors,
+    file_session,
+    first_line,
+    label,
+    quiet_session,
+    set_nodes,
+)
 
 MIN_OPSET: Final = 11  # the first one with the Resize that these networks need
 WORKING_OPSETS: Final = range(13, 23)
@@ -36,7 +45,6 @@ _QUANTIZED: Final = re.compile(
     r"(Dynamic)?QuantizeLinear|DequantizeLinear|QLinear\w+|QAttention|QGemm|ConvInteger|MatMulInteger\w*|MatMulNBits"
     r"|DynamicQuantizeMatMul|FakeQuant\w*|TRT_\w*(Quantize|DequantizeLinear)\w*"
 )
-_WEIGHTED: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _UNBOUNDED: Final = frozenset({"Clip", "Max", "Min", "Pad", "Where"})
 """Operators that may have an infinite operand."""
 _SIZED: Final = {
@@ -427,7 +435,7 @@ def _check_precision(model: onnx.ModelProto) -> None:
         )
     constants = constant_tensors(model.graph)
     for node in model.graph.node:
-        if node.op_type not in _WEIGHTED:
+        if node.op_type not in WEIGHTED:
             continue
         for name in node.input:
             if name in constants and constants[name].data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16):

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime as ort
 
 QUANTIZERS: Final = frozenset({"QuantizeLinear", "DequantizeLinear"})
+WEIGHTED: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def quiet_session(model: str | bytes, threads: int | None = None) -> ort.InferenceSession:

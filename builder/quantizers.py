@@ -10,7 +10,7 @@ import onnx
 
 from builder.errors import BuilderError
 from builder.families.head import group_of
-from builder.onnx_tools import QUANTIZERS, drop_unread, producers
+from builder.onnx_tools import QUANTIZERS, WEIGHTED, drop_unread, producers
 
 
 def remove_quantizers(quantized: onnx.ModelProto, original: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
@@ -84,6 +84,21 @@ def quantized_convolutions(model: onnx.ModelProto) -> list[str]:
         for node in model.graph.node
         if node.op_type == "Conv" and all(made_by.get(name) == "DequantizeLinear" for name in list(node.input)[:2])
     ]
+
+
+def quantized_weights(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes with weights in int8: convolutions, and the matrix products of transformers."""
+    made_by = producers(model.graph)
+    weights = {tensor.name for tensor in model.graph.initializer}
+
+    def is_weight(name: str) -> bool:
+        made = made_by.get(name)
+        if made is None or made.op_type != "DequantizeLinear":
+            return False
+        quantizer = made_by.get(made.input[0])
+        return made.input[0] in weights or (quantizer is not None and quantizer.input[0] in weights)
+
+    return [node.name for node in model.graph.node if node.op_type in WEIGHTED and any(map(is_weight, node.input[1:2]))]
 
 
 def count_convolutions(model: onnx.ModelProto) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from base.progress import Steps
 from builder.artifact import Profile
 from builder.errors import BuilderError
-from builder.sensitivity import GroupCost, groups_with_convolutions, rank_groups
+from builder.sensitivity import GroupCost, groups_with_weights, rank_groups
 from builder.trade import trade_table
 from builder.verifier import Verified, Verifier
 
@@ -38,7 +38,7 @@ def make_verified(
         return first
     steps.warn(f"{precision}: gate not passed ({'; '.join(first.failures)}); ranking layers by what int8 costs")
     subject = verifier.subject(quantized, profile.reference)
-    groups = groups_with_convolutions(quantized)
+    groups = groups_with_weights(quantized)
     with steps.step("int8: rank groups of layers", f"{len(subject.paths)} images", len(groups)) as advance:
         ranking = rank_groups(subject, advance, groups)
     best = restore(first, ranking, make, max_restorations, steps)

@@ -10,8 +10,15 @@ from typing import Any
 
 import onnx
 
+from base.cpus import usable_cpus
 from builder.families.head import group_of
-from builder.quantizers import count_convolutions, quantized_convolutions, quantized_nodes, remove_quantizers
+from builder.quantizers import (
+    count_convolutions,
+    quantized_convolutions,
+    quantized_nodes,
+    quantized_weights,
+    remove_quantizers,
+)
 from builder.settings import Verification
 from builder.verification import Agreement, compare, segment_set
 from pipeline.postprocess import ImageSegmentation
@@ -104,8 +111,11 @@ class Subject:
 
     def compare(self, model: onnx.ModelProto) -> Agreement:
         """Compare a network with the reference."""
-        network = onnx_network(model.SerializeToString())
-        found = segment_set(network, self.paths, self.input_size, self.settings, lambda: None, stretch=self.stretch)
+        network = onnx_network(model.SerializeToString(), threads=1)
+        settings, stretch, threads = self.settings, self.stretch, usable_cpus()
+        found = segment_set(
+            network, self.paths, self.input_size, settings, lambda: None, stretch=stretch, threads=threads
+        )
         return compare(self.reference, found, self.settings.confidence)
 
 
@@ -117,10 +127,10 @@ def groups_of(model: onnx.ModelProto) -> dict[str, list[str]]:
     return groups
 
 
-def groups_with_convolutions(model: onnx.ModelProto) -> dict[str, list[str]]:
-    """Those of :func:`groups_of` with int8 convolutions, which are nearly all of the work and of the weights."""
-    convolutions = set(quantized_convolutions(model))
-    return {group: names for group, names in groups_of(model).items() if convolutions & set(names)}
+def groups_with_weights(model: onnx.ModelProto) -> dict[str, list[str]]:
+    """Those of :func:`groups_of` with weights in int8, which are nearly all of the work."""
+    weighted = set(quantized_weights(model))
+    return {group: names for group, names in groups_of(model).items() if weighted & set(names)}
 
 
 def rank_groups(

@@ -67,12 +67,13 @@ class Decoded:
 class SourceNetwork:
     """The export's file, run unchanged; if that is in half precision, its weights in single precision."""
 
-    def __init__(self, export: Export, *, as_it_is: bool = False) -> None:
+    def __init__(self, export: Export, *, as_it_is: bool = False, threads: int | None = None) -> None:
         """Load the file.
 
         Args:
             export: the file.
             as_it_is: in half precision too.
+            threads: for one image; None takes all cores. With 1, several threads run images beside each other.
 
         Raises:
             ExportError: ONNX Runtime does not load it.
@@ -80,9 +81,9 @@ class SourceNetwork:
         self._export = export
         try:
             if export.is_half and not as_it_is:
-                self._session = quiet_session(export.model.SerializeToString())
+                self._session = quiet_session(export.model.SerializeToString(), threads)
             else:
-                self._session = file_session(export.path)
+                self._session = file_session(export.path, threads)
         except Exception as error:  # ONNX Runtime and onnx have their exception types
             raise ExportError(f"{export.path} does not load in ONNX Runtime: {first_line(error)}") from error
 
@@ -164,13 +165,13 @@ def decode(
     chosen = chosen[:most_anchors]
     class_ids = scores[:, chosen].argmax(axis=0)
     corners = _corners(detections[:4, chosen].T)
-    kept = _suppress(corners, class_ids, iou, most)
     offset = np.array([placement.left, placement.top] * 2)
     factor = np.array([placement.scale_x, placement.scale_y] * 2)
     limit = np.array([placement.width, placement.height] * 2, np.float64)
-    boxes = np.clip((corners[kept] - offset) / factor, 0.0, limit)
-    inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    kept, boxes = kept[inside], boxes[inside]
+    boxes = np.clip((corners - offset) / factor, 0.0, limit)
+    inside = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
+    kept = inside[_suppress(corners[inside], class_ids[inside], iou, most)]
+    boxes = boxes[kept]
     coefficients = detections[4 + num_classes :, chosen[kept]].T
     cells = (prototypes.shape[1] / input_size[0], prototypes.shape[2] / input_size[1])
     is_ready = coefficients.shape[1] == 1 < len(prototypes)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from base.parallel import in_order
 from builder.errors import CalibrationError
 from builder.settings import Gate, Verification
 from builder.source import Placement, SourceNetwork
@@ -193,27 +194,34 @@ def segment_set(
     low_scores: bool = False,
     *,
     stretch: bool = False,
+    threads: int = 1,
 ) -> list[ImageSegmentation]:
     """Run a network over images, through the code that serves; masks are COCO compressed.
 
     Args:
-        network: what to run.
+        network: what to run; with several threads, one that any of them may call.
         paths: the images.
         input_size: height and width of the network's input.
         settings: thresholds.
         on_image: called once per image, for progress.
         low_scores: keep detections down to the score that mAP needs.
         stretch: whether images fill the input.
+        threads: images at a time.
 
     Raises:
         CalibrationError: an image cannot be read; names it.
     """
     confidence = _least_score(settings, low_scores)
     parameters = RequestParameters(confidence=confidence, iou=settings.iou, max_detections=_MAP_DETECTIONS)
-    found = []
-    for image, geometry in letterboxed(paths, input_size, stretch=stretch):
+
+    def segment(path: Path) -> ImageSegmentation:
+        image, geometry = _letterboxed(path, input_size, stretch=stretch)
         candidates, prototypes = network(image[None])
-        found.append(postprocess(candidates[0], prototypes[0], geometry, parameters))
+        return postprocess(candidates[0], prototypes[0], geometry, parameters)
+
+    found = []
+    for one in in_order(segment, paths, threads):
+        found.append(one)
         on_image()
     return found
 
@@ -228,6 +236,7 @@ def segment_source(
     low_scores: bool = False,
     *,
     stretch: bool = False,
+    threads: int = 1,
 ) -> tuple[list[ImageSegmentation], int]:
     """Run the export's own file over images, decoded by independent code; otherwise like :func:`segment_set`.
 
@@ -240,21 +249,27 @@ def segment_source(
         on_image: called once per image, for progress.
         low_scores: keep detections down to the score that mAP needs.
         stretch: whether images fill the input.
+        threads: images at a time.
 
     Returns:
         The detections; and how many images have more anchors above the threshold than ``top_k``.
     """
     confidence = _least_score(settings, low_scores)
-    found = []
-    cut = 0
-    for image, geometry in letterboxed(paths, input_size, stretch=stretch):
+
+    def segment(path: Path) -> tuple[ImageSegmentation, bool]:
+        image, geometry = _letterboxed(path, input_size, stretch=stretch)
         size, scale = (geometry.height, geometry.width), (geometry.scale_x, geometry.scale_y)
         placement = Placement(*size, *scale, geometry.pad_left, geometry.pad_top)
         result = source.segment(image, placement, (confidence, settings.iou, _MAP_DETECTIONS, top_k))
-        cut += 0 < settings.confidence <= result.left_out
         boxes, scores = result.boxes.astype(np.float32), result.scores.astype(np.float32)
-        class_ids = result.class_ids.astype(np.int32)
-        found.append(ImageSegmentation(boxes, scores, class_ids, result.masks, geometry.height, geometry.width))
+        instances = boxes, scores, result.class_ids.astype(np.int32), result.masks
+        return ImageSegmentation(*instances, *size), 0 < settings.confidence <= result.left_out
+
+    found = []
+    cut = 0
+    for one, is_cut in in_order(segment, paths, threads):
+        found.append(one)
+        cut += is_cut
         on_image()
     return found, cut
 
@@ -272,12 +287,15 @@ def letterboxed(
         CalibrationError: an image cannot be read; names it.
     """
     for path in paths:
-        image = np.empty((*input_size, 3), np.uint8)
-        try:
-            geometry = preprocess(path.read_bytes(), image, stretch=stretch)
-        except (ImageError, OSError) as error:
-            raise CalibrationError(f"verification image {path}: {error}; remove or replace it") from error
-        yield image, geometry
+        yield _letterboxed(path, input_size, stretch=stretch)
+
+
+def _letterboxed(path: Path, input_size: tuple[int, int], *, stretch: bool) -> tuple[NDArray[np.uint8], Geometry]:
+    image = np.empty((*input_size, 3), np.uint8)
+    try:
+        return image, preprocess(path.read_bytes(), image, stretch=stretch)
+    except (ImageError, OSError) as error:
+        raise CalibrationError(f"verification image {path}: {error}; remove or replace it") from error
 
 
 def compare(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx
 
+from base.cpus import usable_cpus
 from base.progress import Steps
 from builder.artifact import Artifact
 from builder.datasets import VerificationSet
@@ -118,7 +119,7 @@ class Verifier:
         file = self._export.path.name
         with self._steps.step("reference", f"{file}, unchanged, on {total} images", total) as advance:
             found, cut = segment_source(
-                SourceNetwork(self._export),
+                SourceNetwork(self._export, threads=1),
                 self.images.paths,
                 self._export.input_size,
                 settings.verification,
@@ -126,6 +127,7 @@ class Verifier:
                 advance,
                 self.images.annotations is not None,
                 stretch=self._export.stretch,
+                threads=usable_cpus(),
             )
         weaknesses = tuple(sample_warnings(compare(found, found, settings.verification.confidence)))
         for text in weaknesses:
@@ -140,9 +142,10 @@ class Verifier:
     def verify(self, precision: str, artifact: Artifact) -> Verified:
         """Compare an artifact: the plan where it can run on this machine, else its ONNX."""
         if artifact.network is not None:
+            threads = 1
             network, measured = artifact.network, "the plan, run by TensorRT on this machine"
         else:
-            network = onnx_network(artifact.model.SerializeToString())
+            network, threads = onnx_network(artifact.model.SerializeToString(), threads=1), usable_cpus()
             measured = "model.onnx, run by ONNX Runtime on the CPU"
         images, settings = self.images, self._settings.verification
         total, size = len(images.paths), self._export.input_size
@@ -155,6 +158,7 @@ class Verifier:
                 advance,
                 images.annotations is not None,
                 stretch=self._export.stretch,
+                threads=threads,
             )
         reference = self.reference.found
         agreement = compare(reference, found, settings.confidence, self._export.class_names)

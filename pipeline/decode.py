@@ -66,7 +66,8 @@ def decode_candidates(candidates: NDArray[np.float32], geometry: Geometry, param
         parameters: thresholds, class filter and bound.
 
     Returns:
-        The remaining detections. Boxes entirely in the border are dropped.
+        The remaining detections. Boxes entirely in the border do not count: they suppress nothing, and use up none of
+        ``max_detections``.
 
     Example:
         >>> row = [0.9, 320, 320, 100, 50, 0]  # score, cx, cy, w, h, class; no coefficients
@@ -81,13 +82,14 @@ def decode_candidates(candidates: NDArray[np.float32], geometry: Geometry, param
         rows = rows[np.isin(rows[:, CLASS_COLUMN], list(parameters.classes))]
     center, half = rows[:, BOX_COLUMNS][:, :2], rows[:, BOX_COLUMNS][:, 2:] / 2
     corners = np.concatenate([center - half, center + half], axis=1)
+    boxes = geometry.to_image(corners)
+    inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    if not inside.all():
+        rows, corners, boxes = rows[inside], corners[inside], boxes[inside]
     class_ids = rows[:, CLASS_COLUMN].astype(np.int32)
     kept = nms(corners, class_ids, parameters.iou, parameters.max_detections)
-    boxes = geometry.to_image(corners[kept])
-    inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    kept = kept[inside]
     return Detections(
-        boxes=boxes[inside],
+        boxes=boxes[kept],
         scores=rows[kept, SCORE_COLUMN],
         class_ids=class_ids[kept],
         coefficients=rows[kept, FIRST_COEFFICIENT_COLUMN:],

@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 import PIL
 
+from base.cpus import usable_cpus
+from base.parallel import in_order
 from base.progress import Steps
 from pipeline import rle
 from scenes.cards import CardSource
@@ -110,8 +112,11 @@ def _write(folder: Path, seeds: range, cards: CardSource, sides_px: tuple[int, i
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     with steps.step("draw scenes", f"seeds {seeds.start} to {seeds.stop - 1}", total=len(seeds)) as advance:
-        for seed in seeds:
-            scene = generate_scene(seed, cards=cards, sides_px=sides_px)
+
+        def drawn(seed: int) -> Scene:
+            return generate_scene(seed, cards=cards, sides_px=sides_px)
+
+        for seed, scene in zip(seeds, in_order(drawn, seeds, usable_cpus()), strict=True):
             name = f"{seed:07d}.jpg"
             (folder / _IMAGES / name).write_bytes(scene.jpeg)
             height, width = scene.image.shape[:2]

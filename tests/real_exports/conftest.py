@@ -21,6 +21,7 @@ from pipeline.letterbox import letterbox
 from scenes.reference import fetch_reference
 from tests.real_exports.cases import CASES, CONFIDENCE, IOU, MAX_DETECTIONS, NANO, SMALL, SQUARE, WIDE
 from tests.real_exports.comparison import Difference
+from tests.real_exports.tables import families, inspection, rows_of
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -123,6 +124,16 @@ def resampling(request: pytest.FixtureRequest) -> Any:
     return take
 
 
+_INSPECTED = pytest.StashKey[list[dict[str, Any]]]()
+
+
+@pytest.fixture
+def inspected(request: pytest.FixtureRequest) -> Any:
+    """Takes what ``inspect`` says of a file: ``inspected(case, findings)``."""
+    found = request.config.stash.setdefault(_INSPECTED, [])
+    return lambda case, findings: found.append({"name": f"{case.label}, {case.title}", **findings})
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Print the tables, and write that of the exports below ``out/exports``."""
     if lines := config.stash.get(_RESAMPLING, []):
@@ -136,7 +147,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     REPORT.mkdir(parents=True, exist_ok=True)
     (REPORT / "report.json").write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
-    (REPORT / "report.md").write_text("\n".join(_table(rows)) + "\n")
+    table = _table(rows)
+    (REPORT / "report.md").write_text("\n".join(table) + "\n")
+    if len(rows) == len(CASES):
+        (REPORT / "families.md").write_text("\n".join(families(rows_of("\n".join(table)))) + "\n")
+        (REPORT / "inspect.md").write_text("\n".join(inspection(config.stash.get(_INSPECTED, []))) + "\n")
     terminalreporter.section("exports by ultralytics, served and compared with its predict()")
     for line in _table(rows):
         terminalreporter.write_line(line)

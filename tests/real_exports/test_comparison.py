@@ -10,6 +10,7 @@ import pytest
 
 from tests.real_exports.cases import CASES, CONFIDENCE
 from tests.real_exports.comparison import Instances, Reference, compare, mask_iou
+from tests.real_exports.tables import rows_of
 
 
 def instances(*rows: tuple[float, float, float, float, float, int]) -> Instances:
@@ -83,7 +84,7 @@ def test_empty_masks_are_alike():
 def test_the_page_lists_every_case():
     """``docs/exports.md`` holds the table that ``make test-exports`` prints."""
     page = (Path(__file__).resolve().parents[2] / "docs" / "exports.md").read_text()
-    rows = [[cell.strip() for cell in line.split("|")[1:6]] for line in page.splitlines() if line.startswith("| YOLO")]
+    rows = [list(row.values())[:5] for row in rows_of(page)]
     for case in CASES:
         outcome = "refused" if case.refused else "not exported" if case.not_exported else "served"
         size = "{}x{}".format(*case.input_size)

@@ -12,6 +12,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from builder.__main__ import main as builder
+from builder.first_run import Limits, findings_of
 from client import SegmentationClient
 from pipeline.parameters import RequestLimits, RequestParameters
 from pipeline.postprocess import postprocess
@@ -76,6 +77,30 @@ def test_served_as_ultralytics_predicts_or_refused(case: Case, exports, record, 
         assert difference.score <= MAX_SCORE, f"{way}: {difference}"
         assert difference.mask_iou >= LEAST_MASK_IOU, f"{way}: {difference}"
         assert difference.exact_mask_iou >= LEAST_EXACT_MASK_IOU, f"{way}: {difference}"
+
+
+INSPECTED = {
+    "yolov8-80-static": "yolo",
+    "yolo12-80-dynamic-true": "yolo",
+    "yoloe-11-80-static": "yolo",
+    "yolov8-p6-80-static": "yolo",
+    "yolov8-80-half-true": "yolo",
+    "yolov8-apart-80-nms-true": "suppressed",
+    "yolo26-end-to-end-80-nms-false": "end-to-end",
+    "yolov5-80-static": "yolov5",
+    "yolov7-80-static": "yolov5",
+    "rf-detr-3-dynamic-batch-true": "rf-detr",
+}
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.name in INSPECTED], ids=lambda case: case.name)
+def test_inspect_says_what_it_is(case: Case, exports, inspected):
+    """By what the file does: of these, several have outputs of one shape."""
+    file = exports.folder / f"{case.name}.onnx"
+    found = findings_of(file, case.input_size if case.arguments else None, None, (), Limits())
+    inspected(case, found)
+    assert found["served"], found["refusal"]
+    assert found["family"] == INSPECTED[case.name]
 
 
 def test_a_checkpoint_is_exported_by_its_owners_tool(exports, tmp_path, monkeypatch):

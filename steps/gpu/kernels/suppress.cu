@@ -31,6 +31,13 @@ __device__ inline float to_image(float value, int pad, float scale, int size) { 
   return fminf(fmaxf((value - pad) / scale, 0.0f), (float)size);
 }
 
+__device__ inline float4 in_image(const Image& image, const float4& box) {
+  return make_float4(to_image(box.x, image.left, image.scale_x, image.width),
+                     to_image(box.y, image.top, image.scale_y, image.height),
+                     to_image(box.z, image.left, image.scale_x, image.width),
+                     to_image(box.w, image.top, image.scale_y, image.height));
+}
+
 __device__ inline Span span_of(double begin, double end, int size, double step, double pad, int cells) {
   Span span;
   const double first = fmin(fmax(ceil(begin - 0.5), 0.0), size - 1.0);
@@ -67,7 +74,8 @@ extern "C" __global__ void suppress(const Image* images, const int* classes, con
     const float half_width = one[WIDTH] / 2.0f, half_height = one[HEIGHT] / 2.0f;
     boxes[row] = make_float4(one[CENTER_X] - half_width, one[CENTER_Y] - half_height, one[CENTER_X] + half_width,
                              one[CENTER_Y] + half_height);
-    alive[row] = is_wanted(image, classes, one[CLASS]);
+    const float4 inside = in_image(image, boxes[row]);
+    alive[row] = inside.z > inside.x && inside.w > inside.y && is_wanted(image, classes, one[CLASS]);
   }
   __syncthreads();
   for (int best = 0; best < above; ++best) {  // all threads take the same way
@@ -83,29 +91,16 @@ extern "C" __global__ void suppress(const Image* images, const int* classes, con
     __syncthreads();
   }
   __syncthreads();
-  for (int place = thread; place < kept_count; place += THREADS) {
-    float4& box = boxes[kept[place]];
-    box = make_float4(to_image(box.x, image.left, image.scale_x, image.width),
-                      to_image(box.y, image.top, image.scale_y, image.height),
-                      to_image(box.z, image.left, image.scale_x, image.width),
-                      to_image(box.w, image.top, image.scale_y, image.height));
-    alive[kept[place]] = box.z > box.x && box.w > box.y;
-  }
-  __syncthreads();
   if (thread == 0) {
-    int inside = 0;
-    for (int place = 0; place < kept_count; ++place)
-      if (alive[kept[place]]) kept[inside++] = kept[place];
-    kept_count = inside;
-    first = atomicAdd(&totals->instances, inside);
+    first = atomicAdd(&totals->instances, kept_count);
     found[blockIdx.x].first = first;
-    found[blockIdx.x].count = inside;
+    found[blockIdx.x].count = kept_count;
     found[blockIdx.x].last_score = count ? rows[(size_t)(count - 1) * columns + SCORE] : 0.0f;
   }
   __syncthreads();
   for (int place = thread; place < kept_count; place += THREADS) {
     const int row = kept[place];
-    const float4 box = boxes[row];
+    const float4 box = in_image(image, boxes[row]);
     Instance& instance = instances[first + place];
     instance.image = blockIdx.x;
     instance.row = row;

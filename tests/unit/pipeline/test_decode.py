@@ -45,10 +45,12 @@ def test_threshold_class_filter_suppression_and_bound():
     assert len(decode_candidates(rows, GEOMETRY, RequestParameters(max_detections=2)).scores) == 2
 
 
-def test_a_box_in_the_border_is_dropped():
+@pytest.mark.parametrize("parameters", [RequestParameters(), RequestParameters(max_detections=1)])
+@pytest.mark.parametrize("box", [(100, 50, 40, 40), (100, 140, 40, 40)])  # the second overlaps one in the image
+def test_a_box_in_the_border_counts_for_nothing(box, parameters):
     geometry = Geometry.fit(320, 640, 640, 640)  # 160 rows of border above
-    rows = np.array([candidate(0.9, (100, 50, 40, 40), 0), candidate(0.8, (100, 200, 40, 40), 0)], np.float32)
-    found = decode_candidates(rows, geometry, RequestParameters())
+    rows = np.array([candidate(0.9, box, 0), candidate(0.8, (100, 145, 40, 40), 0)], np.float32)
+    found = decode_candidates(rows, geometry, parameters)
     np.testing.assert_allclose(found.scores, [0.8])
 
 
