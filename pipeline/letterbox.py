@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 PAD_VALUE: Final = 114
 """Gray of the border, the value the YOLO family is trained with (ultralytics ``LetterBox``)."""
+RESAMPLING: Final = ("area", "bilinear")
+"""How images are resized: as :func:`letterbox` does by default, or as it does with ``bilinear``."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Geometry:
         """
         if stretch:
             return cls(height, width, input_height, input_width, 0, 0)
-        scale = float(np.float32(min(input_height / height, input_width / width)))
+        scale = min(input_height / height, input_width / width)
         resized_height, resized_width = max(1, round(height * scale)), max(1, round(width * scale))
         top = round((input_height - resized_height) / 2 - 0.1)
         left = round((input_width - resized_width) / 2 - 0.1)
@@ -99,13 +101,17 @@ class Geometry:
         return clipped
 
 
-def letterbox(image: NDArray[np.uint8], out: NDArray[np.uint8], geometry: Geometry | None = None) -> Geometry:
+def letterbox(
+    image: NDArray[np.uint8], out: NDArray[np.uint8], geometry: Geometry | None = None, *, bilinear: bool = False
+) -> Geometry:
     """Resize ``image`` into ``out`` and fill the border, where there is one, with gray.
 
     Args:
         image: uint8 [height, width, 3].
         out: uint8 [input_height, input_width, 3], overwritten whole; C-contiguous.
         geometry: where the image lies in ``out``; None puts it in the middle, its aspect ratio kept.
+        bilinear: resize with bilinear samples whatever the size; ``out`` is then what ultralytics ``LetterBox`` gives,
+            bit for bit. Otherwise, larger images are averaged over the area of each pixel.
 
     Returns:
         Where the image lies in ``out``.
@@ -126,12 +132,14 @@ def letterbox(image: NDArray[np.uint8], out: NDArray[np.uint8], geometry: Geomet
     inside = out[top:bottom, left:right]
     if image.shape == inside.shape:
         inside[:] = image
+    elif bilinear:
+        _resize(image, inside, cv2.INTER_LINEAR)
     else:
-        _resize(image, inside)
+        _average(image, inside)
     return geometry
 
 
-def _resize(image: NDArray[np.uint8], inside: NDArray[np.uint8]) -> None:
+def _average(image: NDArray[np.uint8], inside: NDArray[np.uint8]) -> None:
     """Resize ``image`` into ``inside``: smaller over pixel areas, larger bilinearly.
 
     Bilinear sampling of a larger image skips pixels, which moves boxes and masks of the reference model by up to two
@@ -143,13 +151,18 @@ def _resize(image: NDArray[np.uint8], inside: NDArray[np.uint8]) -> None:
     factor, is_stretched = max(factors), max(factors) > _MOST_ROUNDED * min(factors)
     if is_stretched and min(factors) < 1 < factor:  # OpenCV averages over areas only if both sides shrink
         shrunk = np.empty((min(height, image.shape[0]), min(width, image.shape[1]), 3), np.uint8)
-        _resize(image, shrunk)
+        _average(image, shrunk)
         image, factor = shrunk, 1.0
     method = cv2.INTER_LINEAR
     if factor >= _LEAST_AREA_FACTOR or (is_stretched and factor > 1):
         method = cv2.INTER_AREA
     elif factor > _LEAST_BLUR_FACTOR:
         image = np.asarray(cv2.GaussianBlur(image, (3, 3), _blur_sigma(factor)), np.uint8)
+    _resize(image, inside, method)
+
+
+def _resize(image: NDArray[np.uint8], inside: NDArray[np.uint8], method: int) -> None:
+    height, width = inside.shape[:2]
     if inside.flags.c_contiguous:
         cv2.resize(image, (width, height), dst=inside, interpolation=method)
     else:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.images import ImageLimits, decode_for
+from pipeline.images import ImageLimits, decode_for, decode_image
 from pipeline.letterbox import Geometry, letterbox
 
 
 def preprocess(
-    data: bytes, out: NDArray[np.uint8], limits: ImageLimits | None = None, *, stretch: bool = False
+    data: bytes,
+    out: NDArray[np.uint8],
+    limits: ImageLimits | None = None,
+    *,
+    stretch: bool = False,
+    bilinear: bool = False,
 ) -> Geometry:
     """Decode ``data`` and letterbox, or stretch, it into ``out``.
 
@@ -19,6 +24,8 @@ def preprocess(
         out: uint8 [input_height, input_width, 3], overwritten whole with RGB pixels.
         limits: bounds on the image.
         stretch: whether the image fills ``out``; else it keeps its aspect ratio, between gray borders.
+        bilinear: decode the whole image and take bilinear samples of it, as ultralytics does (see
+            :func:`pipeline.letterbox.letterbox`); a large JPEG then takes longer.
 
     Returns:
         Where the image lies in ``out``.
@@ -34,5 +41,10 @@ def preprocess(
         200
     """
     input_height, input_width = out.shape[:2]
-    image, height, width = decode_for(data, input_height, input_width, limits, stretch=stretch)
-    return letterbox(image, out, Geometry.fit(height, width, input_height, input_width, stretch=stretch))
+    if bilinear:
+        image = decode_image(data, limits)
+        height, width = image.shape[:2]
+    else:
+        image, height, width = decode_for(data, input_height, input_width, limits, stretch=stretch)
+    geometry = Geometry.fit(height, width, input_height, input_width, stretch=stretch)
+    return letterbox(image, out, geometry, bilinear=bilinear)

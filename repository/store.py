@@ -45,6 +45,8 @@ CONFIG_NAMES: Final = {name: profile.config_name for name, profile in PROFILES.i
 IMAGE_FIT: Final = "image_fit"
 """Parameter of the preprocessing step: :data:`STRETCH` has images fill the input; without it they are letterboxed."""
 STRETCH: Final = "stretch"
+RESAMPLE: Final = "resample"
+"""Likewise: one of :data:`pipeline.letterbox.RESAMPLING`, the operator's choice."""
 NO_LIMITS: Final[Mapping[str, float]] = MappingProxyType({})
 """Of a network whose end leaves every request as it is."""
 

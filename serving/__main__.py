@@ -13,6 +13,7 @@ from typing import Final
 from base.errors import OperatorError
 from base.paths import local_path
 from pipeline import command_line, contract
+from pipeline.letterbox import RESAMPLING
 from repository.signatures import add_trusted_keys
 from repository.store import DEFAULT_REPOSITORY, ModelRepository
 from serving.preflight import check, preflight
@@ -64,6 +65,7 @@ def _run(options: argparse.Namespace) -> int:
             log_verbose=options.log_verbose,
             preprocess_instances=options.preprocess_instances,
             postprocess_instances=options.postprocess_instances,
+            resample=options.resample,
             exit_timeout_s=options.exit_timeout_s,
             visible_secret=options.visible_secret,
             trusted_keys=options.trusted_keys,
@@ -249,6 +251,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--preprocess-instances", type=_count, help="processes that decode images (default: configured)")
     run.add_argument("--postprocess-instances", type=_count, help="processes that make masks (default: configured)")
+    run.add_argument(
+        "--resample",
+        choices=RESAMPLING,
+        help="how images are resized: area sees every pixel of a large one, bilinear gives what ultralytics gives "
+        "(default: configured)",
+    )
     run.add_argument(
         "--exit-timeout-s", type=_count, default=10, help="what requests in flight are given at the end (default: 10)"
     )

@@ -24,12 +24,13 @@ from base.allocator import allocator_environment
 from base.files import private_folder
 from base.names import ADMIN_HEADER, SHARED_MEMORY, SHM_PREFIX_VARIABLE, STATE_NAME
 from pipeline import contract
+from pipeline.letterbox import RESAMPLING
 from repository.errors import RepositoryError
 from repository.integrity import version_faults
 from repository.profiles import PROFILES
 from repository.running import RunningServer, clear_after, running_servers, scratch_folder
 from repository.servable import models_to_load
-from repository.store import CONFIG_NAME, CONFIG_NAMES, ModelRepository, read_config
+from repository.store import CONFIG_NAME, CONFIG_NAMES, RESAMPLE, ModelRepository, read_config
 from serving.environment import check_ports, check_shared_memory, free_ports, is_free, resolve_host
 from serving.errors import ServingError
 from serving.front import HttpFront, knows_secret
@@ -78,6 +79,7 @@ class ServerOptions:
         log_verbose: Triton's verbosity, 0 is quiet.
         preprocess_instances: processes that decode images; None takes the model's configuration, likewise the next.
         postprocess_instances: processes that make masks.
+        resample: how images are resized, one of :data:`pipeline.letterbox.RESAMPLING`; None takes the configuration.
         max_latency_ms: bound of admission control; None takes the model's configuration.
         admin_secret: opens the restricted APIs; None makes a random one.
         visible_secret: start even where other users of this machine can read the secret in the list of processes.
@@ -101,6 +103,7 @@ class ServerOptions:
     log_verbose: int = 0
     preprocess_instances: int | None = None
     postprocess_instances: int | None = None
+    resample: str | None = None
     max_latency_ms: int | None = None
     admin_secret: str | None = None
     visible_secret: bool = False
@@ -207,6 +210,7 @@ class TritonServer:
         """
         options = self.options
         repository = ModelRepository.existing(options.repository.resolve(), options.trusted_keys)
+        _check_resampling(repository, options)
         self._models = models = models_to_load(repository, options.profile, options.precisions)
         self._host = resolve_host(options.host)
         given = self._asked_ports
@@ -407,14 +411,17 @@ class TritonServer:
         return dict(json_format.MessageToDict(config, preserving_proto_field_name=True))
 
     def _served_repository(self, view: Path) -> Path:
-        """The repository itself, or a view of it with other instance counts or another bound."""
+        """The repository itself, or a view of it with what the options change."""
         counts = {
             contract.PREPROCESS_MODEL: self.options.preprocess_instances,
             contract.POSTPROCESS_MODEL: self.options.postprocess_instances,
         }
         asked = {model: count for model, count in counts.items() if count is not None}
-        bound = self.options.max_latency_ms
-        parameters = {contract.ADMISSION_MODEL: {"max_latency_ms": str(bound)}} if bound is not None else {}
+        parameters: dict[str, dict[str, str]] = {}
+        if self.options.max_latency_ms is not None:
+            parameters[contract.ADMISSION_MODEL] = {"max_latency_ms": str(self.options.max_latency_ms)}
+        if self.options.resample is not None:
+            parameters[contract.PREPROCESS_MODEL] = {RESAMPLE: self.options.resample}
         repository = self.options.repository.resolve()
         return make_view(repository, view, asked, parameters) if asked or parameters else repository
 
@@ -522,6 +529,22 @@ def _with_absolute_path(argument: str) -> str:
     path = Path(value)
     is_path = path.exists() or ("/" in value and path.parent.is_dir())
     return f"{name}={path.absolute()}" if equals and value and is_path else argument
+
+
+def _check_resampling(repository: ModelRepository, options: ServerOptions) -> None:
+    """Refuse bilinear samples where the GPU resizes: its kernel averages over areas alone."""
+    if not PROFILES[options.profile].fused:
+        return
+    parameters = read_config(repository.shared_config(contract.PREPROCESS_MODEL)).parameters
+    asked, where = options.resample, f"--{RESAMPLE}"
+    if asked is None and RESAMPLE in parameters:
+        asked, where = parameters[RESAMPLE].string_value, f"{RESAMPLE!r} in {contract.PREPROCESS_MODEL}/{CONFIG_NAME}"
+    if asked not in (None, RESAMPLING[0]):
+        raise ServingError(
+            f"{where} is {asked!r}, and the profile {options.profile} resizes images on the GPU, by averaging over "
+            f"areas only; allowed there: {RESAMPLING[0]}. Serve with --profile cuda, or with --{RESAMPLE} "
+            f"{RESAMPLING[0]}"
+        )
 
 
 def _environment(installation: Installation, repository: ModelRepository, links: SafeNames) -> dict[str, str]:

@@ -26,6 +26,7 @@ def segmentation_export(
     outputs: tuple[str, ...] = ("output0", "output1"),
     batch: int | None = 1,
     sigmoid: bool = True,
+    strides: tuple[int, ...] = STRIDES,
 ) -> Path:
     """Write an export with random weights.
 
@@ -42,6 +43,7 @@ def segmentation_export(
             shapes and the grid of the anchors are then made by nodes, the grid with a Reshape to [1, -1] that has
             nothing to do with the batch.
         sigmoid: whether scores leave as such, or as logits.
+        strides: of the heads; P6 models have a fourth one, 64.
     """
     rng = np.random.default_rng(0)
     nodes: list[onnx.NodeProto] = []
@@ -62,7 +64,7 @@ def segmentation_export(
 
     channels = 4 + classes + coefficients
     flat = []
-    for stride in STRIDES:
+    for stride in strides:
         feature = conv(f"stem{stride}", "images", (3, 16), stride)
         head = conv(f"head{stride}", feature, (16, channels), 1)
         if batch is None:
@@ -83,13 +85,13 @@ def segmentation_export(
     nodes.append(helper.make_node("Abs", ["distance"], ["size"], name="abs"))
     if batch is None:
         nodes.append(helper.make_node("Mul", ["size", factor], ["around"], name="scale"))
-        nodes.append(helper.make_node("Concat", [f"grid{s}" for s in STRIDES], ["grid"], name="grid", axis=2))
+        nodes.append(helper.make_node("Concat", [f"grid{s}" for s in strides], ["grid"], name="grid", axis=2))
         nodes.append(helper.make_node("Add", ["around", "grid"], ["boxes"], name="place"))
     else:
         nodes.append(helper.make_node("Mul", ["size", factor], ["boxes"], name="scale"))
     nodes.append(helper.make_node("Concat", ["boxes", "scores", "mask"], ["output0"], name="detections", axis=1))
     conv("output1", "images", (3, coefficients), 4)
-    anchors = sum((height // stride) * (width // stride) for stride in STRIDES)
+    anchors = sum((height // stride) * (width // stride) for stride in strides)
     shapes: dict[str, list[int | str]] = {
         "output0": [batch or "batch", channels, anchors if batch else "anchors"],
         "output1": [

@@ -138,11 +138,13 @@ def _parse(onnx_path: Path, parser: trt.OnnxParser, flavor: Flavor, lines: list[
     for index in range(parser.num_errors):
         error = parser.get_error(index)
         where = f"node {error.node_name() or error.node()!r} ({error.node_operator() or 'unknown operator'})"
-        problems.append(f"{where}: {error.desc()}")
+        # Of an operator that it does not have, TensorRT-RTX 1.7 says no more than "false".
+        unsupported = error.code() == trt.ErrorCode.UNSUPPORTED_NODE
+        problems.append(f"{where}: {f'{flavor} has no such operator' if unsupported else error.desc()}")
     shown = "\n  ".join(problems) or "no reason given"
     raise OnnxParseError(
-        f"{flavor} does not parse {onnx_path.name}:\n  {shown}\nExport the model again with another opset, or upgrade "
-        "TensorRT",
+        f"{flavor} does not parse {onnx_path.name}:\n  {shown}\nExport the model again with another opset, upgrade "
+        "TensorRT, or build with --profile cpu, which needs none",
         tuple(problems),
         tuple(lines),
     )

@@ -136,7 +136,9 @@ def build_with_fallback(
                     if added
                     else "no further node with quantizers is named in the log, so leaving quantizers out cannot help"
                 )
-                advice = ways_out(failed, tensorrt, excluded, workspace_mib)
+                # What the parser refuses without a quantizer in it, it refuses in every precision.
+                in_any = isinstance(error, OnnxParseError) and not added and not excluded
+                advice = str(error) if in_any else ways_out(failed, tensorrt, excluded, workspace_mib)
                 raise FallbackError(f"{advice}\nStopped because {why}.", tuple(attempts)) from error
             excluded = graph.in_order({*excluded, *added})
             continue

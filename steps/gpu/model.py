@@ -18,7 +18,7 @@ from pipeline.decode import Detections, is_cut
 from pipeline.decode_work import check_decode_work
 from pipeline.errors import ImageError, OverloadError
 from pipeline.images import ImageLimits
-from pipeline.letterbox import Geometry
+from pipeline.letterbox import RESAMPLING, Geometry
 from pipeline.mask_work import check_mask_work
 from pipeline.parameters import RequestParameters
 from pipeline.postprocess import ImageSegmentation, pack_response
@@ -29,6 +29,7 @@ from steps.gpu.segmenter import Batch, open_segmenter
 from steps.metrics import PostprocessMetrics, PreprocessMetrics, SessionTime
 from steps.python_backend import (
     answer,
+    config_choice,
     config_parameter,
     heartbeat,
     mark_finished,
@@ -93,6 +94,7 @@ class FusedModel:
         path = Path(args["model_repository"])
         self._repository = path.parent
         self._limits = request_limits(config)
+        config_choice(config, "resample", RESAMPLING[:1])  # the kernel has no other way
         processes = sum(int(group["count"]) for group in config["instance_group"])
         self._segmenter, problems = open_segmenter(
             path / args["model_version"] / "model.onnx",

@@ -170,6 +170,13 @@ def test_answers_as_the_three_steps_do(model):
     assert {responses[index].error.code for index in (1, 3, 4, 5)} == {TritonError.INVALID_ARG}
 
 
+def test_another_way_of_resizing_is_refused(triton):
+    config = {"parameters": {"resample": {"string_value": "bilinear"}}, "instance_group": [{"count": 1}]}
+    module = importlib.import_module("steps.gpu.model")
+    with pytest.raises(ValueError, match=r"'resample' in config\.pbtxt is 'bilinear'; allowed: area"):
+        module.FusedModel().initialize({"model_config": json.dumps(config), "model_repository": "/nowhere/network"})
+
+
 def test_nothing_to_run(model):
     model, network = model
     (response,) = model.execute([Request([b""])])

@@ -104,6 +104,26 @@ def record(request: pytest.FixtureRequest) -> Any:
     return take
 
 
+_RESAMPLING = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def resampling(request: pytest.FixtureRequest) -> Any:
+    """Takes how far boxes (in the network's pixels) and scores lie from those of ultralytics' ``predict``."""
+    lines = request.config.stash.setdefault(_RESAMPLING, [])
+
+    def take(
+        pictures: str, way: str, count: int, boxes: list[float], scores: list[float], missing: int, extra: int
+    ) -> None:
+        figures = [
+            f"{np.mean(found):.4f}, {np.quantile(found, 0.95):.4f}, {np.max(found):.4f}" for found in (boxes, scores)
+        ]
+        cells = [way, f"{count} of {pictures}", f"{len(scores)}, {missing} missing, {extra} extra", *figures]
+        lines.append(f"| {' | '.join(cells)} |")
+
+    return take
+
+
 _INSPECTED = pytest.StashKey[list[dict[str, Any]]]()
 
 
@@ -115,7 +135,12 @@ def inspected(request: pytest.FixtureRequest) -> Any:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print the table, and write it below ``out/exports``."""
+    """Print the tables, and write that of the exports below ``out/exports``."""
+    if lines := config.stash.get(_RESAMPLING, []):
+        terminalreporter.section("whole pictures against ultralytics' predict(): mean, 95th percentile, largest")
+        terminalreporter.write_line("| --resample | pictures | instances | boxes, network pixels | scores |")
+        for line in lines:
+            terminalreporter.write_line(line)
     found = config.stash.get(_ROWS, {})
     rows = [found[case.name] for case in CASES if case.name in found]
     if not rows:

@@ -14,6 +14,7 @@ from pipeline import contract
 from pipeline.decode_work import check_decode_work
 from pipeline.errors import ImageError, OverloadError
 from pipeline.images import ImageLimits
+from pipeline.letterbox import RESAMPLING
 from pipeline.preprocess import preprocess
 from steps.admission import Admission, state_path
 from steps.metrics import PreprocessMetrics
@@ -35,6 +36,7 @@ class TritonPythonModel:
             max_bytes=config_parameter(config, "max_image_bytes", ImageLimits.max_bytes),
         )
         self._stretch = config_choice(config, "image_fit", ("letterbox", "stretch")) == "stretch"
+        self._bilinear = config_choice(config, "resample", RESAMPLING) == "bilinear"
         self._admission = Admission(state_path(), max_latency_s=0.0)  # this step admits nothing
         self._metrics = PreprocessMetrics(args["model_name"])
         cv2.setNumThreads(1)  # the instances of this model are its threads
@@ -58,7 +60,8 @@ class TritonPythonModel:
         geometry = np.empty((len(encoded), *contract.GEOMETRY.shape), np.float32)
         for index, data in enumerate(encoded):
             try:
-                place = preprocess(data, images[index], self._limits, stretch=self._stretch)
+                pixels, limits = images[index], self._limits
+                place = preprocess(data, pixels, limits, stretch=self._stretch, bilinear=self._bilinear)
                 geometry[index] = place.to_array()
             except ImageError as error:
                 self._metrics.image_refused(error.reason)

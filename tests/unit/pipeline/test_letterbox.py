@@ -67,6 +67,31 @@ def test_smaller_images_are_averaged_over_area():
     assert np.all(out == 100)
 
 
+@pytest.mark.parametrize("stretch", [False, True])
+@pytest.mark.parametrize("size", [(720, 1280), (700, 512), (100, 90), (40, 3000), (312, 312)])
+def test_bilinear_samples_whatever_the_size(size, stretch):
+    """Against the four neighbors of each sample, weighted in floating point; OpenCV's weights have 11 bits."""
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    out = np.empty((312, 312, 3), np.uint8)
+    geometry = letterbox(image, out, Geometry.fit(*size, 312, 312, stretch=stretch), bilinear=True)
+    expected = image.astype(float)
+    for axis, (here, there) in enumerate(zip(size, (geometry.resized_height, geometry.resized_width), strict=True)):
+        places = np.clip((np.arange(there) + 0.5) * here / there - 0.5, 0, here - 1)
+        first = places.astype(int)
+        weights = (places - first).reshape(-1, *[1] * (2 - axis))
+        one, other = (np.take(expected, np.minimum(first + step, here - 1), axis) for step in (0, 1))
+        expected = one + (other - one) * weights
+    bottom, right = geometry.pad_top + geometry.resized_height, geometry.pad_left + geometry.resized_width
+    inside = out[geometry.pad_top : bottom, geometry.pad_left : right]
+    assert np.abs(inside - expected).max() <= 1
+    assert (out == PAD_VALUE).all(2).sum() >= out.shape[0] * out.shape[1] - inside.shape[0] * inside.shape[1]
+
+
+def test_half_a_row_is_rounded_as_ultralytics_rounds_it():
+    """405 * 640 / 768 is 337.5, which a scale in single precision makes less."""
+    assert Geometry.fit(405, 768, 640, 640).resized_height == 338
+
+
 @pytest.mark.parametrize("size", [(720, 1280), (100, 900), (200, 150), (312, 312), (1, 1), (40, 3000)])
 def test_a_stretched_image_fills_the_input(size):
     """Each side by itself averaged where it shrinks, interpolated where it grows: what OpenCV does side by side."""

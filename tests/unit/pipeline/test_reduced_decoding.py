@@ -53,6 +53,18 @@ def test_equals_whole_decoding_in_every_orientation(orientation, size):
     assert difference.max() <= 12
 
 
+@pytest.mark.parametrize("stretch", [False, True])
+def test_bilinear_samples_are_those_of_the_whole_image(stretch):
+    data = jpeg(np.random.default_rng(0).integers(0, 256, (2100, 2800, 3), dtype=np.uint8), orientation=6)
+    whole = decode_image(data)
+    bilinear, expected, area = (np.empty((640, 640, 3), np.uint8) for _ in range(3))
+    geometry = preprocess(data, bilinear, stretch=stretch, bilinear=True)
+    letterbox(whole, expected, geometry, bilinear=True)
+    np.testing.assert_array_equal(bilinear, expected)
+    assert preprocess(data, area, stretch=stretch) == geometry
+    assert area.std() < 0.7 * bilinear.std()  # the noise that averages away
+
+
 def test_other_formats_are_decoded_whole():
     stream = io.BytesIO()
     Image.fromarray(picture(1400, 1500)).save(stream, "PNG")

@@ -17,6 +17,7 @@ from serving.__main__ import main
         (["--log-verbose", "x"], "'x'; allowed: a whole number, 0 or more"),
         (["--precisions", "int8,fp8"], "'fp8'; allowed: fp32, fp16, int8"),
         (["--profile", "gpu"], "invalid choice: 'gpu'"),
+        (["--resample", "cubic"], "invalid choice: 'cubic' (choose from 'area', 'bilinear')"),
     ],
 )
 def test_a_wrong_option_is_refused(arguments, message, capsys):

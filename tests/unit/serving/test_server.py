@@ -18,7 +18,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from base.errors import OperatorError
 from base.names import ADMIN_HEADER
 from repository.live import GRPC_ADMIN_HEADER
-from repository.store import ModelRepository
+from repository.store import ModelRepository, read_config
 from serving import server as server_module
 from serving.errors import ServingError
 from serving.front import HttpFront
@@ -59,6 +59,10 @@ def program(tmp_path, monkeypatch):
         ({**FREE, "host": "::1"}, "'::1' has no IPv4 address"),
         ({**FREE, "host": "192.0.2.1"}, "not an address of this machine"),
         ({**FREE, "precisions": ("fp16",)}, "network_fp16.*python -m builder build"),
+        (
+            {**FREE, "profile": "cuda-fused", "resample": "bilinear"},
+            "--resample is 'bilinear'.*cuda-fused resizes images on the GPU.*allowed there: area.*--profile cuda",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_fetched(repository, monkeypatch, options, message):
@@ -231,6 +235,25 @@ def test_the_environment_leads_to_this_python_and_the_servers_libraries(reposito
     assert environment["OMP_NUM_THREADS"] == "1"
     assert environment["OPENBLAS_NUM_THREADS"] == "3"  # the caller's choice stands
     assert "CV_IO_MAX_IMAGE_PIXELS" not in environment
+
+
+def test_a_configured_way_of_resizing_is_refused_on_the_gpu_and_can_be_overruled(repository, tmp_path, monkeypatch):
+    path = repository / "preprocess" / "config.pbtxt"
+    path.write_text(path.read_text() + 'parameters [ { key: "resample", value: { string_value: "bilinear" } } ]')
+    monkeypatch.setattr(server_module, "find_tritonserver", lambda: pytest.fail("looked for the server first"))
+    with pytest.raises(ServingError, match=r"'resample' in preprocess/config\.pbtxt is 'bilinear'.*--resample area"):
+        TritonServer(ServerOptions(repository, profile="cuda-fused", **FREE)).start()
+    with pytest.raises(OperatorError, match=r"(?s)^(?!.*resample)"):  # of its network, which is not there
+        TritonServer(ServerOptions(repository, profile="cuda-fused", resample="area", **FREE)).start()
+
+
+def test_the_way_of_resizing_reaches_the_step(repository, tmp_path):
+    server = TritonServer(ServerOptions(repository, resample="bilinear", max_latency_ms=5))
+    view = server._served_repository(tmp_path / "view")
+    found = {model: read_config(view / model / "config.pbtxt").parameters for model in ("preprocess", "admission")}
+    assert found["preprocess"]["resample"].string_value == "bilinear"
+    assert found["admission"]["max_latency_ms"].string_value == "5"
+    assert "resample" not in read_config(repository / "preprocess" / "config.pbtxt").parameters
 
 
 def test_the_bound_on_pixels_reaches_opencv(repository, tmp_path):

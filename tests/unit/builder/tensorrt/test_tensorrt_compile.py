@@ -12,7 +12,7 @@ import pytest
 from builder.settings import PlanSettings
 from builder.tensorrt.compile import compile_plan
 from builder.tensorrt.errors import OnnxParseError, PlanBuildError, PlanMemoryError, TensorRTError
-from builder.tensorrt.failures import parse_build_log
+from builder.tensorrt.failures import parse_build_log, parse_problems
 from builder.tensorrt.fallback import build_with_fallback
 from builder.tensorrt.graph_names import GraphNames
 from builder.tensorrt.layers import NETWORK
@@ -113,8 +113,9 @@ def test_a_network_that_the_parser_refuses_anyway_stops_at_once(flavor, network,
     odd.op_type, odd.domain = "Softestmax", "nowhere"
     network.opset_import.append(onnx.helper.make_opsetid("nowhere", 1))
     onnx.save(network, tmp_path / "odd.onnx")
-    with pytest.raises(TensorRTError, match=r"(?s)its ONNX parser refuses.*/dfl/Softmax.*no further node"):
+    with pytest.raises(TensorRTError, match=r"(?s)does not parse.*/dfl/Softmax.*no further node") as caught:
         build_with_fallback(lambda excluded: tmp_path / "odd.onnx", lambda path: compile_plan(path, SMALL, flavor))
+    assert "keep fp16" not in str(caught.value)  # fp16 would fail, too
 
 
 def test_parser_errors_name_node_and_operator(flavor, network, tmp_path):
@@ -126,6 +127,21 @@ def test_parser_errors_name_node_and_operator(flavor, network, tmp_path):
         compile_plan(tmp_path / "odd.onnx", SMALL, flavor)
     assert caught.value.problems
     assert caught.value.lines
+
+
+@pytest.mark.parametrize("operator", ["Det", "Unique", "Bernoulli"])
+def test_an_operator_of_onnx_that_tensorrt_lacks_is_named(flavor, network, tmp_path, operator):
+    """TensorRT-RTX itself says "false" of it."""
+    odd = next(node for node in network.graph.node if node.name == "/head/Sigmoid")
+    odd.op_type = operator
+    onnx.save(network, tmp_path / "odd.onnx")
+    with pytest.raises(OnnxParseError) as caught:
+        compile_plan(tmp_path / "odd.onnx", SMALL, flavor)
+    message = str(caught.value)
+    assert f"node '/head/Sigmoid' ({operator}): TensorRT-RTX {flavor.version_text} has no such operator" in message
+    assert "--profile cpu" in message
+    failed = parse_problems(caught.value.problems, GraphNames.from_file(tmp_path / "odd.onnx"))
+    assert failed.nodes == ("/head/Sigmoid",)
 
 
 def test_a_file_that_is_no_onnx(flavor, tmp_path):
