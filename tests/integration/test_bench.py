@@ -21,7 +21,7 @@ from tests.processes import below
 def test_the_gpu_benchmark_measures_what_it_says(repository, tmp_path):
     command = [sys.executable, "-m", "bench", "gpu", "--profile", "cpu", "--repository", str(repository)]
     command += ["--precisions", "int8", "--in-flight", "1,3", "--seconds", "2", "--processes", "1"]
-    command += ["--preprocess-instances", "1", "--postprocess-instances", "1", "--out", str(tmp_path)]
+    command += ["--network-instances", "1", "--out", str(tmp_path)]
 
     def measure():
         done = subprocess.run(command, capture_output=True, text=True, timeout=540, check=False)
@@ -30,7 +30,7 @@ def test_the_gpu_benchmark_measures_what_it_says(repository, tmp_path):
         return json.loads((tmp_path / "gpu-int8.json").read_text())
 
     result = measure()
-    assert all(rate > 0 for rate in result["bare"].values())
+    assert all(rate > 0 for rate in result["bounds"].values())
     # Every batch size that a request may have, and no first request that waits for what is done but once.
     assert list(result["requests_after_start"]) == [str(size) for size in range(1, 9)]
     slow = slow_at_first(result)
@@ -43,8 +43,8 @@ def test_the_gpu_benchmark_measures_what_it_says(repository, tmp_path):
         assert images == usage["images"] > 0
         assert {"preprocess", "postprocess", "network_int8"} <= usage["steps_ms"].keys()
         assert usage["by_process_ms"]["network_int8"] >= usage["session_ms"] > 0
-        (share,) = load["of_bare"].values()
-        assert share == pytest.approx(load["images_per_s"] / max(result["bare"].values()))
+        (share,) = load["of_bounds"].values()
+        assert share == pytest.approx(load["images_per_s"] / max(result["bounds"].values()))
     assert (tmp_path / "gpu.png").read_bytes()[:4] == b"\x89PNG"
 
 
