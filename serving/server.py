@@ -542,7 +542,7 @@ def _check_resampling(repository: ModelRepository, options: ServerOptions) -> No
     if asked not in (None, RESAMPLING[0]):
         raise ServingError(
             f"{where} is {asked!r}, and the profile {options.profile} resizes images on the GPU, by averaging over "
-            f"areas only; allowed there: {RESAMPLING[0]}. Serve with --profile cuda, or with --{RESAMPLE} "
+            f"areas only; allowed there: {RESAMPLING[0]}. Serve with another profile, or with --{RESAMPLE} "
             f"{RESAMPLING[0]}"
         )
 

@@ -60,8 +60,8 @@ def program(tmp_path, monkeypatch):
         ({**FREE, "host": "192.0.2.1"}, "not an address of this machine"),
         ({**FREE, "precisions": ("fp16",)}, "network_fp16.*python -m builder build"),
         (
-            {**FREE, "profile": "cuda-fused", "resample": "bilinear"},
-            "--resample is 'bilinear'.*cuda-fused resizes images on the GPU.*allowed there: area.*--profile cuda",
+            {**FREE, "profile": "cuda", "resample": "bilinear"},
+            "--resample is 'bilinear'.*cuda resizes images on the GPU.*allowed there: area.*another profile",
         ),
     ],
 )
@@ -242,9 +242,9 @@ def test_a_configured_way_of_resizing_is_refused_on_the_gpu_and_can_be_overruled
     path.write_text(path.read_text() + 'parameters [ { key: "resample", value: { string_value: "bilinear" } } ]')
     monkeypatch.setattr(server_module, "find_tritonserver", lambda: pytest.fail("looked for the server first"))
     with pytest.raises(ServingError, match=r"'resample' in preprocess/config\.pbtxt is 'bilinear'.*--resample area"):
-        TritonServer(ServerOptions(repository, profile="cuda-fused", **FREE)).start()
+        TritonServer(ServerOptions(repository, profile="cuda", **FREE)).start()
     with pytest.raises(OperatorError, match=r"(?s)^(?!.*resample)"):  # of its network, which is not there
-        TritonServer(ServerOptions(repository, profile="cuda-fused", resample="area", **FREE)).start()
+        TritonServer(ServerOptions(repository, profile="cuda", resample="area", **FREE)).start()
 
 
 def test_the_way_of_resizing_reaches_the_step(repository, tmp_path):
