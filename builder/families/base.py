@@ -233,6 +233,27 @@ class Ends:
         self.node("ArgMax", "best_class", [at("class_scores")], [at("class_per_anchor")], axis=1, keepdims=1)
         self.node("Cast", "class_to_float", [at("class_per_anchor")], [at("class_float")], to=TensorProto.FLOAT)
 
+    def best_pairs(self, source: str, rows: int, classes: int) -> None:
+        """The best pairs of row and class, as many as rows, of scores [n, rows, classes].
+
+        Makes ``score_per_anchor`` [n, rows], falling, ``pair_row`` [n, rows], and ``class_float`` [n, 1, rows].
+        """
+        at, node = self.at, self.node
+        number = self.constant("classes", classes)
+        node("Reshape", "pairs", [source, self.constant("pairs_shape", [0, rows * classes])], [at("pairs")])
+        best = [at("score_per_anchor"), at("pair")]
+        node("TopK", "top_pairs", [at("pairs"), self.constant("rows", [rows])], best, axis=1)
+        node("Div", "pair_row", [at("pair"), number], [at("pair_row")])
+        node("Mul", "first_pair", [at("pair_row"), number], [at("first_pair")])
+        node("Sub", "pair_class", [at("pair"), at("first_pair")], [at("pair_class")])
+        self.plane_of_floats("pair_class", "class_float")
+
+    def plane_of_floats(self, source: str, to: str) -> None:
+        """Whole numbers ``ends/<source>`` [n, rows] as floats ``ends/<to>`` [n, 1, rows]."""
+        at = self.at
+        self.node("Unsqueeze", f"{to}_plane", [at(source), self.constant("axis_1", [1])], [at(f"{to}_plane")])
+        self.node("Cast", to, [at(f"{to}_plane")], [at(to)], to=TensorProto.FLOAT)
+
     def centers(self, first: str, second: str) -> list[str]:
         """Corners, two tensors [n, 2, rows], to the names of centers and sizes."""
         at = self.at

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from onnx import TensorProto
 
 from builder.errors import ExportError
 from builder.families.base import BOX_CHANNELS, Ends, Family, Floats, InputFormat, Layout, Seen
@@ -72,20 +71,12 @@ class RfDetr(Family):
         (logits,) = layout.further
         queries, classes = layout.num_anchors, layout.num_classes
         node("Sigmoid", "class_scores", [logits], [at("class_scores")])
-        node("Reshape", "pairs", [at("class_scores"), constant("pairs_shape", [0, queries * classes])], [at("pairs")])
-        best = [at("score_per_anchor"), at("pair")]
-        node("TopK", "top_pairs", [at("pairs"), constant("rows", [queries])], best, axis=1)
-        number = constant("classes", classes)
-        node("Div", "query", [at("pair"), number], [at("query")])
-        node("Mul", "first_pair", [at("query"), number], [at("first_pair")])
-        node("Sub", "pair_class", [at("pair"), at("first_pair")], [at("pair_class")])
-        for name, source in (("class_float", "pair_class"), ("query_float", "query")):
-            node("Unsqueeze", f"{name}_plane", [at(source), constant("axis_1", [1])], [at(f"{name}_number")])
-            node("Cast", name, [at(f"{name}_number")], [at(name)], to=TensorProto.FLOAT)
+        ends.best_pairs(at("class_scores"), queries, classes)
+        ends.plane_of_floats("pair_row", "query_float")
         node("Transpose", "boxes", [layout.detections_name], [at("boxes")], perm=[0, 2, 1])
         sides = constant("sides", np.reshape(_sides(layout), (1, BOX_CHANNELS, 1)), np.float32)
         node("Mul", "boxes_px", [at("boxes"), sides], [at("boxes_px")])
-        box = ends.gather(at("boxes_px"), at("query"), BOX_CHANNELS, queries, "chosen_boxes")
+        box = ends.gather(at("boxes_px"), at("pair_row"), BOX_CHANNELS, queries, "chosen_boxes")
         ends.features([box, at("class_float"), at("query_float")])
 
     def standard(self, found: Mapping[str, Floats], layout: Layout) -> Floats:
