@@ -15,7 +15,15 @@ from pipeline import contract
 from steps.cpu_engines import cpu_network
 from steps.metrics import SessionTime
 from steps.onnx_cpu import OUTPUT_NAMES
-from steps.python_backend import cancellation, cancelled, config_choice, config_parameter, heartbeat, internal_error
+from steps.python_backend import (
+    cancellation,
+    cancelled,
+    config_choice,
+    config_parameter,
+    heartbeat,
+    internal_error,
+    log,
+)
 
 PROVIDERS = ("cpu", "cuda")
 
@@ -42,7 +50,7 @@ class TritonPythonModel:
             return
         threads = config_parameter(config, "intra_op_threads", usable_cpus())
         self._network, engine = cpu_network(path, threads, int(config["max_batch_size"]))
-        pb_utils.Logger.log_info(f"{args['model_name']} version {args['model_version']} runs in {engine}")
+        log("info", f"{args['model_name']} version {args['model_version']} runs in {engine}")
         self._time = SessionTime(args["model_name"], args["model_version"])
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

@@ -49,9 +49,28 @@ def heartbeat() -> Heartbeat:
     return Heartbeat(state_folder())
 
 
+def _write(write: Callable[[str], None], text: str) -> None:
+    write(text)
+
+
+# The backend reads the path of the file whose line logs, and ends the process if that is not UTF-8, as a path with an é
+# is under the locale C.
+_write.__code__ = _write.__code__.replace(co_filename="steps/python_backend.py")
+
+
+def log(level: str, text: str) -> None:
+    """Write to the server's log.
+
+    Args:
+        level: ``info``, ``warn`` or ``error``.
+        text: of any characters.
+    """
+    _write(getattr(pb_utils.Logger, f"log_{level}"), text.encode(errors="backslashreplace").decode())
+
+
 def internal_error(what: str) -> Any:
     """An ``INTERNAL`` error for the caller; the traceback of the exception goes to the server's log."""
-    pb_utils.Logger.log_error(f"{what} failed:\n{traceback.format_exc()}")
+    log("error", f"{what} failed:\n{traceback.format_exc()}")
     return pb_utils.TritonError(f"{what} failed on the server; its log has the details", pb_utils.TritonError.INTERNAL)
 
 

@@ -32,6 +32,7 @@ from steps.python_backend import (
     config_choice,
     config_parameter,
     heartbeat,
+    log,
     mark_finished,
     request_limits,
     request_parameters,
@@ -107,7 +108,7 @@ class FusedModel:
             ),
         )
         for problem in problems:
-            pb_utils.Logger.log_warn(f"CUDA: {problem}")
+            log("warn", f"CUDA: {problem}")
         self._admission = Admission(state_path(), max_latency_s=0.0)  # this step lets nobody in
         self._decoding, self._masks = PreprocessMetrics(args["model_name"]), PostprocessMetrics(args["model_name"])
         self._time = SessionTime(args["model_name"], args["model_version"])
@@ -262,5 +263,5 @@ class FusedModel:
             now = time.monotonic()
             if now >= self._silent_until:  # not more often than it can be read
                 self._silent_until = now + _PAUSE_S
-                pb_utils.Logger.log_warn(_CUT.format(cut, self._segmenter.rows, work.parameters.confidence))
+                log("warn", _CUT.format(cut, self._segmenter.rows, work.parameters.confidence))
         self._masks.answered(len(image.scores) for image in images)

@@ -19,7 +19,7 @@ from pipeline.masks import mask_boxes
 from pipeline.postprocess import pack_response, segmentation_of
 from steps.admission import Admission, state_path
 from steps.metrics import PostprocessMetrics
-from steps.python_backend import answer_each, mark_finished, request_limits, request_parameters, ticket_of
+from steps.python_backend import answer_each, log, mark_finished, request_limits, request_parameters, ticket_of
 
 _CUT: Final = (
     "in {} image(s) of a request, all {} candidates that leave the network are above confidence {}: instances with "
@@ -79,7 +79,7 @@ class TritonPythonModel:
         now = time.monotonic()
         if now >= self._silent_until:
             self._silent_until = now + _PAUSE_S
-            pb_utils.Logger.log_warn(text)
+            log("warn", text)
 
     def _check_work(self, request: Any, seconds: float) -> None:
         try:
