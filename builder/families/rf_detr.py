@@ -37,29 +37,25 @@ class RfDetr(Family):
 
     def recognize(self, seen: Seen) -> Layout | None:
         """See :meth:`Family.recognize`."""
-        boxes = [name for name, shape in seen.flat.items() if shape[2] == BOX_CHANNELS]
-        if len(seen.outputs) != _OUTPUTS or len(seen.flat) != 2 or len(seen.planes) != 1 or not boxes:
+        # Boxes first, also where four classes have the logits look like them.
+        flat = sorted(seen.flat.items(), key=lambda output: output[1][2] != BOX_CHANNELS)
+        if len(seen.outputs) != _OUTPUTS or len(flat) != 2 or len(seen.planes) != 1 or flat[0][1][2] != BOX_CHANNELS:
             return None
-        if len(boxes) == 2:  # four classes: the logits come second
-            boxes = boxes[:1]
-        (masks, planes), (logits, scores) = (
-            *seen.planes.items(),
-            *((name, shape) for name, shape in seen.flat.items() if name != boxes[0]),
-        )
-        queries = seen.outputs[boxes[0]][1]
+        (boxes, (_, queries, _)), (logits, scores) = flat
+        ((masks, planes),) = seen.planes.items()
         if scores[1] != queries or planes[1] != queries:
             return None
         if queries == 1:
             raise ExportError("the export has one query; expected: 100 to 300, as RF-DETR-seg has them")
         return Layout(
             self,
-            boxes[0],
+            boxes,
             (queries, BOX_CHANNELS),
             masks,
             planes[1:],
             num_classes=scores[2],
             num_anchors=queries,
-            source_name=boxes[0],
+            source_name=boxes,
             limits={"least_iou": 1.0, "most_iou": 1.0},
             further={logits: scores[1:]},
             has_ready_masks=True,
