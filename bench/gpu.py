@@ -108,7 +108,8 @@ def copy_repository(options: argparse.Namespace, target: Path) -> Path:
         path = target / contract.network_model(precision) / CONFIG_NAMES[options.profile]
         config = read_config(path)
         if options.profile == GPU_STEPS:
-            (target / contract.ensemble_model(precision) / CONFIG_NAMES[options.profile]).unlink()
+            ensemble = target / contract.ensemble_model(precision)
+            write_config(ensemble / CONFIG_NAMES[options.profile], read_config(ensemble / CONFIG_NAMES["tensorrt"]))
             config = _between_steps(read_config(path.parent.parent / CONFIG_NAMES["cpu"]))
         for group in config.instance_group:
             group.count = options.network_instances or group.count
