@@ -55,7 +55,7 @@ def run(
 ) -> dict[str, Any]:
     """Send so many hostile inputs to a server; each must end in a right answer or a clear refusal.
 
-    Those that do not are written to ``failures/``. Under the profile cpu alone answers are compared with the network's own:
+    Those that do not are written to ``failures/``. Answers are compared with the network's under the profile cpu alone:
     on a GPU the last bits depend on the batch.
 
     Returns:
