@@ -109,7 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     gpu.add_argument("--precisions", type=names(contract.PRECISIONS), default=("fp16",), help="default: fp16")
     gpu.add_argument("--processes", type=whole(1), default=max(2, min(6, cores // 4)), help="that generate load")
-    gpu.add_argument("--network-instances", type=whole(1), help="default: as configured")
+    for model in ("network", contract.PREPROCESS_MODEL, contract.POSTPROCESS_MODEL):
+        gpu.add_argument(f"--{model}-instances", type=whole(1), help="processes (default: as configured)")
     gpu.add_argument("--soak-seconds", type=whole(0), default=0, help="of mixed load afterwards, memory watched")
     gpu.set_defaults(parts=("gpu",))
     return parser

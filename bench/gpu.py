@@ -56,7 +56,14 @@ _UPLOAD_BYTES: Final = 1 << 26
 _READY_TIMEOUT_S: Final = 180.0
 _WARM_UP_S: Final = 1.0
 _POLL_MS: Final = 100
-_SETTINGS: Final = ("profile", "seconds", "processes", "network_instances")
+_SETTINGS: Final = (
+    "profile",
+    "seconds",
+    "processes",
+    "network_instances",
+    "preprocess_instances",
+    "postprocess_instances",
+)
 _SOAK_IN_FLIGHT: Final = 128
 _SOAK_SAMPLE_S: Final = 2.0
 _MOST_GROWTH: Final = 1.1
@@ -144,6 +151,8 @@ def _served(
             http_port=0,
             grpc_port=0,
             metrics_port=0,
+            preprocess_instances=options.preprocess_instances,
+            postprocess_instances=options.postprocess_instances,
             max_latency_ms=NO_LATENCY_BOUND_MS,
         )
     )

@@ -21,7 +21,7 @@ from repository.store import IMAGE_FIT, RESAMPLE, ModelRepository, read_config
 
 COUNTS: Final[Mapping[str, int]] = {
     contract.ADMISSION_MODEL: 4,
-    contract.PREPROCESS_MODEL: 2,
+    contract.PREPROCESS_MODEL: 1,
     contract.POSTPROCESS_MODEL: 2,
 }
 """Processes of each step (docs/performance.md)."""
@@ -37,7 +37,7 @@ _SHARE: Final = 16  # of a GPU's memory for the tensors between the steps, which
 _INSTALL: Final = "docs/deployment.md says what to install"
 _ON_GPU: Final = """
     max_batch_size: 32
-    dynamic_batching { max_queue_delay_microseconds: 500 }
+    dynamic_batching { max_queue_delay_microseconds: 1000 }
     parameters { key: "device" value { string_value: "gpu" } }
     parameters { key: "FORCE_CPU_ONLY_INPUT_TENSORS" value { string_value: "no" } }
 """

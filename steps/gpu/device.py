@@ -152,7 +152,8 @@ class CudaDevice:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         memory = self._cupy.cuda.UnownedMemory(address, size, self)
         array = self._cupy.ndarray(shape, dtype, self._cupy.cuda.MemoryPointer(memory, 0))
-        return lambda first, count: array[first : first + count].toDlpack()
+        # -1: nothing is waited for, which is up to the caller.
+        return lambda first, count: array[first : first + count].__dlpack__(stream=-1)
 
     def received(self, capsule: Any) -> tuple[int, Any]:
         """See :class:`Device`."""
