@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ import triton_python_backend_utils as pb_utils
 
 from base.cpus import usable_cpus
 from pipeline import contract
+from pipeline.errors import ImageError
 from pipeline.letterbox import Geometry
 from pipeline.parameters import RequestParameters
 from steps.admission import Admission, state_path
@@ -46,7 +48,8 @@ class _Work:
         first: place of its first image in the batch.
         count: of its images.
         images: encoded.
-        places: where the images lie in the network's input.
+        places: where the images lie in the network's input, or why one could not be decoded.
+        geometry: where they lie, as the step before has said.
         kept: what must live until the batch is done.
         fault: why it is not answered; None while nothing is wrong.
     """
@@ -57,6 +60,7 @@ class _Work:
     count: int = 0
     images: Sequence[Examined] = ()
     places: Places = field(default_factory=list)
+    geometry: Sequence[Geometry] = ()
     kept: Sequence[Any] = ()
     fault: Exception | None = None
 
@@ -97,7 +101,7 @@ class _Step:
             sound = [work for work in works if work.fault is None]
             if sound:
                 self._attempt(sound, self._run)
-            return [answer(work.request, lambda _, work=work: self._answer(work)) for work in works]
+            return [answer(work.request, partial(self._answer, work)) for work in works]
 
     def warn(self, problems: Sequence[str]) -> None:
         """Write what could not be had for its speed to the server's log."""
@@ -127,7 +131,7 @@ class _Step:
             for work in works:
                 work.fault = error
 
-    def _answer(self, work: _Work) -> list[Any]:
+    def _answer(self, work: _Work, _: Any) -> list[Any]:
         if work.fault is not None:
             raise work.fault
         return self._tensors(work)
@@ -186,8 +190,10 @@ class PostprocessStep(_Step):
         (rows, columns), (planes, high, wide) = (self.dims(name) for name in _OUTPUTS)
         check_prototypes(columns, planes)
         self._sizes = rows * columns * 4, planes * high * wide * 2
-        self._addresses = [self.device.memory(self.most * size) for size in self._sizes]
-        self._step = GpuPostprocess(self.device, NetworkOutputs(*self._addresses, rows, columns, high, wide), self.most)
+        self._targets = [self.device.memory(self.most * size) for size in self._sizes]
+        candidates, prototypes = self._targets
+        outputs = NetworkOutputs(candidates, prototypes, rows, columns, high, wide)
+        self._step = GpuPostprocess(self.device, outputs, self.most)
         self._images = self.device.host(self.most, IMAGE)
         self._address = self.device.memory(self._images.nbytes)
         self._answers = Answers(args["model_name"], self.admission, rows)
@@ -203,9 +209,9 @@ class PostprocessStep(_Step):
     def _begin(self, work: _Work) -> int:
         work.parameters = self._limits.applied(request_parameters(work.request))
         geometry = pb_utils.get_input_tensor_by_name(work.request, contract.GEOMETRY.name).as_numpy()
-        work.places = [Geometry.from_array(row) for row in geometry]
+        work.geometry = [Geometry.from_array(row) for row in geometry]
         work.kept = [self.received(work.request, name) for name in _OUTPUTS]
-        return len(work.places)
+        return len(work.geometry)
 
     def _run(self, works: Sequence[_Work]) -> None:
         images = [(work, index) for work in works for index in range(work.count)]
@@ -214,9 +220,9 @@ class PostprocessStep(_Step):
             places: Places = []
             for row, number in enumerate(numbers):
                 work, index = images[number]
-                where = work.places[index]
+                where = work.geometry[index]
                 describe_geometry(self._images[row], where)
-                for target, (source, _), size in zip(self._addresses, work.kept, self._sizes, strict=True):
+                for target, (source, _), size in zip(self._targets, work.kept, self._sizes, strict=True):
                     self.device.copy(target + row * size, source + index * size, size)
                 places.append(where)
             self.device.upload(self._address, self._images[: len(numbers)])
@@ -224,11 +230,11 @@ class PostprocessStep(_Step):
 
         asked = [work.parameters for work, _ in images]
         self._batch = Batch(self._step, self._images, self._address, asked, place)
-        self._found = [detections for _, detections in self._batch.wait()]
+        self._found = [found[1] for found in self._batch.wait() if not isinstance(found, ImageError)]
 
     def _tensors(self, work: _Work) -> list[Any]:
         found = self._found[work.first : work.first + work.count]
-        return self._answers.tensors(work.request, work.parameters, self._batch, work.first, work.places, found)
+        return self._answers.tensors(work.request, work.parameters, self._batch, work.first, work.geometry, found)
 
 
 class NetworkStep(_Step):
