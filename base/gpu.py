@@ -10,15 +10,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU.
+    """A GPU."""
 
-    Attributes:
-        name: such as ``NVIDIA H100 80GB HBM3``.
-        compute_capability: such as ``9.0``.
-    """
-
-    name: str
-    compute_capability: str
+    name: str  # such as ``NVIDIA H100 80GB HBM3``
+    compute_capability: str  # such as ``9.0``
 
     @property
     def architecture(self) -> str:

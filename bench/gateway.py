@@ -35,17 +35,11 @@ Send = Callable[[bytes], None]
 
 @dataclass(frozen=True)
 class Figures:
-    """One way under a load.
+    """One way under a load."""
 
-    Attributes:
-        p50_ms: median latency.
-        gateway_ms: processor time of the gateway, per image.
-        images_per_s: that were answered.
-    """
-
-    p50_ms: float
-    gateway_ms: float
-    images_per_s: float
+    p50_ms: float  # median latency
+    gateway_ms: float  # processor time of the gateway, per image
+    images_per_s: float  # that were answered
 
 
 def run(options: argparse.Namespace) -> None:

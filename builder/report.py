@@ -33,17 +33,11 @@ _TEMPLATE: Final = Path(__file__).with_name("report.html.jinja")
 
 @dataclass(frozen=True)
 class Example:
-    """One verification image.
+    """One verification image."""
 
-    Attributes:
-        path: the image file.
-        reference: what fp32 finds in it.
-        found: what the version finds in it.
-    """
-
-    path: Path
-    reference: ImageSegmentation
-    found: ImageSegmentation
+    path: Path  # the image file
+    reference: ImageSegmentation  # what fp32 finds in it
+    found: ImageSegmentation  # what the version finds in it
 
 
 def choose_examples(

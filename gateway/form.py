@@ -24,17 +24,11 @@ _MOST_NAME: Final = 255
 
 @dataclass
 class Sent:
-    """One call.
+    """One call."""
 
-    Attributes:
-        images: encoded, in order.
-        names: their file names; empty where there is none.
-        options: as text; ``classes`` may be there several times.
-    """
-
-    images: list[bytes | bytearray] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    options: MultiDict[str] = field(default_factory=MultiDict)
+    images: list[bytes | bytearray] = field(default_factory=list)  # encoded, in order
+    names: list[str] = field(default_factory=list)  # their file names; empty where there is none
+    options: MultiDict[str] = field(default_factory=MultiDict)  # as text; ``classes`` may be there several times
 
     def add_option(self, name: str, value: str) -> None:
         """Add an option.

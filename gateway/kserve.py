@@ -37,19 +37,14 @@ _RAW_INPUT_CONTENTS: Final = bytes([7 << 3 | 2])  # the tag of ModelInferRequest
 
 @dataclass
 class InferCall:
-    """One inference, ready to be sent.
+    """One inference, ready to be sent."""
 
-    Attributes:
-        request: without the tensors' data.
-        raw: the data of each input, in order, in one or more parts.
-        binary: outputs that are to be answered as binary data (True) or JSON (False), by name.
-        binary_by_default: the same for all others.
-    """
-
-    request: Any
+    request: Any  # without the tensors' data
+    # The data of each input, in order, in one or more parts
     raw: list[Sequence[bytes | bytearray | memoryview]] = field(default_factory=list)
+    # Outputs that are to be answered as binary data (True) or JSON (False), by name
     binary: dict[str, bool] = field(default_factory=dict)
-    binary_by_default: bool = False
+    binary_by_default: bool = False  # the same for all others
 
     def serialized(self) -> bytes:
         """The request as protobuf writes it. Written here, a tensor is copied once and not three times."""
@@ -61,15 +56,10 @@ class InferCall:
 
 @dataclass(frozen=True)
 class InferAnswer:
-    """Body of an HTTP answer.
+    """Body of an HTTP answer."""
 
-    Attributes:
-        body: JSON, and binary data behind it.
-        json_bytes: of the JSON; None where there is no binary data.
-    """
-
-    body: bytes
-    json_bytes: int | None
+    body: bytes  # JSON, and binary data behind it
+    json_bytes: int | None  # of the JSON; None where there is no binary data
 
 
 def parse_infer(

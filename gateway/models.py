@@ -22,17 +22,11 @@ DEFAULT_ORDER: Final = ("int8", "fp16", "fp32")
 
 @dataclass(frozen=True)
 class Model:
-    """One precision that is served.
+    """One precision that is served."""
 
-    Attributes:
-        precision: fp32, fp16 or int8.
-        version: of the network.
-        class_names: of classes 0, 1, and so on; empty where the configuration says none.
-    """
-
-    precision: str
-    version: str
-    class_names: tuple[str, ...]
+    precision: str  # fp32, fp16 or int8
+    version: str  # of the network
+    class_names: tuple[str, ...]  # of classes 0, 1, and so on; empty where the configuration says none
 
     @property
     def name(self) -> str:

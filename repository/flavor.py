@@ -44,17 +44,11 @@ INSTALL_COMMANDS: Final = (
 
 @dataclass(frozen=True)
 class Flavor:
-    """An installed TensorRT.
+    """An installed TensorRT."""
 
-    Attributes:
-        family: ``tensorrt`` or ``tensorrt-rtx``.
-        version: release numbers, such as (10, 13, 0, 35).
-        module: the Python module with ``Builder``, ``OnnxParser`` and the rest.
-    """
-
-    family: Family
-    version: tuple[int, ...]
-    module: ModuleType
+    family: Family  # ``tensorrt`` or ``tensorrt-rtx``
+    version: tuple[int, ...]  # release numbers, such as (10, 13, 0, 35)
+    module: ModuleType  # the Python module with ``Builder``, ``OnnxParser`` and the rest
 
     @property
     def is_rtx(self) -> bool:

@@ -18,14 +18,10 @@ from repository.store import ModelRepository
 
 @dataclass(frozen=True)
 class Mixture:
-    """Versions of more than one network that a profile serves, or would serve.
+    """Versions of more than one network that a profile serves, or would serve."""
 
-    Attributes:
-        profile: cpu, tensorrt or cuda.
-        manifests: of every version that is served, one per precision; at least two, of different sources.
-    """
-
-    profile: str
+    profile: str  # cpu, tensorrt or cuda
+    # Of every version that is served, one per precision; at least two, of different sources
     manifests: tuple[Manifest, ...]
 
     @property

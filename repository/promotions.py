@@ -16,23 +16,14 @@ Action = Literal["promote", "rollback"]
 
 @dataclass(frozen=True)
 class Promotion:
-    """One line of the log.
+    """One line of the log."""
 
-    Attributes:
-        time_utc: ISO 8601.
-        profile: cpu, tensorrt or cuda.
-        action: ``promote`` or ``rollback``.
-        version: the one that is served from then on.
-        previous: the one that was served before; None if there was none.
-        forced: its gate had not passed, and ``--force`` was given.
-    """
-
-    time_utc: str
-    profile: str
-    action: Action
-    version: int
-    previous: int | None
-    forced: bool = False
+    time_utc: str  # ISO 8601
+    profile: str  # cpu, tensorrt or cuda
+    action: Action  # ``promote`` or ``rollback``
+    version: int  # the one that is served from then on
+    previous: int | None  # the one that was served before; None if there was none
+    forced: bool = False  # its gate had not passed, and ``--force`` was given
 
 
 def read_promotions(model_folder: Path, profile: str | None = None) -> list[Promotion]:

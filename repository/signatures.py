@@ -32,15 +32,10 @@ _PUBLIC_KEY: Final = re.compile(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC 
 
 @dataclass(frozen=True)
 class SigningKey:
-    """A private key.
+    """A private key."""
 
-    Attributes:
-        path: its file.
-        private: the key.
-    """
-
-    path: Path
-    private: Ed25519PrivateKey
+    path: Path  # its file
+    private: Ed25519PrivateKey  # the key
 
     @classmethod
     def read(cls, path: Path, repository: Path) -> SigningKey:
@@ -82,15 +77,10 @@ class SigningKey:
 
 @dataclass(frozen=True)
 class TrustedKeys:
-    """Public keys of those whose versions are served.
+    """Public keys of those whose versions are served."""
 
-    Attributes:
-        path: the file that they are from.
-        keys: one or more.
-    """
-
-    path: Path
-    keys: tuple[Ed25519PublicKey, ...]
+    path: Path  # the file that they are from
+    keys: tuple[Ed25519PublicKey, ...]  # one or more
 
     @classmethod
     def read(cls, path: Path, repository: Path) -> TrustedKeys:

@@ -34,15 +34,10 @@ class PromotionError(RepositoryError):
 
 @dataclass(frozen=True)
 class VersionRef:
-    """A model, or one of its versions, as commands take it.
+    """A model, or one of its versions, as commands take it."""
 
-    Attributes:
-        precision: fp32, fp16 or int8.
-        version: None means the model.
-    """
-
-    precision: str
-    version: int | None = None
+    precision: str  # fp32, fp16 or int8
+    version: int | None = None  # None means the model
 
     @classmethod
     def parse(cls, text: str) -> VersionRef:
@@ -71,21 +66,13 @@ class VersionRef:
 
 @dataclass(frozen=True)
 class Promoted:
-    """Outcome of a promotion or rollback.
+    """Outcome of a promotion or rollback."""
 
-    Attributes:
-        version: served from now on.
-        previous: served before; None if none was, the same number if nothing changed.
-        profile: cpu, tensorrt or cuda.
-        servers: running servers that answer with it, by name.
-        not_serving: running servers that do not serve this precision, by name.
-    """
-
-    version: int
-    previous: int | None
-    profile: str
-    servers: tuple[str, ...]
-    not_serving: tuple[str, ...]
+    version: int  # served from now on
+    previous: int | None  # served before; None if none was, the same number if nothing changed
+    profile: str  # cpu, tensorrt or cuda
+    servers: tuple[str, ...]  # running servers that answer with it, by name
+    not_serving: tuple[str, ...]  # running servers that do not serve this precision, by name
 
 
 def promote(

@@ -41,21 +41,13 @@ _RELOADED: Final = "reloaded_at"
 
 @dataclass(frozen=True)
 class Stub:
-    """One process of the Python backend.
+    """One process of the Python backend."""
 
-    Attributes:
-        pid: of the process; 0 or less for one that should exist and died before it was seen.
-        model: such as ``preprocess``.
-        version: of the model, as a folder's name.
-        instance: Triton's name of the instance.
-        stopped: whether a signal has stopped it.
-    """
-
-    pid: int
-    model: str
-    version: str
-    instance: str
-    stopped: bool = False
+    pid: int  # of the process; 0 or less for one that should exist and died before it was seen
+    model: str  # such as ``preprocess``
+    version: str  # of the model, as a folder's name
+    instance: str  # Triton's name of the instance
+    stopped: bool = False  # whether a signal has stopped it
 
     @property
     def title(self) -> str:

@@ -19,19 +19,14 @@ _MOST_DOUBLINGS: Final = 30
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """When a server that died is restarted.
+    """When a server that died is restarted."""
 
-    Attributes:
-        restarts: how often, one after the other; 0 never, None without end: nobody who can crash a server ends it.
-        first_s: upper bound of the pause before the first restart, in seconds; it doubles from restart to restart.
-        most_s: upper bound of any pause, in seconds.
-        steady_s: a server that stayed up this long starts with a count of zero again, in seconds.
-    """
-
+    # How often, one after the other; 0 never, None without end: nobody who can crash a server ends it
     restarts: int | None = None
+    # Upper bound of the pause before the first restart, in seconds; it doubles from restart to restart
     first_s: float = 1.0
-    most_s: float = 30.0
-    steady_s: float = 60.0
+    most_s: float = 30.0  # upper bound of any pause, in seconds
+    steady_s: float = 60.0  # a server that stayed up this long starts with a count of zero again, in seconds
 
     def pause_s(self, restart: int) -> float:
         """The pause before a restart, in seconds: half of its bound or more, at random.

@@ -77,17 +77,11 @@ def watch_over(server: TritonServer, policy: RestartPolicy, say: Callable[[str],
 
 @dataclass
 class _Record:
-    """What a model's processes did.
+    """What a model's processes did."""
 
-    Attributes:
-        deaths: in a row.
-        replaced_at: when they were last replaced, in seconds.
-        due: when they are to be replaced next, in seconds; None if they are not.
-    """
-
-    deaths: int = 0
-    replaced_at: float = float("-inf")
-    due: float | None = None
+    deaths: int = 0  # in a row
+    replaced_at: float = float("-inf")  # when they were last replaced, in seconds
+    due: float | None = None  # when they are to be replaced next, in seconds; None if they are not
 
 
 class StubKeeper:

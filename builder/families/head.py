@@ -16,16 +16,12 @@ _SHAPES = ("Shape", "Size")
 
 @dataclass(frozen=True)
 class Head:
-    """The end of the network: it turns features into boxes, scores and coefficients.
+    """The end of the network: it turns features into boxes, scores and coefficients."""
 
-    Attributes:
-        decode_nodes: names of the nodes behind the last convolutions (DFL, anchors, sigmoid, concatenations), in the
-            graph's order, without quantizers.
-        output_convolutions: names of the last convolutions, likewise.
-    """
-
+    # Names of the nodes behind the last convolutions (DFL, anchors, sigmoid, concatenations), in the graph's order,
+    # without quantizers
     decode_nodes: tuple[str, ...]
-    output_convolutions: tuple[str, ...]
+    output_convolutions: tuple[str, ...]  # names of the last convolutions, likewise
 
 
 def find_head(model: onnx.ModelProto, *outputs: str) -> Head:

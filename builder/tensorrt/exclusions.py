@@ -14,17 +14,11 @@ from pipeline import contract
 
 @dataclass(frozen=True)
 class Exclusion:
-    """A group of nodes that is left out of a conversion.
+    """A group of nodes that is left out of a conversion."""
 
-    Attributes:
-        nodes: ONNX node names, in topological order.
-        reason: why they are left out.
-        source: where that is known from.
-    """
-
-    nodes: tuple[str, ...]
-    reason: str
-    source: str
+    nodes: tuple[str, ...]  # ONNX node names, in topological order
+    reason: str  # why they are left out
+    source: str  # where that is known from
 
 
 def int8_exclusions(model: onnx.ModelProto) -> tuple[Exclusion, ...]:
