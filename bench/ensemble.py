@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import shutil
 import statistics
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from bench.drive import Drivers, LoadFigures, Target
-from bench.measure import interleave, rate
+from bench.measure import rate
 from bench.report import PartReport, stack
 from bench.server_meter import ServerMeter
 from bench.synthetic import INPUT_SIZE
@@ -101,11 +102,7 @@ def run(options: argparse.Namespace) -> None:
             for in_flight in options.in_flight:
                 case = f"{in_flight} in flight"
                 ways = {name: way(target, in_flight) for name, target in targets.items()}
-                for results in interleave({**ways, **bare}, options.rounds):
-                    report.forget(case)
-                    _add(report, case, results)
-                    report.write()
-                report.show(case)
+                report.measure(case, {**ways, **bare}, options.rounds, functools.partial(_add, report, case))
     report.draw()
     _draw_parts(overhead_parts(report.figures), options.out / "ensemble-parts.png")
 

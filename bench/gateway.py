@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import http.client
 import json
 import statistics
@@ -17,7 +18,6 @@ import grpc
 from tritonclient.grpc import service_pb2_grpc
 
 from bench.drive import encoded_request
-from bench.measure import interleave
 from bench.report import PartReport
 from load.photographs import as_jpeg
 from pipeline import contract
@@ -44,9 +44,6 @@ class Figures:
 
 def run(options: argparse.Namespace) -> None:
     """Measure all ways in turn against one server.
-
-    Args:
-        options: ``repository``, ``out``, ``rounds``, ``seconds`` of a window, ``in_flight`` requests, ``precision``.
 
     Raises:
         ServingError: the server did not start.
@@ -84,11 +81,7 @@ def run(options: argparse.Namespace) -> None:
         for in_flight in options.in_flight:
             case = f"{in_flight} in flight"
             ways = {name: way(opener, in_flight) for name, opener in openers.items()}
-            for results in interleave(ways, options.rounds):
-                report.forget(case)
-                _add(report, case, results)
-                report.write()
-            report.show(case)
+            report.measure(case, ways, options.rounds, functools.partial(_add, report, case))
     report.draw()
 
 

@@ -119,11 +119,7 @@ def numbers(text: str, kind: type[Any]) -> tuple[Any, ...]:
 
 
 def _think_time(text: str) -> tuple[float, float]:
-    """``0.5`` or ``0.5,2`` as least and most seconds.
-
-    Raises:
-        ValueError: it has another form.
-    """
+    """``0.5`` or ``0.5,2`` as least and most seconds."""
     values = numbers(text, float)
     if len(values) not in (1, 2):
         raise ValueError(f"think time {text!r}; allowed: one number of seconds, or two with a comma between them")
@@ -131,11 +127,7 @@ def _think_time(text: str) -> tuple[float, float]:
 
 
 def checked_url_of(protocol: str, url: str) -> str:
-    """A url of the form ``host:port``.
-
-    Raises:
-        ValueError: it has another form; names the option.
-    """
+    """The url, if it has the form ``host:port``; else a ValueError names the option."""
     try:
         return checked_url(url)
     except RequestError as error:
