@@ -77,9 +77,6 @@ def run(options: argparse.Namespace) -> None:
         settings = ServerOptions(
             options.repository,
             precisions=(options.precision,),
-            http_port=0,
-            grpc_port=0,
-            metrics_port=0,
             max_latency_ms=NO_LATENCY_BOUND_MS,
             extra_arguments=install_plain(reference.onnx, Path(folder) / "plain"),
         )

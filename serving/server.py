@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from google.protobuf import json_format
@@ -71,9 +70,9 @@ class ServerOptions:
     profile: str = "cpu"  # cpu, tensorrt or cuda
     precisions: tuple[str, ...] | None = None  # which ones to serve; None serves all that are built
     host: str = "127.0.0.1"  # IPv4 address to listen on, or a name that has one
-    http_port: int = 8000  # 0 takes a free one; likewise the other ports
-    grpc_port: int = 8001
-    metrics_port: int = 8002
+    http_port: int = 0  # 0 takes a free one; likewise the other ports
+    grpc_port: int = 0
+    metrics_port: int = 0
     exit_timeout_s: int = 10  # how long requests in flight may take at the end
     log_verbose: int = 0  # Triton's verbosity, 0 is quiet
     # Processes that decode images; None takes the model's configuration, likewise the next
@@ -149,9 +148,7 @@ class TritonServer:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop."""
         self.stop()
 

@@ -88,7 +88,7 @@ def _served(repository: Path) -> Iterator[tuple[ModelRepository, TritonServer]]:
     """A copy, and a server of its version 1."""
     with tempfile.TemporaryDirectory() as folder:
         copy = ModelRepository(Path(shutil.copytree(repository, Path(folder) / "repository")))
-        options = ServerOptions(copy.path, precisions=(PRECISION,), http_port=0, grpc_port=0, metrics_port=0)
+        options = ServerOptions(copy.path, precisions=(PRECISION,))
         with TritonServer(options) as server:
             yield copy, server
 

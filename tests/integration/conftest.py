@@ -106,7 +106,7 @@ def _state_of_the_builder() -> str:
 
 @pytest.fixture(scope="session")
 def server(repository):
-    with TritonServer(ServerOptions(repository, http_port=0, grpc_port=0, metrics_port=0)) as running:
+    with TritonServer(ServerOptions(repository)) as running:
         yield running
 
 

@@ -101,7 +101,7 @@ def gateway(grpc_url, limits=None, api_key=None):
 
 @pytest.fixture(scope="module")
 def server(patient_repository):
-    with TritonServer(ServerOptions(patient_repository, http_port=0, grpc_port=0, metrics_port=0)) as running:
+    with TritonServer(ServerOptions(patient_repository)) as running:
         yield running
 
 
@@ -292,9 +292,7 @@ def test_bounds(server, photographs):
 
 
 def test_a_server_that_is_gone(tmp_path):
-    with TritonServer(
-        ServerOptions(tiny_repository(tmp_path / "tiny"), http_port=0, grpc_port=0, metrics_port=0)
-    ) as small:
+    with TritonServer(ServerOptions(tiny_repository(tmp_path / "tiny"))) as small:
         grpc_url = small.grpc_url
         answer = ask(small.http_url, body=b"four")
         assert (answer.status, answer.json["title"]) == (502, "Bad Gateway")  # an ensemble of another kind
@@ -342,7 +340,7 @@ def test_a_key_from_a_file(server, photographs, tmp_path):
 
 def test_a_server_with_a_key_becomes_ready(tmp_path):
     repository = tiny_repository(tmp_path / "tiny")
-    options = ServerOptions(repository, http_port=0, grpc_port=0, metrics_port=0, api_key_file=tmp_path / "key")
+    options = ServerOptions(repository, api_key_file=tmp_path / "key")
     lines = []
     with TritonServer(options, lines.append) as small:
         assert ask(small.http_url, "/v1/models").status == 401

@@ -21,9 +21,7 @@ PATIENCE_S = 8.0
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    options = ServerOptions(
-        tiny_repository(tmp_path_factory.mktemp("grpc") / "tiny"), http_port=0, grpc_port=0, metrics_port=0
-    )
+    options = ServerOptions(tiny_repository(tmp_path_factory.mktemp("grpc") / "tiny"))
     with TritonServer(options) as running:
         yield running
 

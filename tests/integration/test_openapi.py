@@ -24,7 +24,7 @@ CHECKS += ",response_schema_conformance,unsupported_method"
 
 @pytest.fixture(scope="module")
 def server(patient_repository):
-    with TritonServer(ServerOptions(patient_repository, http_port=0, grpc_port=0, metrics_port=0)) as running:
+    with TritonServer(ServerOptions(patient_repository)) as running:
         yield running
 
 

@@ -39,7 +39,6 @@ from tests.unit.serving.repositories import tiny_repository
 
 pytestmark = pytest.mark.server
 
-FREE = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
 COMMAND = [sys.executable, "-m", "serving", "run", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
 
 
@@ -80,7 +79,7 @@ def tiny(tmp_path):
 def small(tmp_path_factory):
     """A server of such a repository."""
     repository = tiny_repository(tmp_path_factory.mktemp("serving") / "tiny")
-    with TritonServer(ServerOptions(repository, **FREE)) as running:
+    with TritonServer(ServerOptions(repository)) as running:
         yield running
 
 
@@ -176,7 +175,7 @@ def test_the_model_control_api_is_not_offered_over_http(small):
 def test_another_user_never_sees_the_secret_that_opens_the_control_api(tiny):
     """In no arguments or environment, from before the server's start until after a restart; nor in its log."""
     secret, lines = secrets.token_hex(32), []
-    server = TritonServer(ServerOptions(tiny, admin_secret=secret, log_verbose=2, **FREE), lines.append)
+    server = TritonServer(ServerOptions(tiny, admin_secret=secret, log_verbose=2), lines.append)
     with looking_for(secret) as seen, server:
         server.restart()
         server.wait_ready()
@@ -237,7 +236,7 @@ def test_a_request_is_answered(small, triton):
 def test_every_ensemble_of_a_new_server_has_answered_once(repository):
     lines = []
     with (
-        TritonServer(ServerOptions(repository, **FREE), log=lines.append) as server,
+        TritonServer(ServerOptions(repository), log=lines.append) as server,
         urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as answer,
     ):
         metrics = answer.read().decode()
@@ -288,7 +287,7 @@ def test_a_free_port_that_is_lost_before_the_server_listens_is_chosen_again(tiny
             return ports
 
         monkeypatch.setattr(server_module, "free_ports", unlucky_once)
-        with TritonServer(ServerOptions(tiny, **FREE)) as server:
+        with TritonServer(ServerOptions(tiny)) as server:
             assert len(choices) == 2
             assert server.is_ready()
             assert str(taken) not in (server.http_url + server.grpc_url + server.metrics_url)
@@ -297,7 +296,7 @@ def test_a_free_port_that_is_lost_before_the_server_listens_is_chosen_again(tiny
 def test_a_server_that_cannot_load_its_models_says_why(tmp_path):
     broken = tiny_repository(tmp_path / "broken", model="import a_module_that_is_not_there\n")
     before = shared_memory()
-    server = TritonServer(ServerOptions(broken, **FREE))
+    server = TritonServer(ServerOptions(broken))
     with pytest.raises(ServingError, match="a_module_that_is_not_there"), server:
         pytest.fail("it became ready")
     assert server.pid is None
@@ -305,7 +304,7 @@ def test_a_server_that_cannot_load_its_models_says_why(tmp_path):
 
 
 def test_nothing_is_left_after_stop(tiny):
-    with TritonServer(ServerOptions(tiny, **FREE)) as server:
+    with TritonServer(ServerOptions(tiny)) as server:
         group = server.pid
         assert os.getpgid(group) == group
         assert any("triton_python_backend_stub" in line for line in processes(group))
@@ -316,7 +315,7 @@ def test_nothing_is_left_after_stop(tiny):
 
 
 def test_a_server_that_hangs_is_killed_with_its_stubs(tiny):
-    server = TritonServer(ServerOptions(tiny, exit_timeout_s=0, **FREE))
+    server = TritonServer(ServerOptions(tiny, exit_timeout_s=0))
     server.start()
     server.wait_ready()
     group = server.pid
@@ -337,7 +336,7 @@ def test_what_a_server_killed_with_its_parent_left_is_swept_by_the_next(tiny, tm
     monkeypatch.setenv("TRITON_SEGMENTATION_CACHE", str(cache))
     script = (
         "import sys, time; from pathlib import Path; from serving.server import *\n"
-        f"s = TritonServer(ServerOptions(Path({str(tiny)!r}), http_port=0, grpc_port=0, metrics_port=0))\n"
+        f"s = TritonServer(ServerOptions(Path({str(tiny)!r})))\n"
         "s.start(); s.wait_ready(); print(s.pid, s._shm_prefix, flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

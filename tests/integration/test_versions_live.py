@@ -97,7 +97,7 @@ def two_versions(tmp_path_factory, image):
 
 @pytest.fixture(scope="module")
 def live(two_versions):
-    options = ServerOptions(two_versions.path, precisions=(PRECISION,), http_port=0, grpc_port=0, metrics_port=0)
+    options = ServerOptions(two_versions.path, precisions=(PRECISION,))
     with TritonServer(options) as server:
         yield server
 
@@ -243,9 +243,7 @@ def cuda_on_a_processor(two_versions, tmp_path_factory):
 def test_a_live_server_of_the_profile_cuda_is_promoted_and_rolled_back(cuda_on_a_processor, image):
     repository, (first, second) = cuda_on_a_processor
     assert promote(repository, PRECISION, first, "cuda").servers == ()
-    options = ServerOptions(
-        repository.path, profile="cuda", precisions=(PRECISION,), http_port=0, grpc_port=0, metrics_port=0
-    )
+    options = ServerOptions(repository.path, profile="cuda", precisions=(PRECISION,))
     with TritonServer(options) as server, tritonclient.grpc.InferenceServerClient(server.grpc_url) as network:
         assert network_answer(network, image) == first
         done = promote(repository, PRECISION, second, "cuda")
