@@ -69,11 +69,7 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Gateway:
     """Answers HTTP requests out of tritonserver's gRPC API. To be made where an event loop runs.
 
-    Args:
-        grpc_url: host and port of tritonserver.
-        limits: of requests and connections.
-        api_key: that requests must have; None asks for none.
-        tracing: of requests; None traces nothing.
+    Without an ``api_key`` none is asked for; without ``tracing`` nothing is traced.
     """
 
     def __init__(

@@ -44,12 +44,7 @@ class Sent:
 
 
 def read_sent(request: web.BaseRequest, body: bytes, limits: Limits) -> Sent:
-    """Read a body, and the options in the address.
-
-    Args:
-        request: its head.
-        body: whole.
-        limits: of a form.
+    """Read the body of a request, and the options in its address.
 
     Raises:
         Refusal: the body is no form or image (415), or has too many images (413), or anything else is at fault (400).

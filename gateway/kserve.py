@@ -72,9 +72,9 @@ def parse_infer(
     """Read one inference request.
 
     Args:
-        model: from the path; likewise the version, which may be empty.
-        version: see ``model``.
-        body: of the request.
+        model: from the path.
+        version: likewise; may be empty.
+        body: JSON, and binary data behind it.
         json_bytes: the value of :data:`JSON_LENGTH_HEADER`; None if the body is JSON only.
         limits: of a request.
 
@@ -101,12 +101,7 @@ def parse_infer(
 
 
 def render_infer(response: Any, call: InferCall, limits: Limits = Limits()) -> InferAnswer:  # noqa: B008 - frozen
-    """Write the answer of an inference.
-
-    Args:
-        response: ``ModelInferResponse``.
-        call: what was asked.
-        limits: of an answer.
+    """Write the answer of an inference, a ``ModelInferResponse``.
 
     Raises:
         Refusal: an output cannot be written as JSON, which was asked for.

@@ -35,11 +35,7 @@ class Model:
 
 
 class Models:
-    """Asks tritonserver what it serves, and remembers it for some seconds.
-
-    Args:
-        triton: where to ask.
-    """
+    """Asks tritonserver what it serves, and remembers it for some seconds."""
 
     def __init__(self, triton: Triton) -> None:
         self._triton = triton

@@ -49,14 +49,7 @@ _SCORE_DIGITS: Final = 5
 
 
 class Segmenter:
-    """Answers ``POST /v1/segment`` and ``GET /v1/models``.
-
-    Args:
-        triton: what computes.
-        bodies: reads the requests.
-        limits: of a request and of all of them.
-        metrics: where they are counted.
-    """
+    """Answers ``POST /v1/segment`` and ``GET /v1/models``."""
 
     def __init__(self, triton: Triton, bodies: Bodies, limits: Limits, metrics: Metrics) -> None:
         self._triton, self._bodies, self._limits, self._metrics = triton, bodies, limits, metrics

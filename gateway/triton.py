@@ -37,13 +37,7 @@ _STATUS: Final = {
 
 
 class Triton:
-    """One connection to tritonserver, which comes back by itself. To be made where an event loop runs.
-
-    Args:
-        url: host and port of its gRPC endpoint.
-        limits: how long it may take.
-        tracing: of the inferences; None traces nothing.
-    """
+    """One connection to tritonserver, which comes back by itself. To be made where an event loop runs."""
 
     def __init__(self, url: str, limits: Limits, tracing: Tracing | None = None) -> None:
         self._limits, self._tracing = limits, tracing
@@ -59,9 +53,7 @@ class Triton:
     async def infer(self, request: bytes, timeout_s: float | None = None) -> Any:
         """Send a serialized ``ModelInferRequest``; returns the ``ModelInferResponse``.
 
-        Args:
-            request: bytes of the message.
-            timeout_s: how long it may take; None takes the limit ``answer_s``.
+        It may take ``timeout_s`` seconds; None takes the limit ``answer_s``.
 
         Raises:
             Refusal: tritonserver answers with an error, whose text it has, or not at all.

@@ -42,13 +42,7 @@ def gray_picture(side: int = _SIDE) -> bytes:
 def ask(
     http_url: str, model: str, headers: Mapping[str, str] | None = None, timeout_s: float = _TIMEOUT_S
 ) -> tuple[int, str]:
-    """Send one picture to an ensemble.
-
-    Args:
-        http_url: the server's HTTP endpoint, ``host:port``.
-        model: the ensemble.
-        headers: that the server asks for, such as an API key; None if none.
-        timeout_s: how long it may take.
+    """Send one picture to an ensemble, with the headers that the server asks for, such as an API key.
 
     Returns:
         Status of HTTP, and the text of a refusal.

@@ -21,12 +21,9 @@ def make_view(
 
     Args:
         repository: the model repository.
-        target: a folder that does not exist yet.
+        target: a folder that does not exist yet; returned.
         instances: model name to instance count, of models that no promotion changes.
         parameters: model name to the parameters of its configuration that differ, likewise.
-
-    Returns:
-        ``target``.
 
     Raises:
         RepositoryError: a configuration is missing or broken.

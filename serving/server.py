@@ -116,12 +116,7 @@ class TritonServer:
     """
 
     def __init__(self, options: ServerOptions, log: Callable[[str], None] | None = None) -> None:
-        """Prepare a server.
-
-        Args:
-            options: how to run it.
-            log: gets each line of the server's log; None keeps only the last lines, for errors.
-        """
+        """Prepare a server; ``log`` gets each line of its log, of which only the last are kept for errors."""
         self.options = options
         self.admin_secret = options.admin_secret or new_secret()
         self._log = log

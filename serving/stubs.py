@@ -60,9 +60,6 @@ class StubFinder:
 
     Only processes that are new since the last look are read, which takes a millisecond of processor time; asking each
     of the server's 170 threads for its children took ten.
-
-    Args:
-        server_pid: the server.
     """
 
     def __init__(self, server_pid: int) -> None:
@@ -100,12 +97,7 @@ class _Entry:
 
 
 class StubWatch:
-    """Looks after the stubs of one running server: a table of processes, each in one of four states.
-
-    Args:
-        server: the server.
-        longest_call_s: see :data:`LONGEST_CALL_S`.
-    """
+    """Looks after the stubs of one running server: a table of processes, each in one of four states."""
 
     def __init__(self, server: TritonServer, longest_call_s: float = LONGEST_CALL_S) -> None:
         self._server = server

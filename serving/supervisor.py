@@ -29,11 +29,7 @@ class RestartPolicy:
     steady_s: float = 60.0  # a server that stayed up this long starts with a count of zero again, in seconds
 
     def pause_s(self, restart: int) -> float:
-        """The pause before a restart, in seconds: half of its bound or more, at random.
-
-        Args:
-            restart: 1 for the first.
-        """
+        """The pause before a restart (1 is the first), in seconds: half of its bound or more, at random."""
         bound = min(self.most_s, self.first_s * 2 ** min(restart - 1, _MOST_DOUBLINGS))
         return float(bound * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
 
@@ -89,11 +85,7 @@ def supervise(
 
 
 def wait_for_end(server: TritonServer, timeout_s: float | None = None) -> str:
-    """Wait until the server has died; returns how.
-
-    Args:
-        server: the server.
-        timeout_s: how long to wait, in seconds; None waits without end.
+    """Wait until the server has died, without end where ``timeout_s`` is None; returns how.
 
     Raises:
         subprocess.TimeoutExpired: it still runs.

@@ -18,13 +18,7 @@ _ENSEMBLES: Final = frozenset(map(contract.ensemble_model, contract.PRECISIONS))
 def warm_up(
     http_url: str, models: Iterable[str], headers: Mapping[str, str] | None = None, timeout_s: float = 30.0
 ) -> dict[str, str]:
-    """Ask every ensemble for the instances of one gray picture.
-
-    Args:
-        http_url: the server's HTTP endpoint, ``host:port``.
-        models: that it serves; only ensembles are asked.
-        headers: that it asks for, such as an API key; None if none.
-        timeout_s: how long each may take.
+    """Ask every ensemble among the models for the instances of one gray picture (:func:`serving.health.ask`).
 
     Returns:
         By ensemble, why it did not answer; empty if all did.
