@@ -79,13 +79,8 @@ def detect_flavor(
 ) -> Flavor:
     """Find the TensorRT to build with.
 
-    Args:
-        prefer: family to use; by default ``tensorrt`` if it is installed, else ``tensorrt-rtx``. An installed
-            ``tensorrt`` that is too old is refused, never ignored silently.
-        import_module: imports a module by name.
-
-    Returns:
-        The flavor.
+    It is of the family ``prefer``; by default ``tensorrt`` if that is installed, else ``tensorrt-rtx``. An installed
+    ``tensorrt`` that is too old is refused, never ignored silently.
 
     Raises:
         FlavorError: none is installed, it is too old, or it is not known to work; the message says what to install.

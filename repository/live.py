@@ -40,11 +40,11 @@ class LiveError(OperatorError):
 
 
 class LiveServer:
-    """One running server, over gRPC.
+    """One running server, over gRPC; the secret opens its model-control API.
 
     Args:
         url: host and port of its gRPC endpoint.
-        admin_secret: opens the model-control API.
+        admin_secret: sent with what is restricted.
         name: for messages.
         answer_timeout_s: how long an answer may take, in seconds; loading a model always has five minutes.
         own: it is this user's and on this machine: nobody else who took its port is sent the secret.
@@ -131,15 +131,11 @@ class LiveServer:
         return dict(answer["config"])
 
     def reload(self, model: str, config: str | None = None) -> None:
-        """Load a model with its configuration on disk, or with another one.
+        """Load a model with its configuration on disk, or with another one, in JSON, which must differ to be loaded.
 
         Triton loads the new version, switches to it, then unloads the old one when its last request is done; ensembles
         that use the model follow. If loading fails, the old version goes on serving. (Seen on 2.51, under traffic, to
         higher and to lower numbers.)
-
-        Args:
-            model: its name.
-            config: JSON; Triton loads the model anew if it differs from the present configuration.
 
         Raises:
             LiveError: the server refused, or could not load the model; the message gives its reason.
@@ -154,10 +150,7 @@ class LiveServer:
     def check_answers(self, precision: str, version: int, input_dims: tuple[int, ...]) -> None:
         """Check that a version is ready, answers a zero image, and is the one that unversioned requests reach.
 
-        Args:
-            precision: fp32, fp16 or int8.
-            version: number of the version.
-            input_dims: height, width and channels of the network's input.
+        The image has ``input_dims``: height, width and channels of the network's input.
 
         Raises:
             LiveError: it does not.

@@ -27,12 +27,7 @@ class Promotion:
 
 
 def read_promotions(model_folder: Path, profile: str | None = None) -> list[Promotion]:
-    """Read a model's log, oldest first, without lines that are cut short.
-
-    Args:
-        model_folder: folder of ``network_<precision>``.
-        profile: take only this profile's lines.
-    """
+    """Read a model's log, of one profile or of all, oldest first, without lines that are cut short."""
     try:
         text = (model_folder / PROMOTIONS_NAME).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -55,14 +50,7 @@ def append_promotion(model_folder: Path, promotion: Promotion) -> None:
 def rollback_target(promotions: Sequence[Promotion], current: int | None) -> int | None:
     """The version that a rollback goes to: the one that was served before the current one.
 
-    Rolling back twice goes back two promotions.
-
-    Args:
-        promotions: one profile's log, oldest first.
-        current: the version that is served now.
-
-    Returns:
-        Its number; None if nothing was served before.
+    Rolling back twice goes back two promotions. None if nothing was served before. The log is that of one profile.
     """
     history: list[int] = []
     for promotion in promotions:

@@ -126,9 +126,7 @@ class ModelRepository:
     def existing(cls, path: Path, trusted_keys: Path | None = None) -> ModelRepository:
         """Open a repository that must exist; nothing is written but what a checkout's new templates make.
 
-        Args:
-            path: its folder.
-            trusted_keys: file of public keys; None takes the one that the environment names, if it does.
+        Without ``trusted_keys``, a file of public keys, the one that the environment names is taken, if it does.
 
         Raises:
             RepositoryError: there is none, or no keys are in the file.
@@ -195,9 +193,6 @@ class ModelRepository:
 
     def drop_compiled(self, folder: Path) -> None:
         """Remove what Python would run in place of a version's ``model.py``: its compiled form, which no hash covers.
-
-        Args:
-            folder: of the version, of a network or a step.
 
         Raises:
             RepositoryError: it cannot be removed.
@@ -587,17 +582,18 @@ def _decided(config: Any, limits: Mapping[str, float], *, stretch: bool) -> dict
 
 
 def network_problems(config: Any, source: Mapping[str, Any]) -> list[str]:
-    """Sizes and parameters of a configuration that differ from those of a network.
-
-    Args:
-        config: of a step.
-        source: what the network's manifest says of its export.
-    """
+    """Sizes and parameters of a step's configuration that differ from the network's, by its manifest's ``source``."""
     decided = _decided(config, source.get("request_limits", NO_LIMITS), stretch=source.get("stretch", False))
     wanted = {name: text for name, text in decided.items() if text is not None}
     there = {name: config.parameters[name].string_value for name in decided if name in config.parameters}
     wrong = [f"its parameters are {there}, the network's are {wanted}"] if there != wanted else []
-    return size_problems(config, source.get("tensor_sizes", {})) + wrong
+    sizes = source.get("tensor_sizes", {})
+    other = [
+        f"{tensor.name} is {list(tensor.dims)}, the network's is {sizes[tensor.name]}"
+        for tensor in [*config.input, *config.output]
+        if tensor.name in sizes and list(tensor.dims) != list(sizes[tensor.name])
+    ]
+    return other + wrong
 
 
 def _is_version(path: Path) -> bool:
@@ -608,15 +604,6 @@ def _kind_of(path: Path) -> str:
     if path.is_symlink():
         return "a link"
     return "a folder" if path.is_dir() else "a file"
-
-
-def size_problems(config: Any, sizes: Mapping[str, list[int]]) -> list[str]:
-    """Tensors of a configuration that differ from those of a network."""
-    return [
-        f"{tensor.name} is {list(tensor.dims)}, the network's is {sizes[tensor.name]}"
-        for tensor in [*config.input, *config.output]
-        if tensor.name in sizes and list(tensor.dims) != list(sizes[tensor.name])
-    ]
 
 
 def read_config(path: Path) -> Any:

@@ -131,14 +131,7 @@ def rollback(
 ) -> list[Promoted]:
     """Serve the versions that were served before the current ones, whatever their gates and sources.
 
-    Args:
-        repository: where they are.
-        precisions: of the models, each once.
-        profile: None takes the one that has promotions.
-        servers: as in :func:`promote`.
-
-    Returns:
-        One entry per model, in order.
+    Without a profile, it is the one that has promotions; for the rest, see :func:`promote`.
 
     Raises:
         RepositoryError: nothing was served before, it is missing or damaged, or it has other classes than what is
@@ -170,13 +163,10 @@ def rollback_version(repository: ModelRepository, precision: str, profile: str) 
 def prune(repository: ModelRepository, keep: int, *, dry_run: bool = False) -> list[VersionRef]:
     """Remove old versions; never a promoted one, nor the one that a rollback would go to.
 
-    Args:
-        repository: where they are.
-        keep: how many of the newest versions of each model stay in any case, 0 or more.
-        dry_run: remove nothing.
+    The newest of each model stay in any case, as many as ``keep`` says, 0 or more.
 
     Returns:
-        The versions that were, or would be, removed.
+        The versions that were, or in a dry run would be, removed.
 
     Raises:
         RepositoryError: ``keep`` is negative, or a configuration is broken.
