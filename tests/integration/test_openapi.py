@@ -76,7 +76,7 @@ def test_every_file_of_the_page_is_offered_with_its_headers(server):
             urllib.request.urlopen(again, timeout=20)
 
 
-def test_the_pages_hold_no_scripts_of_their_own_and_nothing_from_elsewhere():
+def test_the_pages_hold_no_inline_scripts_and_nothing_from_elsewhere():
     folder = Path(site.__file__).parent / "page"
     assert {path.name for path in folder.iterdir()} == {name for name, _ in site._FILES.values()}
     for path in folder.iterdir():

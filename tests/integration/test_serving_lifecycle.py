@@ -328,7 +328,7 @@ def test_a_server_that_hangs_is_killed_with_its_stubs(tiny):
 
 
 def test_what_a_server_killed_with_its_parent_left_is_swept_by_the_next(tiny, tmp_path, monkeypatch):
-    # A cache of its own: any other server of this user that starts meanwhile would sweep, too.
+    # A separate cache: any other server of this user that starts meanwhile would sweep, too.
     unpacked = find_tritonserver().binary.parent.parent
     cache = tmp_path / "cache"
     cache.mkdir()

@@ -20,7 +20,7 @@ ADDRESSES = ["s3://bucket/models", "gs://bucket/models", "as://account/models", 
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_an_address_is_told_from_a_path(address):
+def test_an_address_is_no_path(address):
     for given in (address, Path(address)):
         assert "is an address" in address_problem(given)
 

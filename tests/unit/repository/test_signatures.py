@@ -169,7 +169,7 @@ def test_a_signature_that_is_none(repository, content):
     assert [fault.problem.startswith(SIGNATURE_NAME) for fault in version_faults(repository, "int8", 1)] == [True]
 
 
-def test_a_signature_is_a_file_of_its_own(repository, tmp_path):
+def test_a_signature_is_a_separate_file(repository, tmp_path):
     path = folder(repository) / SIGNATURE_NAME
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")

@@ -656,7 +656,7 @@ def build_inputs(tmp_path_factory):
     return segmentation_export(folder / "export.onnx", height=32, width=32), folder / "images"
 
 
-# Processes of their own, forked from one that has imported the builder; each counts what it writes.
+# Separate processes, forked from one that has imported the builder; each counts what it writes.
 BUILDERS = multiprocessing.get_context("forkserver")
 BUILDERS.set_forkserver_preload(["builder.build", "builder.cpu_profile", __name__])
 

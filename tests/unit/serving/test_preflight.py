@@ -119,7 +119,7 @@ def test_sizes_of_the_other_steps_are_compared(repository):
     assert "postprocess: candidates is [500, 38]" in status(repository).reasons[0]
 
 
-def test_a_gate_that_did_not_pass_is_told(repository):
+def test_a_gate_that_did_not_pass_is_reported(repository):
     add_version(repository, verification=FAILED)
     found = status(repository)
     assert "f1 0.5, needed 0.97" in found.reasons[0]

@@ -100,7 +100,7 @@ def test_a_profile_that_the_server_has_no_backend_for_is_refused(repository, pro
         TritonServer(ServerOptions(repository, profile="tensorrt")).start()
 
 
-def test_a_program_that_ends_at_once_is_told_with_its_last_lines(repository, program, tmp_path):
+def test_a_program_that_ends_at_once_is_reported_with_its_last_lines(repository, program, tmp_path):
     program('echo "I1 starting"\necho "E1 no such thing" >&2\nexit 3')
     server = TritonServer(ServerOptions(repository))
     with pytest.raises(ServingError, match=r"(?s)ended before it was ready.*E1 no such thing"), server:

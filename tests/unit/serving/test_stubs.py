@@ -233,7 +233,7 @@ def test_the_children_of_a_process_are_found_as_they_come_and_go(tmp_path):
         wait_for(lambda: finder.find()[0].stopped, 10, "the first to stop")
         started[1].kill()  # nobody has waited for it yet
         wait_for(lambda: [stub.pid for stub in finder.find()] == [started[0].pid], 10, "the second to be gone")
-        assert stubs.StubFinder(started[0].pid).find() == []  # none of its own
+        assert stubs.StubFinder(started[0].pid).find() == []  # it has none
     finally:
         for process in started:
             process.kill()

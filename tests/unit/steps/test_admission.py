@@ -40,7 +40,7 @@ def admitted_at_once(admission, most=200):
     return tickets
 
 
-def test_a_few_callers_are_let_in_however_slow_the_server_is(path):
+def test_a_few_callers_are_admitted_however_slow_the_server_is(path):
     admission = Admission(path, max_latency_s=1e-3)
     assert len(admitted_at_once(admission)) == FLOOR_IMAGES
 
@@ -98,7 +98,7 @@ def test_one_stalled_request_does_not_close_the_door(path):
     assert len(admitted_at_once(admission)) > 2 * FLOOR_IMAGES
 
 
-def test_a_full_request_is_let_in_when_nothing_else_is_under_way(path):
+def test_a_full_request_is_admitted_when_nothing_else_is_under_way(path):
     admission = Admission(path, max_latency_s=1e-3)
     ticket = admission.admit(100)
     assert admission.images_under_way == 100
@@ -203,7 +203,7 @@ def test_an_overloaded_server_keeps_the_bound(path, clock):
 
 
 @pytest.mark.parametrize("ticket", [(0, 0, 0), (-1, 1, 1), (10**6, 5, 1), (0, 12345, 1)])
-def test_unknown_tickets_are_passed_over(path, ticket):
+def test_unknown_tickets_are_ignored(path, ticket):
     admission = Admission(path, max_latency_s=1.0)
     admission.admit(1)
     admission.finish(np.array(ticket, np.int64))
