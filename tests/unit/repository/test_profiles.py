@@ -17,7 +17,7 @@ from repository.integrity import verify
 from repository.plans import Machine
 from repository.profiles import BUILT_PROFILES, PROFILES
 from repository.servable import models_to_load
-from repository.store import SHIPPED_REPOSITORY, ModelRepository, read_config, write_config
+from repository.store import SHIPPED_REPOSITORY, ModelRepository, read_config
 from repository.versions import PromotionError
 from serving import preflight as looking
 from serving.__main__ import main as serving
@@ -200,13 +200,3 @@ def test_a_version_that_is_gone_or_damaged_is_reported_under_cuda_too(repository
     status = preflight(repository, "cuda", ("int8",)).models[0]
     assert "names the versions [1], which are missing" in status.reasons[0]
     assert any("cuda.pbtxt names the versions [1]" in fault.problem for fault in verify(repository).faults)
-
-
-def test_sizes_of_a_configuration_are_compared(repository):
-    add_version(repository)
-    path = repository.config_path("int8", "cpu")
-    config = read_config(path)
-    config.output[0].dims[:] = [900, 38]
-    write_config(path, config)
-    (fault,) = verify(repository).faults
-    assert "cpu.pbtxt: candidates is [900, 38]" in fault.problem

@@ -573,10 +573,11 @@ def test_a_manifest_with_entries_of_other_kinds_is_refused(repository, changes, 
     assert "not a readable manifest" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b'name: "\xb1"', b"parameters {" * 5000])
+@pytest.mark.parametrize("content", [b"\xff\xfe", b'name: "\xb1"', b"no_such_field: 1", b"parameters {" * 5000])
 def test_a_configuration_that_is_none_is_refused(repository, content):
-    repository.config_path("int8", "cpu").write_bytes(content)
-    with pytest.raises(RepositoryError, match="not a model configuration"):
+    path = repository.config_path("int8", "cpu")
+    path.write_bytes(content)
+    with pytest.raises(RepositoryError, match=f"^{path}: not a model configuration"):
         repository.promoted("int8", "cpu")
 
 
