@@ -29,15 +29,10 @@ class SourceError(Exception):
 
 @dataclass(frozen=True)
 class Source:
-    """One image file.
+    """One image file."""
 
-    Attributes:
-        path: of the file.
-        name: relative path, unique among the sources: for overlays and JSON.
-    """
-
-    path: Path
-    name: str
+    path: Path  # of the file
+    name: str  # relative path, unique among the sources: for overlays and JSON
 
 
 def find_images(

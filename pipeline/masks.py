@@ -31,12 +31,6 @@ class MaskRuns:
 
     The pixel (x, y) has the index x * height + y, as in COCO's run-length encoding.
 
-    Attributes:
-        starts: int64 [r], index of each run's first pixel, rising.
-        ends: int64 [r], index behind each run's last pixel; ``starts[i] < ends[i] < starts[i + 1]``.
-        height: of the whole image, in pixels.
-        width: of the whole image, in pixels.
-
     Example:
         >>> runs = MaskRuns.from_image(np.array([[0, 1], [0, 1], [1, 1]], bool))
         >>> runs.starts.tolist(), runs.ends.tolist(), runs.area
@@ -45,10 +39,10 @@ class MaskRuns:
         [[0, 1], [0, 1], [1, 1]]
     """
 
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    height: int
-    width: int
+    starts: NDArray[np.int64]  # int64 [r], index of each run's first pixel, rising
+    ends: NDArray[np.int64]  # int64 [r], index behind each run's last pixel; ``starts[i] < ends[i] < starts[i + 1]``
+    height: int  # of the whole image, in pixels
+    width: int  # of the whole image, in pixels
 
     @property
     def area(self) -> int:
@@ -316,19 +310,12 @@ def _runs(
 
 @dataclass(frozen=True)
 class _Columns:
-    """Every pixel column as a blend of two columns of cells.
+    """Every pixel column as a blend of two columns of cells."""
 
-    Attributes:
-        planes: float32 [cells, rows].
-        cell: intp [columns], the cell to the left.
-        neighbor: intp [columns], the cell to the right.
-        fraction: float32 [columns], weight of ``neighbor``.
-    """
-
-    planes: NDArray[np.float32]
-    cell: NDArray[np.intp]
-    neighbor: NDArray[np.intp]
-    fraction: NDArray[np.float32]
+    planes: NDArray[np.float32]  # float32 [cells, rows]
+    cell: NDArray[np.intp]  # intp [columns], the cell to the left
+    neighbor: NDArray[np.intp]  # intp [columns], the cell to the right
+    fraction: NDArray[np.float32]  # float32 [columns], weight of ``neighbor``
 
     def at(self, columns: NDArray[np.intp], *rows: NDArray[np.intp]) -> list[NDArray[np.float32]]:
         """Interpolated logits at pixel columns and prototype rows, for each of several rows."""

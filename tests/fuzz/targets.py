@@ -95,15 +95,10 @@ _ODD: Final[tuple[Any, ...]] = (
 
 @dataclass(frozen=True)
 class Target:
-    """One thing to fuzz.
+    """One thing to fuzz."""
 
-    Attributes:
-        run: takes any bytes; an exception is a finding.
-        seeds: makes inputs to start from.
-    """
-
-    run: Callable[[bytes], object]
-    seeds: Callable[[], list[bytes]]
+    run: Callable[[bytes], object]  # takes any bytes; an exception is a finding
+    seeds: Callable[[], list[bytes]]  # makes inputs to start from
 
 
 def _patched(document: Any, data: bytes) -> Any:
