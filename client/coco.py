@@ -110,9 +110,7 @@ class CocoIds:
     def image_id(self, name: str, size: tuple[int, int]) -> int:
         """Id of the image whose file name ends like ``name``, or has its last part where that is unique.
 
-        Args:
-            name: relative path of the image.
-            size: its height and width.
+        The size is its height and width.
 
         Raises:
             ValueError: there is none or more than one, or it is of another size there.

@@ -35,19 +35,12 @@ _BORDER_PIXELS: Final = 0.01  # how far a box may leave the image, by rounding i
 
 @dataclass(frozen=True)
 class Request:
-    """One request.
+    """One request."""
 
-    Attributes:
-        images: encoded images, 1 to :data:`pipeline.contract.MAX_REQUEST_BATCH`.
-        names: what messages call them.
-        parameters: KServe request parameters; missing ones are the server's defaults.
-        decode_s: about how long the server decodes them, in seconds.
-    """
-
-    images: tuple[bytes, ...]
-    names: tuple[str, ...]
-    parameters: Parameters
-    decode_s: float = 0.0
+    images: tuple[bytes, ...]  # encoded images, 1 to :data:`pipeline.contract.MAX_REQUEST_BATCH`
+    names: tuple[str, ...]  # what messages call them
+    parameters: Parameters  # KServe request parameters; missing ones are the server's defaults
+    decode_s: float = 0.0  # about how long the server decodes them, in seconds
 
     @classmethod
     def cut(cls, images: Sequence[ImageInput], parameters: Parameters) -> list[Request]:
@@ -193,11 +186,7 @@ def parse_response(
 
 
 def _check(result: Segmentation, sent: tuple[int, int] | None) -> None:
-    """Check one image's result.
-
-    Args:
-        result: what came.
-        sent: height and width of the image that was sent; None where unknown.
+    """Check one image's result, for an image of the height and width ``sent``, if these are known.
 
     Raises:
         ValueError: no right answer is like this; says what is wrong.

@@ -16,13 +16,9 @@ async def ordered_window(
 ) -> AsyncGenerator[tuple[T, R], None]:
     """Work on several items at once and give them back in order.
 
-    An item is taken only when there is room, so an endless source (a camera) does not fill memory. Iterate inside
-    ``contextlib.aclosing``, which cancels what is in flight if the loop ends early.
-
-    Args:
-        items: what to work on.
-        work: called once per item.
-        in_flight: most items in work or waiting for their turn.
+    At most ``in_flight`` items are in work or wait for their turn; another one is taken only when there is room, so an
+    endless source (a camera) does not fill memory. Iterate inside ``contextlib.aclosing``, which cancels what is in
+    flight if the loop ends early.
 
     Yields:
         Every item with its result, in the order of ``items``.

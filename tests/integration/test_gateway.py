@@ -39,12 +39,6 @@ HOSTILE_INPUTS = int(os.environ.get("HOSTILE_INPUTS", "1000"))
 PATHS = [f"/v2/models/{model}/{verb}" for model in ("segment_int8", "none") for verb in ("infer", "generate")]
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    with TritonServer(ServerOptions(tiny_repository(tmp_path_factory.mktemp("gateway") / "tiny"))) as running:
-        yield running
-
-
 def send(url, data, timeout_s=30):
     """Send bytes; returns the status of the answer, or None if the connection was closed without one."""
     return protocol.send_http(url, data, timeout_s)[0]

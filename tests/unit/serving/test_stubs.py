@@ -17,20 +17,10 @@ from serving.errors import ServingError
 from serving.server import ServerOptions, TritonServer
 from serving.stubs import Stub, StubWatch
 from tests.chaos.faults_service import wait_for
+from tests.unit.clock import Clock
 
 ONE, OTHER = Stub(7, "preprocess", "1", "preprocess_0_0"), Stub(8, "preprocess", "1", "preprocess_0_1")
 NEW = [Stub(9, "preprocess", "1", "preprocess_0_0"), Stub(10, "preprocess", "1", "preprocess_0_1")]
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def monotonic(self):
-        return self.now
-
-    def time_ns(self):
-        return int(self.now)
 
 
 class Server:

@@ -7,18 +7,7 @@ import pytest
 from serving import supervisor
 from serving.errors import ServingError
 from serving.supervisor import RestartPolicy, supervise
-
-
-class Clock:
-    def __init__(self):
-        self.now, self.pauses = 0.0, []
-
-    def monotonic(self):
-        return self.now
-
-    def sleep(self, seconds):
-        self.pauses.append(seconds)
-        self.now += seconds
+from tests.unit.clock import Clock
 
 
 class Server:

@@ -13,17 +13,10 @@ from serving.errors import ServingError
 from serving.stubs import Stub
 from serving.supervisor import RestartPolicy
 from serving.watch import Health, StallWatch, StubKeeper, watch_over
+from tests.unit.clock import Clock
 
 POLICY = RestartPolicy(restarts=3, first_s=1.0, most_s=30.0, steady_s=60.0)
 DEAD = Stub(7, "preprocess", "1", "preprocess_0_0")
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def monotonic(self):
-        return self.now
 
 
 @pytest.fixture

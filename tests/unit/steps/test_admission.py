@@ -15,6 +15,7 @@ from pipeline.errors import BUSY, OverloadError
 from steps import admission as steps_admission
 from steps.admission import FLOOR_IMAGES, Admission, state_folder, state_path
 from tests.strangers import belongs_to_another
+from tests.unit.clock import Clock
 
 
 @pytest.fixture
@@ -106,14 +107,6 @@ def test_a_full_request_is_admitted_when_nothing_else_is_under_way(path):
         admission.admit(1)
     admission.finish(ticket)
     admission.admit(100)
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def monotonic_ns(self):
-        return int(self.now * 1e9)
 
 
 @pytest.fixture
