@@ -33,6 +33,7 @@ from repository.store import CONFIG_NAME, CONFIG_NAMES, RESAMPLE, ModelRepositor
 from serving.environment import check_ports, check_shared_memory, free_ports, is_free, resolve_host
 from serving.errors import ServingError
 from serving.front import HttpFront, knows_secret
+from serving.health import warm_up
 from serving.hidden_arguments import STAND_IN, CannotHide, start_hidden
 from serving.http_call import http_call
 from serving.lifetime import end_with
@@ -42,7 +43,6 @@ from serving.repository_view import make_view
 from serving.safe_names import SafeNames
 from serving.secret import new_secret, secret_in
 from serving.tritonserver import Installation, find_tritonserver
-from serving.warm_up import warm_up
 
 RESTRICTED_APIS: Final = "model-repository,shared-memory,trace,logging"
 
@@ -281,7 +281,7 @@ class TritonServer:
         self.start()
 
     def wait_ready(self, timeout_s: float = 120.0) -> None:
-        """Wait until every model is ready, and send each ensemble a first picture (:mod:`serving.warm_up`).
+        """Wait until every model is ready, and send each ensemble a first picture (:func:`serving.health.warm_up`).
 
         Raises:
             ServingError: the server ended, or is not ready in time; the message ends with the last lines of its log.
