@@ -30,7 +30,7 @@ from repository.manifest import MANIFEST_NAME, Manifest, classes_text, is_named,
 from repository.profiles import PROFILES
 from repository.shim import SHIM_NAME, is_importable
 from repository.signatures import TrustedKeys
-from repository.templates import BASE_SUFFIX, TEMPLATE_SUFFIX, made_from, outdated, refresh, templates
+from repository.templates import BASE_SUFFIX, TEMPLATE_SUFFIX, left_behind, made_from, outdated, refresh, templates
 
 SHIPPED_REPOSITORY: Final = Path(__file__).resolve().parent.parent / "model_repository"
 DEFAULT_REPOSITORY: Final = Path(os.environ.get("SEGMENTATION_REPOSITORY") or SHIPPED_REPOSITORY)
@@ -118,7 +118,7 @@ class ModelRepository:
         Raises:
             RepositoryError: they cannot be written, or one is broken.
         """
-        if outdated(self.path):
+        if outdated(self.path) or left_behind(self.path):
             with self.locked():
                 refresh(self.path)
 

@@ -77,6 +77,17 @@ def test_a_promotion_leaves_git_clean_and_outlives_a_pull(origin, clone):
     assert git(clone, "status", "--porcelain") == ""
 
 
+def test_a_configuration_that_a_release_no_longer_has_is_removed_by_a_pull(origin, clone):
+    opened(clone)
+    mine = clone / "model_repository/segment_int8/configs/mine.pbtxt"
+    mine.write_text("# written by hand")
+    git(origin, "rm", "--quiet", "model_repository/segment_int8/configs/cuda.pbtxt.in")
+    git(origin, "commit", "--quiet", "--message=a release without it")
+    git(clone, "pull", "--quiet", "--ff-only")
+    opened(clone)
+    assert [path.name for path in mine.parent.iterdir()] == ["mine.pbtxt"]
+
+
 def test_a_network_of_other_sizes_and_classes_outlives_a_pull(origin, clone):
     repository = opened(clone)
     repository.fit_network({"images": [320, 320, 3]}, ["cat", "dog"])
