@@ -14,7 +14,10 @@ from pathlib import Path
 def write_atomically(path: Path, data: bytes | str, mode: int = 0o644) -> None:
     """Write a file beside its place, as ``.NAME-…``, and rename it.
 
-    Its folder must exist. Text is written in UTF-8, file names that are not UTF-8 with escapes.
+    Args:
+        path: its folder must exist.
+        data: the content; text is written in UTF-8, file names that are not UTF-8 with escapes.
+        mode: permissions of the file.
 
     Raises:
         OSError: it cannot be written; what was there before is unchanged.
@@ -46,7 +49,11 @@ def private_folder(path: Path) -> Path:
 
     Making it neither follows a link nor takes what is there. So nobody else can own what is in it, or open or lock it.
 
-    Its parent must exist; others may be able to write there, as to ``/dev/shm``. Returns the path.
+    Args:
+        path: its parent must exist; others may be able to write there, as to ``/dev/shm``.
+
+    Returns:
+        The path.
 
     Raises:
         PermissionError: another user made it, or it is a link or a file, or others can enter it.
@@ -69,7 +76,14 @@ def is_private(path: Path) -> bool:
 
 
 def open_private(path: Path, flags: int) -> int:
-    """Open a regular file of this user's, as :func:`os.open` does, or make it with mode 0600; follows no links.
+    """Open a regular file of this user's, or make it with mode 0600; links are not followed.
+
+    Args:
+        path: the file.
+        flags: of :func:`os.open`; ``O_CREAT`` makes it.
+
+    Returns:
+        The descriptor.
 
     Raises:
         PermissionError: it belongs to another user, others can write to it, or it is no regular file.

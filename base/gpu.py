@@ -10,10 +10,15 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU."""
+    """A GPU.
 
-    name: str  # such as ``NVIDIA H100 80GB HBM3``
-    compute_capability: str  # such as ``9.0``
+    Attributes:
+        name: such as ``NVIDIA H100 80GB HBM3``.
+        compute_capability: such as ``9.0``.
+    """
+
+    name: str
+    compute_capability: str
 
     @property
     def architecture(self) -> str:

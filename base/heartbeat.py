@@ -28,7 +28,10 @@ class Heartbeat:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Make the file, in a folder that only this user can enter (:func:`base.files.private_folder`).
+        """Make the file, for this process.
+
+        Args:
+            folder: one that only this user can enter; see :func:`base.files.private_folder`.
 
         Raises:
             OSError: the file cannot be made, or another user's is there.

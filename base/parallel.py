@@ -14,6 +14,11 @@ Result = TypeVar("Result")
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
     """Results of ``work`` in the order of ``items``; few are under way at a time, so that few are in memory.
 
+    Args:
+        work: called on other threads.
+        items: what it gets.
+        threads: how many.
+
     Raises:
         Exception: what ``work`` raises, when its turn comes.
 

@@ -35,15 +35,24 @@ Send = Callable[[bytes], None]
 
 @dataclass(frozen=True)
 class Figures:
-    """One way under a load."""
+    """One way under a load.
 
-    p50_ms: float  # median latency
-    gateway_ms: float  # processor time of the gateway, per image
-    images_per_s: float  # that were answered
+    Attributes:
+        p50_ms: median latency.
+        gateway_ms: processor time of the gateway, per image.
+        images_per_s: that were answered.
+    """
+
+    p50_ms: float
+    gateway_ms: float
+    images_per_s: float
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure all ways in turn against one server.
+
+    Args:
+        options: ``repository``, ``out``, ``rounds``, ``seconds`` of a window, ``in_flight`` requests, ``precision``.
 
     Raises:
         ServingError: the server did not start.

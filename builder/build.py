@@ -30,12 +30,19 @@ from scenes.reference import REFERENCE_CLASSES, REFERENCE_NAME, fetch_reference
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a build needs; nothing is written yet."""
+    """What a build needs; nothing is written yet.
 
-    export: Export  # what is built
-    profile: Profile  # makes the networks
-    verifier: Verifier  # compares them with the export's file
-    fp32_graph: Differences  # how far the fp32 graph differs from the file
+    Attributes:
+        export: what is built.
+        profile: makes the networks.
+        verifier: compares them with the export's file.
+        fp32_graph: how far the fp32 graph differs from the file.
+    """
+
+    export: Export
+    profile: Profile
+    verifier: Verifier
+    fp32_graph: Differences
 
     def int8_subject(self) -> Subject:
         """The int8 network before any group is restored, with what is needed to examine it.

@@ -32,11 +32,17 @@ FLAT_DEVIATION: Final = 4.0
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """Images for calibration."""
+    """Images for calibration.
 
-    paths: tuple[Path, ...]  # the image files, sorted
-    sha256: str  # over the files' contents in that order, hexadecimal
-    origin_warning: str | None = None  # what is wrong with the set, known before its images are read; None if nothing
+    Attributes:
+        paths: the image files, sorted.
+        sha256: over the files' contents in that order, hexadecimal.
+        origin_warning: what is wrong with the set, known before its images are read; None if nothing.
+    """
+
+    paths: tuple[Path, ...]
+    sha256: str
+    origin_warning: str | None = None
 
     @classmethod
     def of(cls, images: Sequence[Path], warning: str | None = None) -> CalibrationSet:
@@ -104,11 +110,17 @@ class CalibrationSet:
 
 @dataclass(frozen=True)
 class VerificationSet:
-    """Images to verify on."""
+    """Images to verify on.
 
-    paths: tuple[Path, ...]  # the image files, sorted
-    sha256: str  # over the files' contents in that order, hexadecimal
-    annotations: Path | None = None  # COCO instances file of these images; None if there is none
+    Attributes:
+        paths: the image files, sorted.
+        sha256: over the files' contents in that order, hexadecimal.
+        annotations: COCO instances file of these images; None if there is none.
+    """
+
+    paths: tuple[Path, ...]
+    sha256: str
+    annotations: Path | None = None
 
     @classmethod
     def of(
@@ -130,10 +142,15 @@ class VerificationSet:
 
 @dataclass(frozen=True)
 class Datasets:
-    """The images of a build."""
+    """The images of a build.
 
-    calibration: CalibrationSet | None  # for int8; None if int8 is not built
-    verification: VerificationSet  # for the gates; no image of the calibration is among them
+    Attributes:
+        calibration: for int8; None if int8 is not built.
+        verification: for the gates; no image of the calibration is among them.
+    """
+
+    calibration: CalibrationSet | None
+    verification: VerificationSet
 
 
 def find_images(images: Sequence[Path]) -> tuple[Path, ...]:

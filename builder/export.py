@@ -57,25 +57,41 @@ _SIZED: Final = {
 
 @dataclass(frozen=True)
 class Export:
-    """A segmentation export: the file, what it holds, and its graph."""
+    """A segmentation export: the file, what it holds, and its graph.
 
-    path: Path  # the ONNX file
-    # Name to SHA-256, hexadecimal, of every file of the model: the ONNX file, and those beside it with its weights
+    Attributes:
+        path: the ONNX file.
+        files: name to SHA-256, hexadecimal, of every file of the model: the ONNX file, and those beside it with its
+            weights.
+        sha256: over all of them; of the ONNX file if it is the only one.
+        name: a short name for tags, in lower case letters, digits, ``-`` and ``_``.
+        opset: version of the default operator set in the file.
+        batch: the batch that the file is made for; None if it takes any.
+        input_name: name of the image input, float32 or float16 [batch, 3, height, width].
+        input_height: in pixels.
+        input_width: in pixels.
+        layout: what its outputs mean.
+        is_half: whether its weights are in half precision; those of ``model`` are float32 all the same.
+        class_names: one name per class.
+        facts: what its metadata says of it: ``task``, ``stride``, ``version`` and ``description``, as far as it does.
+        notes: what of the file is ignored or changed, and why.
+        model: the graph in float32, the input size fixed, in an opset of :data:`WORKING_OPSETS`, without suppression.
+    """
+
+    path: Path
     files: dict[str, str]
-    sha256: str  # over all of them; of the ONNX file if it is the only one
-    name: str  # a short name for tags, in lower case letters, digits, ``-`` and ``_``
-    opset: int  # version of the default operator set in the file
-    batch: int | None  # the batch that the file is made for; None if it takes any
-    input_name: str  # name of the image input, float32 or float16 [batch, 3, height, width]
-    input_height: int  # in pixels
-    input_width: int  # in pixels
-    layout: Layout  # what its outputs mean
-    is_half: bool  # whether its weights are in half precision; those of ``model`` are float32 all the same
-    class_names: tuple[str, ...]  # one name per class
-    # What its metadata says of it: ``task``, ``stride``, ``version`` and ``description``, as far as it does
+    sha256: str
+    name: str
+    opset: int
+    batch: int | None
+    input_name: str
+    input_height: int
+    input_width: int
+    layout: Layout
+    is_half: bool
+    class_names: tuple[str, ...]
     facts: dict[str, str]
-    notes: tuple[str, ...]  # what of the file is ignored or changed, and why
-    # The graph in float32, the input size fixed, in an opset of :data:`WORKING_OPSETS`, without suppression
+    notes: tuple[str, ...]
     model: onnx.ModelProto = field(repr=False, compare=False)
 
     @property

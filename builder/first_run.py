@@ -31,10 +31,15 @@ _ENVIRONMENT: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MAL
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of the process."""
+    """Bounds of the process.
 
-    time_s: float = 300  # most seconds that it may take
-    memory_mib: int = 8192  # most address space that it may take, in MiB
+    Attributes:
+        time_s: most seconds that it may take.
+        memory_mib: most address space that it may take, in MiB.
+    """
+
+    time_s: float = 300
+    memory_mib: int = 8192
 
 
 def first_run(path: Path, input_size: tuple[int, int] | None, limits: Limits) -> dict[str, tuple[int, ...]]:

@@ -34,25 +34,40 @@ _BEST: Final = 100  # rows that evidence is taken from
 
 @dataclass(frozen=True)
 class Evidence:
-    """One finding."""
+    """One finding.
 
-    question: str  # what was asked of the file
-    answer: str  # in a few words
-    evidence: str  # what shows it
+    Attributes:
+        question: what was asked of the file.
+        answer: in a few words.
+        evidence: what shows it.
+    """
+
+    question: str
+    answer: str
+    evidence: str
 
 
 @dataclass
 class Findings:
-    """What is known of a file."""
+    """What is known of a file.
 
-    file: str  # its name
-    served: bool = False  # whether the builder takes it
-    family: str = ""  # by its key; empty if unknown
-    title: str = ""  # of the family, or what the file is instead
-    refusal: str = ""  # why it is not taken; empty if it is
-    # What reading it shows, such as opset, input, outputs and metadata
+    Attributes:
+        file: its name.
+        served: whether the builder takes it.
+        family: by its key; empty if unknown.
+        title: of the family, or what the file is instead.
+        refusal: why it is not taken; empty if it is.
+        facts: what reading it shows, such as opset, input, outputs and metadata.
+        evidence: what running it shows.
+    """
+
+    file: str
+    served: bool = False
+    family: str = ""
+    title: str = ""
+    refusal: str = ""
     facts: dict[str, str] = field(default_factory=dict)
-    evidence: list[Evidence] = field(default_factory=list)  # what running it shows
+    evidence: list[Evidence] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

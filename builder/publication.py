@@ -40,13 +40,21 @@ _MODEL_FILE: Final = "model.onnx"
 
 @dataclass(frozen=True)
 class Built:
-    """One precision's outcome."""
+    """One precision's outcome.
 
-    manifest: Manifest  # of the version
-    folder: Path  # where the version lies
-    existed: bool  # an equal build had been made before; nothing was written
-    promoted: bool  # the profile's configuration names the version
-    state: str  # for people: served, or what has to be done to serve it
+    Attributes:
+        manifest: of the version.
+        folder: where the version lies.
+        existed: an equal build had been made before; nothing was written.
+        promoted: the profile's configuration names the version.
+        state: for people: served, or what has to be done to serve it.
+    """
+
+    manifest: Manifest
+    folder: Path
+    existed: bool
+    promoted: bool
+    state: str
 
 
 class Publisher:

@@ -33,11 +33,17 @@ _TEMPLATE: Final = Path(__file__).with_name("report.html.jinja")
 
 @dataclass(frozen=True)
 class Example:
-    """One verification image."""
+    """One verification image.
 
-    path: Path  # the image file
-    reference: ImageSegmentation  # what fp32 finds in it
-    found: ImageSegmentation  # what the version finds in it
+    Attributes:
+        path: the image file.
+        reference: what fp32 finds in it.
+        found: what the version finds in it.
+    """
+
+    path: Path
+    reference: ImageSegmentation
+    found: ImageSegmentation
 
 
 def choose_examples(

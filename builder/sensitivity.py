@@ -27,12 +27,19 @@ from repository.network import onnx_network
 
 @dataclass(frozen=True)
 class GroupCost:
-    """What one group of layers costs in int8."""
+    """What one group of layers costs in int8.
 
-    group: str  # its name, such as ``model.22.proto``
-    nodes: tuple[str, ...]  # the quantized nodes in it
-    convolutions: int  # how many of them are convolutions that run in int8
-    agreement: Agreement  # of the network in which only this group is quantized, with the reference
+    Attributes:
+        group: its name, such as ``model.22.proto``.
+        nodes: the quantized nodes in it.
+        convolutions: how many of them are convolutions that run in int8.
+        agreement: of the network in which only this group is quantized, with the reference.
+    """
+
+    group: str
+    nodes: tuple[str, ...]
+    convolutions: int
+    agreement: Agreement
 
     @property
     def cost(self) -> float:
@@ -53,13 +60,20 @@ class GroupCost:
 
 @dataclass(frozen=True)
 class Trade:
-    """One point between all in int8 and nothing in int8."""
+    """One point between all in int8 and nothing in int8.
 
-    restored: tuple[str, ...]  # groups taken out of int8, the costliest first
-    int8_convolutions: int  # convolutions that remain in int8
-    size_bytes: int  # of the ONNX model; weights of int8 layers count one byte each, others as they are stored
-    agreement: Agreement  # with the reference
-    # What of the gate is not reached, in words; empty if it is passed, or if there is none
+    Attributes:
+        restored: groups taken out of int8, the costliest first.
+        int8_convolutions: convolutions that remain in int8.
+        size_bytes: of the ONNX model; weights of int8 layers count one byte each, others as they are stored.
+        agreement: with the reference.
+        failures: what of the gate is not reached, in words; empty if it is passed, or if there is none.
+    """
+
+    restored: tuple[str, ...]
+    int8_convolutions: int
+    size_bytes: int
+    agreement: Agreement
     failures: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -75,15 +89,25 @@ class Trade:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is examined."""
+    """What is examined.
 
-    quantized: onnx.ModelProto  # Q/DQ network, grafted, fp32 around its int8 layers
-    original: onnx.ModelProto  # the fp32 network it was made of, grafted
-    paths: Sequence[Path]  # images to compare on
-    reference: Sequence[ImageSegmentation]  # what the export's file finds on them
-    input_size: tuple[int, int]  # height and width of the network's input
-    settings: Verification  # thresholds
-    stretch: bool = False  # whether images fill the input
+    Attributes:
+        quantized: Q/DQ network, grafted, fp32 around its int8 layers.
+        original: the fp32 network it was made of, grafted.
+        paths: images to compare on.
+        reference: what the export's file finds on them.
+        input_size: height and width of the network's input.
+        settings: thresholds.
+        stretch: whether images fill the input.
+    """
+
+    quantized: onnx.ModelProto
+    original: onnx.ModelProto
+    paths: Sequence[Path]
+    reference: Sequence[ImageSegmentation]
+    input_size: tuple[int, int]
+    settings: Verification
+    stretch: bool = False
 
     def compare(self, model: onnx.ModelProto) -> Agreement:
         """Compare a network with the reference."""

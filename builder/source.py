@@ -27,25 +27,41 @@ class Placement:
 
     A point (x, y) of the image, in pixels with centers at .5, lies in the input at (x * scale_x + left,
     y * scale_y + top).
+
+    Attributes:
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        scale_x: network pixels per image pixel, across.
+        scale_y: likewise, down.
+        left: network pixels of border left of the image.
+        top: network pixels of border above it.
     """
 
-    height: int  # of the image, in pixels
-    width: int  # of the image, in pixels
-    scale_x: float  # network pixels per image pixel, across
-    scale_y: float  # likewise, down
-    left: float  # network pixels of border left of the image
-    top: float  # network pixels of border above it
+    height: int
+    width: int
+    scale_x: float
+    scale_y: float
+    left: float
+    top: float
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """The instances of one image, best first; n may be 0."""
+    """The instances of one image, best first; n may be 0.
 
-    boxes: Floats  # float64 [n, 4] of x1, y1, x2, y2 in pixels of the image, clipped to it
-    scores: Floats  # float64 [n] in [0, 1], falling
-    class_ids: NDArray[np.int64]  # int64 [n]
-    masks: list[bytes]  # n masks, COCO compressed, of the whole image
-    left_out: float  # the best score of the anchors beyond the limit, which are ignored; 0 if there were none
+    Attributes:
+        boxes: float64 [n, 4] of x1, y1, x2, y2 in pixels of the image, clipped to it.
+        scores: float64 [n] in [0, 1], falling.
+        class_ids: int64 [n].
+        masks: n masks, COCO compressed, of the whole image.
+        left_out: the best score of the anchors beyond the limit, which are ignored; 0 if there were none.
+    """
+
+    boxes: Floats
+    scores: Floats
+    class_ids: NDArray[np.int64]
+    masks: list[bytes]
+    left_out: float
 
 
 class SourceNetwork:

@@ -43,14 +43,23 @@ _ROUNDED_ROWS: Final = 50
 
 @dataclass(frozen=True)
 class Differences:
-    """How far boxes and scores are from those of the export's file."""
+    """How far boxes and scores are from those of the export's file.
 
-    images: int  # compared
-    matched: int  # detections, or candidates, compared
-    box_max_px: float  # greatest distance of a box's sides, in network pixels
-    box_mean_px: float  # their mean
-    score_max: float  # greatest difference of scores
-    score_mean: float  # their mean
+    Attributes:
+        images: compared.
+        matched: detections, or candidates, compared.
+        box_max_px: greatest distance of a box's sides, in network pixels.
+        box_mean_px: their mean.
+        score_max: greatest difference of scores.
+        score_mean: their mean.
+    """
+
+    images: int
+    matched: int
+    box_max_px: float
+    box_mean_px: float
+    score_max: float
+    score_mean: float
 
     @classmethod
     def of(cls, images: int, boxes: Iterable[NDArray[Any]], scores: Iterable[NDArray[Any]]) -> Differences:

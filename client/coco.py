@@ -110,7 +110,9 @@ class CocoIds:
     def image_id(self, name: str, size: tuple[int, int]) -> int:
         """Id of the image whose file name ends like ``name``, or has its last part where that is unique.
 
-        The size is its height and width.
+        Args:
+            name: relative path of the image.
+            size: its height and width.
 
         Raises:
             ValueError: there is none or more than one, or it is of another size there.

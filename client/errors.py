@@ -76,7 +76,14 @@ _ERROR_OF_STATUS: Final[dict[str, type[SegmentationError]]] = {
 
 
 def error_of_status(status: str | None, message: str, url: str, timeout_s: float) -> SegmentationError:
-    """The error for an answer that is no result, by what ``InferenceServerException`` holds; it keeps the message."""
+    """The error for an answer that is not a result.
+
+    Args:
+        status: what ``InferenceServerException.status()`` holds.
+        message: the server's; kept.
+        url: of the server, for the message.
+        timeout_s: bound that was in force, in seconds.
+    """
     kind = _ERROR_OF_STATUS.get(status or "", ServerError)
     message = str(message)  # in JSON it may be anything
     if len(message) > _MOST_MESSAGE:
@@ -101,7 +108,15 @@ def error_of_status(status: str | None, message: str, url: str, timeout_s: float
 
 @contextmanager
 def answer_errors(url: str, protocol: str) -> Iterator[None]:
-    """Turn what tritonclient raises on an answer that it cannot read into :class:`AnswerError`."""
+    """Turn what tritonclient raises on an answer that it cannot read into :class:`AnswerError`.
+
+    Args:
+        url: of the server, for the message.
+        protocol: ``grpc`` or ``http``, for the message.
+
+    Raises:
+        AnswerError: the answer cannot be read.
+    """
     try:
         yield
     except InferenceServerException as error:
@@ -123,6 +138,14 @@ def translated_errors(url: str, timeout_s: float, protocol: str) -> Iterator[Non
     """Turn what tritonclient and the libraries below it raise into the errors of this module.
 
     Wrap only their calls: any other error counts as a fault of the connection or of what answers.
+
+    Args:
+        url: of the server, for the messages.
+        timeout_s: bound that is in force, in seconds.
+        protocol: ``grpc`` or ``http``, for the messages.
+
+    Raises:
+        SegmentationError: the fitting subclass.
     """
     try:
         yield

@@ -35,12 +35,19 @@ _BORDER_PIXELS: Final = 0.01  # how far a box may leave the image, by rounding i
 
 @dataclass(frozen=True)
 class Request:
-    """One request."""
+    """One request.
 
-    images: tuple[bytes, ...]  # encoded images, 1 to :data:`pipeline.contract.MAX_REQUEST_BATCH`
-    names: tuple[str, ...]  # what messages call them
-    parameters: Parameters  # KServe request parameters; missing ones are the server's defaults
-    decode_s: float = 0.0  # about how long the server decodes them, in seconds
+    Attributes:
+        images: encoded images, 1 to :data:`pipeline.contract.MAX_REQUEST_BATCH`.
+        names: what messages call them.
+        parameters: KServe request parameters; missing ones are the server's defaults.
+        decode_s: about how long the server decodes them, in seconds.
+    """
+
+    images: tuple[bytes, ...]
+    names: tuple[str, ...]
+    parameters: Parameters
+    decode_s: float = 0.0
 
     @classmethod
     def cut(cls, images: Sequence[ImageInput], parameters: Parameters) -> list[Request]:

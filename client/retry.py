@@ -28,7 +28,11 @@ class RetryPolicy:
     most_s: float = 2.0
 
     def pauses(self, timeout_s: float) -> Iterator[float]:
-        """Pauses between the attempts of one request, in seconds; all end within ``timeout_s`` of the first attempt."""
+        """Pauses between the attempts of one request, in seconds.
+
+        Args:
+            timeout_s: no pause ends later than this after the first attempt began.
+        """
         deadline = time.monotonic() + timeout_s
         for attempt in range(self.retries):
             pause = random.uniform(0, min(self.most_s, self.first_s * 2**attempt))  # noqa: S311 - no secret

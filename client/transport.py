@@ -108,7 +108,12 @@ class Transport(_Connection):
         return checked
 
     def infer(self, model: str, images: NDArray[np.object_], parameters: Parameters) -> Tensors:
-        """Send one request: object [N, 1] of encoded images, and KServe request parameters.
+        """Send one request.
+
+        Args:
+            model: the ensemble's name.
+            images: object [N, 1] of encoded images.
+            parameters: KServe request parameters.
 
         Returns:
             The contract's response tensors by name, batch axis in front.

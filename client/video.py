@@ -179,7 +179,12 @@ def _named_for_opencv(path: Path) -> Iterator[str]:
 
 
 class VideoOutput:
-    """Writes an MPEG-4 file (``.mp4``) beside its place and renames it when closed, also after an error."""
+    """Writes an MPEG-4 file beside its place and renames it when closed, also after an error.
+
+    Args:
+        path: of the file, its suffix ``.mp4``; folders are made.
+        fps: nominal frames per second.
+    """
 
     def __init__(self, path: Path, fps: float) -> None:
         self._path, self._fps = path, fps

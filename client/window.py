@@ -16,9 +16,13 @@ async def ordered_window(
 ) -> AsyncGenerator[tuple[T, R], None]:
     """Work on several items at once and give them back in order.
 
-    At most ``in_flight`` items are in work or wait for their turn; another one is taken only when there is room, so an
-    endless source (a camera) does not fill memory. Iterate inside ``contextlib.aclosing``, which cancels what is in
-    flight if the loop ends early.
+    An item is taken only when there is room, so an endless source (a camera) does not fill memory. Iterate inside
+    ``contextlib.aclosing``, which cancels what is in flight if the loop ends early.
+
+    Args:
+        items: what to work on.
+        work: called once per item.
+        in_flight: most items in work or waiting for their turn.
 
     Yields:
         Every item with its result, in the order of ``items``.

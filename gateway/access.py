@@ -33,8 +33,10 @@ def check_origin(request: web.BaseRequest) -> None:
 def check_key(request: web.BaseRequest, key: bytes, public: bool) -> None:
     """Refuse a request without the API key.
 
-    It stands in ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``. A ``public`` path, such as the page, needs none,
-    nor does health.
+    Args:
+        request: that has it as ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``.
+        key: the right one.
+        public: whether the path needs none, such as the page; nor does health.
 
     Raises:
         Refusal: the key is missing or wrong (401).

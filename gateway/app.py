@@ -69,7 +69,11 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Gateway:
     """Answers HTTP requests out of tritonserver's gRPC API. To be made where an event loop runs.
 
-    Without an ``api_key`` none is asked for; without ``tracing`` nothing is traced.
+    Args:
+        grpc_url: host and port of tritonserver.
+        limits: of requests and connections.
+        api_key: that requests must have; None asks for none.
+        tracing: of requests; None traces nothing.
     """
 
     def __init__(

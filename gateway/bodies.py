@@ -15,7 +15,11 @@ from pipeline.errors import BUSY
 
 
 class Bodies:
-    """The bodies that are held at the moment, within the limits of one body and of all together."""
+    """The bodies that are held at the moment.
+
+    Args:
+        limits: of one body and of all together.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits

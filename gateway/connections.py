@@ -9,7 +9,12 @@ from aiohttp import web
 
 
 class Connections:
-    """Makes the protocol of every new connection, for ``loop.create_server``; at most ``most`` are open at once."""
+    """Makes the protocol of every new connection, for ``loop.create_server``.
+
+    Args:
+        make: makes the HTTP protocol of a connection.
+        most: connections at once.
+    """
 
     def __init__(self, make: Callable[[], asyncio.Protocol], most: int) -> None:
         self._make, self._most = make, most

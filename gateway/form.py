@@ -24,11 +24,17 @@ _MOST_NAME: Final = 255
 
 @dataclass
 class Sent:
-    """One call."""
+    """One call.
 
-    images: list[bytes | bytearray] = field(default_factory=list)  # encoded, in order
-    names: list[str] = field(default_factory=list)  # their file names; empty where there is none
-    options: MultiDict[str] = field(default_factory=MultiDict)  # as text; ``classes`` may be there several times
+    Attributes:
+        images: encoded, in order.
+        names: their file names; empty where there is none.
+        options: as text; ``classes`` may be there several times.
+    """
+
+    images: list[bytes | bytearray] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    options: MultiDict[str] = field(default_factory=MultiDict)
 
     def add_option(self, name: str, value: str) -> None:
         """Add an option.
@@ -44,7 +50,12 @@ class Sent:
 
 
 def read_sent(request: web.BaseRequest, body: bytes, limits: Limits) -> Sent:
-    """Read the body of a request, and the options in its address.
+    """Read a body, and the options in the address.
+
+    Args:
+        request: its head.
+        body: whole.
+        limits: of a form.
 
     Raises:
         Refusal: the body is no form or image (415), or has too many images (413), or anything else is at fault (400).

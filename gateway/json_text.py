@@ -20,7 +20,11 @@ _NO_BRACKETS: Final = bytes(sorted(set(range(256)) - set(b"[]{}")))
 
 
 def parse_object(text: bytes, limits: Limits) -> dict[str, Any]:
-    """Parse one JSON object, UTF-8, within the limits ``json_bytes`` and ``json_depth``.
+    """Parse one JSON object.
+
+    Args:
+        text: UTF-8.
+        limits: ``json_bytes`` and ``json_depth`` count.
 
     Raises:
         Refusal: the text is too long, too deep or no JSON object, or it has one name twice, NaN or an infinite number.

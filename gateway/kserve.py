@@ -37,14 +37,19 @@ _RAW_INPUT_CONTENTS: Final = bytes([7 << 3 | 2])  # the tag of ModelInferRequest
 
 @dataclass
 class InferCall:
-    """One inference, ready to be sent."""
+    """One inference, ready to be sent.
 
-    request: Any  # without the tensors' data
-    # The data of each input, in order, in one or more parts
+    Attributes:
+        request: without the tensors' data.
+        raw: the data of each input, in order, in one or more parts.
+        binary: outputs that are to be answered as binary data (True) or JSON (False), by name.
+        binary_by_default: the same for all others.
+    """
+
+    request: Any
     raw: list[Sequence[bytes | bytearray | memoryview]] = field(default_factory=list)
-    # Outputs that are to be answered as binary data (True) or JSON (False), by name
     binary: dict[str, bool] = field(default_factory=dict)
-    binary_by_default: bool = False  # the same for all others
+    binary_by_default: bool = False
 
     def serialized(self) -> bytes:
         """The request as protobuf writes it. Written here, a tensor is copied once and not three times."""
@@ -56,10 +61,15 @@ class InferCall:
 
 @dataclass(frozen=True)
 class InferAnswer:
-    """Body of an HTTP answer."""
+    """Body of an HTTP answer.
 
-    body: bytes  # JSON, and binary data behind it
-    json_bytes: int | None  # of the JSON; None where there is no binary data
+    Attributes:
+        body: JSON, and binary data behind it.
+        json_bytes: of the JSON; None where there is no binary data.
+    """
+
+    body: bytes
+    json_bytes: int | None
 
 
 def parse_infer(
@@ -72,9 +82,9 @@ def parse_infer(
     """Read one inference request.
 
     Args:
-        model: from the path.
-        version: likewise; may be empty.
-        body: JSON, and binary data behind it.
+        model: from the path; likewise the version, which may be empty.
+        version: see ``model``.
+        body: of the request.
         json_bytes: the value of :data:`JSON_LENGTH_HEADER`; None if the body is JSON only.
         limits: of a request.
 
@@ -101,7 +111,12 @@ def parse_infer(
 
 
 def render_infer(response: Any, call: InferCall, limits: Limits = Limits()) -> InferAnswer:  # noqa: B008 - frozen
-    """Write the answer of an inference, a ``ModelInferResponse``.
+    """Write the answer of an inference.
+
+    Args:
+        response: ``ModelInferResponse``.
+        call: what was asked.
+        limits: of an answer.
 
     Raises:
         Refusal: an output cannot be written as JSON, which was asked for.

@@ -50,7 +50,13 @@ class Metrics:
         self._segmented: dict[str, tuple[Counter, Histogram]] = {}
 
     def segmented(self, precision: str, images: int, server_s: float) -> None:
-        """Count an answered request to ``/v1/segment``, for which tritonserver took ``server_s`` seconds."""
+        """Count an answered request to ``/v1/segment``.
+
+        Args:
+            precision: of the model.
+            images: of the request.
+            server_s: what tritonserver took, in seconds.
+        """
         series = self._segmented.get(precision)
         if series is None:  # looking series up by their labels takes longer than counting
             series = self._images.labels(precision), self._server_s.labels(precision)

@@ -22,11 +22,17 @@ DEFAULT_ORDER: Final = ("int8", "fp16", "fp32")
 
 @dataclass(frozen=True)
 class Model:
-    """One precision that is served."""
+    """One precision that is served.
 
-    precision: str  # fp32, fp16 or int8
-    version: str  # of the network
-    class_names: tuple[str, ...]  # of classes 0, 1, and so on; empty where the configuration says none
+    Attributes:
+        precision: fp32, fp16 or int8.
+        version: of the network.
+        class_names: of classes 0, 1, and so on; empty where the configuration says none.
+    """
+
+    precision: str
+    version: str
+    class_names: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -35,7 +41,11 @@ class Model:
 
 
 class Models:
-    """Asks tritonserver what it serves, and remembers it for some seconds."""
+    """Asks tritonserver what it serves, and remembers it for some seconds.
+
+    Args:
+        triton: where to ask.
+    """
 
     def __init__(self, triton: Triton) -> None:
         self._triton = triton

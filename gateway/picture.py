@@ -24,7 +24,11 @@ _JPEG_QUALITY: Final = 90
 
 
 class Pictures:
-    """Draws overlays, one at a time, within the limits of one overlay and of how many may wait."""
+    """Draws overlays, one at a time.
+
+    Args:
+        limits: of one overlay, and how many may wait.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -32,7 +36,12 @@ class Pictures:
         self._pool: ProcessPoolExecutor | None = None
 
     async def draw(self, image: bytes, result: Segmentation, kind: str) -> bytes:
-        """Draw masks, boxes and labels over an encoded image; ``kind`` is one of :data:`KINDS`.
+        """Draw masks, boxes and labels over an image.
+
+        Args:
+            image: encoded.
+            result: for this image.
+            kind: content type, one of :data:`KINDS`.
 
         Raises:
             Refusal: it is too much work (413), too many are waiting (429), or the drawing failed (500).

@@ -16,9 +16,12 @@ _RETRY_AFTER_S: Final = "1"
 
 
 def problem(request: web.BaseRequest, status: int, detail: str) -> web.Response:
-    """A problem document that names the request's identifier.
+    """A problem document.
 
-    Its ``detail`` says what came, what is allowed, what to do: tritonserver's own text where the error is its own.
+    Args:
+        request: that is answered; its identifier is named.
+        status: of HTTP.
+        detail: what came, what is allowed, what to do: tritonserver's own text where the error is its own.
     """
     document = {
         "type": "about:blank",

@@ -49,7 +49,14 @@ _SCORE_DIGITS: Final = 5
 
 
 class Segmenter:
-    """Answers ``POST /v1/segment`` and ``GET /v1/models``."""
+    """Answers ``POST /v1/segment`` and ``GET /v1/models``.
+
+    Args:
+        triton: what computes.
+        bodies: reads the requests.
+        limits: of a request and of all of them.
+        metrics: where they are counted.
+    """
 
     def __init__(self, triton: Triton, bodies: Bodies, limits: Limits, metrics: Metrics) -> None:
         self._triton, self._bodies, self._limits, self._metrics = triton, bodies, limits, metrics

@@ -74,7 +74,11 @@ class Tracing:
     def request(self, method: str, route: str, headers: Mapping[str, str], request_id: str) -> Iterator[Any]:
         """The span of a request, within the caller's trace where its headers name one. Yields the span.
 
-        It has the ``route``, not the path, which strangers choose, and the identifier that tritonserver gets, too.
+        Args:
+            method: of HTTP.
+            route: not the path, which strangers choose.
+            headers: of the request.
+            request_id: its identifier, here and in tritonserver.
         """
         carrier = {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
         attributes = {"http.request.method": method, "http.route": route, "segmentation.request_id": request_id}
@@ -95,7 +99,11 @@ class Tracing:
 
     @contextmanager
     def call(self, method: str) -> Iterator[tuple[tuple[str, str], ...]]:
-        """The span of a call to tritonserver. Yields the metadata that joins tritonserver's own trace to this one."""
+        """The span of a call to tritonserver. Yields the metadata that joins tritonserver's own trace to this one.
+
+        Args:
+            method: of the gRPC service.
+        """
         attributes = {"rpc.system": "grpc", "rpc.service": "inference.GRPCInferenceService", "rpc.method": method}
         with self._tracer.start_as_current_span(method, None, self._trace.SpanKind.CLIENT, attributes):
             carrier: dict[str, str] = {}

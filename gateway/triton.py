@@ -37,7 +37,13 @@ _STATUS: Final = {
 
 
 class Triton:
-    """One connection to tritonserver, which comes back by itself. To be made where an event loop runs."""
+    """One connection to tritonserver, which comes back by itself. To be made where an event loop runs.
+
+    Args:
+        url: host and port of its gRPC endpoint.
+        limits: how long it may take.
+        tracing: of the inferences; None traces nothing.
+    """
 
     def __init__(self, url: str, limits: Limits, tracing: Tracing | None = None) -> None:
         self._limits, self._tracing = limits, tracing
@@ -53,7 +59,9 @@ class Triton:
     async def infer(self, request: bytes, timeout_s: float | None = None) -> Any:
         """Send a serialized ``ModelInferRequest``; returns the ``ModelInferResponse``.
 
-        It may take ``timeout_s`` seconds; None takes the limit ``answer_s``.
+        Args:
+            request: bytes of the message.
+            timeout_s: how long it may take; None takes the limit ``answer_s``.
 
         Raises:
             Refusal: tritonserver answers with an error, whose text it has, or not at all.

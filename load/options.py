@@ -127,7 +127,11 @@ def _think_time(text: str) -> tuple[float, float]:
 
 
 def checked_url_of(protocol: str, url: str) -> str:
-    """The url, if it has the form ``host:port``; else a ValueError names the option."""
+    """A url of the form ``host:port``.
+
+    Raises:
+        ValueError: it has another form; names the option.
+    """
     try:
         return checked_url(url)
     except RequestError as error:

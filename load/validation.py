@@ -13,7 +13,10 @@ from pipeline.result import Segmentation
 def fault_of(result: Segmentation, payload: Payload, tolerance: float) -> str | None:
     """What is wrong with the answer for one image, beside what the client refuses to read; None if it is right.
 
-    It may differ by ``tolerance``, a share of the expected detections, rounded down.
+    Args:
+        result: the answer, as :meth:`client.request.Request.parse` checked it.
+        payload: the image that was sent.
+        tolerance: share of the expected detections by which the answer may differ, rounded down.
     """
     for number, encoded in enumerate(result.encoded_masks):
         try:

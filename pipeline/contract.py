@@ -45,11 +45,17 @@ def ensemble_model(precision: str) -> str:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of the contract."""
+    """One tensor of the contract.
 
-    name: str  # the tensor's name in requests and in ``config.pbtxt``
-    dtype: str  # KServe v2 name of the element type (``FP32``, ``INT32``, ``UINT8``, ``FP16``, ``BYTES``)
-    shape: tuple[int, ...]  # dimensions without the batch axis; -1 varies
+    Attributes:
+        name: the tensor's name in requests and in ``config.pbtxt``.
+        dtype: KServe v2 name of the element type (``FP32``, ``INT32``, ``UINT8``, ``FP16``, ``BYTES``).
+        shape: dimensions without the batch axis; -1 varies.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
 
 
 # What callers send and receive (ensembles ``segment_<precision>``).

@@ -19,12 +19,19 @@ _LEAST_SCORE: Final = 1e-3
 
 @dataclass(frozen=True)
 class Detections:
-    """Detections of one image, best first; n may be 0."""
+    """Detections of one image, best first; n may be 0.
 
-    boxes: NDArray[np.float32]  # float32 [n, 4] of x1, y1, x2, y2 in pixels of the original image, none of them empty
-    scores: NDArray[np.float32]  # float32 [n] in [0, 1], falling
-    class_ids: NDArray[np.int32]  # int32 [n]
-    coefficients: NDArray[np.float32]  # float32 [n, C], weights of the C mask prototypes
+    Attributes:
+        boxes: float32 [n, 4] of x1, y1, x2, y2 in pixels of the original image, none of them empty.
+        scores: float32 [n] in [0, 1], falling.
+        class_ids: int32 [n].
+        coefficients: float32 [n, C], weights of the C mask prototypes.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    class_ids: NDArray[np.int32]
+    coefficients: NDArray[np.float32]
 
 
 def may_be_cut(candidates: NDArray[np.float32], parameters: RequestParameters) -> bool:

@@ -29,10 +29,15 @@ class SourceError(Exception):
 
 @dataclass(frozen=True)
 class Source:
-    """One image file."""
+    """One image file.
 
-    path: Path  # of the file
-    name: str  # relative path, unique among the sources: for overlays and JSON
+    Attributes:
+        path: of the file.
+        name: relative path, unique among the sources: for overlays and JSON.
+    """
+
+    path: Path
+    name: str
 
 
 def find_images(

@@ -91,18 +91,31 @@ _OTHER_FORMATS: Final = (
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What an encoded image says of itself."""
+    """What an encoded image says of itself.
 
-    format: str  # one of :data:`FORMATS`
-    width: int  # in pixels, before EXIF orientation
-    height: int  # likewise
-    orientation: int = 1  # EXIF orientation, 1 to 8
-    bits: int = 8  # of a sample; more than 8 are reduced to 8
-    frame: int = 0  # of a JPEG, where its frame header begins
-    first_scan: int = 0  # of a JPEG, where its first scan begins
-    tile_pixels: int = 0  # of a tiled TIFF, pixels of a tile
-    planar: bool = False  # of a TIFF, whether each color is stored separately
-    white_is_zero: bool = False  # of a TIFF, whether larger numbers are darker
+    Attributes:
+        format: one of :data:`FORMATS`.
+        width: in pixels, before EXIF orientation.
+        height: likewise.
+        orientation: EXIF orientation, 1 to 8.
+        bits: of a sample; more than 8 are reduced to 8.
+        frame: of a JPEG, where its frame header begins.
+        first_scan: of a JPEG, where its first scan begins.
+        tile_pixels: of a tiled TIFF, pixels of a tile.
+        planar: of a TIFF, whether each color is stored separately.
+        white_is_zero: of a TIFF, whether larger numbers are darker.
+    """
+
+    format: str
+    width: int
+    height: int
+    orientation: int = 1
+    bits: int = 8
+    frame: int = 0
+    first_scan: int = 0
+    tile_pixels: int = 0
+    planar: bool = False
+    white_is_zero: bool = False
 
     @property
     def upright_size(self) -> tuple[int, int]:

@@ -29,12 +29,16 @@ _USUAL_SCANS: Final = 20  # of a progressive JPEG: libjpeg writes 10, optimizers
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """Bounds on one encoded image."""
+    """Bounds on one encoded image.
 
-    # Most pixels (width times height) that are decoded: 67 million, enough for phones of 64 megapixels. OpenCV's bound
-    # of 2**30 applies too
+    Attributes:
+        max_pixels: most pixels (width times height) that are decoded: 67 million, enough for phones of 64 megapixels.
+            OpenCV's bound of 2**30 applies too.
+        max_bytes: most bytes of the encoded image.
+    """
+
     max_pixels: int = 2**26
-    max_bytes: int = 64 * 1024 * 1024  # most bytes of the encoded image
+    max_bytes: int = 64 * 1024 * 1024
 
 
 def check_header(data: bytes, limits: ImageLimits) -> ImageHeader:

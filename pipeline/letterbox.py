@@ -23,6 +23,14 @@ class Geometry:
     A point (x, y) of the original image, in pixels with pixel centers at .5, lies in the network's input at
     (x * scale_x + pad_left, y * scale_y + pad_top).
 
+    Attributes:
+        height: of the original image, in pixels.
+        width: of the original image, in pixels.
+        resized_height: rows that the image fills in the network's input.
+        resized_width: columns that it fills.
+        pad_top: rows of border above the image, in network pixels.
+        pad_left: columns of border left of the image, in network pixels.
+
     Example:
         >>> geometry = Geometry.fit(480, 1280, 640, 640)  # height and width of the image, then of the input
         >>> geometry.scale_x, geometry.pad_top, geometry.pad_left
@@ -31,12 +39,12 @@ class Geometry:
         [[0.0, 0.0, 1280.0, 480.0]]
     """
 
-    height: int  # of the original image, in pixels
-    width: int  # of the original image, in pixels
-    resized_height: int  # rows that the image fills in the network's input
-    resized_width: int  # columns that it fills
-    pad_top: int  # rows of border above the image, in network pixels
-    pad_left: int  # columns of border left of the image, in network pixels
+    height: int
+    width: int
+    resized_height: int
+    resized_width: int
+    pad_top: int
+    pad_left: int
 
     @property
     def scale_x(self) -> float:

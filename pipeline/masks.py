@@ -31,6 +31,12 @@ class MaskRuns:
 
     The pixel (x, y) has the index x * height + y, as in COCO's run-length encoding.
 
+    Attributes:
+        starts: int64 [r], index of each run's first pixel, rising.
+        ends: int64 [r], index behind each run's last pixel; ``starts[i] < ends[i] < starts[i + 1]``.
+        height: of the whole image, in pixels.
+        width: of the whole image, in pixels.
+
     Example:
         >>> runs = MaskRuns.from_image(np.array([[0, 1], [0, 1], [1, 1]], bool))
         >>> runs.starts.tolist(), runs.ends.tolist(), runs.area
@@ -39,10 +45,10 @@ class MaskRuns:
         [[0, 1], [0, 1], [1, 1]]
     """
 
-    starts: NDArray[np.int64]  # int64 [r], index of each run's first pixel, rising
-    ends: NDArray[np.int64]  # int64 [r], index behind each run's last pixel; ``starts[i] < ends[i] < starts[i + 1]``
-    height: int  # of the whole image, in pixels
-    width: int  # of the whole image, in pixels
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    height: int
+    width: int
 
     @property
     def area(self) -> int:

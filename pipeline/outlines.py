@@ -25,6 +25,16 @@ class Outlines:
     The mask's side lies right of the direction of travel, seen in an image whose y points down: edges above a run lead
     from left to right, edges below from right to left. Edge 2 i lies above run i, and edge 2 i + 1 below it.
 
+    Attributes:
+        edge_mask: int64 [e], which mask each edge belongs to.
+        edge_x: int64 [e], column of its run.
+        edge_y: int64 [e], row of the edge.
+        upper: int64 [v], of each vertical part the edge that ends at its upper end; each mask's follow the other's,
+            by column.
+        lower: int64 [v], likewise at its lower end.
+        x: int64 [v], where each vertical part lies.
+        down: bool [v], whether travel leads down there: the mask lies to the left of the part.
+
     Example:
         >>> ring = np.ones((3, 3), bool)
         >>> ring[1, 1] = False
@@ -32,14 +42,13 @@ class Outlines:
         [[[1, 0, 1, 2, 2, 2, 2, 1, 1, 1, 1, 0, 3, 0, 3, 3, 0, 3, 0, 0]]]
     """
 
-    edge_mask: NDArray[np.int64]  # int64 [e], which mask each edge belongs to
-    edge_x: NDArray[np.int64]  # int64 [e], column of its run
-    edge_y: NDArray[np.int64]  # int64 [e], row of the edge
-    # int64 [v], of each vertical part the edge that ends at its upper end; each mask's follow the other's, by column
+    edge_mask: NDArray[np.int64]
+    edge_x: NDArray[np.int64]
+    edge_y: NDArray[np.int64]
     upper: NDArray[np.int64]
-    lower: NDArray[np.int64]  # int64 [v], likewise at its lower end
-    x: NDArray[np.int64]  # int64 [v], where each vertical part lies
-    down: NDArray[np.bool_]  # bool [v], whether travel leads down there: the mask lies to the left of the part
+    lower: NDArray[np.int64]
+    x: NDArray[np.int64]
+    down: NDArray[np.bool_]
 
     @classmethod
     def of(cls, masks: Sequence[MaskRuns]) -> Outlines:

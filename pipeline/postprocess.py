@@ -18,14 +18,23 @@ from pipeline.parameters import RequestParameters
 
 @dataclass(frozen=True)
 class ImageSegmentation:
-    """The instances found in one image, best first; n may be 0."""
+    """The instances found in one image, best first; n may be 0.
 
-    boxes: NDArray[np.float32]  # float32 [n, 4] of x1, y1, x2, y2 in pixels of the original image
-    scores: NDArray[np.float32]  # float32 [n] in [0, 1], falling
-    class_ids: NDArray[np.int32]  # int32 [n]
-    masks: list[bytes]  # n encoded masks
-    height: int  # of the original image, in pixels
-    width: int  # of the original image, in pixels
+    Attributes:
+        boxes: float32 [n, 4] of x1, y1, x2, y2 in pixels of the original image.
+        scores: float32 [n] in [0, 1], falling.
+        class_ids: int32 [n].
+        masks: n encoded masks.
+        height: of the original image, in pixels.
+        width: of the original image, in pixels.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    class_ids: NDArray[np.int32]
+    masks: list[bytes]
+    height: int
+    width: int
 
 
 def postprocess(

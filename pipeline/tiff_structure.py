@@ -80,13 +80,21 @@ _DECODED: Final[dict[int, dict[int, tuple[int, ...]]]] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of a directory that holds whole numbers."""
+    """An entry of a directory that holds whole numbers.
 
-    tag: int  # what they mean
-    numbers: tuple[int, ...]  # the first of them, 1 to 8
-    count: int  # how many there are
-    place: int  # of a single number, its offset in the file
-    layout: str  # of a single number, its :mod:`struct` format
+    Attributes:
+        tag: what they mean.
+        numbers: the first of them, 1 to 8.
+        count: how many there are.
+        place: of a single number, its offset in the file.
+        layout: of a single number, its :mod:`struct` format.
+    """
+
+    tag: int
+    numbers: tuple[int, ...]
+    count: int
+    place: int
+    layout: str
 
 
 def directory(data: bytes) -> Iterator[Entry]:

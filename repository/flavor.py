@@ -44,11 +44,17 @@ INSTALL_COMMANDS: Final = (
 
 @dataclass(frozen=True)
 class Flavor:
-    """An installed TensorRT."""
+    """An installed TensorRT.
 
-    family: Family  # ``tensorrt`` or ``tensorrt-rtx``
-    version: tuple[int, ...]  # release numbers, such as (10, 13, 0, 35)
-    module: ModuleType  # the Python module with ``Builder``, ``OnnxParser`` and the rest
+    Attributes:
+        family: ``tensorrt`` or ``tensorrt-rtx``.
+        version: release numbers, such as (10, 13, 0, 35).
+        module: the Python module with ``Builder``, ``OnnxParser`` and the rest.
+    """
+
+    family: Family
+    version: tuple[int, ...]
+    module: ModuleType
 
     @property
     def is_rtx(self) -> bool:
@@ -79,8 +85,13 @@ def detect_flavor(
 ) -> Flavor:
     """Find the TensorRT to build with.
 
-    It is of the family ``prefer``; by default ``tensorrt`` if that is installed, else ``tensorrt-rtx``. An installed
-    ``tensorrt`` that is too old is refused, never ignored silently.
+    Args:
+        prefer: family to use; by default ``tensorrt`` if it is installed, else ``tensorrt-rtx``. An installed
+            ``tensorrt`` that is too old is refused, never ignored silently.
+        import_module: imports a module by name.
+
+    Returns:
+        The flavor.
 
     Raises:
         FlavorError: none is installed, it is too old, or it is not known to work; the message says what to install.

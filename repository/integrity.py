@@ -29,11 +29,17 @@ _CACHE: Final = "__pycache__"
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that is wrong."""
+    """Something that is wrong.
 
-    subject: str  # model or version, such as ``network_int8/2``
-    problem: str  # what is wrong
-    remedy: str  # what to do
+    Attributes:
+        subject: model or version, such as ``network_int8/2``.
+        problem: what is wrong.
+        remedy: what to do.
+    """
+
+    subject: str
+    problem: str
+    remedy: str
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.problem}; {self.remedy}"
@@ -41,11 +47,17 @@ class Fault:
 
 @dataclass
 class Findings:
-    """Outcome of :func:`verify`."""
+    """Outcome of :func:`verify`.
 
-    versions: int = 0  # number of versions that were checked
-    faults: list[Fault] = field(default_factory=list)  # what is wrong
-    notes: list[str] = field(default_factory=list)  # what is worth knowing, and what could not be decided here
+    Attributes:
+        versions: number of versions that were checked.
+        faults: what is wrong.
+        notes: what is worth knowing, and what could not be decided here.
+    """
+
+    versions: int = 0
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def verify(

@@ -40,11 +40,11 @@ class LiveError(OperatorError):
 
 
 class LiveServer:
-    """One running server, over gRPC; the secret opens its model-control API.
+    """One running server, over gRPC.
 
     Args:
         url: host and port of its gRPC endpoint.
-        admin_secret: sent with what is restricted.
+        admin_secret: opens the model-control API.
         name: for messages.
         answer_timeout_s: how long an answer may take, in seconds; loading a model always has five minutes.
         own: it is this user's and on this machine: nobody else who took its port is sent the secret.
@@ -131,11 +131,15 @@ class LiveServer:
         return dict(answer["config"])
 
     def reload(self, model: str, config: str | None = None) -> None:
-        """Load a model with its configuration on disk, or with another one, in JSON, which must differ to be loaded.
+        """Load a model with its configuration on disk, or with another one.
 
         Triton loads the new version, switches to it, then unloads the old one when its last request is done; ensembles
         that use the model follow. If loading fails, the old version goes on serving. (Seen on 2.51, under traffic, to
         higher and to lower numbers.)
+
+        Args:
+            model: its name.
+            config: JSON; Triton loads the model anew if it differs from the present configuration.
 
         Raises:
             LiveError: the server refused, or could not load the model; the message gives its reason.
@@ -150,7 +154,10 @@ class LiveServer:
     def check_answers(self, precision: str, version: int, input_dims: tuple[int, ...]) -> None:
         """Check that a version is ready, answers a zero image, and is the one that unversioned requests reach.
 
-        The image has ``input_dims``: height, width and channels of the network's input.
+        Args:
+            precision: fp32, fp16 or int8.
+            version: number of the version.
+            input_dims: height, width and channels of the network's input.
 
         Raises:
             LiveError: it does not.

@@ -30,10 +30,15 @@ _SHOWN_HASH: Final = 8
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of a version."""
+    """One file of a version.
 
-    sha256: str  # of its bytes, hexadecimal
-    size_bytes: int  # its length
+    Attributes:
+        sha256: of its bytes, hexadecimal.
+        size_bytes: its length.
+    """
+
+    sha256: str
+    size_bytes: int
 
     @classmethod
     def of(cls, path: Path) -> FileEntry:
@@ -43,29 +48,49 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is known of one version."""
+    """What is known of one version.
 
-    tag: str  # ``<model>-<precision>-<runtime><version>-<device>-<hash8>``
-    model: str  # the Triton model, such as ``network_int8``
-    version: int  # the number of its folder
-    precision: str  # fp32, fp16 or int8
-    profile: str  # the profile it was built for
-    created_utc: str  # ISO 8601
-    build_key: str  # hash over everything that determines the result; equal keys are the same build
-    source: dict[str, Any]  # the export: name, hash, opset, input size, class names
-    toolchain: dict[str, str]  # versions of what made it
-    settings: dict[str, Any]  # the settings in force
-    files: dict[str, FileEntry]  # every file of the version but this one
-    # File name of each TensorRT plan to what it was built with and for
+    Attributes:
+        tag: ``<model>-<precision>-<runtime><version>-<device>-<hash8>``.
+        model: the Triton model, such as ``network_int8``.
+        version: the number of its folder.
+        precision: fp32, fp16 or int8.
+        profile: the profile it was built for.
+        created_utc: ISO 8601.
+        build_key: hash over everything that determines the result; equal keys are the same build.
+        source: the export: name, hash, opset, input size, class names.
+        toolchain: versions of what made it.
+        settings: the settings in force.
+        calibration: images, hash and method; None where nothing was calibrated.
+        excluded_nodes: nodes kept in higher precision, by name.
+        layers: counts of layers per precision.
+        files: every file of the version but this one.
+        plans: file name of each TensorRT plan to what it was built with and for.
+        verification: results of the checks, and the gate, also in engines besides ONNX Runtime; None where none ran.
+        attempts: builds that failed before this one, and what was changed.
+        durations_s: seconds per step.
+        format_version: of this file.
+    """
+
+    tag: str
+    model: str
+    version: int
+    precision: str
+    profile: str
+    created_utc: str
+    build_key: str
+    source: dict[str, Any]
+    toolchain: dict[str, str]
+    settings: dict[str, Any]
+    files: dict[str, FileEntry]
     plans: dict[str, dict[str, Any]] = field(default_factory=dict)
-    calibration: dict[str, Any] | None = None  # images, hash and method; None where nothing was calibrated
-    excluded_nodes: tuple[str, ...] = ()  # nodes kept in higher precision, by name
-    layers: dict[str, Any] = field(default_factory=dict)  # counts of layers per precision
-    # Results of the checks, and the gate, also in engines besides ONNX Runtime; None where none ran
+    calibration: dict[str, Any] | None = None
+    excluded_nodes: tuple[str, ...] = ()
+    layers: dict[str, Any] = field(default_factory=dict)
     verification: dict[str, Any] | None = None
-    attempts: tuple[dict[str, Any], ...] = ()  # builds that failed before this one, and what was changed
-    durations_s: dict[str, float] = field(default_factory=dict)  # seconds per step
-    format_version: int = FORMAT_VERSION  # of this file
+    attempts: tuple[dict[str, Any], ...] = ()
+    durations_s: dict[str, float] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
 
     @property
     def name(self) -> str:

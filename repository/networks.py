@@ -18,10 +18,14 @@ from repository.store import ModelRepository
 
 @dataclass(frozen=True)
 class Mixture:
-    """Versions of more than one network that a profile serves, or would serve."""
+    """Versions of more than one network that a profile serves, or would serve.
 
-    profile: str  # cpu, tensorrt or cuda
-    # Of every version that is served, one per precision; at least two, of different sources
+    Attributes:
+        profile: cpu, tensorrt or cuda.
+        manifests: of every version that is served, one per precision; at least two, of different sources.
+    """
+
+    profile: str
     manifests: tuple[Manifest, ...]
 
     @property
@@ -41,9 +45,13 @@ def mixture(
     precisions: Sequence[str] = contract.PRECISIONS,
     planned: Mapping[str, int] | None = None,
 ) -> Mixture | None:
-    """Find out whether the versions that a profile serves together come from more than one export.
+    """Find out whether the versions that a profile serves come from more than one export.
 
-    ``planned`` gives precisions and the versions that will be served in place of the present ones.
+    Args:
+        repository: where they are.
+        profile: cpu, tensorrt or cuda.
+        precisions: those that are served together.
+        planned: precision to version that will be served instead of the present one.
 
     Returns:
         What is mixed; None if all come from one export. Versions without a readable manifest, and sources that a
@@ -66,7 +74,10 @@ def mixture(
 def mixture_remedy(repository: ModelRepository, mixed: Mixture, wanted: str = "") -> str:
     """The command that makes a profile serve one network again, or what is needed for it.
 
-    It is of the source whose hash is ``wanted`` if all precisions of that are built; else of the newest.
+    Args:
+        repository: where the versions are.
+        mixed: what is, or would be, served.
+        wanted: hash of the source to serve if all precisions of it are built; else the newest.
     """
     where = f"--repository {repository.path}"
     precisions = [manifest.precision for manifest in mixed.manifests]

@@ -29,11 +29,17 @@ for name in ("libnvinfer.so.11", "libnvinfer.so.10", "libnvinfer.so.8", "libnvin
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan needs to fit."""
+    """What a plan needs to fit.
 
-    tensorrt: tuple[int, ...] | None  # version numbers of the TensorRT library; None if there is none
-    tensorrt_source: str  # where that was read, or why there is none
-    gpu: Gpu | None  # the first GPU; None without GPU or driver
+    Attributes:
+        tensorrt: version numbers of the TensorRT library; None if there is none.
+        tensorrt_source: where that was read, or why there is none.
+        gpu: the first GPU; None without GPU or driver.
+    """
+
+    tensorrt: tuple[int, ...] | None
+    tensorrt_source: str
+    gpu: Gpu | None
 
     def __str__(self) -> str:
         version = ".".join(map(str, self.tensorrt)) if self.tensorrt else "unknown"
@@ -43,11 +49,17 @@ class Machine:
 
 @dataclass(frozen=True)
 class Misfit:
-    """Why a version's plans do not run here."""
+    """Why a version's plans do not run here.
 
-    reason: str  # what differs
-    known: bool = True  # False if it cannot be decided here, for want of a GPU or a TensorRT library
-    addable: bool = False  # a further plan, for the GPU of this machine, would fix it
+    Attributes:
+        reason: what differs.
+        known: False if it cannot be decided here, for want of a GPU or a TensorRT library.
+        addable: a further plan, for the GPU of this machine, would fix it.
+    """
+
+    reason: str
+    known: bool = True
+    addable: bool = False
 
 
 def find_machine() -> Machine:

@@ -13,17 +13,24 @@ from pipeline import contract
 class ServingProfile:
     """One way of serving the network; code compares these attributes, never the name.
 
+    Attributes:
+        name: as on the command line.
+        config_name: where the configuration of a ``network_*`` model lies, in the model's folder.
+        loads_plans: the backend loads TensorRT plans; else it loads ``model.onnx``, in the Python backend.
+        needs_gpu: nothing runs without an NVIDIA GPU.
+        serves: profiles of the builder whose versions are meant for it.
+        fused: ``network_*`` takes encoded images and returns masks, so that there are no other steps but admission.
+
     Example:
         >>> PROFILES["cuda"].loads_plans, PROFILES["cuda"].build_profile
         (False, 'cpu')
     """
 
-    name: str  # as on the command line
-    config_name: str  # where the configuration of a ``network_*`` model lies, in the model's folder
-    loads_plans: bool  # the backend loads TensorRT plans; else it loads ``model.onnx``, in the Python backend
-    needs_gpu: bool  # nothing runs without an NVIDIA GPU
-    serves: tuple[str, ...]  # profiles of the builder whose versions are meant for it
-    # ``network_*`` takes encoded images and returns masks, so that there are no other steps but admission
+    name: str
+    config_name: str
+    loads_plans: bool
+    needs_gpu: bool
+    serves: tuple[str, ...]
     fused: bool = False
 
     @property

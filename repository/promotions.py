@@ -16,18 +16,32 @@ Action = Literal["promote", "rollback"]
 
 @dataclass(frozen=True)
 class Promotion:
-    """One line of the log."""
+    """One line of the log.
 
-    time_utc: str  # ISO 8601
-    profile: str  # cpu, tensorrt or cuda
-    action: Action  # ``promote`` or ``rollback``
-    version: int  # the one that is served from then on
-    previous: int | None  # the one that was served before; None if there was none
-    forced: bool = False  # its gate had not passed, and ``--force`` was given
+    Attributes:
+        time_utc: ISO 8601.
+        profile: cpu, tensorrt or cuda.
+        action: ``promote`` or ``rollback``.
+        version: the one that is served from then on.
+        previous: the one that was served before; None if there was none.
+        forced: its gate had not passed, and ``--force`` was given.
+    """
+
+    time_utc: str
+    profile: str
+    action: Action
+    version: int
+    previous: int | None
+    forced: bool = False
 
 
 def read_promotions(model_folder: Path, profile: str | None = None) -> list[Promotion]:
-    """Read a model's log, of one profile or of all, oldest first, without lines that are cut short."""
+    """Read a model's log, oldest first, without lines that are cut short.
+
+    Args:
+        model_folder: folder of ``network_<precision>``.
+        profile: take only this profile's lines.
+    """
     try:
         text = (model_folder / PROMOTIONS_NAME).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -50,7 +64,14 @@ def append_promotion(model_folder: Path, promotion: Promotion) -> None:
 def rollback_target(promotions: Sequence[Promotion], current: int | None) -> int | None:
     """The version that a rollback goes to: the one that was served before the current one.
 
-    Rolling back twice goes back two promotions. None if nothing was served before. The log is that of one profile.
+    Rolling back twice goes back two promotions.
+
+    Args:
+        promotions: one profile's log, oldest first.
+        current: the version that is served now.
+
+    Returns:
+        Its number; None if nothing was served before.
     """
     history: list[int] = []
     for promotion in promotions:

@@ -23,16 +23,27 @@ _SAFE: Final = re.compile(r"[A-Za-z0-9._/+@,=-]+")
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A server that ``python -m serving run`` started."""
+    """A server that ``python -m serving run`` started.
 
-    pid: int  # of tritonserver
-    profile: str  # cpu, tensorrt or cuda
-    repository: str  # its model repository, absolute
-    http: str  # host and port of its HTTP endpoint
-    grpc: str  # host and port of its gRPC endpoint
-    metrics: str  # host and port of its metrics endpoint
-    admin_secret: str  # value of the header that opens the restricted APIs
-    shm_prefix: str = ""  # beginning of the names of its shared memory regions
+    Attributes:
+        pid: of tritonserver.
+        profile: cpu, tensorrt or cuda.
+        repository: its model repository, absolute.
+        http: host and port of its HTTP endpoint.
+        grpc: host and port of its gRPC endpoint.
+        metrics: host and port of its metrics endpoint.
+        admin_secret: value of the header that opens the restricted APIs.
+        shm_prefix: beginning of the names of its shared memory regions.
+    """
+
+    pid: int
+    profile: str
+    repository: str
+    http: str
+    grpc: str
+    metrics: str
+    admin_secret: str
+    shm_prefix: str = ""
 
     def write(self) -> Path:
         """Write the state file, readable only by this user.

@@ -12,7 +12,12 @@ from repository.store import ModelRepository
 
 
 def models_to_load(repository: ModelRepository, profile: str, precisions: Sequence[str] | None = None) -> list[str]:
-    """Names of the models that the server loads when it starts; without ``precisions``, of all that can be served.
+    """Names of the models that the server loads when it starts.
+
+    Args:
+        repository: the model repository.
+        profile: cpu, tensorrt or cuda.
+        precisions: which must be served; None takes all that can be.
 
     Raises:
         RepositoryError: none can be served, one that was asked for cannot, or they have different classes.

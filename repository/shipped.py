@@ -24,6 +24,9 @@ _CACHE: Final = "__pycache__"
 def foreign_parts(repository: Path) -> Iterator[tuple[str, str]]:
     """What is not as shipped, and would run or choose what runs.
 
+    Args:
+        repository: the model repository.
+
     Yields:
         The path below the repository, and what is wrong with it.
     """

@@ -32,10 +32,15 @@ _PUBLIC_KEY: Final = re.compile(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC 
 
 @dataclass(frozen=True)
 class SigningKey:
-    """A private key."""
+    """A private key.
 
-    path: Path  # its file
-    private: Ed25519PrivateKey  # the key
+    Attributes:
+        path: its file.
+        private: the key.
+    """
+
+    path: Path
+    private: Ed25519PrivateKey
 
     @classmethod
     def read(cls, path: Path, repository: Path) -> SigningKey:
@@ -77,10 +82,15 @@ class SigningKey:
 
 @dataclass(frozen=True)
 class TrustedKeys:
-    """Public keys of those whose versions are served."""
+    """Public keys of those whose versions are served.
 
-    path: Path  # the file that they are from
-    keys: tuple[Ed25519PublicKey, ...]  # one or more
+    Attributes:
+        path: the file that they are from.
+        keys: one or more.
+    """
+
+    path: Path
+    keys: tuple[Ed25519PublicKey, ...]
 
     @classmethod
     def read(cls, path: Path, repository: Path) -> TrustedKeys:

@@ -126,7 +126,9 @@ class ModelRepository:
     def existing(cls, path: Path, trusted_keys: Path | None = None) -> ModelRepository:
         """Open a repository that must exist; nothing is written but what a checkout's new templates make.
 
-        Without ``trusted_keys``, a file of public keys, the one that the environment names is taken, if it does.
+        Args:
+            path: its folder.
+            trusted_keys: file of public keys; None takes the one that the environment names, if it does.
 
         Raises:
             RepositoryError: there is none, or no keys are in the file.
@@ -193,6 +195,9 @@ class ModelRepository:
 
     def drop_compiled(self, folder: Path) -> None:
         """Remove what Python would run in place of a version's ``model.py``: its compiled form, which no hash covers.
+
+        Args:
+            folder: of the version, of a network or a step.
 
         Raises:
             RepositoryError: it cannot be removed.
@@ -582,7 +587,12 @@ def _decided(config: Any, limits: Mapping[str, float], *, stretch: bool) -> dict
 
 
 def network_problems(config: Any, source: Mapping[str, Any]) -> list[str]:
-    """Sizes and parameters of a step's configuration that differ from the network's, by its manifest's ``source``."""
+    """Sizes and parameters of a configuration that differ from those of a network.
+
+    Args:
+        config: of a step.
+        source: what the network's manifest says of its export.
+    """
     decided = _decided(config, source.get("request_limits", NO_LIMITS), stretch=source.get("stretch", False))
     wanted = {name: text for name, text in decided.items() if text is not None}
     there = {name: config.parameters[name].string_value for name in decided if name in config.parameters}

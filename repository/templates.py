@@ -56,6 +56,9 @@ def refresh(repository: Path) -> list[Path]:
 
     What was changed in a configuration since it was made stays: versions, sizes, class names, a person's own changes.
 
+    Args:
+        repository: the model repository.
+
     Returns:
         The configurations that were written.
 

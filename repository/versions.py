@@ -34,10 +34,15 @@ class PromotionError(RepositoryError):
 
 @dataclass(frozen=True)
 class VersionRef:
-    """A model, or one of its versions, as commands take it."""
+    """A model, or one of its versions, as commands take it.
 
-    precision: str  # fp32, fp16 or int8
-    version: int | None = None  # None means the model
+    Attributes:
+        precision: fp32, fp16 or int8.
+        version: None means the model.
+    """
+
+    precision: str
+    version: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> VersionRef:
@@ -66,13 +71,21 @@ class VersionRef:
 
 @dataclass(frozen=True)
 class Promoted:
-    """Outcome of a promotion or rollback."""
+    """Outcome of a promotion or rollback.
 
-    version: int  # served from now on
-    previous: int | None  # served before; None if none was, the same number if nothing changed
-    profile: str  # cpu, tensorrt or cuda
-    servers: tuple[str, ...]  # running servers that answer with it, by name
-    not_serving: tuple[str, ...]  # running servers that do not serve this precision, by name
+    Attributes:
+        version: served from now on.
+        previous: served before; None if none was, the same number if nothing changed.
+        profile: cpu, tensorrt or cuda.
+        servers: running servers that answer with it, by name.
+        not_serving: running servers that do not serve this precision, by name.
+    """
+
+    version: int
+    previous: int | None
+    profile: str
+    servers: tuple[str, ...]
+    not_serving: tuple[str, ...]
 
 
 def promote(
@@ -131,7 +144,14 @@ def rollback(
 ) -> list[Promoted]:
     """Serve the versions that were served before the current ones, whatever their gates and sources.
 
-    Without a profile, it is the one that has promotions; for the rest, see :func:`promote`.
+    Args:
+        repository: where they are.
+        precisions: of the models, each once.
+        profile: None takes the one that has promotions.
+        servers: as in :func:`promote`.
+
+    Returns:
+        One entry per model, in order.
 
     Raises:
         RepositoryError: nothing was served before, it is missing or damaged, or it has other classes than what is
@@ -163,10 +183,13 @@ def rollback_version(repository: ModelRepository, precision: str, profile: str) 
 def prune(repository: ModelRepository, keep: int, *, dry_run: bool = False) -> list[VersionRef]:
     """Remove old versions; never a promoted one, nor the one that a rollback would go to.
 
-    The newest of each model stay in any case, as many as ``keep`` says, 0 or more.
+    Args:
+        repository: where they are.
+        keep: how many of the newest versions of each model stay in any case, 0 or more.
+        dry_run: remove nothing.
 
     Returns:
-        The versions that were, or in a dry run would be, removed.
+        The versions that were, or would be, removed.
 
     Raises:
         RepositoryError: ``keep`` is negative, or a configuration is broken.

@@ -94,6 +94,9 @@ def find_libpython(folders: Iterable[Path] | None = None) -> Path:
 def check_shared_memory(folder: Path = SHARED_MEMORY) -> str:
     """Check that the server and its Python models have room to exchange tensors.
 
+    Args:
+        folder: where shared memory is.
+
     Returns:
         What will fail and what helps, where little is free; else an empty text.
 

@@ -42,7 +42,13 @@ def gray_picture(side: int = _SIDE) -> bytes:
 def ask(
     http_url: str, model: str, headers: Mapping[str, str] | None = None, timeout_s: float = _TIMEOUT_S
 ) -> tuple[int, str]:
-    """Send one picture to an ensemble, with the headers that the server asks for, such as an API key.
+    """Send one picture to an ensemble.
+
+    Args:
+        http_url: the server's HTTP endpoint, ``host:port``.
+        model: the ensemble.
+        headers: that the server asks for, such as an API key; None if none.
+        timeout_s: how long it may take.
 
     Returns:
         Status of HTTP, and the text of a refusal.
@@ -77,6 +83,12 @@ def warm_up(
 
     It spares the first caller what each step does only once, and gives admission control its first measurement: until
     then it does not know the server's speed and admits few requests.
+
+    Args:
+        http_url: the server's HTTP endpoint, ``host:port``.
+        models: that it serves; only ensembles are asked.
+        headers: that it asks for, such as an API key; None if none.
+        timeout_s: how long each may take.
 
     Returns:
         By ensemble, why it did not answer; empty if all did.

@@ -15,7 +15,15 @@ def http_call(
     headers: Mapping[str, str] | None = None,
     timeout_s: float = 5.0,
 ) -> tuple[int, bytes]:
-    """Status and body of the answer; ``timeout_s`` seconds are for connecting, and for each read.
+    """Status and body of the answer.
+
+    Args:
+        url: ``host:port``.
+        path: behind it.
+        method: of HTTP.
+        body: to send.
+        headers: to send.
+        timeout_s: for connecting, and for each read.
 
     Raises:
         OSError: there is no answer, or it is not one of HTTP.

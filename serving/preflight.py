@@ -31,15 +31,25 @@ _VERSION_COMPATIBLE: Final = "tritonserver needs --backend-config=tensorrt,versi
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """Whether one model can be served."""
+    """Whether one model can be served.
 
-    model: str  # such as ``network_int8``
-    precision: str  # fp32, fp16 or int8
-    versions: tuple[int, ...] = ()  # those that the profile's configuration names and that can be served
-    reasons: tuple[str, ...] = ()  # why it cannot be served; empty if it can
-    remedy: str = ""  # the command that fixes it; empty if it can be served
-    warnings: tuple[str, ...] = ()  # what is worth knowing though it can be served
-    built: bool = True  # whether any version of the model exists for the profile
+    Attributes:
+        model: such as ``network_int8``.
+        precision: fp32, fp16 or int8.
+        versions: those that the profile's configuration names and that can be served.
+        reasons: why it cannot be served; empty if it can.
+        remedy: the command that fixes it; empty if it can be served.
+        warnings: what is worth knowing though it can be served.
+        built: whether any version of the model exists for the profile.
+    """
+
+    model: str
+    precision: str
+    versions: tuple[int, ...] = ()
+    reasons: tuple[str, ...] = ()
+    remedy: str = ""
+    warnings: tuple[str, ...] = ()
+    built: bool = True
 
     @property
     def ready(self) -> bool:
@@ -59,12 +69,19 @@ class ModelStatus:
 
 @dataclass(frozen=True)
 class Preflight:
-    """Outcome for a repository and profile."""
+    """Outcome for a repository and profile.
 
-    profile: str  # cpu, tensorrt or cuda
-    models: tuple[ModelStatus, ...]  # one status per precision
-    machine: Machine | None = None  # what plans were compared with; None where no plans are loaded
-    warning: str = ""  # what is worth knowing about this machine; empty if nothing is
+    Attributes:
+        profile: cpu, tensorrt or cuda.
+        models: one status per precision.
+        machine: what plans were compared with; None where no plans are loaded.
+        warning: what is worth knowing about this machine; empty if nothing is.
+    """
+
+    profile: str
+    models: tuple[ModelStatus, ...]
+    machine: Machine | None = None
+    warning: str = ""
 
     def lines(self) -> list[str]:
         """Text for the terminal."""

@@ -21,9 +21,12 @@ def make_view(
 
     Args:
         repository: the model repository.
-        target: a folder that does not exist yet; returned.
+        target: a folder that does not exist yet.
         instances: model name to instance count, of models that no promotion changes.
         parameters: model name to the parameters of its configuration that differ, likewise.
+
+    Returns:
+        ``target``.
 
     Raises:
         RepositoryError: a configuration is missing or broken.

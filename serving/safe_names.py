@@ -23,10 +23,18 @@ class SafeNames:
     """Links to folders, made where a folder's own path cannot be used.
 
     Attributes:
-        folder: holds the links, and must not exist yet; tritonserver can use its path.
+        folder: holds the links; tritonserver can use its path.
     """
 
     def __init__(self, folder: Path) -> None:
+        """Make the folder.
+
+        Args:
+            folder: does not exist yet.
+
+        Raises:
+            OSError: it cannot be made.
+        """
         self.folder = folder
         self._links: dict[Path, Path] = {}
         folder.mkdir(mode=0o700)

@@ -64,34 +64,51 @@ _ROOT: Final = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How to run a server."""
+    """How to run a server.
 
-    repository: Path  # the model repository
-    profile: str = "cpu"  # cpu, tensorrt or cuda
-    precisions: tuple[str, ...] | None = None  # which ones to serve; None serves all that are built
-    host: str = "127.0.0.1"  # IPv4 address to listen on, or a name that has one
-    http_port: int = 0  # 0 takes a free one; likewise the other ports
+    Attributes:
+        repository: the model repository.
+        profile: cpu, tensorrt or cuda.
+        precisions: which ones to serve; None serves all that are built.
+        host: IPv4 address to listen on, or a name that has one.
+        http_port: 0 takes a free one; likewise the other ports.
+        grpc_port: see ``http_port``.
+        metrics_port: see ``http_port``.
+        exit_timeout_s: how long requests in flight may take at the end.
+        log_verbose: Triton's verbosity, 0 is quiet.
+        preprocess_instances: processes that decode images; None takes the model's configuration, likewise the next.
+        postprocess_instances: processes that make masks.
+        resample: how images are resized, one of :data:`pipeline.letterbox.RESAMPLING`; None takes the configuration.
+        max_latency_ms: bound of admission control; None takes the model's configuration.
+        admin_secret: opens the restricted APIs; None makes a random one.
+        visible_secret: start even where other users of this machine can read the secret in the list of processes.
+        trusted_keys: file of public keys, of which one must have signed each version; None takes the file that the
+            environment names, if it names one.
+        gateway: put the gateway in front of HTTP whatever the server's version is; before 2.60 it always is.
+        api_key_file: holds the key that callers over HTTP must send, and is made if missing; None asks for none. With
+            one, the gateway is in front, too.
+        extra_arguments: passed to tritonserver, relative paths made absolute; metrics must stay on, readiness is read
+            there.
+    """
+
+    repository: Path
+    profile: str = "cpu"
+    precisions: tuple[str, ...] | None = None
+    host: str = "127.0.0.1"
+    http_port: int = 0
     grpc_port: int = 0
     metrics_port: int = 0
-    exit_timeout_s: int = 10  # how long requests in flight may take at the end
-    log_verbose: int = 0  # Triton's verbosity, 0 is quiet
-    # Processes that decode images; None takes the model's configuration, likewise the next
+    exit_timeout_s: int = 10
+    log_verbose: int = 0
     preprocess_instances: int | None = None
-    postprocess_instances: int | None = None  # processes that make masks
-    # How images are resized, one of :data:`pipeline.letterbox.RESAMPLING`; None takes the configuration
+    postprocess_instances: int | None = None
     resample: str | None = None
-    max_latency_ms: int | None = None  # bound of admission control; None takes the model's configuration
-    admin_secret: str | None = None  # opens the restricted APIs; None makes a random one
-    # Start even where other users of this machine can read the secret in the list of processes
+    max_latency_ms: int | None = None
+    admin_secret: str | None = None
     visible_secret: bool = False
-    # File of public keys, of which one must have signed each version; None takes the file that the environment names,
-    # if it names one
     trusted_keys: Path | None = None
-    gateway: bool = False  # put the gateway in front of HTTP whatever the server's version is; before 2.60 it always is
-    # Holds the key that callers over HTTP must send, and is made if missing; None asks for none. With one, the gateway
-    # is in front, too
+    gateway: bool = False
     api_key_file: Path | None = None
-    # Passed to tritonserver, relative paths made absolute; metrics must stay on, readiness is read there
     extra_arguments: tuple[str, ...] = ()
 
 
@@ -116,7 +133,12 @@ class TritonServer:
     """
 
     def __init__(self, options: ServerOptions, log: Callable[[str], None] | None = None) -> None:
-        """Prepare a server; ``log`` gets each line of its log, of which only the last are kept for errors."""
+        """Prepare a server.
+
+        Args:
+            options: how to run it.
+            log: gets each line of the server's log; None keeps only the last lines, for errors.
+        """
         self.options = options
         self.admin_secret = options.admin_secret or new_secret()
         self._log = log

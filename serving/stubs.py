@@ -41,13 +41,21 @@ _RELOADED: Final = "reloaded_at"
 
 @dataclass(frozen=True)
 class Stub:
-    """One process of the Python backend."""
+    """One process of the Python backend.
 
-    pid: int  # of the process; 0 or less for one that should exist and died before it was seen
-    model: str  # such as ``preprocess``
-    version: str  # of the model, as a folder's name
-    instance: str  # Triton's name of the instance
-    stopped: bool = False  # whether a signal has stopped it
+    Attributes:
+        pid: of the process; 0 or less for one that should exist and died before it was seen.
+        model: such as ``preprocess``.
+        version: of the model, as a folder's name.
+        instance: Triton's name of the instance.
+        stopped: whether a signal has stopped it.
+    """
+
+    pid: int
+    model: str
+    version: str
+    instance: str
+    stopped: bool = False
 
     @property
     def title(self) -> str:
@@ -60,6 +68,9 @@ class StubFinder:
 
     Only processes that are new since the last look are read, which takes a millisecond of processor time; asking each
     of the server's 170 threads for its children took ten.
+
+    Args:
+        server_pid: the server.
     """
 
     def __init__(self, server_pid: int) -> None:
@@ -97,7 +108,12 @@ class _Entry:
 
 
 class StubWatch:
-    """Looks after the stubs of one running server: a table of processes, each in one of four states."""
+    """Looks after the stubs of one running server: a table of processes, each in one of four states.
+
+    Args:
+        server: the server.
+        longest_call_s: see :data:`LONGEST_CALL_S`.
+    """
 
     def __init__(self, server: TritonServer, longest_call_s: float = LONGEST_CALL_S) -> None:
         self._server = server

@@ -19,17 +19,26 @@ _MOST_DOUBLINGS: Final = 30
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """When a server that died is restarted."""
+    """When a server that died is restarted.
 
-    # How often, one after the other; 0 never, None without end: nobody who can crash a server ends it
+    Attributes:
+        restarts: how often, one after the other; 0 never, None without end: nobody who can crash a server ends it.
+        first_s: upper bound of the pause before the first restart, in seconds; it doubles from restart to restart.
+        most_s: upper bound of any pause, in seconds.
+        steady_s: a server that stayed up this long starts with a count of zero again, in seconds.
+    """
+
     restarts: int | None = None
-    # Upper bound of the pause before the first restart, in seconds; it doubles from restart to restart
     first_s: float = 1.0
-    most_s: float = 30.0  # upper bound of any pause, in seconds
-    steady_s: float = 60.0  # a server that stayed up this long starts with a count of zero again, in seconds
+    most_s: float = 30.0
+    steady_s: float = 60.0
 
     def pause_s(self, restart: int) -> float:
-        """The pause before a restart (1 is the first), in seconds: half of its bound or more, at random."""
+        """The pause before a restart, in seconds: half of its bound or more, at random.
+
+        Args:
+            restart: 1 for the first.
+        """
         bound = min(self.most_s, self.first_s * 2 ** min(restart - 1, _MOST_DOUBLINGS))
         return float(bound * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
 
@@ -85,7 +94,11 @@ def supervise(
 
 
 def wait_for_end(server: TritonServer, timeout_s: float | None = None) -> str:
-    """Wait until the server has died, without end where ``timeout_s`` is None; returns how.
+    """Wait until the server has died; returns how.
+
+    Args:
+        server: the server.
+        timeout_s: how long to wait, in seconds; None waits without end.
 
     Raises:
         subprocess.TimeoutExpired: it still runs.

@@ -40,12 +40,19 @@ _CONTAINER_BACKENDS: Final = Path("/opt/tritonserver/backends")
 
 @dataclass(frozen=True)
 class Installation:
-    """A tritonserver that can be started."""
+    """A tritonserver that can be started.
 
-    binary: Path  # the program
-    backends: Path  # folder of the backends
-    library_path: tuple[Path, ...]  # folders for ``LD_LIBRARY_PATH``, in front of what is there
-    version: str | None = None  # of the server, such as ``2.51.0``; None if it does not say
+    Attributes:
+        binary: the program.
+        backends: folder of the backends.
+        library_path: folders for ``LD_LIBRARY_PATH``, in front of what is there.
+        version: of the server, such as ``2.51.0``; None if it does not say.
+    """
+
+    binary: Path
+    backends: Path
+    library_path: tuple[Path, ...]
+    version: str | None = None
 
     @property
     def has_request_bound(self) -> bool:

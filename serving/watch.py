@@ -87,7 +87,10 @@ class _Record:
 class StubKeeper:
     """Replaces stubs that died: at once the first time, then after longer and longer pauses.
 
-    The policy gives the pauses, and how many deaths in a row are too many; ``say`` gets a line about every replacement.
+    Args:
+        watch: of the server.
+        policy: pauses, and how many deaths in a row are too many.
+        say: gets a line about every replacement.
     """
 
     def __init__(self, watch: StubWatch, policy: RestartPolicy, say: Callable[[str], None]) -> None:
@@ -138,7 +141,13 @@ class StubKeeper:
 
 
 class Health:
-    """Detects a server that does not answer, and models that hang, of which ``say`` gets a line each."""
+    """Detects a server that does not answer, and models that hang.
+
+    Args:
+        server: the server.
+        hang_s: see :data:`HANG_S`.
+        say: gets a line about every model that hangs.
+    """
 
     def __init__(self, server: TritonServer, hang_s: float, say: Callable[[str], None]) -> None:
         self._server, self._hang_s, self._say = server, hang_s, say
@@ -169,14 +178,26 @@ class Health:
 
 
 class StallWatch:
-    """Detects models in which nothing moves for ``after_s`` seconds though requests wait, from the server's metrics."""
+    """Detects models in which nothing moves though requests wait, from the server's metrics.
+
+    Args:
+        after_s: how long that must last, in seconds.
+    """
 
     def __init__(self, after_s: float) -> None:
         self._after_s = after_s
         self._moved: dict[str, tuple[float, float]] = {}  # model to its executions and failures, and when they changed
 
     def stalled(self, metrics: str, now: float) -> list[str]:
-        """Names of such models, by the text of ``/metrics`` and the seconds of a clock that only rises."""
+        """Look once.
+
+        Args:
+            metrics: text of ``/metrics``.
+            now: of a clock that only rises, in seconds.
+
+        Returns:
+            Names of the models.
+        """
         waiting: dict[str, float] = {}
         done: dict[str, float] = {}
         for name, model, value in _COUNTS.findall(metrics):

@@ -27,11 +27,17 @@ _REDUCE_AXES_ARE_INPUTS_SINCE_OPSET: Final = 18
 
 @dataclass(frozen=True)
 class InputFormat:
-    """What a family's networks are fed."""
+    """What a family's networks are fed.
 
-    stretch: bool = False  # whether an image fills the input; else it is letterboxed
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # subtracted from the red, green and blue values in [0, 1]
-    deviation: tuple[float, float, float] = (1.0, 1.0, 1.0)  # that they are then divided by
+    Attributes:
+        stretch: whether an image fills the input; else it is letterboxed.
+        mean: subtracted from the red, green and blue values in [0, 1].
+        deviation: that they are then divided by.
+    """
+
+    stretch: bool = False
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    deviation: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     @property
     def is_normalized(self) -> bool:
@@ -49,35 +55,59 @@ class InputFormat:
 
 @dataclass(frozen=True)
 class Suppression:
-    """Non-maximum suppression as ultralytics builds it into a file (``nms=True``)."""
+    """Non-maximum suppression as ultralytics builds it into a file (``nms=True``).
 
-    source_name: str  # the file's output of final detections
-    detections_name: str  # the tensor that the head gives, before suppression
-    confidence: float  # only greater scores pass
-    iou: float  # the worse of two boxes that overlap by more is dropped
-    is_per_class: bool  # only of boxes of one class
+    Attributes:
+        source_name: the file's output of final detections.
+        detections_name: the tensor that the head gives, before suppression.
+        confidence: only greater scores pass.
+        iou: the worse of two boxes that overlap by more is dropped.
+        is_per_class: only of boxes of one class.
+    """
+
+    source_name: str
+    detections_name: str
+    confidence: float
+    iou: float
+    is_per_class: bool
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The choice of the best rows as ultralytics builds it into an end-to-end head."""
+    """The choice of the best rows as ultralytics builds it into an end-to-end head.
 
-    source_name: str  # the file's output of final detections
-    detections_name: str  # the tensor that the head gives, before the choice
+    Attributes:
+        source_name: the file's output of final detections.
+        detections_name: the tensor that the head gives, before the choice.
+    """
+
+    source_name: str
+    detections_name: str
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known of a file before it is recognized."""
+    """What is known of a file before it is recognized.
 
-    outputs: Mapping[str, Shape]  # name to shape, batch first, of one run
-    metadata: Mapping[str, str]  # the file's properties
-    height: int  # of the input, in pixels
-    width: int  # likewise
-    num_names: int = 0  # class names in the metadata; 0 where there are none
-    suppression: Suppression | None = None  # that was cut off
-    selection: Selection | None = None  # likewise
-    is_named: bool = False  # whether the user names the family
+    Attributes:
+        outputs: name to shape, batch first, of one run.
+        metadata: the file's properties.
+        height: of the input, in pixels.
+        width: likewise.
+        num_names: class names in the metadata; 0 where there are none.
+        suppression: that was cut off.
+        selection: likewise.
+        is_named: whether the user names the family.
+    """
+
+    outputs: Mapping[str, Shape]
+    metadata: Mapping[str, str]
+    height: int
+    width: int
+    num_names: int = 0
+    suppression: Suppression | None = None
+    selection: Selection | None = None
+    is_named: bool = False
 
     @property
     def shown(self) -> str:
@@ -102,21 +132,33 @@ class Seen:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the outputs of one file mean."""
+    """What the outputs of one file mean.
 
-    family: Family  # that was recognized
-    detections_name: str  # tensor of the detections
-    detections_shape: Shape  # without batch
-    prototypes_name: str  # tensor of the prototypes, or ready masks, [batch, C, H/4, W/4]
-    prototypes_shape: Shape  # without batch
-    num_classes: int  # number of classes
-    num_anchors: int  # rows of detections
-    source_name: str  # the file's own output, where it is not ``detections_name``
-    # What the network's own end allows in a request (:class:`pipeline.parameters.RequestLimits`)
+    Attributes:
+        family: that was recognized.
+        detections_name: tensor of the detections.
+        detections_shape: without batch.
+        prototypes_name: tensor of the prototypes, or ready masks, [batch, C, H/4, W/4].
+        prototypes_shape: without batch.
+        num_classes: number of classes.
+        num_anchors: rows of detections.
+        source_name: the file's own output, where it is not ``detections_name``.
+        limits: what the network's own end allows in a request (:class:`pipeline.parameters.RequestLimits`).
+        further: more tensors that detections are made of, and their shapes without batch.
+        has_ready_masks: whether there are masks in place of prototypes; a detection's only coefficient is the number of
+            its mask.
+    """
+
+    family: Family
+    detections_name: str
+    detections_shape: Shape
+    prototypes_name: str
+    prototypes_shape: Shape
+    num_classes: int
+    num_anchors: int
+    source_name: str
     limits: dict[str, float] = field(default_factory=dict)
-    # More tensors that detections are made of, and their shapes without batch
     further: dict[str, Shape] = field(default_factory=dict)
-    # Whether there are masks in place of prototypes; a detection's only coefficient is the number of its mask
     has_ready_masks: bool = False
 
     @property

@@ -16,12 +16,16 @@ _SHAPES = ("Shape", "Size")
 
 @dataclass(frozen=True)
 class Head:
-    """The end of the network: it turns features into boxes, scores and coefficients."""
+    """The end of the network: it turns features into boxes, scores and coefficients.
 
-    # Names of the nodes behind the last convolutions (DFL, anchors, sigmoid, concatenations), in the graph's order,
-    # without quantizers
+    Attributes:
+        decode_nodes: names of the nodes behind the last convolutions (DFL, anchors, sigmoid, concatenations), in the
+            graph's order, without quantizers.
+        output_convolutions: names of the last convolutions, likewise.
+    """
+
     decode_nodes: tuple[str, ...]
-    output_convolutions: tuple[str, ...]  # names of the last convolutions, likewise
+    output_convolutions: tuple[str, ...]
 
 
 def find_head(model: onnx.ModelProto, *outputs: str) -> Head:

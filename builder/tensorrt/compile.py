@@ -25,15 +25,25 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CompiledPlan:
-    """A serialized plan and how it was built."""
+    """A serialized plan and how it was built.
 
-    plan: bytes = field(repr=False)  # the bytes to write
-    counts: LayerCounts  # layers and convolutions per precision
-    flavor: str  # name of the TensorRT flavor, such as ``tensorrt-11``
-    tensorrt_version: str  # its version
-    batches: tuple[int, int, int]  # smallest, preferred and largest batch
-    can_run_here: bool  # whether the plan could be deserialized on this machine
-    log: tuple[LogLine, ...] = field(repr=False)  # every line that the builder logged
+    Attributes:
+        plan: the bytes to write.
+        counts: layers and convolutions per precision.
+        flavor: name of the TensorRT flavor, such as ``tensorrt-11``.
+        tensorrt_version: its version.
+        batches: smallest, preferred and largest batch.
+        can_run_here: whether the plan could be deserialized on this machine.
+        log: every line that the builder logged.
+    """
+
+    plan: bytes = field(repr=False)
+    counts: LayerCounts
+    flavor: str
+    tensorrt_version: str
+    batches: tuple[int, int, int]
+    can_run_here: bool
+    log: tuple[LogLine, ...] = field(repr=False)
 
 
 def compile_plan(onnx_path: Path, settings: PlanSettings, flavor: Flavor) -> CompiledPlan:

@@ -9,10 +9,15 @@ from builder.errors import BuilderError
 
 @dataclass(frozen=True)
 class LogLine:
-    """One line of TensorRT's builder log."""
+    """One line of TensorRT's builder log.
 
-    severity: str  # ``INTERNAL_ERROR``, ``ERROR``, ``WARNING``, ``INFO`` or ``VERBOSE``
-    text: str  # the message, without a time stamp
+    Attributes:
+        severity: ``INTERNAL_ERROR``, ``ERROR``, ``WARNING``, ``INFO`` or ``VERBOSE``.
+        text: the message, without a time stamp.
+    """
+
+    severity: str
+    text: str
 
     @property
     def is_error(self) -> bool:

@@ -14,11 +14,17 @@ from pipeline import contract
 
 @dataclass(frozen=True)
 class Exclusion:
-    """A group of nodes that is left out of a conversion."""
+    """A group of nodes that is left out of a conversion.
 
-    nodes: tuple[str, ...]  # ONNX node names, in topological order
-    reason: str  # why they are left out
-    source: str  # where that is known from
+    Attributes:
+        nodes: ONNX node names, in topological order.
+        reason: why they are left out.
+        source: where that is known from.
+    """
+
+    nodes: tuple[str, ...]
+    reason: str
+    source: str
 
 
 def int8_exclusions(model: onnx.ModelProto) -> tuple[Exclusion, ...]:

@@ -55,16 +55,25 @@ CODE_MEANINGS: Final[Mapping[int, str]] = {
 
 @dataclass(frozen=True)
 class FailedNodes:
-    """What a failed build says about the network."""
+    """What a failed build says about the network.
 
-    nodes: tuple[str, ...]  # ONNX node names of the failed layers, without quantizers, in topological order
-    raw: tuple[str, ...]  # the failed layers as TensorRT names them
-    operators: Mapping[str, str]  # operator of every node in ``nodes``
-    # Parts of the layers that are no node: unnamed layers, and names that the graph does not have
+    Attributes:
+        nodes: ONNX node names of the failed layers, without quantizers, in topological order.
+        raw: the failed layers as TensorRT names them.
+        operators: operator of every node in ``nodes``.
+        unresolved: parts of the layers that are no node: unnamed layers, and names that the graph does not have.
+        error_codes: TensorRT's error codes, in the log's order.
+        reason: one line for people.
+        insufficient_workspace: whether the log blames the workspace limit.
+    """
+
+    nodes: tuple[str, ...]
+    raw: tuple[str, ...]
+    operators: Mapping[str, str]
     unresolved: tuple[str, ...]
-    error_codes: tuple[int, ...]  # TensorRT's error codes, in the log's order
-    reason: str  # one line for people
-    insufficient_workspace: bool = False  # whether the log blames the workspace limit
+    error_codes: tuple[int, ...]
+    reason: str
+    insufficient_workspace: bool = False
 
 
 def parse_build_log(lines: Iterable[LogLine], graph: GraphNames) -> FailedNodes:

@@ -18,16 +18,27 @@ Compiled = TypeVar("Compiled")
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at building a plan. Holds only what JSON knows."""
+    """One try at building a plan. Holds only what JSON knows.
 
-    number: int  # from 1
-    excluded: tuple[str, ...]  # nodes left in higher precision on top of the default exclusions, in topological order
-    succeeded: bool  # whether a plan came out
-    duration_s: float  # seconds, preparing the ONNX included
-    error: str = ""  # one line on what failed; empty on success
-    failed_layers: tuple[str, ...] = ()  # failed layers as TensorRT names them
-    failed_nodes: tuple[str, ...] = ()  # ONNX nodes in them
-    added: tuple[str, ...] = ()  # nodes whose quantizers the next attempt leaves out
+    Attributes:
+        number: from 1.
+        excluded: nodes left in higher precision on top of the default exclusions, in topological order.
+        succeeded: whether a plan came out.
+        duration_s: seconds, preparing the ONNX included.
+        error: one line on what failed; empty on success.
+        failed_layers: failed layers as TensorRT names them.
+        failed_nodes: ONNX nodes in them.
+        added: nodes whose quantizers the next attempt leaves out.
+    """
+
+    number: int
+    excluded: tuple[str, ...]
+    succeeded: bool
+    duration_s: float
+    error: str = ""
+    failed_layers: tuple[str, ...] = ()
+    failed_nodes: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For the manifest: strings, numbers, booleans and lists of strings."""
@@ -36,12 +47,19 @@ class Attempt:
 
 @dataclass(frozen=True)
 class FallbackResult(Generic[Compiled]):
-    """A plan and the attempts that it took."""
+    """A plan and the attempts that it took.
 
-    plan: Compiled  # what the compile step returned
-    onnx_path: Path  # the ONNX that it was built from
-    excluded: tuple[str, ...]  # nodes left in higher precision, in topological order
-    attempts: tuple[Attempt, ...]  # every attempt, the last one successful
+    Attributes:
+        plan: what the compile step returned.
+        onnx_path: the ONNX that it was built from.
+        excluded: nodes left in higher precision, in topological order.
+        attempts: every attempt, the last one successful.
+    """
+
+    plan: Compiled
+    onnx_path: Path
+    excluded: tuple[str, ...]
+    attempts: tuple[Attempt, ...]
 
 
 class FallbackError(TensorRTError):

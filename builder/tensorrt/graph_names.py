@@ -14,20 +14,32 @@ from builder.onnx_tools import QUANTIZERS
 
 @dataclass(frozen=True)
 class GraphNode:
-    """One ONNX node."""
+    """One ONNX node.
 
-    name: str  # its name
-    operator: str  # its operator, such as ``Conv``
-    inputs: tuple[str, ...]  # tensors that it reads
-    outputs: tuple[str, ...]  # tensors that it writes
+    Attributes:
+        name: its name.
+        operator: its operator, such as ``Conv``.
+        inputs: tensors that it reads.
+        outputs: tensors that it writes.
+    """
+
+    name: str
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class GraphNames:
-    """An ONNX graph without its weights."""
+    """An ONNX graph without its weights.
 
-    nodes: tuple[GraphNode, ...]  # in topological order
-    initializers: frozenset[str] = field(default=frozenset())  # names of the weights
+    Attributes:
+        nodes: in topological order.
+        initializers: names of the weights.
+    """
+
+    nodes: tuple[GraphNode, ...]
+    initializers: frozenset[str] = field(default=frozenset())
 
     @classmethod
     def from_model(cls, model: onnx.ModelProto) -> GraphNames:

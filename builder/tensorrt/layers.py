@@ -47,12 +47,17 @@ _ONNX_LAYER: Final = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 @dataclass(frozen=True)
 class LayerCounts:
-    """Layers per precision."""
+    """Layers per precision.
 
-    source: str  # ``engine inspector`` (what the plan runs) or ``strongly typed network`` (what it should run)
-    layers: Mapping[str, int]  # layers per type of their first output; shape arithmetic shows up as int64
-    # Convolutions per precision. One counts as int8 when its input and its weights are dequantized int8 (in the
-    # network) or when it reads int8 (in the engine)
+    Attributes:
+        source: ``engine inspector`` (what the plan runs) or ``strongly typed network`` (what it should run).
+        layers: layers per type of their first output; shape arithmetic shows up as int64.
+        convolutions: convolutions per precision. One counts as int8 when its input and its weights are dequantized
+            int8 (in the network) or when it reads int8 (in the engine).
+    """
+
+    source: str
+    layers: Mapping[str, int]
     convolutions: Mapping[str, int]
 
 

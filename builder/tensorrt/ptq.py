@@ -27,11 +27,17 @@ CalibrationMethod = Literal["max", "entropy"]
 
 @dataclass(frozen=True)
 class QuantizedModel:
-    """An int8 Q/DQ network."""
+    """An int8 Q/DQ network.
 
-    model: onnx.ModelProto  # the ONNX model, fp32 but for its Q/DQ nodes; inputs and outputs keep their types
-    exclusions: tuple[Exclusion, ...]  # the groups of nodes that were left out by default
-    excluded: tuple[str, ...]  # every node that was left out
+    Attributes:
+        model: the ONNX model, fp32 but for its Q/DQ nodes; inputs and outputs keep their types.
+        exclusions: the groups of nodes that were left out by default.
+        excluded: every node that was left out.
+    """
+
+    model: onnx.ModelProto
+    exclusions: tuple[Exclusion, ...]
+    excluded: tuple[str, ...]
 
 
 def quantize(
