@@ -18,9 +18,10 @@ from pipeline.letterbox import RESAMPLING
 from repository.signatures import add_trusted_keys
 from repository.store import DEFAULT_REPOSITORY, ModelRepository
 from serving.preflight import check, preflight
+from serving.restarts import RestartPolicy
 from serving.secret import secret_in
 from serving.server import ServerOptions, TritonServer, add_port_arguments
-from serving.supervisor import RestartPolicy, supervise
+from serving.supervisor import supervise
 from serving.tritonserver import EMBEDDED_VERSION, unpack_tritonserver
 from serving.watch import watch_over
 

@@ -15,9 +15,10 @@ from typing import Final
 from serving.errors import ServingError
 from serving.http_call import http_call
 from serving.memory import MEMORY_DEATHS
+from serving.restarts import RestartPolicy
 from serving.server import TritonServer
 from serving.stubs import Stub, StubWatch
-from serving.supervisor import RestartPolicy, wait_for_end
+from serving.supervisor import wait_for_end
 
 HANG_S: Final = 30.0
 """Requests that wait this long while nothing moves, or a server that is silent this long, count as a hang."""

@@ -25,8 +25,8 @@ from base.names import SHARED_MEMORY, STATE_NAME
 from client.segmentation import SegmentationClient
 from repository.running import clear_after
 from serving.environment import free_ports
+from serving.restarts import RestartPolicy
 from serving.server import ServerOptions, TritonServer
-from serving.supervisor import RestartPolicy
 from serving.tritonserver import find_tritonserver
 from serving.watch import watch_over
 from tests.chaos import protocol

@@ -22,7 +22,7 @@ SECRET = "0123456789abcdef0123456789abcdef"
 # Far longer than any machine takes to end a process.
 LONG_PAUSES = """
 import sys
-from serving.supervisor import RestartPolicy
+from serving.restarts import RestartPolicy
 RestartPolicy.pause_s = lambda policy, restart: 600.0
 from serving.__main__ import main
 sys.exit(main(sys.argv[1:]))

@@ -6,7 +6,8 @@ import pytest
 
 from serving import supervisor
 from serving.errors import ServingError
-from serving.supervisor import RestartPolicy, supervise
+from serving.restarts import RestartPolicy
+from serving.supervisor import supervise
 from tests.unit.clock import Clock
 
 

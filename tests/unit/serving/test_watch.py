@@ -10,8 +10,8 @@ import pytest
 
 from serving import watch
 from serving.errors import ServingError
+from serving.restarts import RestartPolicy
 from serving.stubs import Stub
-from serving.supervisor import RestartPolicy
 from serving.watch import Health, StallWatch, StubKeeper, watch_over
 from tests.unit.clock import Clock
 
