@@ -42,7 +42,7 @@ _COUNTS: Final = re.compile(
 )
 
 
-def watch_over(server: TritonServer, policy: RestartPolicy, say: Callable[[str], None], hang_s: float = HANG_S) -> str:
+def watch_over(server: TritonServer, policy: RestartPolicy, say: Callable[[str], None]) -> str:
     """Keep a server whole until it dies.
 
     Processes of the Python backend that died are replaced; the policy says after which pauses, and after how many
@@ -52,7 +52,6 @@ def watch_over(server: TritonServer, policy: RestartPolicy, say: Callable[[str],
         server: it must be ready.
         policy: of restarts; with none, nothing is replaced either.
         say: gets a line about every death and replacement.
-        hang_s: see :data:`HANG_S`.
 
     Returns:
         What the server died of.
@@ -60,14 +59,14 @@ def watch_over(server: TritonServer, policy: RestartPolicy, say: Callable[[str],
     if policy.restarts == 0:
         return wait_for_end(server)
     keeper = StubKeeper(StubWatch(server), policy, say)
-    health = Health(server, hang_s, say)
+    health = Health(server, HANG_S, say)
     while True:
         try:
             return wait_for_end(server, _LOOK_S)
         except subprocess.TimeoutExpired:
             pass
         if server.front is not None:
-            server.front.look(hang_s)
+            server.front.look(HANG_S)
         trouble = keeper.look() or health.look(keeper.watch)
         if trouble is not None:
             # SIGTERM would make its callers wait for what hangs.
