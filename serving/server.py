@@ -56,6 +56,7 @@ NO_LATENCY_BOUND_MS: Final = 10**9
 
 _PROTOCOLS: Final = ("http", "grpc", "metrics")
 _PORT_ATTEMPTS: Final = 3
+_ROUTINE: Final = "CudaDriverHelper has not been initialized"  # said at every start without a GPU
 _STUB_TIMEOUT_S: Final = 60  # for a process of the Python backend to start, to load its model, or to end
 _SHM_DEFAULT_BYTES: Final = 1 << 20  # shared memory that such a process starts with; it grows as needed
 _KEPT_LOG_LINES: Final = 200
@@ -319,7 +320,9 @@ class TritonServer:
                     self.stop()
                     self.start()
                     continue
-                raise ServingError(f"tritonserver ended before it was ready{MEMORY_DEATHS.cause()}{self.last_words()}")
+                how = f" ({how_ended(self._process.returncode)})" if self._process is not None else ""
+                cause = MEMORY_DEATHS.cause()
+                raise ServingError(f"tritonserver ended before it was ready{how}{cause}{self.last_words()}")
             if time.monotonic() > deadline:
                 raise ServingError(f"tritonserver was not ready within {timeout_s:.0f} s{self.last_words()}")
             time.sleep(0.1)
@@ -484,9 +487,26 @@ class TritonServer:
         """The relevant lines at the end of the log, to append to an error; empty if there are none."""
         if self._reader is not None and self.pid is None:
             self._reader.join(5)
-        relevant = [line for line in self._lines if line[:1] in ("E", "F") or "error" in line.lower()]
-        lines = (relevant or list(self._lines))[-8:]
+        lines = list(self._lines)
+        if self._process is None or (self._process.poll() or 0) >= 0:  # what a signal ended had no time for an error
+            lines = [line for line in lines if line[:1] in ("E", "F") or "error" in line.lower()] or lines
+        lines = [line for line in lines if _ROUTINE not in line][-8:]
         return ". Its log ends:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
+
+
+def how_ended(status: int) -> str:
+    """A process's return code in words.
+
+    Example:
+        >>> how_ended(3), how_ended(-9)
+        ('with status 3', 'by signal SIGKILL')
+    """
+    if status >= 0:
+        return f"with status {status}"
+    try:
+        return f"by signal {signal.Signals(-status).name}"
+    except ValueError:
+        return f"by signal {-status}"
 
 
 def _refuse_untrusted(repository: ModelRepository, precision: str, version: int) -> None:

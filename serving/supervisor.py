@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 from typing import NoReturn
@@ -11,7 +10,7 @@ from base.errors import OperatorError
 from serving.errors import ServingError
 from serving.memory import MEMORY_DEATHS
 from serving.restarts import RestartPolicy
-from serving.server import TritonServer
+from serving.server import TritonServer, how_ended
 
 
 def supervise(
@@ -74,13 +73,4 @@ def wait_for_end(server: TritonServer, timeout_s: float | None = None) -> str:
     Raises:
         subprocess.TimeoutExpired: it still runs.
     """
-    return f"tritonserver ended {_how(server.wait(timeout_s))}"
-
-
-def _how(status: int) -> str:
-    if status >= 0:
-        return f"with status {status}"
-    try:
-        return f"by signal {signal.Signals(-status).name}"
-    except ValueError:
-        return f"by signal {-status}"
+    return f"tritonserver ended {how_ended(server.wait(timeout_s))}"

@@ -100,10 +100,20 @@ def test_a_profile_that_the_server_has_no_backend_for_is_refused(repository, pro
         TritonServer(ServerOptions(repository, profile="tensorrt")).start()
 
 
-def test_a_program_that_ends_at_once_is_reported_with_its_last_lines(repository, program, tmp_path):
-    program('echo "I1 starting"\necho "E1 no such thing" >&2\nexit 3')
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ("echo 'E1 no such thing' >&2; exit 3", r"with status 3\)\. Its log ends:\n  E1 no such thing$"),
+        (
+            "echo 'E1 no matter'; echo 'terminate called'; kill -ABRT $$",
+            r"by signal SIGABRT\).*no matter\n  terminate called$",
+        ),
+    ],
+)
+def test_a_program_that_ends_at_once_is_reported_with_its_last_lines(repository, program, tmp_path, end, said):
+    program(f'echo "E1 CudaDriverHelper has not been initialized."\necho "I1 starting"\n{end}')
     server = TritonServer(ServerOptions(repository))
-    with pytest.raises(ServingError, match=r"(?s)ended before it was ready.*E1 no such thing"), server:
+    with pytest.raises(ServingError, match=r"(?s)ended before it was ready \(" + said), server:
         pytest.fail("it became ready")
     assert server.pid is None
     assert list((tmp_path / "cache" / "servers").iterdir()) == []
