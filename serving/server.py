@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from google.protobuf import json_format
@@ -34,6 +33,7 @@ from repository.store import CONFIG_NAME, CONFIG_NAMES, RESAMPLE, ModelRepositor
 from serving.environment import check_ports, check_shared_memory, free_ports, is_free, resolve_host
 from serving.errors import ServingError
 from serving.front import HttpFront, knows_secret
+from serving.health import warm_up
 from serving.hidden_arguments import STAND_IN, CannotHide, start_hidden
 from serving.http_call import http_call
 from serving.lifetime import end_with
@@ -43,7 +43,6 @@ from serving.repository_view import make_view
 from serving.safe_names import SafeNames
 from serving.secret import new_secret, secret_in
 from serving.tritonserver import Installation, find_tritonserver
-from serving.warm_up import warm_up
 
 RESTRICTED_APIS: Final = "model-repository,shared-memory,trace,logging"
 
@@ -97,9 +96,9 @@ class ServerOptions:
     profile: str = "cpu"
     precisions: tuple[str, ...] | None = None
     host: str = "127.0.0.1"
-    http_port: int = 8000
-    grpc_port: int = 8001
-    metrics_port: int = 8002
+    http_port: int = 0
+    grpc_port: int = 0
+    metrics_port: int = 0
     exit_timeout_s: int = 10
     log_verbose: int = 0
     preprocess_instances: int | None = None
@@ -167,9 +166,7 @@ class TritonServer:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop."""
         self.stop()
 
@@ -307,7 +304,7 @@ class TritonServer:
         self.start()
 
     def wait_ready(self, timeout_s: float = 120.0) -> None:
-        """Wait until every model is ready, and send each ensemble a first picture (:mod:`serving.warm_up`).
+        """Wait until every model is ready, and send each ensemble a first picture (:func:`serving.health.warm_up`).
 
         Raises:
             ServingError: the server ended, or is not ready in time; the message ends with the last lines of its log.

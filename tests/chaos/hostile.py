@@ -23,7 +23,7 @@ from base.names import STATE_NAME
 from pipeline import contract
 from scenes.reference import fetch_reference
 from serving.server import ServerOptions, TritonServer
-from serving.stubs import stubs_of
+from serving.stubs import StubFinder
 from tests.chaos import corpus, part, protocol
 from tests.chaos.corpus_crafted import crafted_images
 from tests.chaos.corpus_heavy import endless_masks, large_images
@@ -91,7 +91,7 @@ def run(repository: Path, out: Path, inputs: int = 10_000, seed: int = 0) -> dic
 
 
 def _options(repository: Path) -> ServerOptions:
-    return ServerOptions(repository, precisions=(PRECISION,), http_port=0, grpc_port=0, metrics_port=0)
+    return ServerOptions(repository, precisions=(PRECISION,))
 
 
 @contextlib.contextmanager
@@ -113,7 +113,7 @@ def _used(server: TritonServer) -> dict[str, float]:
 
 
 def _processes(server: TritonServer) -> set[int]:
-    return {stub.pid for stub in stubs_of(server.pid or 0)}
+    return {stub.pid for stub in StubFinder(server.pid or 0).find()}
 
 
 def _every_kind(seed: int, bounded: bool) -> Iterator[Input]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from repository.store import ModelRepository, read_config
-from repository.versions import promote
 from tests.unit.repository.helpers import add_versions
+from tests.versions import promote_one
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -66,7 +66,7 @@ def test_a_fresh_clone_becomes_a_repository_of_shipped_configurations(clone):
 def test_a_promotion_leaves_git_clean_and_outlives_a_pull(origin, clone):
     repository = opened(clone)
     add_versions(repository, 2)
-    promote(repository, "int8", 2)
+    promote_one(repository, "int8", 2)
     assert git(clone, "status", "--porcelain") == ""
 
     change(origin, "network_int8/configs/cpu.pbtxt.in", "preferred_batch_size: [ 4 ]", "preferred_batch_size: [ 6 ]")
@@ -122,7 +122,7 @@ def test_what_a_person_changed_stays(origin, clone):
 def test_a_configuration_of_unknown_origin_is_kept(clone):
     repository = opened(clone)
     add_versions(repository, 2)
-    promote(repository, "int8", 2)
+    promote_one(repository, "int8", 2)
     for base in (clone / "model_repository").rglob(".*.base"):
         base.unlink()
     opened(clone)
