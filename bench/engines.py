@@ -14,7 +14,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.measure import interleave
 from bench.report import PartReport
 from bench.synthetic import INPUT_SIZE
 from load.photographs import as_jpeg, network_path
@@ -60,9 +59,7 @@ def run(options: argparse.Namespace) -> None:
                     print(f"engines: {way} does not run here: {error}")
                     continue
                 ways[way] = _window(pool, engines, images)
-            *_, results = interleave(ways, options.rounds)
-            _add(report, case, results)
-            report.show(case)
+            report.measure(case, ways, options.rounds, functools.partial(_add, report, case))
     report.draw()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import shutil
 import statistics
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from bench.drive import Drivers, LoadFigures, Target
-from bench.measure import interleave, rate
+from bench.measure import rate
 from bench.report import PartReport, stack
 from bench.server_meter import ServerMeter
 from bench.synthetic import INPUT_SIZE
@@ -76,9 +77,6 @@ def run(options: argparse.Namespace) -> None:
         settings = ServerOptions(
             options.repository,
             precisions=(options.precision,),
-            http_port=0,
-            grpc_port=0,
-            metrics_port=0,
             max_latency_ms=NO_LATENCY_BOUND_MS,
             extra_arguments=install_plain(reference.onnx, Path(folder) / "plain"),
         )
@@ -101,11 +99,7 @@ def run(options: argparse.Namespace) -> None:
             for in_flight in options.in_flight:
                 case = f"{in_flight} in flight"
                 ways = {name: way(target, in_flight) for name, target in targets.items()}
-                for results in interleave({**ways, **bare}, options.rounds):
-                    report.forget(case)
-                    _add(report, case, results)
-                    report.write()
-                report.show(case)
+                report.measure(case, {**ways, **bare}, options.rounds, functools.partial(_add, report, case))
     report.draw()
     _draw_parts(overhead_parts(report.figures), options.out / "ensemble-parts.png")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import http.client
 import json
 import statistics
@@ -17,7 +18,6 @@ import grpc
 from tritonclient.grpc import service_pb2_grpc
 
 from bench.drive import encoded_request
-from bench.measure import interleave
 from bench.report import PartReport
 from load.photographs import as_jpeg
 from pipeline import contract
@@ -69,9 +69,6 @@ def run(options: argparse.Namespace) -> None:
     settings = ServerOptions(
         options.repository,
         precisions=(options.precision,),
-        http_port=0,
-        grpc_port=0,
-        metrics_port=0,
         gateway=True,
         max_latency_ms=NO_LATENCY_BOUND_MS,
     )
@@ -90,11 +87,7 @@ def run(options: argparse.Namespace) -> None:
         for in_flight in options.in_flight:
             case = f"{in_flight} in flight"
             ways = {name: way(opener, in_flight) for name, opener in openers.items()}
-            for results in interleave(ways, options.rounds):
-                report.forget(case)
-                _add(report, case, results)
-                report.write()
-            report.show(case)
+            report.measure(case, ways, options.rounds, functools.partial(_add, report, case))
     report.draw()
 
 

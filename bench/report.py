@@ -26,12 +26,12 @@ class PartReport:
 
     def add(self, case: str, way: str, unit: str, values: Sequence[float], **notes: Any) -> None:
         """Add a figure of a case (a scene, a load) and a way: a value per round, and notes such as its accuracy."""
-        spread = Spread.quartiles(values).to_json()
+        spread = Spread.of(values, 25, 75).to_json()
         self.figures.append({"case": case, "way": way, "unit": unit, **spread, "notes": notes})
 
     def add_ratio(self, case: str, ways: str, above: Sequence[float], below: Sequence[float]) -> None:
         """Add the ratio of two ways, taken round by round."""
-        self.ratios.append({"case": case, "ways": ways, **Spread.quartiles(ratios(above, below)).to_json()})
+        self.ratios.append({"case": case, "ways": ways, **Spread.of(ratios(above, below), 25, 75).to_json()})
 
     def compare(
         self,
@@ -42,20 +42,35 @@ class PartReport:
         notes: Mapping[str, Mapping[str, float]],
     ) -> None:
         """Measure the wall time of several ways, add and show it, with the ratio of each other way to ``base``."""
-        *_, times = interleave({way: milliseconds(work) for way, work in ways.items()}, rounds)
-        for way, values in times.items():
-            self.add(case, way, "ms", values, **notes[way])
-            if way != base:
-                self.add_ratio(case, f"{way} / {base}", values, times[base])
+
+        def add(times: dict[str, list[float]]) -> None:
+            for way, values in times.items():
+                self.add(case, way, "ms", values, **notes[way])
+                if way != base:
+                    self.add_ratio(case, f"{way} / {base}", values, times[base])
+
+        self.measure(case, {way: milliseconds(work) for way, work in ways.items()}, rounds, add)
+
+    def measure(
+        self, case: str, ways: Mapping[str, Callable[[], Any]], rounds: int, add: Callable[[dict[str, list[Any]]], None]
+    ) -> None:
+        """Run several ways round by round, and show the case.
+
+        Args:
+            case: what is measured.
+            ways: name to a call that returns one result.
+            rounds: how often each is called.
+            add: adds the case's figures, given the results of each way. It is called after every round, and the file
+                is written: a later failure loses nothing.
+        """
+        for results in interleave(ways, rounds):
+            self.figures = [figure for figure in self.figures if figure["case"] != case]
+            self.ratios = [ratio for ratio in self.ratios if ratio["case"] != case]
+            add(results)
+            self._write()
         self.show(case)
 
-    def forget(self, case: str) -> None:
-        """Drop a case, to replace it by one of more rounds."""
-        self.figures = [figure for figure in self.figures if figure["case"] != case]
-        self.ratios = [ratio for ratio in self.ratios if ratio["case"] != case]
-
-    def write(self) -> None:
-        """Write the JSON file; called often, so that a later failure loses nothing."""
+    def _write(self) -> None:
         text = json.dumps(
             {
                 "part": self._name,
@@ -71,7 +86,7 @@ class PartReport:
 
     def show(self, case: str) -> None:
         """Write the JSON file and print a case."""
-        self.write()
+        self._write()
         print(f"{self._name}: {case}")
         for figure in self.figures:
             if figure["case"] == case:

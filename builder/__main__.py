@@ -124,14 +124,6 @@ def _built_profile(text: str) -> str:
     return text
 
 
-def _precisions(text: str) -> tuple[str, ...]:
-    chosen = tuple(part.strip() for part in text.split(","))
-    unknown = [part for part in chosen if part not in contract.PRECISIONS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r}; allowed: {', '.join(contract.PRECISIONS)}")
-    return chosen
-
-
 def _names(text: str) -> tuple[str, ...]:
     path = Path(text)
     try:
@@ -158,7 +150,9 @@ def _parser() -> argparse.ArgumentParser:
     building = commands.add_parser("build", help="build, verify and write versions from an ONNX export")
     _add_settings(building)
     building.add_argument(
-        "--precisions", type=_precisions, help="comma-separated (default: fp32,fp16,int8); built in that order"
+        "--precisions",
+        type=command_line.names(contract.PRECISIONS),
+        help="comma-separated (default: fp32,fp16,int8); built in that order",
     )
     building.add_argument(
         "--report", type=Path, metavar="FOLDER", help="for reports of precisions that fail (default: out/report)"

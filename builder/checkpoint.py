@@ -71,7 +71,7 @@ def onnx_of(path: Path, input_size: tuple[int, int] | None, note: Callable[[str]
         raise ExportError(
             f"{path} is a checkpoint, and the builder takes ONNX. Export it where it was trained, with `{shown}` "
             "(`pip install ultralytics` brings the command; with it on PATH the builder runs it itself). Checkpoints "
-            "of YOLOv5 and YOLOv7 are exported by `python export.py --include onnx` of their own repositories. Then "
+            "of YOLOv5 and YOLOv7 are exported by `python export.py --include onnx` of their repositories. Then "
             f"give --onnx {target}"
         )
     note(f"{path.name} is a checkpoint; exporting it with `{shown}`")

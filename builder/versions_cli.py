@@ -24,13 +24,7 @@ from repository.networks import mixture, mixture_remedy
 from repository.promotions import read_promotions
 from repository.signatures import SigningKey, add_trusted_keys, make_key
 from repository.store import DEFAULT_REPOSITORY, ModelRepository
-from repository.versions import (
-    Promoted,
-    VersionRef,
-    promote_together,
-    prune,
-    rollback_together,
-)
+from repository.versions import Promoted, VersionRef, promote, prune, rollback
 
 _PIPE_COLUMNS: Final = 240
 """Width of a table that no terminal bounds: a file or another program gets whole tags."""
@@ -175,7 +169,7 @@ def _show(options: argparse.Namespace) -> int:
 def _promote(options: argparse.Namespace) -> int:
     repository = ModelRepository.existing(options.repository, options.trusted_keys)
     with ExitStack() as stack:
-        done = promote_together(
+        done = promote(
             repository,
             options.versions,
             options.profile,
@@ -190,7 +184,7 @@ def _rollback(options: argparse.Namespace) -> int:
     repository = ModelRepository.existing(options.repository, options.trusted_keys)
     precisions = [ref.precision for ref in options.models]
     with ExitStack() as stack:
-        done = rollback_together(repository, precisions, options.profile, servers=_servers(options, stack))
+        done = rollback(repository, precisions, options.profile, servers=_servers(options, stack))
     return _show_outcomes(repository, options.models, done)
 
 

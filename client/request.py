@@ -193,11 +193,7 @@ def parse_response(
 
 
 def _check(result: Segmentation, sent: tuple[int, int] | None) -> None:
-    """Check one image's result.
-
-    Args:
-        result: what came.
-        sent: height and width of the image that was sent; None where unknown.
+    """Check one image's result, for an image of the height and width ``sent``, if these are known.
 
     Raises:
         ValueError: no right answer is like this; says what is wrong.

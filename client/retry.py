@@ -34,8 +34,10 @@ class RetryPolicy:
             timeout_s: no pause ends later than this after the first attempt began.
         """
         deadline = time.monotonic() + timeout_s
-        for attempt in range(self.retries):
-            pause = random.uniform(0, min(self.most_s, self.first_s * 2**attempt))  # noqa: S311 - no secret
+        bound = min(self.first_s, self.most_s)
+        for _ in range(self.retries):
+            pause = random.uniform(0, bound)  # noqa: S311 - no secret
             if time.monotonic() + pause > deadline:
                 return
             yield pause
+            bound = min(2 * bound, self.most_s)

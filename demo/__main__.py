@@ -27,13 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=local_path, default=Path("out"), help="where overlays and JSON go (default: out)")
     add_port_arguments(parser)
     options = parser.parse_args(arguments)
-    try:
-        return run_demo(options.repository, options.out, (options.http_port, options.grpc_port, options.metrics_port))
-    except (OperatorError, SegmentationError) as error:
-        command_line.say_error(error)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    ports = options.http_port, options.grpc_port, options.metrics_port
+    return command_line.exit_status(
+        lambda: run_demo(options.repository, options.out, ports), (OperatorError, SegmentationError)
+    )
 
 
 if __name__ == "__main__":

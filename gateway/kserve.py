@@ -356,11 +356,8 @@ def _json_data(output: Any, raw: bytes, limits: Limits) -> list[Any]:
 
 def _values(parameters: Any) -> dict[str, Any]:
     """``InferParameter``s as plain values."""
-    return {name: getattr(value, kind) for name, value in parameters.items() if (kind := _kind(value))}
-
-
-def _kind(parameter: Any) -> str:
-    return str(parameter.WhichOneof("parameter_choice") or "")
+    kinds = {name: value.WhichOneof("parameter_choice") for name, value in parameters.items()}
+    return {name: getattr(parameters[name], kind) for name, kind in kinds.items() if kind}
 
 
 def _varint(number: int) -> bytes:

@@ -17,7 +17,6 @@ import jinja2
 from jinja2.sandbox import SandboxedEnvironment
 
 from client.transport import DEFAULT_URLS
-from load.errors import ConditionError
 from pipeline import contract
 
 VALUES: Final = (
@@ -66,7 +65,7 @@ class Condition:
         """Parse a condition.
 
         Raises:
-            ConditionError: it is too long, holds something that is not allowed, or names no measured value.
+            ValueError: it is too long, holds something that is not allowed, or names no measured value.
         """
         tokens = _TOKEN.findall(text)
         names = tuple(
@@ -84,7 +83,7 @@ class Condition:
             if not isinstance(condition._result(dict.fromkeys(names, math.nan)), bool):
                 raise ValueError("it is no comparison")
         except (ValueError, TypeError, ArithmeticError, RecursionError, jinja2.TemplateError) as error:
-            raise ConditionError(f"condition {text!r}: {error}; {_ALLOWED}") from None
+            raise ValueError(f"condition {text!r}: {error}; {_ALLOWED}") from None
         return condition
 
     def decide(self, lookup: Lookup, protocols: Sequence[str]) -> Verdict:

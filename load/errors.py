@@ -7,7 +7,3 @@ from base.errors import OperatorError
 
 class LoadError(OperatorError):
     """A load test cannot start or continue; the message says what to do."""
-
-
-class ConditionError(ValueError):
-    """A ``--fail-if`` condition is not allowed."""

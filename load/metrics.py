@@ -6,11 +6,12 @@ Names: triton-inference-server/server, ``docs/user_guide/metrics.md``. Utilizati
 from __future__ import annotations
 
 import contextlib
-import http.client
 import re
 import statistics
 import threading
 from typing import Final, TypeAlias
+
+from serving.http_call import http_call
 
 GAUGES: Final = {
     "nv_cpu_utilization": "cpu_utilization",
@@ -51,7 +52,7 @@ class MetricsSampler:
 
     def _sample(self) -> None:
         while self._url is not None and not self._stop.wait(self._interval_s):
-            with contextlib.suppress(OSError, http.client.HTTPException):
+            with contextlib.suppress(OSError):
                 for name, value in gauges(scrape(self._url)).items():
                     self._samples.setdefault(name, []).append(value)
 
@@ -62,9 +63,7 @@ def scrape(url: str, timeout_s: float = _TIMEOUT_S) -> str:
     Raises:
         OSError, http.client.HTTPException: the endpoint does not answer.
     """
-    with contextlib.closing(http.client.HTTPConnection(url, timeout=timeout_s)) as connection:
-        connection.request("GET", "/metrics")
-        return connection.getresponse().read().decode("utf-8", "replace")
+    return http_call(url, "/metrics", timeout_s=timeout_s)[1].decode(errors="replace")
 
 
 def samples(text: str) -> list[Sample]:

@@ -119,11 +119,7 @@ def numbers(text: str, kind: type[Any]) -> tuple[Any, ...]:
 
 
 def _think_time(text: str) -> tuple[float, float]:
-    """``0.5`` or ``0.5,2`` as least and most seconds.
-
-    Raises:
-        ValueError: it has another form.
-    """
+    """``0.5`` or ``0.5,2`` as least and most seconds."""
     values = numbers(text, float)
     if len(values) not in (1, 2):
         raise ValueError(f"think time {text!r}; allowed: one number of seconds, or two with a comma between them")

@@ -20,17 +20,8 @@ class Spread:
     rounds: int  # number of values
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Median, least and greatest value."""
-        return cls._between(values, 0, 100)
-
-    @classmethod
-    def quartiles(cls, values: Sequence[float]) -> Spread:
-        """Median and the middle half of the values."""
-        return cls._between(values, 25, 75)
-
-    @classmethod
-    def _between(cls, values: Sequence[float], low: float, high: float) -> Spread:
+    def of(cls, values: Sequence[float], low: float = 0, high: float = 100) -> Spread:
+        """Median and two percentiles: least and greatest value, or 25 and 75 for the middle half."""
         return cls(percentile(values, 50), percentile(values, low), percentile(values, high), len(values))
 
     def to_json(self) -> dict[str, float | int | None]:

@@ -53,11 +53,6 @@ def say(text: object, file: TextIO | None = None) -> None:
     print(printable(text, layout=True), file=file, flush=True)
 
 
-def say_error(error: object) -> None:
-    """Print the fault that ends a command to standard error."""
-    say(f"error: {error}", sys.stderr)
-
-
 def exit_status(
     command: Callable[[], int], failures: tuple[type[Exception], ...], wrong_usage: tuple[type[Exception], ...] = ()
 ) -> int:
@@ -72,12 +67,9 @@ def exit_status(
     """
     try:
         return command()
-    except failures as error:
-        say_error(error)
-        return 1
-    except wrong_usage as error:
-        say_error(error)
-        return 2
+    except (*failures, *wrong_usage) as error:
+        say(f"error: {error}", sys.stderr)
+        return 1 if isinstance(error, failures) else 2
     except KeyboardInterrupt:
         return 130
 

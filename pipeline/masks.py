@@ -316,19 +316,12 @@ def _runs(
 
 @dataclass(frozen=True)
 class _Columns:
-    """Every pixel column as a blend of two columns of cells.
+    """Every pixel column as a blend of two columns of cells."""
 
-    Attributes:
-        planes: float32 [cells, rows].
-        cell: intp [columns], the cell to the left.
-        neighbor: intp [columns], the cell to the right.
-        fraction: float32 [columns], weight of ``neighbor``.
-    """
-
-    planes: NDArray[np.float32]
-    cell: NDArray[np.intp]
-    neighbor: NDArray[np.intp]
-    fraction: NDArray[np.float32]
+    planes: NDArray[np.float32]  # float32 [cells, rows]
+    cell: NDArray[np.intp]  # intp [columns], the cell to the left
+    neighbor: NDArray[np.intp]  # intp [columns], the cell to the right
+    fraction: NDArray[np.float32]  # float32 [columns], weight of ``neighbor``
 
     def at(self, columns: NDArray[np.intp], *rows: NDArray[np.intp]) -> list[NDArray[np.float32]]:
         """Interpolated logits at pixel columns and prototype rows, for each of several rows."""

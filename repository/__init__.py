@@ -3,7 +3,4 @@
 Imports ``pipeline`` and ``base``.
 """
 
-import os
-
-# ONNX Runtime (from 1.32 on) reports to its maker unless this is set before it is imported.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+import base  # noqa: F401 - turns ONNX Runtime's telemetry off

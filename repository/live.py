@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Final, TypeVar
 
 import cv2
@@ -24,7 +23,7 @@ from repository.running import RunningServer
 GRPC_ADMIN_HEADER: Final = f"triton-grpc-protocol-{ADMIN_HEADER}"
 """gRPC metadata that opens the restricted APIs."""
 
-READY_TIMEOUT_S: Final = 60.0
+_LIVE_TIMEOUT_S: Final = 60.0
 """How long to wait for a server that is just starting."""
 
 ANSWER_TIMEOUT_S: Final = 60.0
@@ -74,16 +73,14 @@ class LiveServer:
     def __enter__(self) -> LiveServer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
 
-    def wait_live(self, timeout_s: float = READY_TIMEOUT_S) -> None:
+    def wait_live(self) -> None:
         """Wait until the server answers, which it does once its first models are loaded.
 
         This does not wait for readiness: a server is not ready while it loads any model, nor ever again when one
@@ -92,7 +89,7 @@ class LiveServer:
         Raises:
             LiveError: not within the time.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + _LIVE_TIMEOUT_S
         while True:
             try:
                 if self._client.is_server_live(client_timeout=5):
@@ -100,7 +97,7 @@ class LiveServer:
             except (InferenceServerException, grpc.RpcError):
                 pass  # it does not listen yet
             if time.monotonic() > deadline:
-                raise LiveError(f"{self.name} did not answer within {timeout_s:.0f} s; its log says why")
+                raise LiveError(f"{self.name} did not answer within {_LIVE_TIMEOUT_S:.0f} s; its log says why")
             time.sleep(_POLL_S)
 
     def is_ready(self) -> bool:

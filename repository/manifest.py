@@ -267,12 +267,13 @@ def is_named(names: Sequence[str]) -> bool:
 
 def toolchain(*packages: str) -> dict[str, str]:
     """Versions of Python, the machine's architecture and the packages named."""
-    versions = {package: _version(package) for package in packages}
+    versions = {package: version_of(package) for package in packages}
     return {"python": platform.python_version(), "machine": platform.machine(), **versions}
 
 
 @functools.cache
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """Version of an installed package, or ``not installed``."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

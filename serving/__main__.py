@@ -13,13 +13,15 @@ from typing import Final
 from base.errors import OperatorError
 from base.paths import local_path
 from pipeline import command_line, contract
+from pipeline.command_line import names, seconds, whole
 from pipeline.letterbox import RESAMPLING
 from repository.signatures import add_trusted_keys
 from repository.store import DEFAULT_REPOSITORY, ModelRepository
 from serving.preflight import check, preflight
+from serving.restarts import RestartPolicy
 from serving.secret import secret_in
 from serving.server import ServerOptions, TritonServer, add_port_arguments
-from serving.supervisor import RestartPolicy, supervise
+from serving.supervisor import supervise
 from serving.tritonserver import EMBEDDED_VERSION, unpack_tritonserver
 from serving.watch import watch_over
 
@@ -34,13 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     command_line.prepare()
     options = _parser().parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except OperatorError as error:
-        command_line.say_error(error)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return command_line.exit_status(lambda: int(options.run(options)), (OperatorError,))
 
 
 class _Stopped(Exception):
@@ -167,14 +163,6 @@ def _curl(url: str, model: str) -> str:
     )
 
 
-def _precisions(text: str) -> tuple[str, ...]:
-    chosen = tuple(part.strip() for part in text.split(","))
-    unknown = [part for part in chosen if part not in contract.PRECISIONS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r}; allowed: {', '.join(contract.PRECISIONS)}")
-    return chosen
-
-
 def _published(text: str) -> tuple[str, str, str]:
     """``127.0.0.1:8000,8001,8002`` as three addresses; one of all addresses is called on loopback."""
     match = re.fullmatch(r"([^:,]+):(\d+),(\d+),(\d+)", text)
@@ -187,29 +175,8 @@ def _published(text: str) -> tuple[str, str, str]:
     return f"{host}:{http}", f"{host}:{grpc}", f"{host}:{metrics}"
 
 
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: more than 0 seconds")
-    return value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_INSTANCES:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: 1 to {MAX_INSTANCES}")
-    return int(text)
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a whole number, 0 or more")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
+    count, precisions = whole(1, MAX_INSTANCES), names(contract.PRECISIONS)
     parser = command_line.Parser(prog="python -m serving", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="start the server, wait until it is ready, stop it on Ctrl-C")
@@ -217,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
         "--profile", choices=contract.PROFILES, default="cpu", help="where the network runs (default: cpu)"
     )
     run.add_argument("--repository", type=local_path, default=DEFAULT_REPOSITORY, help="model repository")
-    run.add_argument("--precisions", type=_precisions, help="comma-separated (default: all that are built)")
+    run.add_argument("--precisions", type=precisions, help="comma-separated (default: all that are built)")
     run.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     add_port_arguments(run, (8000, 8001, 8002))
     run.add_argument(
@@ -249,8 +216,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="callers over HTTP must send the key in it (X-API-Key); made if missing (default: none is asked for)",
     )
-    run.add_argument("--preprocess-instances", type=_count, help="processes that decode images (default: configured)")
-    run.add_argument("--postprocess-instances", type=_count, help="processes that make masks (default: configured)")
+    run.add_argument("--preprocess-instances", type=count, help="processes that decode images (default: configured)")
+    run.add_argument("--postprocess-instances", type=count, help="processes that make masks (default: configured)")
     run.add_argument(
         "--resample",
         choices=RESAMPLING,
@@ -258,23 +225,23 @@ def _parser() -> argparse.ArgumentParser:
         "(default: configured)",
     )
     run.add_argument(
-        "--exit-timeout-s", type=_count, default=10, help="what requests in flight are given at the end (default: 10)"
+        "--exit-timeout-s", type=count, default=10, help="what requests in flight are given at the end (default: 10)"
     )
-    run.add_argument("--ready-timeout-s", type=_positive, default=120.0, help="how long to wait until ready")
+    run.add_argument("--ready-timeout-s", type=seconds, default=120.0, help="how long to wait until ready")
     run.add_argument(
         "--restarts",
-        type=_whole,
+        type=whole(0),
         default=RestartPolicy.restarts,
         metavar="N",
         help="how often in a row a server that died is started again, with growing pauses (default: without end)",
     )
-    run.add_argument("--log-verbose", type=_whole, default=0, help="Triton's verbosity")
+    run.add_argument("--log-verbose", type=whole(0), default=0, help="Triton's verbosity")
     run.add_argument("arguments", nargs="*", metavar="OPTION", help="behind --: options of tritonserver's own")
     run.set_defaults(run=_run)
     looking = commands.add_parser("preflight", help="say which models can be served here, and what fixes the others")
     looking.add_argument("--profile", choices=contract.PROFILES, default="cpu", help="default: cpu")
     looking.add_argument("--repository", type=local_path, default=DEFAULT_REPOSITORY, help="model repository")
-    looking.add_argument("--precisions", type=_precisions, help="comma-separated (default: all)")
+    looking.add_argument("--precisions", type=precisions, help="comma-separated (default: all)")
     add_trusted_keys(looking)
     looking.set_defaults(run=_preflight)
     unpacking = commands.add_parser("unpack", help="fetch tritonserver and unpack it into a folder, for an image")

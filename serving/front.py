@@ -24,13 +24,13 @@ from repository.live import LiveError, LiveServer
 from serving.errors import PortInUse
 from serving.lifetime import end_with
 from serving.private_files import PRIVATE_UMASK
+from serving.restarts import RestartPolicy
 
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _END_S: Final = 15.0
 _PROBE_EVERY_S: Final = 5.0
 _PROBE_TIMEOUT_S: Final = 1.0
-_STEADY_S: Final = 60.0
-_LONGEST_PAUSE_S: Final = 30.0
+_POLICY: Final = RestartPolicy(first_s=0.5)
 
 
 class HttpFront:
@@ -105,8 +105,8 @@ class HttpFront:
         now = time.monotonic()
         if self.pid is None:
             if not self._due:
-                self._deaths = 1 if now - self._started >= _STEADY_S else self._deaths + 1
-                pause_s = min(_LONGEST_PAUSE_S, 0.5 * 2 ** (self._deaths - 2)) if self._deaths > 1 else 0.0
+                self._deaths = 1 if now - self._started >= _POLICY.steady_s else self._deaths + 1
+                pause_s = _POLICY.pause_s(self._deaths - 1) if self._deaths > 1 else 0.0
                 self._due = now + pause_s
                 status = self._process.returncode if self._process is not None else None
                 self._log(f"the HTTP front ended (status {status}); starting it again in {pause_s:.1f} s")

@@ -1,4 +1,4 @@
-"""Whether a server answers: ``python -m serving.health 127.0.0.1:8000``, for a container's health check.
+"""Whether a server answers: ``python -m serving.health 127.0.0.1:8000``; and the first picture of a new one.
 
 It sends one small gray picture through an ensemble, as a caller would. ``/v2/health/ready`` alone stays green while
 requests fail, for example where shared memory is too small. Only the standard library is imported: it runs every few
@@ -11,7 +11,7 @@ import json
 import struct
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Final
 
@@ -74,6 +74,34 @@ def ask(
         http_url, f"/v2/models/{model}/infer", "POST", header + element, sent, timeout_s=timeout_s
     )
     return status, "" if status == HTTPStatus.OK else answer[:500].decode(errors="replace")
+
+
+def warm_up(
+    http_url: str, models: Iterable[str], headers: Mapping[str, str] | None = None, timeout_s: float = 30.0
+) -> dict[str, str]:
+    """Send one picture to every ensemble among a new server's models.
+
+    It spares the first caller what each step does only once, and gives admission control its first measurement: until
+    then it does not know the server's speed and admits few requests.
+
+    Args:
+        http_url: the server's HTTP endpoint, ``host:port``.
+        models: that it serves; only ensembles are asked.
+        headers: that it asks for, such as an API key; None if none.
+        timeout_s: how long each may take.
+
+    Returns:
+        By ensemble, why it did not answer; empty if all did.
+    """
+    faults = {}
+    for model in sorted({*map(contract.ensemble_model, contract.PRECISIONS)} & {*models}):
+        try:
+            why = ask(http_url, model, headers, timeout_s)[1]
+        except OSError as error:
+            why = str(error) or type(error).__name__
+        if why:
+            faults[model] = why
+    return faults
 
 
 def fault(http_url: str) -> str:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from google.protobuf import json_format
@@ -35,6 +34,7 @@ from serving.environment import check_ports, check_shared_memory, free_ports, is
 from serving.errors import ServingError
 from serving.front import HttpFront, knows_secret
 from serving.gpu_steps import COUNTS, POOL_OPTION, STEPS, obstacle, pool_options, put_on_gpu
+from serving.health import warm_up
 from serving.hidden_arguments import STAND_IN, CannotHide, start_hidden
 from serving.http_call import http_call
 from serving.lifetime import end_with
@@ -44,7 +44,6 @@ from serving.repository_view import make_view
 from serving.safe_names import SafeNames
 from serving.secret import new_secret, secret_in
 from serving.tritonserver import Installation, find_tritonserver
-from serving.warm_up import warm_up
 
 RESTRICTED_APIS: Final = "model-repository,shared-memory,trace,logging"
 
@@ -58,6 +57,7 @@ NO_LATENCY_BOUND_MS: Final = 10**9
 
 _PROTOCOLS: Final = ("http", "grpc", "metrics")
 _PORT_ATTEMPTS: Final = 3
+_ROUTINE: Final = "CudaDriverHelper has not been initialized"  # said at every start without a GPU
 _STUB_TIMEOUT_S: Final = 60  # for a process of the Python backend to start, to load its model, or to end
 _SHM_DEFAULT_BYTES: Final = 1 << 20  # shared memory that such a process starts with; it grows as needed
 _KEPT_LOG_LINES: Final = 200
@@ -97,9 +97,9 @@ class ServerOptions:
     profile: str = "cpu"
     precisions: tuple[str, ...] | None = None
     host: str = "127.0.0.1"
-    http_port: int = 8000
-    grpc_port: int = 8001
-    metrics_port: int = 8002
+    http_port: int = 0
+    grpc_port: int = 0
+    metrics_port: int = 0
     exit_timeout_s: int = 10
     log_verbose: int = 0
     preprocess_instances: int | None = None
@@ -168,9 +168,7 @@ class TritonServer:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop."""
         self.stop()
 
@@ -315,7 +313,7 @@ class TritonServer:
         self.start()
 
     def wait_ready(self, timeout_s: float = 120.0) -> None:
-        """Wait until every model is ready, and send each ensemble a first picture (:mod:`serving.warm_up`).
+        """Wait until every model is ready, and send each ensemble a first picture (:func:`serving.health.warm_up`).
 
         Raises:
             ServingError: the server ended, or is not ready in time; the message ends with the last lines of its log.
@@ -331,7 +329,9 @@ class TritonServer:
                     self.stop()
                     self.start()
                     continue
-                raise ServingError(f"tritonserver ended before it was ready{MEMORY_DEATHS.cause()}{self.last_words()}")
+                how = f" ({how_ended(self._process.returncode)})" if self._process is not None else ""
+                cause = MEMORY_DEATHS.cause()
+                raise ServingError(f"tritonserver ended before it was ready{how}{cause}{self.last_words()}")
             if time.monotonic() > deadline:
                 raise ServingError(f"tritonserver was not ready within {timeout_s:.0f} s{self.last_words()}")
             time.sleep(0.1)
@@ -501,9 +501,26 @@ class TritonServer:
         """The relevant lines at the end of the log, to append to an error; empty if there are none."""
         if self._reader is not None and self.pid is None:
             self._reader.join(5)
-        relevant = [line for line in self._lines if line[:1] in ("E", "F") or "error" in line.lower()]
-        lines = (relevant or list(self._lines))[-8:]
+        lines = list(self._lines)
+        if self._process is None or (self._process.poll() or 0) >= 0:  # what a signal ended had no time for an error
+            lines = [line for line in lines if line[:1] in ("E", "F") or "error" in line.lower()] or lines
+        lines = [line for line in lines if _ROUTINE not in line][-8:]
         return ". Its log ends:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
+
+
+def how_ended(status: int) -> str:
+    """A process's return code in words.
+
+    Example:
+        >>> how_ended(3), how_ended(-9)
+        ('with status 3', 'by signal SIGKILL')
+    """
+    if status >= 0:
+        return f"with status {status}"
+    try:
+        return f"by signal {signal.Signals(-status).name}"
+    except ValueError:
+        return f"by signal {-status}"
 
 
 def _refuse_untrusted(repository: ModelRepository, precision: str, version: int) -> None:

@@ -63,11 +63,6 @@ class Stub:
         return f"process {self.pid} of {self.model}" if self.pid > 0 else f"a process of {self.model}"
 
 
-def stubs_of(server_pid: int) -> list[Stub]:
-    """The live processes of the Python backend below a server."""
-    return StubFinder(server_pid).find()
-
-
 class StubFinder:
     """Finds the live processes of the Python backend below a server, again and again.
 

@@ -2,45 +2,15 @@
 
 from __future__ import annotations
 
-import random
-import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, NoReturn
+from typing import NoReturn
 
 from base.errors import OperatorError
 from serving.errors import ServingError
 from serving.memory import MEMORY_DEATHS
-from serving.server import TritonServer
-
-_MOST_DOUBLINGS: Final = 30
-
-
-@dataclass(frozen=True)
-class RestartPolicy:
-    """When a server that died is restarted.
-
-    Attributes:
-        restarts: how often, one after the other; 0 never, None without end: nobody who can crash a server ends it.
-        first_s: upper bound of the pause before the first restart, in seconds; it doubles from restart to restart.
-        most_s: upper bound of any pause, in seconds.
-        steady_s: a server that stayed up this long starts with a count of zero again, in seconds.
-    """
-
-    restarts: int | None = None
-    first_s: float = 1.0
-    most_s: float = 30.0
-    steady_s: float = 60.0
-
-    def pause_s(self, restart: int) -> float:
-        """The pause before a restart, in seconds: half of its bound or more, at random.
-
-        Args:
-            restart: 1 for the first.
-        """
-        bound = min(self.most_s, self.first_s * 2 ** min(restart - 1, _MOST_DOUBLINGS))
-        return float(bound * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+from serving.restarts import RestartPolicy
+from serving.server import TritonServer, how_ended
 
 
 def supervise(
@@ -103,13 +73,4 @@ def wait_for_end(server: TritonServer, timeout_s: float | None = None) -> str:
     Raises:
         subprocess.TimeoutExpired: it still runs.
     """
-    return f"tritonserver ended {_how(server.wait(timeout_s))}"
-
-
-def _how(status: int) -> str:
-    if status >= 0:
-        return f"with status {status}"
-    try:
-        return f"by signal {signal.Signals(-status).name}"
-    except ValueError:
-        return f"by signal {-status}"
+    return f"tritonserver ended {how_ended(server.wait(timeout_s))}"

@@ -15,9 +15,10 @@ from typing import Final
 from serving.errors import ServingError
 from serving.http_call import http_call
 from serving.memory import MEMORY_DEATHS
+from serving.restarts import RestartPolicy
 from serving.server import TritonServer
 from serving.stubs import Stub, StubWatch
-from serving.supervisor import RestartPolicy, wait_for_end
+from serving.supervisor import wait_for_end
 
 HANG_S: Final = 30.0
 """Requests that wait this long while nothing moves, or a server that is silent this long, count as a hang."""
@@ -41,7 +42,7 @@ _COUNTS: Final = re.compile(
 )
 
 
-def watch_over(server: TritonServer, policy: RestartPolicy, say: Callable[[str], None], hang_s: float = HANG_S) -> str:
+def watch_over(server: TritonServer, policy: RestartPolicy, say: Callable[[str], None]) -> str:
     """Keep a server whole until it dies.
 
     Processes of the Python backend that died are replaced; the policy says after which pauses, and after how many
@@ -51,7 +52,6 @@ def watch_over(server: TritonServer, policy: RestartPolicy, say: Callable[[str],
         server: it must be ready.
         policy: of restarts; with none, nothing is replaced either.
         say: gets a line about every death and replacement.
-        hang_s: see :data:`HANG_S`.
 
     Returns:
         What the server died of.
@@ -59,14 +59,14 @@ def watch_over(server: TritonServer, policy: RestartPolicy, say: Callable[[str],
     if policy.restarts == 0:
         return wait_for_end(server)
     keeper = StubKeeper(StubWatch(server), policy, say)
-    health = Health(server, hang_s, say)
+    health = Health(server, HANG_S, say)
     while True:
         try:
             return wait_for_end(server, _LOOK_S)
         except subprocess.TimeoutExpired:
             pass
         if server.front is not None:
-            server.front.look(hang_s)
+            server.front.look(HANG_S)
         trouble = keeper.look() or health.look(keeper.watch)
         if trouble is not None:
             # SIGTERM would make its callers wait for what hangs.
@@ -77,17 +77,11 @@ def watch_over(server: TritonServer, policy: RestartPolicy, say: Callable[[str],
 
 @dataclass
 class _Record:
-    """What a model's processes did.
+    """What a model's processes did."""
 
-    Attributes:
-        deaths: in a row.
-        replaced_at: when they were last replaced, in seconds.
-        due: when they are to be replaced next, in seconds; None if they are not.
-    """
-
-    deaths: int = 0
-    replaced_at: float = float("-inf")
-    due: float | None = None
+    deaths: int = 0  # in a row
+    replaced_at: float = float("-inf")  # when they were last replaced, in seconds
+    due: float | None = None  # when they are to be replaced next, in seconds; None if they are not
 
 
 class StubKeeper:

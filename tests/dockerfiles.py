@@ -12,19 +12,13 @@ DOCKERFILES = sorted(path for path in ROOT.glob("*/Dockerfile"))
 
 @dataclass
 class Stage:
-    """One ``FROM`` and what follows it.
+    """One ``FROM`` and what follows it."""
 
-    Attributes:
-        base: the image that it stands on, build arguments filled in.
-        name: behind ``AS``; empty if there is none.
-        instructions: pairs of an instruction and its arguments, continuation lines joined.
-        arguments: build arguments and their defaults.
-    """
-
-    base: str
-    name: str
+    base: str  # the image that it stands on, build arguments filled in
+    name: str  # behind ``AS``; empty if there is none
+    # Pairs of an instruction and its arguments, continuation lines joined
     instructions: list[tuple[str, str]] = field(default_factory=list)
-    arguments: dict[str, str] = field(default_factory=dict)
+    arguments: dict[str, str] = field(default_factory=dict)  # build arguments and their defaults
 
     def all(self, instruction: str) -> list[str]:
         """Arguments of every such instruction, in order."""

@@ -11,6 +11,7 @@ from pipeline import contract
 from repository.manifest import MANIFEST_NAME, FileEntry, Manifest
 from repository.shim import SHIM, SHIM_NAME
 from repository.store import ModelRepository
+from repository.versions import Promoted, VersionRef, promote, rollback
 
 SIZES = {"images": [640, 640, 3], "candidates": [1000, 38], "prototypes": [32, 160, 160]}
 SOURCE = {"name": "test", "file": "a.onnx", "sha256": "a" * 64, "class_names": ["cat", "dog"], "tensor_sizes": SIZES}
@@ -93,3 +94,15 @@ def rewrite(path: Path, content: bytes) -> None:
     """Change a file of a version, which is read-only."""
     path.chmod(0o644)
     path.write_bytes(content)
+
+
+def promote_one(
+    repository: ModelRepository, precision: str, version: int, profile: str | None = None, **options: Any
+) -> Promoted:
+    """Serve one version; see :func:`repository.versions.promote`."""
+    return promote(repository, [VersionRef(precision, version)], profile, **options)[0]
+
+
+def rollback_one(repository: ModelRepository, precision: str, profile: str | None = None, **options: Any) -> Promoted:
+    """Serve the version of one model that was served before."""
+    return rollback(repository, [precision], profile, **options)[0]

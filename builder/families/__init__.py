@@ -89,7 +89,7 @@ def _named(seen: Seen) -> str:
     if frozenset(seen.outputs) == _RTMDET:
         return (
             f"this looks like an export of RTMDet-Ins by mmdeploy (outputs: {seen.shown}): its masks leave at the size "
-            "of the input, behind a suppression of its own, which the builder does not take. Export a YOLO or RF-DETR "
+            "of the input, behind its suppression, which the builder does not take. Export a YOLO or RF-DETR "
             "segmentation model"
         )
     task = seen.metadata.get("task", "")

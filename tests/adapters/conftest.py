@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def server(patient_repository):  # noqa: F811
-    options = ServerOptions(patient_repository, http_port=0, grpc_port=0, metrics_port=0)
+    options = ServerOptions(patient_repository)
     with TritonServer(options) as running:
         yield running
 

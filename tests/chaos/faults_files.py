@@ -27,7 +27,6 @@ from client import RetryPolicy, SegmentationClient
 from client.errors import SegmentationError
 from repository.integrity import verify
 from repository.store import ModelRepository
-from repository.versions import promote
 from scenes.reference import fetch_reference
 from serving.preflight import check
 from serving.server import ServerOptions, TritonServer
@@ -35,7 +34,7 @@ from tests.chaos.callers import LONGEST_S, PRECISION, Tried, without_names
 from tests.chaos.expected import fingerprint
 from tests.chaos.faults_service import IN_OWN_MOUNTS, Service, into_mounts
 from tests.exports import segmentation_export
-from tests.versions import H100_PLAN, add_version, copy_version, rewrite
+from tests.versions import H100_PLAN, add_version, copy_version, promote_one, rewrite
 
 _SHARED_MEMORY: Final = 'mount -t tmpfs -o size=192m tmpfs /dev/shm; exec "$@"'
 _NO_SHARED_MEMORY: Final = r"^ServerError: .*Failed to increase the shared memory pool size"
@@ -88,7 +87,7 @@ def _served(repository: Path) -> Iterator[tuple[ModelRepository, TritonServer]]:
     """A copy, and a server of its version 1."""
     with tempfile.TemporaryDirectory() as folder:
         copy = ModelRepository(Path(shutil.copytree(repository, Path(folder) / "repository")))
-        options = ServerOptions(copy.path, precisions=(PRECISION,), http_port=0, grpc_port=0, metrics_port=0)
+        options = ServerOptions(copy.path, precisions=(PRECISION,))
         with TritonServer(options) as server:
             yield copy, server
 
@@ -108,7 +107,7 @@ def _refusals(repository: ModelRepository, server: TritonServer, version: int, p
     """What promotion, verification and a start of another server say, and whether the running one answers as before."""
     before = _answer(server)
     attempts: dict[str, Callable[[], object]] = {
-        "promote": lambda: promote(repository, PRECISION, version, profile),
+        "promote": lambda: promote_one(repository, PRECISION, version, profile),
         "start": lambda: check(repository, profile, (PRECISION,)),
     }
     refusals: dict[str, Any] = {"verify": "".join(map(str, verify(repository, PRECISION).faults[:1]))}

@@ -21,11 +21,10 @@ from load.metrics import samples, scrape
 from pipeline import contract
 from repository.running import RunningServer
 from repository.store import ModelRepository
-from repository.versions import promote
 from scenes.reference import fetch_reference
 from tests.chaos.callers import PRECISION, Callers, Disturbance, Tried
 from tests.chaos.faults_service import Service, wait_for
-from tests.versions import copy_version
+from tests.versions import copy_version, promote_one
 
 # Triton waits for a replaced process until this time is over.
 _OPTIONS: Final = (f"--precisions={PRECISION}", "--exit-timeout-s=2")
@@ -84,7 +83,7 @@ def hung_call(repository: Path) -> Tried:
         mark = Path(folder) / "hang"
         version = copy_version(copy, PRECISION, 1, {"model.py": _HANGING_MODEL.format(mark=str(mark))}).version
         with mock.patch("repository.integrity.is_shim", return_value=True):
-            promote(copy, PRECISION, version)
+            promote_one(copy, PRECISION, version)
         with Service(copy.path, *_OPTIONS, program=("-c", _QUICK_HANG)) as service:
             seen = _disturb(service, repository, mark.touch, lambda: service.wait_said(REPLACED, 60))
     return seen.tried(rf"{UNHEALTHY}|^RequestTimeoutError: ", 30)

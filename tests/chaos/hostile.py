@@ -23,7 +23,7 @@ from base.names import STATE_NAME
 from pipeline import contract
 from scenes.reference import fetch_reference
 from serving.server import ServerOptions, TritonServer
-from serving.stubs import stubs_of
+from serving.stubs import StubFinder
 from tests.chaos import corpus, part, protocol
 from tests.chaos.corpus_crafted import crafted_images
 from tests.chaos.corpus_heavy import endless_masks, large_images
@@ -64,7 +64,7 @@ def run(
     photograph = fetch_reference().photographs[0].read_bytes()
     protocol.MODEL = contract.ensemble_model(precision)
     on_cpu = profile == "cpu"
-    options = ServerOptions(repository, profile, (precision,), http_port=0, grpc_port=0, metrics_port=0)
+    options = ServerOptions(repository, profile, (precision,))
     with TritonServer(options) as server, _quiet():
         verified = min(_VERIFIED, inputs // 10) if on_cpu else 0
         sender = Sender(server.grpc_url, server.http_url, out / "failures", verified)
@@ -121,7 +121,7 @@ def _used(server: TritonServer) -> dict[str, float]:
 
 
 def _processes(server: TritonServer) -> set[int]:
-    return {stub.pid for stub in stubs_of(server.pid or 0)}
+    return {stub.pid for stub in StubFinder(server.pid or 0).find()}
 
 
 def _every_kind(seed: int, bounded: bool) -> Iterator[Input]:

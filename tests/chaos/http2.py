@@ -26,17 +26,11 @@ _FRAME_BYTES: Final = 1 << 14  # the largest that every receiver takes
 
 @dataclass(frozen=True)
 class Attack:
-    """What one connection sends.
+    """What one connection sends."""
 
-    Attributes:
-        name: what is wrong with it.
-        data: bytes.
-        connections: how many send it at the same time.
-    """
-
-    name: str
-    data: bytes
-    connections: int = 1
+    name: str  # what is wrong with it
+    data: bytes  # bytes
+    connections: int = 1  # how many send it at the same time
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"", length: int | None = None) -> bytes:

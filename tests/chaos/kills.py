@@ -28,7 +28,7 @@ _STARTING: Final = re.compile(r"(.*); starting it again in")
 # A process that dies a few seconds after another is the next in a row, which is replaced after a pause that grows.
 _NONE_IN_A_ROW: Final = """
 import sys
-from serving.supervisor import RestartPolicy
+from serving.restarts import RestartPolicy
 RestartPolicy.__init__.__defaults__ = (*RestartPolicy.__init__.__defaults__[:-1], 0.0)  # seconds to be steady
 from serving.__main__ import main
 sys.exit(main(sys.argv[1:]))

@@ -76,7 +76,7 @@ def run(
     """
     image = fetch_reference().photographs[0].read_bytes()
     bound_s = configured_bound_s(repository)
-    options = ServerOptions(repository, profile, (precision,), http_port=0, grpc_port=0, metrics_port=0)
+    options = ServerOptions(repository, profile, (precision,))
     with TritonServer(options) as server:
         urls = {"grpc": server.grpc_url, "http": server.http_url}
         with SegmentationClient(server.grpc_url, precision=precision, retry=_NO_RETRY) as client:

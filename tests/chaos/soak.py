@@ -23,12 +23,12 @@ from rich.table import Table
 from pipeline import contract
 from repository.manifest import MANIFEST_NAME, FileEntry, Manifest
 from repository.store import ModelRepository
-from repository.versions import promote, rollback
 from tests.chaos import part
 from tests.chaos.expected import Network, cases
 from tests.chaos.faults_service import Service
 from tests.chaos.resources import Sampler, draw, flatness
 from tests.chaos.soak_traffic import Outcome, Traffic, warm_up
+from tests.versions import promote_one, rollback_one
 
 SWITCHED: Final = "fp16"
 """The precision whose versions are promoted and rolled back."""
@@ -113,7 +113,7 @@ def _switch(
         time.sleep(every_s)
         began = time.monotonic()
         wanted = second if switches[-1]["version"] == first else first
-        done = promote(repository, SWITCHED, second) if wanted == second else rollback(repository, SWITCHED)
+        done = promote_one(repository, SWITCHED, second) if wanted == second else rollback_one(repository, SWITCHED)
         if done.version != wanted or len(done.servers) != 1:
             raise RuntimeError(f"{SWITCHED}: version {done.version} is served by {done.servers}, expected {wanted}")
         switches.append({"version": wanted, "from": began, "to": time.monotonic(), "at_s": began - started})

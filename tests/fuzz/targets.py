@@ -36,6 +36,7 @@ from builder.export import inspect
 from builder.families import recognize
 from builder.families.metadata import class_names, facts_of, model_name
 from builder.settings import load_settings
+from client.coco import CocoDocument
 from client.errors import SegmentationError, answer_errors
 from client.request import parse_response
 from client.transport import _tensors
@@ -49,6 +50,7 @@ from pipeline.errors import ImageError
 from pipeline.images import ImageLimits, decode_for, decode_image
 from pipeline.mask_formats import check_masks, decode_mask, encode_masks
 from pipeline.masks import MaskRuns
+from pipeline.overlay import draw_overlay
 from repository.integrity import misfit_of, version_faults
 from repository.manifest import MANIFEST_NAME, other_classes
 from repository.networks import mixture
@@ -93,15 +95,10 @@ _ODD: Final[tuple[Any, ...]] = (
 
 @dataclass(frozen=True)
 class Target:
-    """One thing to fuzz.
+    """One thing to fuzz."""
 
-    Attributes:
-        run: takes any bytes; an exception is a finding.
-        seeds: makes inputs to start from.
-    """
-
-    run: Callable[[bytes], object]
-    seeds: Callable[[], list[bytes]]
+    run: Callable[[bytes], object]  # takes any bytes; an exception is a finding
+    seeds: Callable[[], list[bytes]]  # makes inputs to start from
 
 
 def _patched(document: Any, data: bytes) -> Any:
@@ -275,6 +272,7 @@ def _bodies_seeds() -> list[bytes]:
 # The client.
 
 _IMAGE_SIZE: Final = (12, 16)
+_BLACK: Final = np.zeros((*_IMAGE_SIZE, 3), np.uint8)
 
 
 def _answer(mask_format: str, detections: int = 2) -> Any:
@@ -326,6 +324,12 @@ def _client(data: bytes) -> None:
             with contextlib.suppress(ValueError):
                 if result.mask(index).shape != _IMAGE_SIZE:
                     raise AssertionError("a mask of another size")
+        for use in (functools.partial(CocoDocument({}).add, "x"), functools.partial(draw_overlay, _BLACK)):
+            try:
+                use(result)
+            except ValueError:  # found when a mask is decoded
+                if mask_format in ("rle", "none"):
+                    raise
 
 
 class _Unread(Exception):

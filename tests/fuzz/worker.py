@@ -1,4 +1,4 @@
-"""One target under atheris, in a process of its own: ``python -m tests.fuzz.worker NAME FINDINGS ARGUMENT…``.
+"""One target under atheris, in a separate process: ``python -m tests.fuzz.worker NAME FINDINGS ARGUMENT…``.
 
 An exception is kept once for each place that it comes from, and the run goes on. What ends the process (a crash, a
 timeout, too much memory) is kept by libFuzzer.

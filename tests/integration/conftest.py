@@ -21,6 +21,7 @@ from builder.settings import load_settings
 from repository.store import read_config, write_config
 from scenes.reference import fetch_reference
 from serving.server import ServerOptions, TritonServer
+from tests.unit.serving.repositories import tiny_repository
 
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST = ("test_readme", "test_soak", "test_hostile_input", "test_mask_work", "test_faults")
@@ -106,7 +107,14 @@ def _state_of_the_builder() -> str:
 
 @pytest.fixture(scope="session")
 def server(repository):
-    with TritonServer(ServerOptions(repository, http_port=0, grpc_port=0, metrics_port=0)) as running:
+    with TritonServer(ServerOptions(repository)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A server whose models need no network; it starts in a second."""
+    with TritonServer(ServerOptions(tiny_repository(tmp_path_factory.mktemp("small") / "tiny"))) as running:
         yield running
 
 

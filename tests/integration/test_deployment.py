@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 from base.names import ADMIN_HEADER
 from client import SegmentationClient
 from repository.live import GRPC_ADMIN_HEADER
-from serving.stubs import stubs_of
+from serving.stubs import StubFinder
 from tests.compose import ROOT, resolved
 from tests.dockerfiles import stages
 from tests.processes import below
@@ -120,7 +120,7 @@ def restricted_over_http(url, headers):
 
 
 def stubs(pid, model):
-    return [stub for server in tritonservers(pid) for stub in stubs_of(server.pid) if stub.model == model]
+    return [stub for server in tritonservers(pid) for stub in StubFinder(server.pid).find() if stub.model == model]
 
 
 def tritonservers(pid):

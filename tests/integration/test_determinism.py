@@ -46,7 +46,7 @@ def expected(repository, images):
 @pytest.fixture(scope="module")
 def live(repository):
     """A server of this module's own: it is restarted."""
-    with TritonServer(ServerOptions(repository, http_port=0, grpc_port=0, metrics_port=0)) as server:
+    with TritonServer(ServerOptions(repository)) as server:
         yield server
 
 

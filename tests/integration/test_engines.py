@@ -87,6 +87,6 @@ def test_an_unknown_engine_keeps_the_server_from_starting_and_the_message_says_w
     monkeypatch.setenv(ENGINE_VARIABLE, "fastest")
     with (
         pytest.raises(ServingError, match=f"{ENGINE_VARIABLE} is 'fastest'; allowed: auto, onnxruntime, openvino"),
-        TritonServer(ServerOptions(repository, precisions=("fp16",), http_port=0, grpc_port=0, metrics_port=0)),
+        TritonServer(ServerOptions(repository, precisions=("fp16",))),
     ):
         pass

@@ -31,25 +31,15 @@ LIBRARIES = ("base", "pipeline", "repository", "scenes", "steps")
 
 @dataclass
 class Place:
-    """Where commands run.
+    """Where commands run."""
 
-    Attributes:
-        repository: model repository that they serve.
-        photographs: folder of two images, one of which has a name that is no UTF-8.
-        cwd: working folder.
-        python: of the environment.
-        changed: environment variables; None unsets one.
-        umask: of the processes.
-        installed: call the installed commands instead of ``python -m``.
-    """
-
-    repository: Path
-    photographs: Path
-    cwd: Path = ROOT
-    python: Path = Path(sys.executable)
-    changed: dict[str, str | None] = field(default_factory=dict)
-    umask: int = 0o022
-    installed: bool = False
+    repository: Path  # model repository that they serve
+    photographs: Path  # folder of two images, one of which has a name that is no UTF-8
+    cwd: Path = ROOT  # working folder
+    python: Path = Path(sys.executable)  # of the environment
+    changed: dict[str, str | None] = field(default_factory=dict)  # environment variables; None unsets one
+    umask: int = 0o022  # of the processes
+    installed: bool = False  # call the installed commands instead of ``python -m``
 
     def options(self, command, *arguments):
         environment = {name: value for name, value in os.environ.items() if name.lower() not in ("no_proxy", *PROXIES)}

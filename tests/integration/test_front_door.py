@@ -13,7 +13,6 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from dataclasses import replace
@@ -28,7 +27,6 @@ from pycocotools import mask as coco
 
 from client import AsyncSegmentationClient, SegmentationClient
 from client.errors import ServerError
-from gateway.app import Gateway
 from gateway.limits import Limits
 from load.payloads import calling
 from pipeline.api_key import KEY_VARIABLE
@@ -36,6 +34,7 @@ from pipeline.mask_formats import decode_mask
 from pipeline.overlay import draw_overlay
 from serving.server import ServerOptions, TritonServer
 from tests.chaos.faults_service import wait_for
+from tests.gateways import running_gateway
 from tests.unit.serving.repositories import tiny_repository
 
 pytestmark = pytest.mark.server
@@ -78,30 +77,9 @@ def post(url, *parts, path="/v1/segment", **headers):
     return ask(url, path, body, Content_Type=kind, **headers)
 
 
-@contextlib.contextmanager
-def gateway(grpc_url, limits=None, api_key=None):
-    """A gateway of this process before a server; yields its address."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    async def listen():
-        return await Gateway(grpc_url, limits or Limits(), api_key).listen(listener)
-
-    end = asyncio.run_coroutine_threadsafe(listen(), loop).result(20)
-    try:
-        yield "{}:{}".format(*listener.getsockname())
-    finally:
-        asyncio.run_coroutine_threadsafe(end(), loop).result(30)
-        loop.call_soon_threadsafe(loop.call_later, 0.05, loop.stop)
-        thread.join()
-        loop.close()
-
-
 @pytest.fixture(scope="module")
 def server(patient_repository):
-    with TritonServer(ServerOptions(patient_repository, http_port=0, grpc_port=0, metrics_port=0)) as running:
+    with TritonServer(ServerOptions(patient_repository)) as running:
         yield running
 
 
@@ -275,11 +253,11 @@ def test_metrics_count(url, photographs):
 
 def test_bounds(server, photographs):
     limits = replace(Limits(), under_way=1, body_bytes=2 << 20, picture_pixels=100_000, segment_s=0.001)
-    with gateway(server.grpc_url, limits) as url:
+    with running_gateway(server.grpc_url, limits) as url:
         assert post(url, ("image", bytes(3 << 20), "x")).status == 413
         late = ask(url, body=photographs[0])
         assert (late.status, late.json["detail"]) == (504, "tritonserver did not answer in time")
-    with gateway(server.grpc_url, replace(limits, segment_s=60.0)) as url:
+    with running_gateway(server.grpc_url, replace(limits, segment_s=60.0)) as url:
         drawn = ask(url, body=photographs[0], Accept="image/png")
         assert (drawn.status, drawn.headers["Content-Type"]) == (413, "application/problem+json")
         assert "909x909 pixels" in drawn.json["detail"]
@@ -292,13 +270,11 @@ def test_bounds(server, photographs):
 
 
 def test_a_server_that_is_gone(tmp_path):
-    with TritonServer(
-        ServerOptions(tiny_repository(tmp_path / "tiny"), http_port=0, grpc_port=0, metrics_port=0)
-    ) as small:
+    with TritonServer(ServerOptions(tiny_repository(tmp_path / "tiny"))) as small:
         grpc_url = small.grpc_url
         answer = ask(small.http_url, body=b"four")
         assert (answer.status, answer.json["title"]) == (502, "Bad Gateway")  # an ensemble of another kind
-    with gateway(grpc_url) as url:
+    with running_gateway(grpc_url) as url:
         gone = ask(url, body=b"four")
         assert (gone.status, gone.headers["Retry-After"]) == (503, "1")
         assert gone.json["detail"] == "tritonserver does not answer; it may be starting: try again"
@@ -327,7 +303,7 @@ def test_who_leaves_cancels_the_work(server, photographs):
 
 def test_a_key_from_a_file(server, photographs, tmp_path):
     key = b"k" * 24
-    with gateway(server.grpc_url, api_key=key) as url:
+    with running_gateway(server.grpc_url, api_key=key) as url:
         for path in ("/", "/docs", "/openapi.json", "/page/page.js", "/v2/health/ready"):
             assert ask(url, path).status == 200, path
         for path in ("/v1/models", "/metrics", "/v2/models/stats", "/v2"):
@@ -342,7 +318,7 @@ def test_a_key_from_a_file(server, photographs, tmp_path):
 
 def test_a_server_with_a_key_becomes_ready(tmp_path):
     repository = tiny_repository(tmp_path / "tiny")
-    options = ServerOptions(repository, http_port=0, grpc_port=0, metrics_port=0, api_key_file=tmp_path / "key")
+    options = ServerOptions(repository, api_key_file=tmp_path / "key")
     lines = []
     with TritonServer(options, lines.append) as small:
         assert ask(small.http_url, "/v1/models").status == 401
@@ -353,7 +329,7 @@ def test_a_server_with_a_key_becomes_ready(tmp_path):
 def test_the_clients_send_the_key(server, photographs, results, tmp_path, monkeypatch, reference):
     key = "k" * 24
     (tmp_path / "key").write_text(f"{key}\n")
-    with gateway(server.grpc_url, api_key=key.encode()) as url:
+    with running_gateway(server.grpc_url, api_key=key.encode()) as url:
 
         async def asynchronous(given):
             async with AsyncSegmentationClient(url, "http", api_key=given) as client:

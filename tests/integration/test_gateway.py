@@ -25,8 +25,8 @@ from base.names import SHARED_MEMORY, STATE_NAME
 from client.segmentation import SegmentationClient
 from repository.running import clear_after
 from serving.environment import free_ports
+from serving.restarts import RestartPolicy
 from serving.server import ServerOptions, TritonServer
-from serving.supervisor import RestartPolicy
 from serving.tritonserver import find_tritonserver
 from serving.watch import watch_over
 from tests.chaos import protocol
@@ -35,15 +35,8 @@ from tests.unit.serving.repositories import tiny_repository
 
 pytestmark = pytest.mark.server
 
-FREE = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
 HOSTILE_INPUTS = int(os.environ.get("HOSTILE_INPUTS", "1000"))
 PATHS = [f"/v2/models/{model}/{verb}" for model in ("segment_int8", "none") for verb in ("infer", "generate")]
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    with TritonServer(ServerOptions(tiny_repository(tmp_path_factory.mktemp("gateway") / "tiny"), **FREE)) as running:
-        yield running
 
 
 def send(url, data, timeout_s=30):
@@ -154,7 +147,7 @@ def test_grpc_hands_nothing_from_thread_to_thread(small):
 def test_http_alone_can_be_open(tmp_path):
     """As docs/security.md says it."""
     arguments = ("--grpc-address=127.0.0.1", "--metrics-address=127.0.0.1")
-    options = ServerOptions(tiny_repository(tmp_path / "tiny"), host="0.0.0.0", extra_arguments=arguments, **FREE)  # noqa: S104
+    options = ServerOptions(tiny_repository(tmp_path / "tiny"), host="0.0.0.0", extra_arguments=arguments)  # noqa: S104
     with TritonServer(options) as server:
         assert {address for address, _ in listening(server.pid)} == {"127.0.0.1"}
         assert {address for address, _ in listening(server.front.pid)} == {"0.0.0.0"}  # noqa: S104
@@ -246,7 +239,7 @@ def test_what_the_server_writes_is_readable_by_its_user_alone(server):
 
 def test_a_gateway_that_dies_is_replaced_and_no_connection_is_refused(tmp_path):
     said = []
-    with TritonServer(ServerOptions(tiny_repository(tmp_path / "tiny"), **FREE)) as server:
+    with TritonServer(ServerOptions(tiny_repository(tmp_path / "tiny"))) as server:
         answers = []
 
         def kill_both() -> None:

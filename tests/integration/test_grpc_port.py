@@ -10,22 +10,11 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from pipeline.loopback import grpc_channel_args
-from serving.server import ServerOptions, TritonServer
 from tests.chaos import http2, protocol
-from tests.unit.serving.repositories import tiny_repository
 
 pytestmark = pytest.mark.server
 
 PATIENCE_S = 8.0
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    options = ServerOptions(
-        tiny_repository(tmp_path_factory.mktemp("grpc") / "tiny"), http_port=0, grpc_port=0, metrics_port=0
-    )
-    with TritonServer(options) as running:
-        yield running
 
 
 def answers(server, message, compression=None, metadata=None):

@@ -38,14 +38,14 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 @pytest.fixture(scope="module")
 def server(patient_repository):
     """One that refuses nothing for being late: what the tests count must not depend on who else has the cores."""
-    with TritonServer(ServerOptions(patient_repository, http_port=0, grpc_port=0, metrics_port=0)) as running:
+    with TritonServer(ServerOptions(patient_repository)) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def int8_server(repository):
     """A separate server of int8 only: a test stops it, and it lacks the other precisions."""
-    options = ServerOptions(repository, precisions=("int8",), http_port=0, grpc_port=0, metrics_port=0)
+    options = ServerOptions(repository, precisions=("int8",))
     with TritonServer(options) as running:
         yield running
 

@@ -49,9 +49,7 @@ def prometheus(repository, reference, tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with TritonServer(
-        ServerOptions(repository, precisions=PRECISIONS, http_port=0, grpc_port=0, metrics_port=0)
-    ) as server:
+    with TritonServer(ServerOptions(repository, precisions=PRECISIONS)) as server:
         (folder / "targets.yml").write_text(yaml.safe_dump([{"targets": [server.metrics_url]}]))
         process = subprocess.Popen(
             [

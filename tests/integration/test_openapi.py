@@ -24,7 +24,7 @@ CHECKS += ",response_schema_conformance,unsupported_method"
 
 @pytest.fixture(scope="module")
 def server(patient_repository):
-    with TritonServer(ServerOptions(patient_repository, http_port=0, grpc_port=0, metrics_port=0)) as running:
+    with TritonServer(ServerOptions(patient_repository)) as running:
         yield running
 
 
@@ -76,7 +76,7 @@ def test_every_file_of_the_page_is_offered_with_its_headers(server):
             urllib.request.urlopen(again, timeout=20)
 
 
-def test_the_pages_hold_no_scripts_of_their_own_and_nothing_from_elsewhere():
+def test_the_pages_hold_no_inline_scripts_and_nothing_from_elsewhere():
     folder = Path(site.__file__).parent / "page"
     assert {path.name for path in folder.iterdir()} == {name for name, _ in site._FILES.values()}
     for path in folder.iterdir():

@@ -17,7 +17,6 @@ from tests.chaos import overload
 
 pytestmark = pytest.mark.server
 
-FREE = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
 NEVER = RetryPolicy(retries=0)
 
 
@@ -61,7 +60,7 @@ def strict(repository, tmp_path_factory):
     config = read_config(copy / "admission/config.pbtxt")
     config.parameters["max_latency_ms"].string_value = "1"
     write_config(copy / "admission/config.pbtxt", config)
-    with TritonServer(ServerOptions(copy, precisions=("int8",), **FREE)) as server:
+    with TritonServer(ServerOptions(copy, precisions=("int8",))) as server:
         yield server
 
 

@@ -31,7 +31,7 @@ if CHROMIUM is None:
 
 @pytest.fixture(scope="module")
 def server(patient_repository):
-    with TritonServer(ServerOptions(patient_repository, http_port=0, grpc_port=0, metrics_port=0)) as running:
+    with TritonServer(ServerOptions(patient_repository)) as running:
         yield running
 
 

@@ -30,7 +30,7 @@ COMMANDS = [
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory):
-    """The tracked files in a folder of their own, with this environment as their ``.venv``."""
+    """The tracked files in a separate folder, with this environment as their ``.venv``."""
     folder = tmp_path_factory.mktemp("checkout") / "repository"
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout
@@ -154,7 +154,7 @@ def test_a_comparison_under_load(checkout):
         assert (checkout / "out" / "load" / name).is_file()
 
 
-def test_an_export_of_ones_own(checkout, reference):
+def test_a_users_export(checkout, reference):
     build, serve = (command for command in COMMANDS if "my_repository" in command)
     shutil.copy(reference.onnx, checkout / "my-seg.onnx")
     (checkout / "folder" / "of" / "images").mkdir(parents=True, exist_ok=True)

@@ -3,131 +3,73 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
-import subprocess
-import sys
-import threading
-import time
 
-import psutil
 import pytest
 import tritonclient.grpc
 
 from repository.live import GRPC_ADMIN_HEADER
+from tests.chaos.faults_service import Service
 
 pytestmark = pytest.mark.server
 
 SECRET = "0123456789abcdef0123456789abcdef"
+READY_AGAIN_S = 180
 # Far longer than any machine takes to end a process.
 LONG_PAUSES = """
 import sys
-from serving.supervisor import RestartPolicy
+from serving.restarts import RestartPolicy
 RestartPolicy.pause_s = lambda policy, restart: 600.0
 from serving.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
 
 
-class Run:
-    """The command, and what it has said so far."""
-
-    def __init__(self, repository, folder, *options, program=("-m", "serving")):
-        (folder / "secret").write_text(SECRET)
-        places = ["--http-port=0", "--grpc-port=0", "--metrics-port=0", f"--admin-secret-file={folder / 'secret'}"]
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                *program,
-                "run",
-                "--repository",
-                str(repository),
-                "--precisions=int8",
-                *places,
-                *options,
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.lines = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        self.url = self.said(r"gRPC (127\.0\.0\.1:\d+)").group(1)
-
-    def _read(self):
-        for line in self.process.stdout:
-            self.lines.append(line)
-
-    def said(self, pattern, times=1, within_s=180):
-        deadline = time.monotonic() + within_s
-        while time.monotonic() < deadline:
-            found = [match for line in list(self.lines) if (match := re.search(pattern, line))]
-            if len(found) >= times:
-                return found[times - 1]
-            if self.process.poll() is not None and not self._reader.is_alive():
-                break
-            time.sleep(0.05)
-        raise AssertionError(f"{pattern!r} was not said {times} times:\n{''.join(self.lines)}")
-
-    @property
-    def server_pid(self):
-        (server,) = (
-            child.pid for child in psutil.Process(self.process.pid).children() if child.name() == "tritonserver"
-        )
-        return int(server)
-
-    def kill_server(self):
-        os.kill(self.server_pid, signal.SIGKILL)
-
-    def answers(self):
-        client = tritonclient.grpc.InferenceServerClient(self.url)
-        try:
-            index = client.get_model_repository_index(headers={GRPC_ADMIN_HEADER: SECRET}, client_timeout=10)
-            return "segment_int8" in [model.name for model in index.models if model.state == "READY"]
-        finally:
-            client.close()
-
-
 @pytest.fixture
-def run(repository, tmp_path):
-    started = []
+def start(repository, tmp_path):
+    """Starts the command, with a secret that is known here; it runs until the end of the test."""
+    (tmp_path / "secret").write_text(SECRET)
+    services = []
 
-    def make(*options, **more):
-        started.append(Run(repository, tmp_path, *options, **more))
-        return started[-1]
+    def service(*options, **more):
+        options = ("--precisions=int8", f"--admin-secret-file={tmp_path / 'secret'}", *options)
+        services.append(Service(repository, *options, **more))
+        return services[-1].__enter__()
 
-    yield make
-    for each in started:
-        each.process.kill()
-        each.process.wait()
-
-
-def test_a_killed_server_comes_back_on_the_same_ports_with_the_same_secret(run):
-    running = run()
-    assert running.answers()
-    before = running.server_pid
-    running.kill_server()
-    running.said("tritonserver ended by signal SIGKILL; starting it again")
-    running.said("tritonserver is ready again")
-    assert running.server_pid != before
-    assert running.answers()
-    running.process.send_signal(signal.SIGTERM)
-    assert running.process.wait(40) == 0
+    yield service
+    for each in services:
+        each.stop()
 
 
-def test_a_server_that_cannot_stay_up_is_given_up(run):
-    running = run("--restarts=1")
-    running.kill_server()
-    running.said("tritonserver is ready again")
-    running.kill_server()
-    assert running.process.wait(40) == 1
-    running.said("error: tritonserver ended by signal SIGKILL, 2 times without staying up for 60 s; giving up")
+def answers(url):
+    with tritonclient.grpc.InferenceServerClient(url) as client:
+        index = client.get_model_repository_index(headers={GRPC_ADMIN_HEADER: SECRET}, client_timeout=10)
+        return "segment_int8" in [model.name for model in index.models if model.state == "READY"]
 
 
-def test_a_signal_ends_a_pause_at_once(run):
-    running = run("--restarts=5", program=("-c", LONG_PAUSES))
-    running.kill_server()
-    running.said(r"starting it again in \d{3,}\.\d s \(restart 1 of 5\)")
-    running.process.send_signal(signal.SIGTERM)
-    assert running.process.wait(60) == 0
+def test_a_killed_server_comes_back_on_the_same_ports_with_the_same_secret(start):
+    service = start()
+    before = service.server
+    assert answers(before.grpc)
+    os.kill(before.pid, signal.SIGKILL)
+    service.wait_said("tritonserver ended by signal SIGKILL; starting it again", READY_AGAIN_S)
+    service.wait_said("tritonserver is ready again", READY_AGAIN_S)
+    assert service.server.pid != before.pid
+    assert answers(before.grpc)
+    assert service.stop() == 0
+
+
+def test_a_server_that_cannot_stay_up_is_given_up(start):
+    service = start("--restarts=1")
+    os.kill(service.server.pid, signal.SIGKILL)
+    service.wait_said("tritonserver is ready again", READY_AGAIN_S)
+    os.kill(service.server.pid, signal.SIGKILL)
+    assert service.process.wait(40) == 1
+    service.wait_said("error: tritonserver ended by signal SIGKILL, 2 times without staying up for 60 s; giving up", 10)
+
+
+def test_a_signal_ends_a_pause_at_once(start):
+    service = start("--restarts=5", program=("-c", LONG_PAUSES))
+    os.kill(service.server.pid, signal.SIGKILL)
+    service.wait_said(r"starting it again in \d{3,}\.\d s \(restart 1 of 5\)", READY_AGAIN_S)
+    assert service.stop() == 0

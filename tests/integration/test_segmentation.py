@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import io
 import threading
 
 import cv2
@@ -17,6 +16,7 @@ from client.retry import RetryPolicy
 from client.segmentation import AsyncSegmentationClient, SegmentationClient
 from pipeline import contract
 from pipeline.images import decode_image
+from tests.chaos.corpus_valid import encoded
 from tests.integration import reference_masks
 
 pytestmark = pytest.mark.server
@@ -89,12 +89,6 @@ def test_images_without_a_card(url, protocol, precision):
         for result in client.segment_batch([gradient, noise, disc]):
             assert len(result) == 0
             assert result.masks.shape[0] == 0
-
-
-def encoded(image, kind, **options):
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
 
 
 def upright(reference):

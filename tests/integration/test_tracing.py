@@ -92,9 +92,6 @@ def test_one_trace_from_the_caller_to_the_model(collector, tmp_path, monkeypatch
     settings = ("mode=opentelemetry", "rate=1", "level=TIMESTAMPS", f"opentelemetry,url={collector.url}/v1/traces")
     options = ServerOptions(
         tiny_repository(tmp_path / "tiny"),
-        http_port=0,
-        grpc_port=0,
-        metrics_port=0,
         gateway=True,
         extra_arguments=tuple(f"--trace-config={one}" for one in settings),
     )

@@ -23,11 +23,11 @@ from repository.integrity import verify
 from repository.live import LiveServer
 from repository.promotions import read_promotions
 from repository.store import ModelRepository, read_config, write_config
-from repository.versions import PromotionError, promote, rollback
+from repository.versions import PromotionError
 from serving.server import ServerOptions, TritonServer
 from tests.chaos.background import Background
 from tests.exports import segmentation_export
-from tests.versions import copy_version
+from tests.versions import copy_version, promote_one, rollback_one
 
 pytestmark = pytest.mark.server
 
@@ -97,7 +97,7 @@ def two_versions(tmp_path_factory, image):
 
 @pytest.fixture(scope="module")
 def live(two_versions):
-    options = ServerOptions(two_versions.path, precisions=(PRECISION,), http_port=0, grpc_port=0, metrics_port=0)
+    options = ServerOptions(two_versions.path, precisions=(PRECISION,))
     with TritonServer(options) as server:
         yield server
 
@@ -157,7 +157,7 @@ def test_fifty_switches_under_traffic_fail_no_request(two_versions, live, image)
     ):
         expected[1] = ensemble_answer(client, image)
         for switch in range(SWITCHES):
-            done = promote(two_versions, PRECISION, 2) if switch % 2 == 0 else rollback(two_versions, PRECISION)
+            done = promote_one(two_versions, PRECISION, 2) if switch % 2 == 0 else rollback_one(two_versions, PRECISION)
             assert done.version == (2 if switch % 2 == 0 else 1)
             assert len(done.servers) == 1
             assert network_answer(network) == done.version
@@ -185,7 +185,7 @@ def test_a_version_that_does_not_work_is_taken_back(two_versions, live, code, re
     before = two_versions.config_path(PRECISION, "cpu").read_text()
     bad = copy_version(two_versions, PRECISION, 1, {"model.py": code})
     with pytest.raises(PromotionError, match=f"(?s){reason}.*answer as before"):
-        promote(two_versions, PRECISION, bad.version)
+        promote_one(two_versions, PRECISION, bad.version)
     assert two_versions.config_path(PRECISION, "cpu").read_text() == before
     with tritonclient.grpc.InferenceServerClient(live.grpc_url) as network:
         assert network_answer(network) == 1
@@ -242,18 +242,16 @@ def cuda_on_a_processor(two_versions, tmp_path_factory):
 
 def test_a_live_server_of_the_profile_cuda_is_promoted_and_rolled_back(cuda_on_a_processor, image):
     repository, (first, second) = cuda_on_a_processor
-    assert promote(repository, PRECISION, first, "cuda").servers == ()
-    options = ServerOptions(
-        repository.path, profile="cuda", precisions=(PRECISION,), http_port=0, grpc_port=0, metrics_port=0
-    )
+    assert promote_one(repository, PRECISION, first, "cuda").servers == ()
+    options = ServerOptions(repository.path, profile="cuda", precisions=(PRECISION,))
     with TritonServer(options) as server, tritonclient.grpc.InferenceServerClient(server.grpc_url) as network:
         assert network_answer(network, image) == first
-        done = promote(repository, PRECISION, second, "cuda")
+        done = promote_one(repository, PRECISION, second, "cuda")
         assert (done.profile, done.previous, len(done.servers)) == ("cuda", first, 1)
         assert network_answer(network, image) == second
-        assert rollback(repository, PRECISION, "cuda").version == first
+        assert rollback_one(repository, PRECISION, "cuda").version == first
         assert network_answer(network, image) == first
         assert verify(repository).faults == []
         # The server of another profile is not asked, and what the profile cpu serves is not changed.
-        assert promote(repository, PRECISION, 2, "cpu").servers == ()
+        assert promote_one(repository, PRECISION, 2, "cpu").servers == ()
         assert network_answer(network, image) == first

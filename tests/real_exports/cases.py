@@ -17,28 +17,19 @@ NANO: Final = (312, 312)
 
 @dataclass(frozen=True)
 class Case:
-    """One export.
+    """One export."""
 
-    Attributes:
-        family: a key of :data:`tests.real_exports.models.FAMILIES`.
-        title: what is special about it, as a user would type it.
-        options: for ultralytics' exporter.
-        classes: classes of the model.
-        input_size: height and width of the network's input.
-        refused: None if the builder must serve it; else a regular expression that its refusal must match: the
-            true reason, and what to type instead.
-        not_exported: if ultralytics itself cannot export or run this, a regular expression that its error must match.
-        on_server: also ask the real server.
-    """
-
-    family: str
-    title: str
-    options: dict[str, Any] = field(default_factory=dict)
-    classes: int = 80
-    input_size: tuple[int, int] = SMALL
+    family: str  # a key of :data:`tests.real_exports.models.FAMILIES`
+    title: str  # what is special about it, as a user would type it
+    options: dict[str, Any] = field(default_factory=dict)  # for ultralytics' exporter
+    classes: int = 80  # classes of the model
+    input_size: tuple[int, int] = SMALL  # height and width of the network's input
+    # None if the builder must serve it; else a regular expression that its refusal must match: the true reason, and
+    # what to type instead
     refused: str | None = None
+    # If ultralytics itself cannot export or run this, a regular expression that its error must match
     not_exported: str | None = None
-    on_server: bool = False
+    on_server: bool = False  # also ask the real server
 
     @property
     def name(self) -> str:

@@ -19,62 +19,38 @@ Ultralytics moves boxes by 7680 pixels per class before it compares them: of cla
 
 @dataclass(frozen=True)
 class Instances:
-    """Instances of one picture.
+    """Instances of one picture."""
 
-    Attributes:
-        boxes: float32 [n, 4] of x1, y1, x2, y2 in pixels.
-        scores: float32 [n].
-        class_ids: int32 [n].
-        masks: bool [n, height, width].
-    """
-
-    boxes: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    class_ids: NDArray[np.int32]
-    masks: NDArray[np.bool_]
+    boxes: NDArray[np.float32]  # float32 [n, 4] of x1, y1, x2, y2 in pixels
+    scores: NDArray[np.float32]  # float32 [n]
+    class_ids: NDArray[np.int32]  # int32 [n]
+    masks: NDArray[np.bool_]  # bool [n, height, width]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What ultralytics' ``predict(retina_masks=True)`` finds in one picture.
+    """What ultralytics' ``predict(retina_masks=True)`` finds in one picture."""
 
-    Attributes:
-        instances: what suppression leaves, with its masks.
-        exact_masks: bool [n, height, width], the same logits sampled bilinearly at the pixels' centers.
-        in_results: bool [n], whether its results hold the instance: those of empty masks are left out.
-    """
-
-    instances: Instances
-    exact_masks: NDArray[np.bool_]
-    in_results: NDArray[np.bool_]
+    instances: Instances  # what suppression leaves, with its masks
+    exact_masks: NDArray[np.bool_]  # bool [n, height, width], the same logits sampled bilinearly at the pixels' centers
+    in_results: NDArray[np.bool_]  # bool [n], whether its results hold the instance: those of empty masks are left out
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How what is served differs from ultralytics.
+    """How what is served differs from ultralytics."""
 
-    Attributes:
-        reference: instances in ultralytics' results.
-        missing: those of them that are not served: none of the class, or none within a pixel.
-        extra: instances served that ultralytics does not find.
-        borderline: further ones that only one side has, because a score lies on the confidence asked for, or an overlap
-            on the one allowed, within what scores and boxes may differ.
-        served_empty: instances served that ultralytics finds too, and leaves out because their masks are empty.
-        box_px: largest difference of a box's side.
-        score: largest difference of a score.
-        mask_iou: mean IoU with ultralytics' masks.
-        exact_mask_iou: mean IoU with the exact masks.
-    """
-
-    reference: int
-    missing: int
-    extra: int
+    reference: int  # instances in ultralytics' results
+    missing: int  # those of them that are not served: none of the class, or none within a pixel
+    extra: int  # instances served that ultralytics does not find
+    # Further ones that only one side has, because a score lies on the confidence asked for, or an overlap on the one
+    # allowed, within what scores and boxes may differ
     borderline: int
-    served_empty: int
-    box_px: float
-    score: float
-    mask_iou: float
-    exact_mask_iou: float
+    served_empty: int  # instances served that ultralytics finds too, and leaves out because their masks are empty
+    box_px: float  # largest difference of a box's side
+    score: float  # largest difference of a score
+    mask_iou: float  # mean IoU with ultralytics' masks
+    exact_mask_iou: float  # mean IoU with the exact masks
 
 
 def read_references(path: Path, pictures: list[str]) -> list[Reference]:

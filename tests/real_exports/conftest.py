@@ -31,15 +31,10 @@ REPORT = ROOT / "out" / "exports"
 
 @dataclass(frozen=True)
 class Exports:
-    """Where the exports lie.
+    """Where the exports lie."""
 
-    Attributes:
-        folder: of ``NAME.onnx`` with ``NAME.npz`` or ``NAME.error.txt``.
-        pictures: of one folder per input size, whose PNG files are the network's input as it is.
-    """
-
-    folder: Path
-    pictures: Path
+    folder: Path  # of ``NAME.onnx`` with ``NAME.npz`` or ``NAME.error.txt``
+    pictures: Path  # of one folder per input size, whose PNG files are the network's input as it is
 
 
 @pytest.fixture(scope="session")

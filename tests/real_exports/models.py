@@ -1,7 +1,7 @@
 """Ultralytics models of tiny width whose random weights find dozens of instances. Runs in the exporter's environment.
 
 Random weights give the same score everywhere, and boxes and masks of one size. So the batch statistics are taken from
-pictures, and the last convolutions of the head are scaled by the statistics of their own outputs. Then a few dozen
+pictures, and the last convolutions of the head are scaled by the statistics of their outputs. Then a few dozen
 anchors per picture pass the threshold, with boxes of many sizes, most of them large.
 """
 

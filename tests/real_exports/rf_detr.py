@@ -1,6 +1,6 @@
 """RF-DETR-seg by ``rfdetr``: a model of random weights that finds dozens of instances, its exports, its own answers.
 
-Random weights give scores near zero everywhere, so the last layer of the classes is scaled by the statistics of its own
+Random weights give scores near zero everywhere, so the last layer of the classes is scaled by the statistics of its
 outputs. Runs in the exporter's environment.
 """
 

@@ -142,7 +142,7 @@ def _served(case: Case, repository: Path, images: list[bytes], batch: int) -> li
 
 
 def _served_by_the_server(repository: Path, images: list[bytes]) -> list[Instances]:
-    options = ServerOptions(repository, precisions=("fp32",), http_port=0, grpc_port=0, metrics_port=0)
+    options = ServerOptions(repository, precisions=("fp32",))
     with (
         TritonServer(options) as server,
         SegmentationClient(server.grpc_url, protocol="grpc", precision="fp32") as client,

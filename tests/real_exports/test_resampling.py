@@ -143,7 +143,7 @@ def test_boxes_and_scores_are_those_of_predict(repository, resampling, tmp_path,
 
 def served(repository: Path, way: str, pictures: list[Path]) -> dict[str, tuple[np.ndarray, Geometry]]:
     """By picture: rows of x1, y1, x2, y2 in the network's pixels, score, class; and where it lies in the input."""
-    options = ServerOptions(repository, precisions=("fp32",), http_port=0, grpc_port=0, metrics_port=0, resample=way)
+    options = ServerOptions(repository, precisions=("fp32",), resample=way)
     rows = {}
     with (
         TritonServer(options) as server,

@@ -13,15 +13,14 @@ from demo.__main__ import main as demo
 from load.__main__ import main as load
 from repository.errors import RepositoryError
 from repository.store import ModelRepository
-from repository.versions import promote
 from serving.__main__ import main as serving
-from tests.versions import add_version
+from tests.versions import add_version, promote_one
 
 ADDRESSES = ["s3://bucket/models", "gs://bucket/models", "as://account/models", "https://host/models", "file:///models"]
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_an_address_is_told_from_a_path(address):
+def test_an_address_is_no_path(address):
     for given in (address, Path(address)):
         assert "is an address" in address_problem(given)
 
@@ -98,7 +97,7 @@ def test_a_repository_behind_a_link_works(tmp_path, capsys):
     link.symlink_to(tmp_path / "disk")
     repository = ModelRepository.open(link)
     add_version(repository)
-    assert promote(repository, "int8", 1).version == 1
+    assert promote_one(repository, "int8", 1).version == 1
     assert link.is_symlink()
     for path in (link, tmp_path / "disk"):
         assert ModelRepository.existing(path).servable_precisions("cpu") == ("int8",)

@@ -58,7 +58,7 @@ def test_served_as_the_file_answers(tmp_path, make, key, rows, classes):
     assert found.score_max < 1e-5
 
 
-@pytest.mark.parametrize("classes", [1, 3, 4])  # as many logits as sides of a box: told apart by their order
+@pytest.mark.parametrize("classes", [1, 3, 4])  # as many logits as sides of a box: recognized by their order
 def test_queries_are_served_as_the_file_answers(tmp_path, classes):
     """Normalized and stretched images, the best pairs of query and class, and masks that need no prototypes."""
     export, found = checked(query_export(tmp_path / "m.onnx", classes=classes, **SIZE), input_size=(64, 96))

@@ -35,7 +35,7 @@ def found_in(path, **options):
         (suppressed_export, "suppressed", "corners", "no", "inside: confidence 0.6, iou 0.5"),
     ],
 )
-def test_families_are_told_apart(tmp_path, make, family, boxes, objectness, suppression):
+def test_families_are_recognized(tmp_path, make, family, boxes, objectness, suppression):
     found, answers = found_in(make(tmp_path / "m.onnx", **SIZE))
     assert found.served, found.refusal
     assert found.family == family

@@ -35,7 +35,7 @@ def test_a_disk_that_cannot_be_written_to_is_reported_with_its_remedy(repository
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root is missing; as root, make test-unit runs it")
 def test_another_users_repository_is_refused_at_once_with_both_users():
-    """In a process of its own, which becomes another user."""
+    """In a separate process, which becomes another user."""
     code = (
         "import os, sys; from pathlib import Path; from repository.store import ModelRepository\n"
         "os.setuid(65534); ModelRepository(Path(sys.argv[1])).check_writable()"

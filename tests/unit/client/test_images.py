@@ -10,21 +10,16 @@ from PIL import Image
 from client.errors import RequestError
 from client.images import encoded_image
 from pipeline.images import decode_image
+from tests.chaos.corpus_valid import encoded
 
 PICTURE = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
-
-
-def encoded(kind, **options):
-    stream = io.BytesIO()
-    PICTURE.save(stream, kind, **options)
-    return stream.getvalue()
 
 
 def test_avif_becomes_an_upright_jpeg(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     path = tmp_path / "photo.avif"
-    path.write_bytes(encoded("AVIF", quality=95, exif=exif))
+    path.write_bytes(encoded(PICTURE, "AVIF", quality=95, exif=exif))
     for given in (path, path.read_bytes()):
         data = encoded_image(given)
         assert data.startswith(b"\xff\xd8\xff")
@@ -34,7 +29,7 @@ def test_avif_becomes_an_upright_jpeg(tmp_path):
 
 def test_what_the_server_reads_goes_as_it_is(tmp_path):
     for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"):
-        data = encoded(kind)
+        data = encoded(PICTURE, kind)
         assert encoded_image(data) == data
 
 
@@ -67,4 +62,4 @@ def test_heic_with_the_plugin():
 
 def test_broken_avif_is_refused():
     with pytest.raises(RequestError, match="AVIF cannot be converted"):
-        encoded_image(encoded("AVIF")[:60])
+        encoded_image(encoded(PICTURE, "AVIF")[:60])

@@ -73,3 +73,7 @@ def test_no_pause_ends_after_the_timeout(monkeypatch):
     for pause in RetryPolicy(retries=1000, first_s=0.05, most_s=0.05).pauses(0.2):
         now_s += pause
     assert 1000.1 < now_s <= 1000.2
+
+
+def test_a_policy_may_ask_for_thousands_of_retries():
+    assert len(list(RetryPolicy(retries=3000, most_s=0.001).pauses(60.0))) == 3000

@@ -54,7 +54,7 @@ def test_no_feature_of_newer_engines_is_used(services):
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_user_of_ones_own_needs_no_image_of_ones_own(stack, name):
+def test_another_user_needs_no_other_image(stack, name):
     usual, other = (
         resolved(*PROFILES, stack=stack, **variables)["services"][name]
         for variables in ({}, {"SEGMENTATION_UID": "4321", "SEGMENTATION_GID": "99"})

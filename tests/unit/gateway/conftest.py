@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import http.client
 import json
 import socket
-import threading
 from dataclasses import replace
 
 import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from gateway.app import Gateway
 from gateway.limits import Limits
+from tests.gateways import running_gateway
 
 SMALL = replace(
     Limits(),
@@ -88,8 +86,9 @@ class Reply:
 class Running:
     """A gateway and what it stands before."""
 
-    def __init__(self, triton, host, port):
-        self.triton, self.address, self.url = triton, (host, port), f"{host}:{port}"
+    def __init__(self, triton, url):
+        host, port = url.split(":")
+        self.triton, self.address, self.url = triton, (host, int(port)), url
 
     def ask(self, method, path, body=None, headers=None):
         connection = http.client.HTTPConnection(*self.address, timeout=20)
@@ -123,20 +122,8 @@ def gateway(triton):
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton, backend)
     grpc_port = backend.add_insecure_port("127.0.0.1:0")
     backend.start()
-    listener = socket.create_server(("127.0.0.1", 0))
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    async def listen():
-        return await Gateway(f"127.0.0.1:{grpc_port}", SMALL).listen(listener)
-
-    end = asyncio.run_coroutine_threadsafe(listen(), loop).result(20)
-    running = Running(triton, *listener.getsockname())
-    running.backend = backend
-    yield running
-    asyncio.run_coroutine_threadsafe(end(), loop).result(30)
-    loop.call_soon_threadsafe(loop.call_later, 0.05, loop.stop)
-    thread.join()
-    loop.close()
+    with running_gateway(f"127.0.0.1:{grpc_port}", SMALL) as url:
+        running = Running(triton, url)
+        running.backend = backend
+        yield running
     backend.stop(None)

@@ -7,8 +7,8 @@ from load.spread import Spread, percentile, ratios
 
 def test_a_spread_goes_from_least_to_most_or_over_the_quartiles():
     assert Spread.of([5, 1, 2, 4, 3]) == Spread(3, 1, 5, 5)
-    assert Spread.quartiles([5, 1, 2, 4, 3]) == Spread(3, 2, 4, 5)
-    assert Spread.of([7]) == Spread.quartiles([7]) == Spread(7, 7, 7, 1)
+    assert Spread.of([5, 1, 2, 4, 3], 25, 75) == Spread(3, 2, 4, 5)
+    assert Spread.of([7]) == Spread.of([7], 25, 75) == Spread(7, 7, 7, 1)
 
 
 def test_nothing_is_not_a_number_and_null_in_json():

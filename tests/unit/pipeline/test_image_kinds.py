@@ -2,7 +2,6 @@
 
 import io
 import struct
-import zlib
 
 import cv2
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image, ImageOps
 
 from pipeline.errors import ImageError
 from pipeline.images import ImageLimits, check_image, decode_for, decode_image
+from tests.chaos import corpus_valid
 
 WIDTH, HEIGHT = 96, 64
 NOISE = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -20,9 +20,7 @@ ORDERS = {"<": b"II*\0", ">": b"MM\0*"}
 
 
 def encoded(kind, image=PICTURE, **options):
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
+    return corpus_valid.encoded(image, kind, **options)
 
 
 def pillow(data):
@@ -106,16 +104,12 @@ def test_the_first_exif_that_states_an_orientation_counts(segments, orientation)
     close_to(decode_image(with_segments(plain, *segments)), expected)
 
 
-def png_chunk(kind, body):
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
 @pytest.mark.parametrize(("orientation", "order"), [(each, "<>"[each % 2]) for each in range(1, 9)])
 @pytest.mark.parametrize("behind", [False, True], ids=["before the pixels", "behind them"])
 def test_exif_of_a_png(orientation, order, behind):
     data = encoded("PNG")
     place = len(data) - 12 if behind else 33
-    data = data[:place] + png_chunk(b"eXIf", exif(orientation, order)) + data[place:]
+    data = data[:place] + corpus_valid.chunk(b"eXIf", exif(orientation, order)) + data[place:]
     np.testing.assert_array_equal(decode_image(data), pillow(data))
 
 

@@ -20,12 +20,12 @@ from repository.networks import mixture
 from repository.promotions import read_promotions
 from repository.servable import models_to_load
 from repository.store import ModelRepository, read_config
-from repository.versions import PromotionError, VersionRef, promote, promote_together, rollback, rollback_together
+from repository.versions import PromotionError, VersionRef, promote, rollback
 from serving.errors import ServingError
 from serving.preflight import check, preflight
 from tests.exports import segmentation_export
 from tests.unit.repository.helpers import FakeServer, run
-from tests.versions import add_version
+from tests.versions import add_version, promote_one, rollback_one
 
 OTHER = {"sha256": "b" * 64, "file": "b.onnx"}
 MORE_CLASSES = {**OTHER, "class_names": [f"thing {index}" for index in range(80)]}
@@ -100,7 +100,7 @@ def test_a_retrained_network_is_built_beside_the_old_one_and_promoted_as_a_whole
     assert command in built[1].state
     assert repository.promoted("fp16", "cpu") == []
     with pytest.raises(RepositoryError, match=r"then the profile cpu mixes networks.*--mix-sources") as caught:
-        promote(repository, "fp16", 1)
+        promote_one(repository, "fp16", 1)
     assert command in str(caught.value)
     assert mixture(repository, "cpu") is None
     assert run(repository, *command.split()[: -len(["--repository", "x"])]) == 0
@@ -137,7 +137,7 @@ def repository(tmp_path):
     repository = ModelRepository.open(tmp_path / "repository")
     for precision in ("fp32", "int8"):
         add_version(repository, precision)
-        promote(repository, precision, 1)
+        promote_one(repository, precision, 1)
     for precision in ("fp32", "int8"):
         add_version(repository, precision, source=OTHER)
     return repository
@@ -145,7 +145,7 @@ def repository(tmp_path):
 
 def test_versions_of_two_exports_are_served_beside_each_other_only_when_that_is_asked_for(repository, capsys):
     with pytest.raises(RepositoryError, match=r"network_int8/2 is of b\.onnx \(bbbbbbbb…") as caught:
-        promote(repository, "int8", 2)
+        promote_one(repository, "int8", 2)
     assert "python -m builder promote network_fp32/2 network_int8/2 --profile cpu" in str(caught.value)
     assert repository.promoted("int8", "cpu") == [1]
     assert run(repository, "promote", "network_int8/2", "--mix-sources") == 0
@@ -166,33 +166,33 @@ def test_versions_of_two_exports_are_served_beside_each_other_only_when_that_is_
 
 
 def test_a_rollback_is_never_held_up_by_the_source(repository):
-    promote_together(repository, [VersionRef("fp32", 2), VersionRef("int8", 2)])
-    assert rollback(repository, "int8").version == 1
+    promote(repository, [VersionRef("fp32", 2), VersionRef("int8", 2)])
+    assert rollback_one(repository, "int8").version == 1
     assert mixture(repository, "cpu") is not None
-    promote(repository, "int8", 2)
-    assert [done.version for done in rollback_together(repository, ["fp32", "int8"])] == [1, 1]
+    promote_one(repository, "int8", 2)
+    assert [done.version for done in rollback(repository, ["fp32", "int8"])] == [1, 1]
     assert mixture(repository, "cpu") is None
 
 
 def test_models_are_named_once_and_for_one_profile(repository):
     with pytest.raises(RepositoryError, match="each once"):
-        promote_together(repository, [VersionRef("int8", 1), VersionRef("int8", 2)])
+        promote(repository, [VersionRef("int8", 1), VersionRef("int8", 2)])
     add_version(repository, "fp16", plans={"model-sm90.plan": {"flavor": "tensorrt-10"}})
     with pytest.raises(RepositoryError, match=r"network_fp16/1 for tensorrt.*--profile cpu or tensorrt"):
-        promote_together(repository, [VersionRef("int8", 1), VersionRef("fp16", 1)])
+        promote(repository, [VersionRef("int8", 1), VersionRef("fp16", 1)])
 
 
 def test_versions_that_are_promoted_together_are_taken_back_together(repository, monkeypatch):
     monkeypatch.setattr(versions, "onnx_network", lambda content: lambda images: None)
     server = FakeServer(repository, broken=("int8", 2))
     with pytest.raises(PromotionError, match=r"network_int8/2 is not promoted.*answer as before"):
-        promote_together(repository, [VersionRef("fp32", 2), VersionRef("int8", 2)], servers=[server])
+        promote(repository, [VersionRef("fp32", 2), VersionRef("int8", 2)], servers=[server])
     assert [repository.promoted(precision, "cpu") for precision in ("fp32", "int8")] == [[1], [1]]
     assert server.loads[-2:] == [("network_int8", (1,)), ("network_fp32", (1,))]
     assert read_promotions(repository.model_folder("fp32")) == []
     server.broken = None
     refs = [VersionRef("fp32", 2), VersionRef("int8", 2)]
-    assert [done.servers for done in promote_together(repository, refs, servers=[server])] == [("the fake",)] * 2
+    assert [done.servers for done in promote(repository, refs, servers=[server])] == [("the fake",)] * 2
 
 
 @pytest.fixture
@@ -228,13 +228,13 @@ def test_networks_of_different_classes_are_not_ready(two_networks, capsys):
 def test_networks_of_different_classes_are_not_promoted_however_one_asks(two_networks):
     add_version(two_networks, "int8")
     with pytest.raises(RepositoryError, match="one network") as caught:
-        promote(two_networks, "int8", 2, force=True, mix_sources=True)
+        promote_one(two_networks, "int8", 2, force=True, mix_sources=True)
     assert "--mix-sources" not in str(caught.value)
     # The way out: a version of the other network.
     add_version(two_networks, "int8", source=MORE_CLASSES)
     command = "python -m builder promote network_fp32/1 network_int8/3 --profile cpu"
     assert command in preflight(two_networks, "cpu", ("int8", "fp32")).models[0].remedy
-    assert promote(two_networks, "int8", 3).version == 3
+    assert promote_one(two_networks, "int8", 3).version == 3
     with pytest.raises(RepositoryError, match="one network"):
-        rollback(two_networks, "int8")
+        rollback_one(two_networks, "int8")
     assert verify(two_networks).faults == []

@@ -17,13 +17,13 @@ from repository.integrity import verify
 from repository.plans import Machine
 from repository.profiles import BUILT_PROFILES, GPU_STEPS, PROFILES
 from repository.servable import models_to_load
-from repository.store import SHIPPED_REPOSITORY, ModelRepository, read_config, write_config
-from repository.versions import PromotionError, promote, rollback
+from repository.store import SHIPPED_REPOSITORY, ModelRepository, read_config
+from repository.versions import PromotionError
 from serving import preflight as looking
 from serving.__main__ import main as serving
 from serving.preflight import check, preflight
 from tests.unit.repository.helpers import H100, NO_GPU, FakeServer, add_versions
-from tests.versions import H100_PLAN, add_version
+from tests.versions import H100_PLAN, add_version, promote_one, rollback_one
 
 RTX_PLAN = {**H100_PLAN, "flavor": "tensorrt-rtx"}
 
@@ -71,11 +71,11 @@ def test_a_live_server_that_loads_model_onnx_needs_no_plan(monkeypatch, reposito
     live(monkeypatch, repository, profile)
     machine(NO_GPU)
     with pytest.raises(PromotionError, match=r"ONNX Runtime does not run its model.onnx"):
-        promote(repository, "int8", 2, profile)
+        promote_one(repository, "int8", 2, profile)
     monkeypatch.setattr(versions, "onnx_network", lambda content: lambda images: None)
-    done = promote(repository, "int8", 2, profile)
+    done = promote_one(repository, "int8", 2, profile)
     assert (done.version, done.profile, done.servers) == (2, profile, ("the fake",))
-    assert rollback(repository, "int8", profile).version == 1
+    assert rollback_one(repository, "int8", profile).version == 1
 
 
 def test_a_live_server_of_the_profile_tensorrt_needs_a_plan_that_runs_here(monkeypatch, repository, machine):
@@ -84,9 +84,9 @@ def test_a_live_server_of_the_profile_tensorrt_needs_a_plan_that_runs_here(monke
     live(monkeypatch, repository, "tensorrt")
     machine(Machine((10, 16, 1), "a test", H100.gpu))
     with pytest.raises(PromotionError, match=r"built by TensorRT 10.13.0; this machine has 10.16.1"):
-        promote(repository, "int8", 2, "tensorrt")
+        promote_one(repository, "int8", 2, "tensorrt")
     machine(H100)
-    assert promote(repository, "int8", 2, "tensorrt").servers == ("the fake",)
+    assert promote_one(repository, "int8", 2, "tensorrt").servers == ("the fake",)
 
 
 @pytest.mark.parametrize(
@@ -96,25 +96,25 @@ def test_a_live_server_of_the_profile_tensorrt_needs_a_plan_that_runs_here(monke
 def test_what_the_profile_tensorrt_cannot_serve_is_reported_with_what_can(repository, plans, words):
     add_version(repository, plans=plans)
     with pytest.raises(RepositoryError, match=words) as caught:
-        promote(repository, "int8", 1, "tensorrt")
+        promote_one(repository, "int8", 1, "tensorrt")
     assert "promote network_int8/1 --profile cpu|cuda" in str(caught.value)
 
 
 def test_a_rollback_names_the_profiles_that_have_promotions(repository):
     add_versions(repository, 2)
-    promote(repository, "int8", 2)
-    promote(repository, "int8", 1, "cuda")
-    promote(repository, "int8", 2, "cuda")
+    promote_one(repository, "int8", 2)
+    promote_one(repository, "int8", 1, "cuda")
+    promote_one(repository, "int8", 2, "cuda")
     with pytest.raises(
         RepositoryError, match=r"promoted under cpu and cuda; name the profile with --profile cpu or cuda$"
     ):
-        rollback(repository, "int8")
-    assert rollback(repository, "int8", "cuda").version == 1
+        rollback_one(repository, "int8")
+    assert rollback_one(repository, "int8", "cuda").version == 1
 
 
 def test_a_damaged_version_is_rolled_back_under_each_profile(repository):
     add_version(repository)
-    promote(repository, "int8", 1, "cuda")
+    promote_one(repository, "int8", 1, "cuda")
     (repository.model_folder("int8") / "1" / "model.onnx").chmod(0o644)
     (repository.model_folder("int8") / "1" / "model.onnx").write_bytes(b"network2")
     remedy = verify(repository).faults[0].remedy
@@ -169,7 +169,7 @@ def test_cuda_serves_what_was_promoted_for_it(repository, with_gpu):
     assert status.reasons == ("no version is promoted under the profile cuda",)
     assert status.remedy == "python -m builder promote network_int8/1 --profile cuda"
     assert verify(repository).faults == []  # nobody asked for it
-    promote(repository, "int8", 1, "cuda")
+    promote_one(repository, "int8", 1, "cuda")
     assert preflight(repository, "cuda", ("int8",)).models[0].ready
     assert check(repository, "cuda").models[2].ready
 
@@ -177,7 +177,7 @@ def test_cuda_serves_what_was_promoted_for_it(repository, with_gpu):
 def test_cuda_without_a_gpu_is_not_ready(repository, capsys):
     """This environment has no CUDA provider, or no GPU."""
     add_version(repository)
-    promote(repository, "int8", 1, "cuda")
+    promote_one(repository, "int8", 1, "cuda")
     if looking._without_cuda() is None:
         pytest.skip("this machine has CUDA; make test-unit runs it where that is missing")
     assert (
@@ -190,7 +190,7 @@ def test_cuda_without_a_gpu_is_not_ready(repository, capsys):
 
 def test_a_version_that_is_gone_or_damaged_is_reported_under_cuda_too(repository, with_gpu):
     add_versions(repository, 2)
-    promote(repository, "int8", 1, "cuda")
+    promote_one(repository, "int8", 1, "cuda")
     (repository.model_folder("int8") / "1" / "model.onnx").unlink()
     shutil.rmtree(repository.model_folder("int8") / "2")
     status = preflight(repository, "cuda", ("int8",)).models[0]
@@ -200,13 +200,3 @@ def test_a_version_that_is_gone_or_damaged_is_reported_under_cuda_too(repository
     status = preflight(repository, "cuda", ("int8",)).models[0]
     assert "names the versions [1], which are missing" in status.reasons[0]
     assert any("cuda.pbtxt names the versions [1]" in fault.problem for fault in verify(repository).faults)
-
-
-def test_sizes_of_a_configuration_are_compared(repository):
-    add_version(repository)
-    path = repository.config_path("int8", "cpu")
-    config = read_config(path)
-    config.output[0].dims[:] = [900, 38]
-    write_config(path, config)
-    (fault,) = verify(repository).faults
-    assert "cpu.pbtxt: candidates is [900, 38]" in fault.problem

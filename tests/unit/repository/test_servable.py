@@ -76,11 +76,3 @@ def test_a_folder_that_is_no_repository_is_refused(tmp_path, exists):
         folder.mkdir()
     with pytest.raises(RepositoryError, match=r"not a model repository.*--repository"):
         ModelRepository.existing(folder)
-
-
-def test_a_broken_configuration_is_named(tmp_path):
-    repository = ModelRepository(tiny_repository(tmp_path / "r"))
-    path = repository.path / "network_int8" / "configs" / "cpu.pbtxt"
-    path.write_text('name: "network_int8" no_such_field: 1')
-    with pytest.raises(RepositoryError, match=str(path)):
-        repository.servable_precisions("cpu")

@@ -16,12 +16,11 @@ from repository.flavor import Flavor
 from repository.integrity import sign, verify, version_faults
 from repository.signatures import SIGNATURE_NAME, TRUSTED_KEYS_VARIABLE, SigningKey, TrustedKeys, make_key
 from repository.store import SHIPPED_REPOSITORY, ModelRepository, read_config, write_config
-from repository.versions import promote, rollback
 from serving.errors import ServingError
 from serving.preflight import preflight
 from serving.server import ServerOptions, TritonServer
 from tests.unit.repository.helpers import L4, run
-from tests.versions import H100_PLAN, add_version, rewrite
+from tests.versions import H100_PLAN, add_version, promote_one, rewrite, rollback_one
 
 
 @pytest.fixture
@@ -57,16 +56,14 @@ def is_refused_everywhere(repository, public, problem, version=1):
     """By verify, promote, rollback, preflight and the server's start."""
     assert any(problem in str(fault) for fault in verify(repository, "int8", version).faults)
     with pytest.raises(RepositoryError, match=problem):
-        promote(repository, "int8", version)
+        promote_one(repository, "int8", version)
     with pytest.raises(RepositoryError, match=problem):
         rollback_to(repository, version)
     repository.promote("int8", "cpu", version)
     status = next(one for one in preflight(repository, "cpu").models if one.precision == "int8")
     assert any(problem in reason for reason in status.reasons)
     with pytest.raises(ServingError, match=problem):
-        TritonServer(
-            ServerOptions(repository.path, http_port=0, grpc_port=0, metrics_port=0, trusted_keys=public)
-        ).start()
+        TritonServer(ServerOptions(repository.path, trusted_keys=public)).start()
     return True
 
 
@@ -74,14 +71,14 @@ def rollback_to(repository, version):
     """Roll back from a later version, which is promoted without being asked about."""
     careless = ModelRepository(repository.path)
     later = add_version(careless).version
-    promote(careless, "int8", version)
-    promote(careless, "int8", later)
-    rollback(repository, "int8")
+    promote_one(careless, "int8", version)
+    promote_one(careless, "int8", later)
+    rollback_one(repository, "int8")
 
 
 def test_a_signed_version_is_accepted(repository):
     assert verify(repository).faults == []
-    assert promote(repository, "int8", 1).version == 1
+    assert promote_one(repository, "int8", 1).version == 1
     status = next(one for one in preflight(repository, "cpu").models if one.precision == "int8")
     assert status.ready
 
@@ -114,7 +111,7 @@ def test_without_keys_everything_is_as_before(repository):
     add_version(repository)
     careless = ModelRepository.existing(repository.path)
     assert verify(careless).faults == []
-    assert promote(careless, "int8", 2).version == 2
+    assert promote_one(careless, "int8", 2).version == 2
 
 
 def test_another_key(repository, public, tmp_path):
@@ -148,7 +145,7 @@ def test_the_signature_of_another_version(repository, public, key):
 def test_a_signed_version_under_another_number(repository):
     shutil.copytree(folder(repository), folder(repository, 2))
     with pytest.raises(RepositoryError, match="describes network_int8/1"):
-        promote(repository, "int8", 2)
+        promote_one(repository, "int8", 2)
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.py"])
@@ -172,7 +169,7 @@ def test_a_signature_that_is_none(repository, content):
     assert [fault.problem.startswith(SIGNATURE_NAME) for fault in version_faults(repository, "int8", 1)] == [True]
 
 
-def test_a_signature_is_a_file_of_its_own(repository, tmp_path):
+def test_a_signature_is_a_separate_file(repository, tmp_path):
     path = folder(repository) / SIGNATURE_NAME
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from repository.store import ModelRepository, read_config
-from repository.versions import promote
 from tests.unit.repository.helpers import add_versions
+from tests.versions import promote_one
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -66,7 +66,7 @@ def test_a_fresh_clone_becomes_a_repository_of_shipped_configurations(clone):
 def test_a_promotion_leaves_git_clean_and_outlives_a_pull(origin, clone):
     repository = opened(clone)
     add_versions(repository, 2)
-    promote(repository, "int8", 2)
+    promote_one(repository, "int8", 2)
     assert git(clone, "status", "--porcelain") == ""
 
     change(origin, "network_int8/configs/cpu.pbtxt.in", "preferred_batch_size: [ 4 ]", "preferred_batch_size: [ 6 ]")
@@ -75,6 +75,17 @@ def test_a_promotion_leaves_git_clean_and_outlives_a_pull(origin, clone):
     assert list(config(clone).dynamic_batching.preferred_batch_size) == [6]
     assert list(config(clone).version_policy.specific.versions) == [2]
     assert git(clone, "status", "--porcelain") == ""
+
+
+def test_a_configuration_that_a_release_no_longer_has_is_removed_by_a_pull(origin, clone):
+    opened(clone)
+    mine = clone / "model_repository/segment_int8/configs/mine.pbtxt"
+    mine.write_text("# written by hand")
+    git(origin, "rm", "--quiet", "model_repository/segment_int8/configs/cuda.pbtxt.in")
+    git(origin, "commit", "--quiet", "--message=a release without it")
+    git(clone, "pull", "--quiet", "--ff-only")
+    opened(clone)
+    assert [path.name for path in mine.parent.iterdir()] == ["mine.pbtxt"]
 
 
 def test_a_network_of_other_sizes_and_classes_outlives_a_pull(origin, clone):
@@ -111,7 +122,7 @@ def test_what_a_person_changed_stays(origin, clone):
 def test_a_configuration_of_unknown_origin_is_kept(clone):
     repository = opened(clone)
     add_versions(repository, 2)
-    promote(repository, "int8", 2)
+    promote_one(repository, "int8", 2)
     for base in (clone / "model_repository").rglob(".*.base"):
         base.unlink()
     opened(clone)

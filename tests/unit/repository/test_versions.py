@@ -25,11 +25,11 @@ from repository.plans import Machine, library_version, plan_misfit
 from repository.promotions import Promotion, append_promotion, read_promotions, rollback_target
 from repository.shim import RECORDED_SHA256, SHIM
 from repository.store import PROMOTIONS_NAME, SHIPPED_REPOSITORY, ModelRepository, read_config
-from repository.versions import PromotionError, VersionRef, promote, prune, rollback
+from repository.versions import PromotionError, VersionRef, prune
 from serving.preflight import preflight
 from tests.exports import segmentation_export
 from tests.unit.repository.helpers import H100, L4, NO_GPU, FakeServer, add_versions, run
-from tests.versions import FAILED, H100_PLAN, PASSED, add_version, rewrite
+from tests.versions import FAILED, H100_PLAN, PASSED, add_version, promote_one, rewrite, rollback_one
 
 CHOSEN = {"8.9": "model-sm89.plan", "9.0": "model-sm90.plan"}
 
@@ -48,25 +48,25 @@ def served(repository, precision="int8", profile="cpu"):
 
 def test_promotions_are_undone_one_by_one(repository):
     add_versions(repository, 3)
-    assert promote(repository, "int8", 2).previous == 1
-    assert promote(repository, "int8", 3).previous == 2
-    assert promote(repository, "int8", 3).previous == 3  # nothing changes, nothing is logged
-    assert [rollback(repository, "int8").version for _ in range(2)] == [2, 1]
+    assert promote_one(repository, "int8", 2).previous == 1
+    assert promote_one(repository, "int8", 3).previous == 2
+    assert promote_one(repository, "int8", 3).previous == 3  # nothing changes, nothing is logged
+    assert [rollback_one(repository, "int8").version for _ in range(2)] == [2, 1]
     assert list(served(repository)) == [1]
     with pytest.raises(RepositoryError, match="no version of network_int8 was served before"):
-        rollback(repository, "int8")
-    promote(repository, "int8", 3)
-    assert rollback(repository, "int8").version == 1
+        rollback_one(repository, "int8")
+    promote_one(repository, "int8", 3)
+    assert rollback_one(repository, "int8").version == 1
     assert len(read_promotions(repository.model_folder("int8"))) == 6
 
 
 def test_profiles_are_promoted_apart(repository):
     add_versions(repository, 2, plans={"model-sm90.plan": H100_PLAN})
-    assert promote(repository, "int8", 2).profile == "tensorrt"
-    assert promote(repository, "int8", 2, "cpu").profile == "cpu"
+    assert promote_one(repository, "int8", 2).profile == "tensorrt"
+    assert promote_one(repository, "int8", 2, "cpu").profile == "cpu"
     with pytest.raises(RepositoryError, match=r"--profile cpu or tensorrt$"):
-        rollback(repository, "int8")
-    assert rollback(repository, "int8", "tensorrt").version == 1
+        rollback_one(repository, "int8")
+    assert rollback_one(repository, "int8", "tensorrt").version == 1
     assert list(served(repository, profile="cpu")) == [2]
 
 
@@ -75,17 +75,17 @@ def test_a_gate_that_did_not_pass_needs_force(repository, verification, reason):
     add_version(repository)
     add_version(repository, verification=verification)
     with pytest.raises(RepositoryError, match=reason) as caught:
-        promote(repository, "int8", 2)
+        promote_one(repository, "int8", 2)
     assert "promote network_int8/2 --force" in str(caught.value)
     assert list(served(repository)) == [1]
-    promote(repository, "int8", 2, force=True)
+    promote_one(repository, "int8", 2, force=True)
     assert list(served(repository)) == [2]
     assert read_promotions(repository.model_folder("int8"))[-1].forced
 
 
 def test_fp32_is_the_reference_and_needs_no_gate(repository):
     add_version(repository, "fp32", verification=None)
-    assert promote(repository, "fp32", 1).version == 1
+    assert promote_one(repository, "fp32", 1).version == 1
 
 
 @pytest.mark.parametrize(
@@ -100,16 +100,16 @@ def test_what_cannot_be_promoted_is_refused(repository, version, profile, messag
     add_versions(repository, 2)
     rewrite(repository.model_folder("int8") / "2" / "model.onnx", b"NETWORK2")
     with pytest.raises(RepositoryError, match=message):
-        promote(repository, "int8", version, profile)
+        promote_one(repository, "int8", version, profile)
     assert list(served(repository)) == [1]
 
 
 def test_a_rollback_to_a_version_that_is_gone_is_refused(repository):
     add_versions(repository, 2)
-    promote(repository, "int8", 2)
+    promote_one(repository, "int8", 2)
     shutil.rmtree(repository.model_folder("int8") / "1")
     with pytest.raises(RepositoryError, match="network_int8/1: no such version"):
-        rollback(repository, "int8")
+        rollback_one(repository, "int8")
     assert list(served(repository)) == [2]
 
 
@@ -123,7 +123,7 @@ def test_a_network_that_does_not_run_is_not_given_to_a_server(repository):
     add_versions(repository, 2)
     server = FakeServer(repository)
     with pytest.raises(PromotionError, match="ONNX Runtime does not run"):
-        promote(repository, "int8", 2, servers=[server])
+        promote_one(repository, "int8", 2, servers=[server])
     assert not server.loads
     assert list(served(repository)) == [1]
 
@@ -133,12 +133,12 @@ def test_what_a_server_cannot_serve_is_taken_back_everywhere(repository):
     add_versions(repository, 2)
     servers = [FakeServer(repository), FakeServer(repository, broken=("int8", 2))]
     with pytest.raises(PromotionError, match=r"answers nonsense.*answer as before; until it is restarted"):
-        promote(repository, "int8", 2, servers=servers)
+        promote_one(repository, "int8", 2, servers=servers)
     assert list(served(repository)) == [1]
     assert [server.serves["network_int8"] for server in servers] == [(1,), (1,)]
     assert not read_promotions(repository.model_folder("int8"))
     servers[1].broken = None
-    assert promote(repository, "int8", 2, servers=servers).servers == ("the fake", "the fake")
+    assert promote_one(repository, "int8", 2, servers=servers).servers == ("the fake", "the fake")
     assert [server.serves["network_int8"] for server in servers] == [(2,), (2,)]
 
 
@@ -146,7 +146,7 @@ def test_a_server_that_does_not_serve_the_model_is_left_alone(repository):
     add_version(repository)
     server = FakeServer(repository)
     server.serves["network_int8"] = ()
-    assert promote(repository, "int8", 1, servers=[server]).not_serving == ("the fake",)
+    assert promote_one(repository, "int8", 1, servers=[server]).not_serving == ("the fake",)
     assert not server.loads
 
 
@@ -188,14 +188,14 @@ def test_a_log_cut_short_loses_that_line_alone(tmp_path):
 
 def test_prune_keeps_what_is_served_and_where_a_rollback_goes(repository):
     add_versions(repository, 6)
-    promote(repository, "int8", 2)
-    promote(repository, "int8", 3)
+    promote_one(repository, "int8", 2)
+    promote_one(repository, "int8", 3)
     doomed = [VersionRef("int8", version) for version in (1, 4, 5)]
     assert prune(repository, 1, dry_run=True) == doomed
     assert repository.versions("int8") == [1, 2, 3, 4, 5, 6]
     assert prune(repository, 1) == doomed
     assert repository.versions("int8") == [2, 3, 6]
-    assert rollback(repository, "int8").version == 2
+    assert rollback_one(repository, "int8").version == 2
     assert not verify(repository).faults
     assert not repository.leftovers("int8")
     with pytest.raises(RepositoryError, match="-1; allowed: 0 or more"):
@@ -301,7 +301,7 @@ def test_what_is_no_version_is_ignored_and_reported(repository, capsys, stray):
     assert run(repository, "promote", "network_int8/2") == 0
     assert "warning: network_int8: '3' is a " in capsys.readouterr().out
     with pytest.raises(RepositoryError, match="network_int8/3: no such version"):
-        promote(repository, "int8", 3)
+        promote_one(repository, "int8", 3)
     assert add_version(repository).version == 4
     for _ in range(2):
         assert run(repository, "prune", "--keep", "0") == 0
@@ -414,7 +414,7 @@ def test_a_manifest_that_was_rewritten_proves_nothing(repository, harm, problem)
     harm(repository.model_folder("int8") / "2")
     assert any(problem in fault.problem for fault in verify(repository, "int8", 2).faults)
     with pytest.raises(RepositoryError, match=re.escape(problem)):
-        promote(repository, "int8", 2, force=True)
+        promote_one(repository, "int8", 2, force=True)
     assert list(served(repository)) == [1]
     repository._name_versions("int8", "cpu", [2])  # by hand
     status = {one.model: one for one in preflight(repository, "cpu").models}["network_int8"]
@@ -429,7 +429,7 @@ def test_code_beside_the_versions_is_refused(repository):
     (fault,) = verify(repository).faults
     assert "could import 'onnxruntime', 'triton_python_backend_utils.py' beside the versions" in fault.problem
     with pytest.raises(RepositoryError, match="could import"):
-        promote(repository, "int8", 1)
+        promote_one(repository, "int8", 1)
 
 
 def test_the_shim_is_recorded():
@@ -442,7 +442,7 @@ def test_compiled_code_in_place_of_the_shim_is_removed_before_it_is_served(repos
     cache.mkdir()
     planted = cache / "model.cpython-311.pyc"
     planted.write_bytes(b"hostile")
-    promote(repository, "int8", 2)
+    promote_one(repository, "int8", 2)
     assert not planted.exists()
     cache.rmdir()
     planted = tmp_path / "model.x.pyc"
@@ -573,10 +573,11 @@ def test_a_manifest_with_entries_of_other_kinds_is_refused(repository, changes, 
     assert "not a readable manifest" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b'name: "\xb1"', b"parameters {" * 5000])
+@pytest.mark.parametrize("content", [b"\xff\xfe", b'name: "\xb1"', b"no_such_field: 1", b"parameters {" * 5000])
 def test_a_configuration_that_is_none_is_refused(repository, content):
-    repository.config_path("int8", "cpu").write_bytes(content)
-    with pytest.raises(RepositoryError, match="not a model configuration"):
+    path = repository.config_path("int8", "cpu")
+    path.write_bytes(content)
+    with pytest.raises(RepositoryError, match=f"^{path}: not a model configuration"):
         repository.promoted("int8", "cpu")
 
 
@@ -656,7 +657,7 @@ def build_inputs(tmp_path_factory):
     return segmentation_export(folder / "export.onnx", height=32, width=32), folder / "images"
 
 
-# Processes of their own, forked from one that has imported the builder; each counts what it writes.
+# Separate processes, forked from one that has imported the builder; each counts what it writes.
 BUILDERS = multiprocessing.get_context("forkserver")
 BUILDERS.set_forkserver_preload(["builder.build", "builder.cpu_profile", __name__])
 

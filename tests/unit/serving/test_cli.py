@@ -10,11 +10,11 @@ from serving.__main__ import main
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--ready-timeout-s", "0"], "'0'; allowed: more than 0 seconds"),
-        (["--ready-timeout-s", "nan"], "'nan'; allowed: more than 0 seconds"),
-        (["--ready-timeout-s", "soon"], "'soon'; allowed: more than 0 seconds"),
-        (["--log-verbose", "-1"], "'-1'; allowed: a whole number, 0 or more"),
-        (["--log-verbose", "x"], "'x'; allowed: a whole number, 0 or more"),
+        (["--ready-timeout-s", "0"], "'0'; allowed: seconds above 0"),
+        (["--ready-timeout-s", "nan"], "'nan'; allowed: seconds above 0"),
+        (["--ready-timeout-s", "soon"], "'soon'; allowed: seconds above 0"),
+        (["--log-verbose", "-1"], "'-1'; allowed: 0 or more"),
+        (["--log-verbose", "x"], "'x'; allowed: 0 or more"),
         (["--precisions", "int8,fp8"], "'fp8'; allowed: fp32, fp16, int8"),
         (["--profile", "gpu"], "invalid choice: 'gpu'"),
         (["--resample", "cubic"], "invalid choice: 'cubic' (choose from 'area', 'bilinear')"),

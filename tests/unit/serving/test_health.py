@@ -1,6 +1,7 @@
 """The health check, against servers that answer as tritonserver does."""
 
 import http.server
+import socket
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from serving.health import fault, gray_picture, main
+from serving.health import fault, gray_picture, main, warm_up
 
 
 @contextmanager
@@ -67,3 +68,16 @@ def test_it_is_cheap():
     """It runs every few seconds: nothing heavy is imported."""
     code = "import sys, serving.health; print({'numpy', 'cv2', 'google', 'onnxruntime'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_a_new_server_that_is_gone_is_no_error():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"127.0.0.1:{unused.getsockname()[1]}"
+        faults = warm_up(url, ["preprocess", "segment_int8", "segment_fp32", "network_int8"], timeout_s=2)
+    assert list(faults) == ["segment_fp32", "segment_int8"]
+    assert all("refused" in why for why in faults.values())
+
+
+def test_no_first_picture_is_sent_to_other_models():
+    assert warm_up("127.0.0.1:1", ["preprocess", "postprocess", "another"]) == {}

@@ -7,13 +7,12 @@ import pytest
 from pipeline import contract
 from repository.plans import Machine
 from repository.store import ModelRepository
-from repository.versions import promote
 from serving.__main__ import main
 from serving.errors import ServingError
 from serving.preflight import check, preflight
 from serving.tritonserver import Installation
 from tests.unit.repository.helpers import H100, L4, NO_GPU
-from tests.versions import FAILED, H100_PLAN, add_version, rewrite
+from tests.versions import FAILED, H100_PLAN, add_version, promote_one, rewrite
 
 
 @pytest.fixture
@@ -120,12 +119,12 @@ def test_sizes_of_the_other_steps_are_compared(repository):
     assert "postprocess: candidates is [500, 38]" in status(repository).reasons[0]
 
 
-def test_a_gate_that_did_not_pass_is_told(repository):
+def test_a_gate_that_did_not_pass_is_reported(repository):
     add_version(repository, verification=FAILED)
     found = status(repository)
     assert "f1 0.5, needed 0.97" in found.reasons[0]
     assert "promote network_int8/1 --profile cpu --force" in found.remedy
-    promote(repository, "int8", 1, force=True)
+    promote_one(repository, "int8", 1, force=True)
     found = status(repository)
     assert found.ready
     assert "promoted with --force" in found.warnings[0]

@@ -19,7 +19,7 @@ def test_secrets_differ():
     assert len({new_secret() for _ in range(100)}) == 100
 
 
-def test_a_file_of_ones_own_is_read_without_its_newline(tmp_path):
+def test_a_callers_file_is_read_without_its_newline(tmp_path):
     path = tmp_path / "secret"
     path.write_text("0123456789abcdef0123456789abcdef\n")
     assert secret_in(path) == "0123456789abcdef0123456789abcdef"

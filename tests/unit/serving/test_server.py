@@ -28,8 +28,6 @@ from serving.server import ServerOptions, TritonServer
 from serving.tritonserver import Installation
 from tests.unit.serving.repositories import tiny_repository
 
-FREE = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
-
 
 @pytest.fixture
 def repository(tmp_path):
@@ -55,12 +53,12 @@ def program(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({**FREE, "http_port": 70000}, "port 70000 is out of range.*--http-port"),
-        ({**FREE, "host": "::1"}, "'::1' has no IPv4 address"),
-        ({**FREE, "host": "192.0.2.1"}, "not an address of this machine"),
-        ({**FREE, "precisions": ("fp16",)}, "network_fp16.*python -m builder build"),
+        ({"http_port": 70000}, "port 70000 is out of range.*--http-port"),
+        ({"host": "::1"}, "'::1' has no IPv4 address"),
+        ({"host": "192.0.2.1"}, "not an address of this machine"),
+        ({"precisions": ("fp16",)}, "network_fp16.*python -m builder build"),
         (
-            {**FREE, "profile": "cuda", "resample": "bilinear"},
+            {"profile": "cuda", "resample": "bilinear"},
             "--resample is 'bilinear'.*cuda resizes images on the GPU.*allowed there: area.*another profile",
         ),
     ],
@@ -74,7 +72,7 @@ def test_what_cannot_work_is_refused_before_anything_is_fetched(repository, monk
 def test_the_servers_folder_in_shared_memory_is_its_users_before_its_name_is_known(repository, program):
     program('stat --printf "%F %a %u\\n" "/dev/shm/${TRITON_SEGMENTATION_SHM_PREFIX}state"')
     lines = []
-    server = TritonServer(ServerOptions(repository, **FREE), lines.append)
+    server = TritonServer(ServerOptions(repository), lines.append)
     server.start()
     folder = server.state_folder
     server.wait(10)
@@ -88,7 +86,7 @@ def test_compiled_code_is_removed_before_a_version_is_served(repository, program
     planted = repository / "network_int8" / "1" / "__pycache__" / "model.cpython-311.pyc"
     planted.parent.mkdir()
     planted.write_bytes(b"hostile")
-    server = TritonServer(ServerOptions(repository, **FREE))
+    server = TritonServer(ServerOptions(repository))
     server.start()
     assert not planted.exists()
     server.wait(10)
@@ -99,13 +97,23 @@ def test_a_profile_that_the_server_has_no_backend_for_is_refused(repository, pro
     program("exit 0")
     (repository / "network_int8" / "1" / "model.plan").touch()
     with pytest.raises(ServingError, match="has no tensorrt backend"):
-        TritonServer(ServerOptions(repository, profile="tensorrt", **FREE)).start()
+        TritonServer(ServerOptions(repository, profile="tensorrt")).start()
 
 
-def test_a_program_that_ends_at_once_is_told_with_its_last_lines(repository, program, tmp_path):
-    program('echo "I1 starting"\necho "E1 no such thing" >&2\nexit 3')
-    server = TritonServer(ServerOptions(repository, **FREE))
-    with pytest.raises(ServingError, match=r"(?s)ended before it was ready.*E1 no such thing"), server:
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ("echo 'E1 no such thing' >&2; exit 3", r"with status 3\)\. Its log ends:\n  E1 no such thing$"),
+        (
+            "echo 'E1 no matter'; echo 'terminate called'; kill -ABRT $$",
+            r"by signal SIGABRT\).*no matter\n  terminate called$",
+        ),
+    ],
+)
+def test_a_program_that_ends_at_once_is_reported_with_its_last_lines(repository, program, tmp_path, end, said):
+    program(f'echo "E1 CudaDriverHelper has not been initialized."\necho "I1 starting"\n{end}')
+    server = TritonServer(ServerOptions(repository))
+    with pytest.raises(ServingError, match=r"(?s)ended before it was ready \(" + said), server:
         pytest.fail("it became ready")
     assert server.pid is None
     assert list((tmp_path / "cache" / "servers").iterdir()) == []
@@ -113,7 +121,7 @@ def test_a_program_that_ends_at_once_is_told_with_its_last_lines(repository, pro
 
 def test_waiting_until_ready_is_bounded(repository, program):
     program('echo "I1 loading"\nexec sleep 60')
-    server = TritonServer(ServerOptions(repository, exit_timeout_s=1, **FREE))
+    server = TritonServer(ServerOptions(repository, exit_timeout_s=1))
     server.start()
     try:
         started = time.monotonic()
@@ -134,7 +142,7 @@ def test_a_reader_of_the_log_that_fails_does_not_block_the_server(repository, pr
         lines.append(line)
         raise BrokenPipeError
 
-    server = TritonServer(ServerOptions(repository, **FREE), log=reader)
+    server = TritonServer(ServerOptions(repository), log=reader)
     server.start()
     try:
         assert server.wait(30) == 0
@@ -188,7 +196,7 @@ def grpc_server(secret):
 
 
 def test_only_the_server_that_knows_the_secret_counts_as_ready(repository):
-    server = TritonServer(ServerOptions(repository, **FREE))
+    server = TritonServer(ServerOptions(repository))
     for secret, expected in ((server.admin_secret, True), ("another server's", False)):
         with http_server() as port, grpc_server(secret) as grpc_port:
             server._ports = (port, grpc_port, port)
@@ -199,14 +207,14 @@ def test_only_the_server_that_knows_the_secret_counts_as_ready(repository):
 def test_options_of_tritons_own_http_are_refused_behind_the_gateway(repository, program):
     program("sleep 60")
     for option in ("--allow-http=true", "--http-port=8000"):
-        server = TritonServer(ServerOptions(repository, extra_arguments=(option,), **FREE))
+        server = TritonServer(ServerOptions(repository, extra_arguments=(option,)))
         with pytest.raises(ServingError, match=r"behind --: this server answers HTTP through the gateway only"):
             server.start()
         server.stop()
 
 
 def test_tritons_own_http_is_off_behind_the_gateway_and_restricted_without(repository, tmp_path):
-    server = TritonServer(ServerOptions(repository, **FREE))
+    server = TritonServer(ServerOptions(repository))
     new = Installation(Path("/s"), Path("/b"), (), "2.60.0")
     assert any(
         option.startswith("--http-restricted-api=model-repository") for option in server._command(new, Path(), [])
@@ -218,7 +226,7 @@ def test_tritons_own_http_is_off_behind_the_gateway_and_restricted_without(repos
 
 
 def test_all_addresses_are_called_at_loopback(repository):
-    server = TritonServer(ServerOptions(repository, host="0.0.0.0", **FREE))  # noqa: S104 - what is tested
+    server = TritonServer(ServerOptions(repository, host="0.0.0.0"))  # noqa: S104 - what is tested
     server._ports = (1, 2, 3)
     assert (server.http_url, server.grpc_url, server.metrics_url) == ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3")
 
@@ -242,9 +250,9 @@ def test_a_configured_way_of_resizing_is_refused_on_the_gpu_and_can_be_overruled
     path.write_text(path.read_text() + 'parameters [ { key: "resample", value: { string_value: "bilinear" } } ]')
     monkeypatch.setattr(server_module, "find_tritonserver", lambda: pytest.fail("looked for the server first"))
     with pytest.raises(ServingError, match=r"'resample' in preprocess/config\.pbtxt is 'bilinear'.*--resample area"):
-        TritonServer(ServerOptions(repository, profile="cuda", **FREE)).start()
+        TritonServer(ServerOptions(repository, profile="cuda")).start()
     with pytest.raises(OperatorError, match=r"(?s)^(?!.*resample)"):  # of its network, which is not there
-        TritonServer(ServerOptions(repository, profile="cuda", resample="area", **FREE)).start()
+        TritonServer(ServerOptions(repository, profile="cuda", resample="area")).start()
 
 
 def test_the_way_of_resizing_reaches_the_step(repository, tmp_path):
@@ -287,12 +295,12 @@ def test_a_secret_that_others_could_read_needs_consent(repository, program, monk
         raise CannotHide("ptrace(2) is not allowed")
 
     monkeypatch.setattr(server_module, "start_hidden", forbidden)
-    server = TritonServer(ServerOptions(repository, **FREE))
+    server = TritonServer(ServerOptions(repository))
     with pytest.raises(ServingError, match=r"other users.*ptrace\(2\) is not allowed.*--visible-secret"):
         server.start()
     assert server.pid is None
     lines = []
-    server = TritonServer(ServerOptions(repository, visible_secret=True, **FREE), lines.append)
+    server = TritonServer(ServerOptions(repository, visible_secret=True), lines.append)
     server.start()
     server.wait(10)
     server.stop()
@@ -305,7 +313,7 @@ def test_a_secret_that_others_could_read_needs_consent(repository, program, monk
 def test_a_script_that_shows_the_secret_is_refused(repository, program, monkeypatch):
     program('exec sh -c "sleep 60; :" sh "$@"')
     monkeypatch.setattr(TritonServer, "is_ready", lambda _: True)
-    server = TritonServer(ServerOptions(repository, exit_timeout_s=1, **FREE))
+    server = TritonServer(ServerOptions(repository, exit_timeout_s=1))
     server.start()
     try:
         deadline = time.monotonic() + 30

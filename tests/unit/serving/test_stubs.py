@@ -17,20 +17,10 @@ from serving.errors import ServingError
 from serving.server import ServerOptions, TritonServer
 from serving.stubs import Stub, StubWatch
 from tests.chaos.faults_service import wait_for
+from tests.unit.clock import Clock
 
 ONE, OTHER = Stub(7, "preprocess", "1", "preprocess_0_0"), Stub(8, "preprocess", "1", "preprocess_0_1")
 NEW = [Stub(9, "preprocess", "1", "preprocess_0_0"), Stub(10, "preprocess", "1", "preprocess_0_1")]
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def monotonic(self):
-        return self.now
-
-    def time_ns(self):
-        return int(self.now)
 
 
 class Server:
@@ -233,7 +223,7 @@ def test_the_children_of_a_process_are_found_as_they_come_and_go(tmp_path):
         wait_for(lambda: finder.find()[0].stopped, 10, "the first to stop")
         started[1].kill()  # nobody has waited for it yet
         wait_for(lambda: [stub.pid for stub in finder.find()] == [started[0].pid], 10, "the second to be gone")
-        assert stubs.StubFinder(started[0].pid).find() == []  # none of its own
+        assert stubs.StubFinder(started[0].pid).find() == []  # it has none
     finally:
         for process in started:
             process.kill()

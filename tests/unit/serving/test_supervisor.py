@@ -6,19 +6,9 @@ import pytest
 
 from serving import supervisor
 from serving.errors import ServingError
-from serving.supervisor import RestartPolicy, supervise
-
-
-class Clock:
-    def __init__(self):
-        self.now, self.pauses = 0.0, []
-
-    def monotonic(self):
-        return self.now
-
-    def sleep(self, seconds):
-        self.pauses.append(seconds)
-        self.now += seconds
+from serving.restarts import RestartPolicy
+from serving.supervisor import supervise
+from tests.unit.clock import Clock
 
 
 class Server:

@@ -154,7 +154,7 @@ def test_a_server_on_path_comes_first_with_its_own_backends(tmp_path, monkeypatc
     assert find_tritonserver() == Installation(binary, expected, (), "2.60.0")
 
 
-def test_a_missing_backend_is_told_before_the_start(tmp_path):
+def test_a_missing_backend_is_reported_before_the_start(tmp_path):
     (tmp_path / "python").mkdir()
     installation = Installation(tmp_path / "tritonserver", tmp_path, (), "2.51.0")
     installation.check_backend("python")
@@ -165,7 +165,7 @@ def test_a_missing_backend_is_told_before_the_start(tmp_path):
 @pytest.mark.parametrize(
     ("version", "bounded"), [("2.51.0", False), ("2.59.1", False), ("2.60.0", True), ("3.0.0", True), (None, False)]
 )
-def test_only_servers_that_know_the_option_are_told_the_bound_on_requests(version, bounded):
+def test_only_servers_that_know_the_option_get_the_bound_on_requests(version, bounded):
     assert Installation(Path("tritonserver"), Path("backends"), (), version).has_request_bound is bounded
 
 

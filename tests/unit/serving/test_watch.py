@@ -10,20 +10,13 @@ import pytest
 
 from serving import watch
 from serving.errors import ServingError
+from serving.restarts import RestartPolicy
 from serving.stubs import Stub
-from serving.supervisor import RestartPolicy
 from serving.watch import Health, StallWatch, StubKeeper, watch_over
+from tests.unit.clock import Clock
 
 POLICY = RestartPolicy(restarts=3, first_s=1.0, most_s=30.0, steady_s=60.0)
 DEAD = Stub(7, "preprocess", "1", "preprocess_0_0")
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def monotonic(self):
-        return self.now
 
 
 @pytest.fixture
@@ -70,14 +63,14 @@ def keeper(clock, stubs, said):
     return StubKeeper(stubs, POLICY, said.append)
 
 
-def test_the_first_death_is_mended_at_once(keeper, stubs, said):
+def test_the_first_dead_process_is_replaced_at_once(keeper, stubs, said):
     stubs.dead = [DEAD]
     assert keeper.look() is None
     assert stubs.replaced == [DEAD]
     assert said == ["process 7 of preprocess died; the model was loaded again in 0.0 s"]
 
 
-def test_deaths_in_a_row_are_mended_after_growing_pauses_then_not_at_all(keeper, stubs, clock):
+def test_deaths_in_a_row_are_followed_by_replacements_after_growing_pauses_then_not_at_all(keeper, stubs, clock):
     for bound in (0.0, 1.0, 2.0):
         stubs.dead = [DEAD]
         count = len(stubs.replaced)

@@ -15,6 +15,7 @@ from pipeline.errors import BUSY, OverloadError
 from steps import admission as steps_admission
 from steps.admission import FLOOR_IMAGES, Admission, state_folder, state_path
 from tests.strangers import belongs_to_another
+from tests.unit.clock import Clock
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def admitted_at_once(admission, most=200):
     return tickets
 
 
-def test_a_few_callers_are_let_in_however_slow_the_server_is(path):
+def test_a_few_callers_are_admitted_however_slow_the_server_is(path):
     admission = Admission(path, max_latency_s=1e-3)
     assert len(admitted_at_once(admission)) == FLOOR_IMAGES
 
@@ -98,7 +99,7 @@ def test_one_stalled_request_does_not_close_the_door(path):
     assert len(admitted_at_once(admission)) > 2 * FLOOR_IMAGES
 
 
-def test_a_full_request_is_let_in_when_nothing_else_is_under_way(path):
+def test_a_full_request_is_admitted_when_nothing_else_is_under_way(path):
     admission = Admission(path, max_latency_s=1e-3)
     ticket = admission.admit(100)
     assert admission.images_under_way == 100
@@ -106,14 +107,6 @@ def test_a_full_request_is_let_in_when_nothing_else_is_under_way(path):
         admission.admit(1)
     admission.finish(ticket)
     admission.admit(100)
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def monotonic_ns(self):
-        return int(self.now * 1e9)
 
 
 @pytest.fixture
@@ -203,7 +196,7 @@ def test_an_overloaded_server_keeps_the_bound(path, clock):
 
 
 @pytest.mark.parametrize("ticket", [(0, 0, 0), (-1, 1, 1), (10**6, 5, 1), (0, 12345, 1)])
-def test_unknown_tickets_are_passed_over(path, ticket):
+def test_unknown_tickets_are_ignored(path, ticket):
     admission = Admission(path, max_latency_s=1.0)
     admission.admit(1)
     admission.finish(np.array(ticket, np.int64))

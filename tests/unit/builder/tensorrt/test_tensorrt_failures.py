@@ -307,7 +307,7 @@ MEMORY_LOGS = [
 
 
 @pytest.mark.parametrize(("log", "of_the_gpu"), MEMORY_LOGS)
-def test_a_build_without_enough_memory_is_told_apart(log, of_the_gpu):
+def test_a_build_without_enough_memory_is_recognized(log, of_the_gpu):
     lines = [LogLine(severity, text) for severity, text in log]
     said, blamed = out_of_memory(lines)
     assert (said, blamed) == (log[0][1], of_the_gpu)

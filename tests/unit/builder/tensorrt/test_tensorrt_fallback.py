@@ -122,7 +122,7 @@ def test_other_errors_pass_through(network, quantize, tmp_path):
         build_with_fallback(shop.make_onnx, compile_fn)
 
 
-def test_carriers_behind_a_layer_without_quantizers_of_its_own(network, quantize):
+def test_carriers_behind_a_layer_without_own_quantizers(network, quantize):
     graph = GraphNames.from_model(quantize(network, frozenset()))
     assert graph.quantizer_carriers(["/m0/act/Sigmoid", "/m0/act/Mul"]) == ("/m1/Conv",)
     assert graph.quantizer_carriers(["/m0/Conv", "/m0/act/Mul"]) == ("/m0/Conv",)

@@ -62,7 +62,7 @@ def test_uint8_is_not_int8():
     assert counts.convolutions == {"uint8": 1}
 
 
-def test_an_engine_that_does_not_tell_is_not_believed():
+def test_an_engine_that_does_not_say_is_not_believed():
     whole = ten(
         "{ForeignNode[ends/Cast...ends/Gather]}", "UInt8", "FP32", "[ONNX Layer: /a/Conv]\x1e[ONNX Layer: /b/Conv]"
     )
