@@ -84,8 +84,6 @@ def obstacle(repository: ModelRepository, resample: str | None, environment: Map
 
 def pool_options() -> list[str]:
     """Options for the memory of each GPU that tensors between the steps take; Triton's 64 MB hold 20 images."""
-    options = []
-    for number, row in enumerate(query_gpus("memory.total")):
-        mebibytes = int(row[0].split()[0]) // _SHARE
-        options.append(f"{POOL_OPTION}={number}:{mebibytes << 20}")
-    return options
+    sizes = [row[0].split()[0] for row in query_gpus("memory.total")]  # such as 81559 MiB; [N/A] for parts of a GPU
+    shares = {number: (int(size) // _SHARE) << 20 for number, size in enumerate(sizes) if size.isdigit()}
+    return [f"{POOL_OPTION}={number}:{share}" for number, share in shares.items()]

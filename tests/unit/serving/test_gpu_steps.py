@@ -91,7 +91,7 @@ def test_what_the_kernels_cannot_do_stays_on_the_processor(repository, probed):
 
 
 def test_every_gpu_gets_a_pool_by_its_size(monkeypatch):
-    monkeypatch.setattr(gpu_steps, "query_gpus", lambda field: [["81920 MiB"], ["16384 MiB"]])
+    monkeypatch.setattr(gpu_steps, "query_gpus", lambda field: [["81920 MiB"], ["16384 MiB"], ["[N/A]"]])
     assert pool_options() == [
         f"--cuda-memory-pool-byte-size=0:{5 << 30}",
         f"--cuda-memory-pool-byte-size=1:{1 << 30}",
