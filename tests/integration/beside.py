@@ -17,17 +17,18 @@ def one_try(server):
 
 
 def beside(server, photograph, requests, folder):
-    """Outcomes of heavy requests, the longest a photograph took meanwhile, and the longest before them, in seconds."""
+    """Outcomes of heavy requests; the longest a photograph took meanwhile, and before or after, in seconds."""
     outcomes, during = [], []
     sender = Sender(server.grpc_url, server.http_url, folder)
     with one_try(server) as client:
-        alone = max(_timed(client, photograph) for _ in range(5))
+        alone = [_timed(client, photograph) for _ in range(5)]
         thread = threading.Thread(target=lambda: outcomes.extend(sender.send_all(iter(requests))))
         thread.start()
         while thread.is_alive():
             during.append(_timed(client, photograph))
         thread.join()
-    return outcomes, max(during), alone
+        alone += [_timed(client, photograph) for _ in range(5)]  # what else the machine does changes
+    return outcomes, max(during), max(alone)
 
 
 def _timed(client, image):
