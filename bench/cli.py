@@ -20,6 +20,7 @@ from client.errors import SegmentationError
 from load.errors import LoadError
 from pipeline import command_line, contract
 from pipeline.command_line import names, whole
+from repository.profiles import GPU_STEPS
 from repository.store import SHIPPED_REPOSITORY
 from serving.lifetime import end_with
 from serving.server import model_environment
@@ -99,10 +100,17 @@ def _parser() -> argparse.ArgumentParser:
     gpu = commands.add_parser("gpu", help="the ensemble on a GPU machine (profile cuda)")
     _add_common(gpu, in_flight=(1, 16, 64, 128, 256), seconds=6.0)
     cores = len(os.sched_getaffinity(0))
-    gpu.add_argument("--profile", choices=("cuda", "cpu"), default="cuda", help="cpu tries this out without a GPU")
+    gpu.add_argument(
+        "--profile",
+        choices=("cuda", GPU_STEPS, "cpu"),
+        default="cuda",
+        help=f"{GPU_STEPS}: the steps of tensorrt with the network in the Python backend between them; cpu tries this "
+        "out without a GPU",
+    )
     gpu.add_argument("--precisions", type=names(contract.PRECISIONS), default=("fp16",), help="default: fp16")
     gpu.add_argument("--processes", type=whole(1), default=max(2, min(6, cores // 4)), help="that generate load")
-    gpu.add_argument("--network-instances", type=whole(1), help="default: as configured")
+    for model in ("network", contract.PREPROCESS_MODEL, contract.POSTPROCESS_MODEL):
+        gpu.add_argument(f"--{model}-instances", type=whole(1), help="processes (default: as configured)")
     gpu.add_argument("--soak-seconds", type=whole(0), default=0, help="of mixed load afterwards, memory watched")
     gpu.set_defaults(parts=("gpu",))
     return parser

@@ -44,8 +44,10 @@ from pipeline.errors import ImageError
 from pipeline.images import decode_image
 from pipeline.loopback import grpc_channel_args
 from pipeline.parameters import RequestParameters
+from repository.profiles import GPU_STEPS
 from repository.store import CONFIG_NAMES, ModelRepository, read_config, write_config
 from scenes.reference import fetch_reference
+from serving.gpu_steps import put_on_gpu
 from serving.server import NO_LATENCY_BOUND_MS, ServerOptions, TritonServer
 
 _ALONE_S: Final = 1.0
@@ -54,7 +56,14 @@ _UPLOAD_BYTES: Final = 1 << 26
 _READY_TIMEOUT_S: Final = 180.0
 _WARM_UP_S: Final = 1.0
 _POLL_MS: Final = 100
-_SETTINGS: Final = ("profile", "seconds", "processes", "network_instances")
+_SETTINGS: Final = (
+    "profile",
+    "seconds",
+    "processes",
+    "network_instances",
+    "preprocess_instances",
+    "postprocess_instances",
+)
 _SOAK_IN_FLIGHT: Final = 128
 _SOAK_SAMPLE_S: Final = 2.0
 _MOST_GROWTH: Final = 1.1
@@ -95,7 +104,8 @@ def run(options: argparse.Namespace) -> None:
 def copy_repository(options: argparse.Namespace, target: Path) -> Path:
     """Copy a repository to a new folder, and set the network's instances there.
 
-    Under the profile cuda the copy serves the versions that are promoted for cpu: both load ``model.onnx``.
+    On a GPU the copy serves the versions that are promoted for cpu: all load ``model.onnx``. Under
+    :data:`repository.profiles.GPU_STEPS` the network takes and gives GPU tensors, as a TensorRT plan would.
 
     Raises:
         RepositoryError: a configuration is missing or broken.
@@ -104,12 +114,25 @@ def copy_repository(options: argparse.Namespace, target: Path) -> Path:
     for precision in contract.PRECISIONS:
         path = target / contract.network_model(precision) / CONFIG_NAMES[options.profile]
         config = read_config(path)
+        if options.profile == GPU_STEPS:
+            ensemble = target / contract.ensemble_model(precision)
+            write_config(ensemble / CONFIG_NAMES[options.profile], read_config(ensemble / CONFIG_NAMES["tensorrt"]))
+            config = _between_steps(read_config(path.parent.parent / CONFIG_NAMES["cpu"]))
         for group in config.instance_group:
             group.count = options.network_instances or group.count
-        if options.profile == "cuda":
+        if options.profile != "cpu":
             config.version_policy.specific.versions[:] = ModelRepository(target).promoted(precision, "cpu")
         write_config(path, config)
     return target
+
+
+def _between_steps(config: Any) -> Any:
+    """The configuration of a network that runs on the GPU between the steps there."""
+    config.ClearField("dynamic_batching")
+    put_on_gpu(config)
+    del config.parameters["device"]
+    config.parameters["provider"].string_value = "cuda"
+    return config
 
 
 def _served(
@@ -128,6 +151,8 @@ def _served(
             http_port=0,
             grpc_port=0,
             metrics_port=0,
+            preprocess_instances=options.preprocess_instances,
+            postprocess_instances=options.postprocess_instances,
             max_latency_ms=NO_LATENCY_BOUND_MS,
         )
     )
@@ -198,7 +223,7 @@ def _alone(repository: Path, precision: str, profile: str, images: tuple[bytes, 
     path = network_path(repository, precision)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         try:
-            rates: dict[str, float] = pool.apply(_on_gpu if profile == "cuda" else _on_cpu, (path, images))
+            rates: dict[str, float] = pool.apply(_on_cpu if profile == "cpu" else _on_gpu, (path, images))
         except RuntimeError as error:  # ONNX Runtime without CUDA, no CuPy; the text says what to install
             raise LoadError(str(error)) from error
     for name, images_per_s in rates.items():

@@ -20,6 +20,7 @@ class ServingProfile:
         needs_gpu: nothing runs without an NVIDIA GPU.
         serves: profiles of the builder whose versions are meant for it.
         fused: ``network_*`` takes encoded images and returns masks, so that there are no other steps but admission.
+        gpu_steps: the steps around the network run on the GPU too, where they can.
 
     Example:
         >>> PROFILES["cuda"].loads_plans, PROFILES["cuda"].build_profile
@@ -32,6 +33,7 @@ class ServingProfile:
     needs_gpu: bool
     serves: tuple[str, ...]
     fused: bool = False
+    gpu_steps: bool = False
 
     @property
     def shared_models(self) -> tuple[str, ...]:
@@ -41,7 +43,7 @@ class ServingProfile:
     @property
     def least_load_timeout_s(self) -> int:
         """How long a process may at least be given to load its model: on a GPU, some are compiled first."""
-        return 300 if self.fused else 0
+        return 300 if self.fused or self.gpu_steps else 0
 
     @property
     def build_profile(self) -> str:
@@ -54,11 +56,16 @@ class ServingProfile:
         return self.build_profile == self.name
 
 
+GPU_STEPS: Final = "gpu-steps"
+"""What ``tensorrt`` does, but with the network in the Python backend: for ``python -m bench gpu --steps`` alone."""
+
 PROFILES: Final[Mapping[str, ServingProfile]] = {
     profile.name: profile
     for profile in (
         ServingProfile("cpu", "configs/cpu.pbtxt", loads_plans=False, needs_gpu=False, serves=("cpu",)),
-        ServingProfile("tensorrt", "config.pbtxt", loads_plans=True, needs_gpu=True, serves=("tensorrt",)),
+        ServingProfile(
+            "tensorrt", "config.pbtxt", loads_plans=True, needs_gpu=True, serves=("tensorrt",), gpu_steps=True
+        ),
         ServingProfile(
             "cuda",
             "configs/cuda.pbtxt",
@@ -66,6 +73,14 @@ PROFILES: Final[Mapping[str, ServingProfile]] = {
             needs_gpu=True,
             serves=("cpu", "tensorrt"),
             fused=True,
+        ),
+        ServingProfile(
+            GPU_STEPS,
+            "configs/cuda.pbtxt",
+            loads_plans=False,
+            needs_gpu=True,
+            serves=("cpu", "tensorrt"),
+            gpu_steps=True,
         ),
     )
 }

@@ -442,7 +442,7 @@ class ModelRepository:
         if not PROFILES[profile].loads_plans:
             missing = [name for name in _ONNX_FILES if not (folder / name).is_file()]
             return f"{folder} lacks {' and '.join(missing)}; `python -m builder verify` says more"
-        onnx_profiles = "|".join(name for name, one in PROFILES.items() if not one.loads_plans)
+        onnx_profiles = "|".join(name for name in contract.PROFILES if not PROFILES[name].loads_plans)
         ref = f"{contract.network_model(precision)}/{version}"
         elsewhere = f"its model.onnx is served by `python -m builder promote {ref} --profile {onnx_profiles}`"
         if any(folder.glob("*.rtxplan")):

@@ -5,8 +5,9 @@ With it they can depend on the machine, and the repository can be read-only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from repository.store import CONFIG_NAME, read_config, write_config
 
@@ -16,6 +17,7 @@ def make_view(
     target: Path,
     instances: Mapping[str, int],
     parameters: Mapping[str, Mapping[str, str]] | None = None,
+    changes: Mapping[str, Callable[[Any], None]] | None = None,
 ) -> Path:
     """Make the view: links to all models, but for the configurations that differ.
 
@@ -24,6 +26,7 @@ def make_view(
         target: a folder that does not exist yet.
         instances: model name to instance count, of models that no promotion changes.
         parameters: model name to the parameters of its configuration that differ, likewise.
+        changes: model name to what else changes its configuration, likewise.
 
     Returns:
         ``target``.
@@ -31,10 +34,10 @@ def make_view(
     Raises:
         RepositoryError: a configuration is missing or broken.
     """
-    repository, parameters = repository.resolve(), parameters or {}
+    repository, parameters, changes = repository.resolve(), parameters or {}, changes or {}
     target.mkdir(mode=0o700)
     for model in sorted(entry for entry in repository.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
-        if model.name not in {*instances, *parameters}:
+        if model.name not in {*instances, *parameters, *changes}:
             (target / model.name).symlink_to(model)
             continue
         view = target / model.name
@@ -48,6 +51,8 @@ def make_view(
                 group.count = instances.get(model.name, group.count)
             for name, value in parameters.get(model.name, {}).items():
                 config.parameters[name].string_value = value
+            if model.name in changes:
+                changes[model.name](config)
             viewed = view / path.relative_to(model)
             viewed.parent.mkdir(exist_ok=True)
             write_config(viewed, config)

@@ -33,6 +33,7 @@ from repository.store import CONFIG_NAME, CONFIG_NAMES, RESAMPLE, ModelRepositor
 from serving.environment import check_ports, check_shared_memory, free_ports, is_free, resolve_host
 from serving.errors import ServingError
 from serving.front import HttpFront, knows_secret
+from serving.gpu_steps import COUNTS, POOL_OPTION, STEPS, obstacle, pool_options, put_on_gpu
 from serving.health import warm_up
 from serving.hidden_arguments import STAND_IN, CannotHide, start_hidden
 from serving.http_call import http_call
@@ -154,6 +155,7 @@ class TritonServer:
         self._host = options.host
         self._state_file: Path | None = None
         self._models: list[str] = []
+        self._steps_on_gpu = False
         self._served = options.repository
 
     def __enter__(self) -> TritonServer:
@@ -241,11 +243,12 @@ class TritonServer:
         self._shm_prefix = f"segmentation_{secrets.token_hex(4)}_"
         self._lines.clear()
         links = SafeNames(scratch_folder(self._shm_prefix))
+        environment = {**_environment(installation, repository, links), SHM_PREFIX_VARIABLE: self._shm_prefix}
+        self._steps_on_gpu = profile.gpu_steps and self._can_put_steps_on_gpu(repository, environment)
         self._served = links.of(self._served_repository(links.folder / "repository"))
         private_folder(self.state_folder)  # now, while no other user can know its name
         self._process = self._start_process(
-            self._command(links.installation(installation), self._served, models),
-            {**_environment(installation, repository, links), SHM_PREFIX_VARIABLE: self._shm_prefix},
+            self._command(links.installation(installation), self._served, models), environment
         )
         self._reader = threading.Thread(target=self._read_log, args=(self._process,), daemon=True)
         self._reader.start()
@@ -264,6 +267,12 @@ class TritonServer:
             shm_prefix=self._shm_prefix,
         )
         self._state_file = server.write()
+
+    def _can_put_steps_on_gpu(self, repository: ModelRepository, environment: dict[str, str]) -> bool:
+        reason = obstacle(repository, self.options.resample, environment)
+        names = " and ".join(STEPS)
+        self._take_line(f"{names} run on the {f'processor: {reason}' if reason else 'GPU'}")
+        return reason is None
 
     def _start_process(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
         prepare = functools.partial(_prepare_child, os.getpid())
@@ -417,13 +426,16 @@ class TritonServer:
             contract.POSTPROCESS_MODEL: self.options.postprocess_instances,
         }
         asked = {model: count for model, count in counts.items() if count is not None}
+        if self._steps_on_gpu:
+            asked = {**COUNTS, **asked}
         parameters: dict[str, dict[str, str]] = {}
         if self.options.max_latency_ms is not None:
             parameters[contract.ADMISSION_MODEL] = {"max_latency_ms": str(self.options.max_latency_ms)}
         if self.options.resample is not None:
             parameters[contract.PREPROCESS_MODEL] = {RESAMPLE: self.options.resample}
+        changes = dict.fromkeys(STEPS, put_on_gpu) if self._steps_on_gpu else {}
         repository = self.options.repository.resolve()
-        return make_view(repository, view, asked, parameters) if asked or parameters else repository
+        return make_view(repository, view, asked, parameters, changes) if asked or parameters else repository
 
     def _command(self, installation: Installation, repository: Path, models: Sequence[str]) -> list[str]:
         options = self.options
@@ -459,9 +471,11 @@ class TritonServer:
             f"--backend-config=python,stub-timeout-seconds={max(_STUB_TIMEOUT_S, profile.least_load_timeout_s)}",
         ]
         if profile.config_name != CONFIG_NAME:
-            command += [f"--model-config-name={options.profile}"]
+            command += [f"--model-config-name={Path(profile.config_name).stem}"]
         if not profile.needs_gpu:
             command += ["--allow-gpu-metrics=false"]
+        if self._steps_on_gpu and not any(argument.startswith(POOL_OPTION) for argument in options.extra_arguments):
+            command += pool_options()
         return [*command, *map(_with_absolute_path, options.extra_arguments)]
 
     def _read_log(self, process: subprocess.Popen[str]) -> None:

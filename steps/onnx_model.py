@@ -32,21 +32,26 @@ class TritonPythonModel:
     """Runs the images of all requests of one ``execute`` call together.
 
     The model's configuration may hold the parameters ``provider`` (``cpu``, the default, or ``cuda`` for
-    :mod:`steps.gpu.model`) and ``intra_op_threads`` (of the provider ``cpu``; by default
-    :func:`base.cpus.usable_cpus`).
+    :mod:`steps.gpu.model`, and for :class:`steps.gpu.ensemble.NetworkStep` where the model takes pixels) and
+    ``intra_op_threads`` (of the provider ``cpu``; by default :func:`base.cpus.usable_cpus`).
     """
 
-    _fused: Any = None
+    _on_gpu: Any = None
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the version that Triton asks for, and prepare every batch size."""
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         if config_choice(config, "provider", PROVIDERS) == "cuda":
-            from steps.gpu.model import FusedModel
+            if any(tensor["name"] == contract.IMAGES.name for tensor in config["input"]):
+                from steps.gpu.ensemble import NetworkStep
 
-            self._fused = FusedModel()
-            self._fused.initialize(args)
+                self._on_gpu = NetworkStep(args)
+            else:
+                from steps.gpu.model import FusedModel
+
+                self._on_gpu = FusedModel()
+                self._on_gpu.initialize(args)
             return
         threads = config_parameter(config, "intra_op_threads", usable_cpus())
         self._network, engine = cpu_network(path, threads, int(config["max_batch_size"]))
@@ -55,8 +60,8 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Run the network on the images of all requests at once, without those whose callers have gone."""
-        if self._fused is not None:
-            return list(self._fused.execute(requests))
+        if self._on_gpu is not None:
+            return list(self._on_gpu.execute(requests))
         waiting = [request for request in requests if not cancelled(request)]
         responses = iter(self._run(waiting) if waiting else [])
         kept = set(map(id, waiting))
@@ -64,7 +69,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Hand over the last counts."""
-        (self._fused or self._time).close()
+        (self._on_gpu or self._time).close()
 
     def _run(self, requests: Sequence[Any]) -> list[Any]:
         parts = [pb_utils.get_input_tensor_by_name(request, contract.IMAGES.name).as_numpy() for request in requests]

@@ -7,7 +7,7 @@ import functools
 import json
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -18,6 +18,9 @@ from pipeline import contract
 from pipeline.errors import InputError, OverloadError
 from pipeline.parameters import RequestLimits, RequestParameters
 from steps.admission import Admission, state_folder
+
+DEVICES: Final = ("cpu", "gpu")
+"""Where a step of the ensemble may run: values of the parameter ``device`` in its configuration."""
 
 
 def answer_each(

@@ -44,6 +44,15 @@ class Device(Protocol):
     def download(self, array: NDArray[Any], address: int) -> None:
         """Fill a contiguous array from the GPU, and wait for it."""
 
+    def copy(self, address: int, source: int, size: int) -> None:
+        """Copy so many bytes to the GPU, from any memory."""
+
+    def share(self, address: int, shape: tuple[int, ...], dtype: Any) -> Callable[[int, int], Any]:
+        """What gives some rows of an array on the GPU, from one on and so many, as DLPack."""
+
+    def received(self, capsule: Any) -> tuple[int, Any]:
+        """Address of an array that came as DLPack, and what keeps it."""
+
     def clear(self, address: int, size: int) -> None:
         """Set so many bytes of the GPU to 0."""
 
@@ -132,6 +141,24 @@ class CudaDevice:
         runtime = self._cupy.cuda.runtime
         runtime.memcpyAsync(array.ctypes.data, address, array.nbytes, runtime.memcpyDeviceToHost, self.stream)
         self.wait()
+
+    def copy(self, address: int, source: int, size: int) -> None:
+        """See :class:`Device`."""
+        runtime = self._cupy.cuda.runtime
+        runtime.memcpyAsync(address, source, size, runtime.memcpyDefault, self.stream)
+
+    def share(self, address: int, shape: tuple[int, ...], dtype: Any) -> Callable[[int, int], Any]:
+        """See :class:`Device`."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        memory = self._cupy.cuda.UnownedMemory(address, size, self)
+        array = self._cupy.ndarray(shape, dtype, self._cupy.cuda.MemoryPointer(memory, 0))
+        # -1: nothing is waited for, which is up to the caller.
+        return lambda first, count: array[first : first + count].__dlpack__(stream=-1)
+
+    def received(self, capsule: Any) -> tuple[int, Any]:
+        """See :class:`Device`."""
+        array = self._cupy.from_dlpack(capsule)
+        return int(array.data.ptr), array
 
     def clear(self, address: int, size: int) -> None:
         """See :class:`Device`."""

@@ -3,48 +3,33 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import cv2
-import triton_python_backend_utils as pb_utils
 
 from base.cpus import usable_cpus
-from pipeline import contract
-from pipeline.decode import Detections, is_cut
-from pipeline.decode_work import check_decode_work
-from pipeline.errors import ImageError, OverloadError
-from pipeline.images import ImageLimits
-from pipeline.letterbox import RESAMPLING, Geometry
-from pipeline.mask_work import check_mask_work
+from pipeline.decode import Detections
+from pipeline.errors import ImageError
+from pipeline.letterbox import Geometry
 from pipeline.parameters import RequestParameters
-from pipeline.postprocess import ImageSegmentation, pack_response
 from steps.admission import Admission, state_path
 from steps.classes import class_count
 from steps.gpu.preprocess import Examined
+from steps.gpu.requests import Answers, Decoding, gpu_number, image_limits
 from steps.gpu.segmenter import Batch, open_segmenter
-from steps.metrics import PostprocessMetrics, PreprocessMetrics, SessionTime
+from steps.metrics import SessionTime
 from steps.python_backend import (
     answer,
-    config_choice,
     config_parameter,
     heartbeat,
     log,
     mark_finished,
     request_limits,
     request_parameters,
-    ticket_of,
 )
-
-_LONG_S: Final = 0.5  # shorter work is done however long the request has waited
-_CUT: Final = (
-    "in {} image(s) of a request, all {} candidates that leave the network lie above confidence {}: instances with "
-    "lower scores may be missing. Ask with a higher confidence, or build the network with a larger top_k"
-)
-_PAUSE_S: Final = 10.0
 
 
 @dataclass
@@ -95,24 +80,21 @@ class FusedModel:
         path = Path(args["model_repository"])
         self._repository = path.parent
         self._limits = request_limits(config)
-        config_choice(config, "resample", RESAMPLING[:1])  # the kernel has no other way
+        limits = image_limits(config)
         processes = sum(int(group["count"]) for group in config["instance_group"])
         self._segmenter, problems = open_segmenter(
             path / args["model_version"] / "model.onnx",
-            int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else 0,
+            gpu_number(args),
             config_parameter(config, "gpu_batch_size", 64),
             threads=max(1, usable_cpus() // processes),
-            limits=ImageLimits(
-                max_pixels=config_parameter(config, "max_image_pixels", ImageLimits.max_pixels),
-                max_bytes=config_parameter(config, "max_image_bytes", ImageLimits.max_bytes),
-            ),
+            limits=limits,
         )
         for problem in problems:
             log("warn", f"CUDA: {problem}")
         self._admission = Admission(state_path(), max_latency_s=0.0)  # this step lets nobody in
-        self._decoding, self._masks = PreprocessMetrics(args["model_name"]), PostprocessMetrics(args["model_name"])
+        self._decoding = Decoding(args["model_name"], self._admission, limits, self._segmenter.examine)
+        self._answers_of = Answers(args["model_name"], self._admission, self._segmenter.rows)
         self._time = SessionTime(args["model_name"], args["model_version"])
-        self._silent_until = 0.0
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer each request by itself, and count all of them out.
@@ -137,7 +119,7 @@ class FusedModel:
 
     def close(self) -> None:
         """Hand over what was counted last."""
-        for counts in (self._decoding, self._masks, self._time):
+        for counts in (self._decoding, self._answers_of, self._time):
             counts.close()
 
     def _groups(self, requests: Sequence[Any]) -> Iterator[_Group]:
@@ -158,38 +140,10 @@ class FusedModel:
             work.parameters = parameters = self._limits.applied(request_parameters(request))
             if parameters.classes:
                 parameters.check_classes(class_count(self._repository))
-            encoded = pb_utils.get_input_tensor_by_name(request, contract.IMAGE.name).as_numpy().reshape(-1)
-            for index, data in enumerate(encoded):
-                try:
-                    work.images.append(self._segmenter.examine(data))
-                except ImageError as error:
-                    raise self._refusal(error, index, len(encoded)) from None
-            self._check_decoding(request, work.images)
+            work.images = self._decoding.examined(request)
         except Exception as error:  # raised again where the request is answered
             work.fault = error
         return work
-
-    def _check_decoding(self, request: Any, images: Sequence[Examined]) -> None:
-        """Refuse long work of the processor that comes too late, and an image made to keep a decoder busy."""
-        encoded = [image.data for image in images if image.jpeg is None]
-        if not encoded:
-            return
-        allowed_s = self._admission.allowed_s
-        try:
-            seconds = check_decode_work(encoded, allowed_s, self._segmenter.limits)
-            if seconds >= _LONG_S:  # one image may take longer than is allowed, if it comes in time
-                self._admission.check_in_time(ticket_of(request), min(seconds, allowed_s))
-        except ImageError as error:
-            self._decoding.image_refused(error.reason)
-            raise
-        except OverloadError:
-            self._decoding.request_refused()
-            raise
-
-    def _refusal(self, error: ImageError, index: int, count: int) -> ImageError:
-        self._decoding.image_refused(error.reason)
-        where = f"image {index + 1} of {count}: " if count > 1 else ""
-        return ImageError(f"{where}{error}", error.reason)
 
     def _start(self, group: _Group) -> None:
         images = group.images
@@ -223,45 +177,6 @@ class FusedModel:
     def _answer(self, work: _Work, batch: Batch | None) -> list[Any]:
         if work.fault is not None or batch is None:
             raise work.fault or AssertionError
-        places, detections = [], []
-        for index, one in enumerate(work.found):
-            if isinstance(one, ImageError):
-                raise self._refusal(one, index, len(work.found))
-            places.append(one[0])
-            detections.append(one[1])
-        self._decoding.decoded(len(places))
-        asked = work.parameters
-        if asked.mask_format not in ("rle", "none"):  # those two are done already
-            seconds = check_mask_work([one.boxes for one in detections], places, asked, self._admission.allowed_s)
-            self._check_masks(work.request, seconds)
-        images = [
-            ImageSegmentation(
-                one.boxes,
-                one.scores,
-                one.class_ids,
-                batch.masks(work.first + index, where),
-                where.height,
-                where.width,
-            )
-            for index, (one, where) in enumerate(zip(detections, places, strict=True))
-        ]
-        self._count(work, batch, images)
-        return [pb_utils.Tensor(name, array) for name, array in pack_response(images).items()]
-
-    def _check_masks(self, request: Any, seconds: float) -> None:
-        try:
-            self._admission.check_in_time(ticket_of(request), seconds)
-        except OverloadError:
-            self._masks.request_refused()
-            raise
-
-    def _count(self, work: _Work, batch: Batch, images: Sequence[ImageSegmentation]) -> None:
-        scores = [batch.last_score(work.first + index) for index in range(len(images))]
-        cut = sum(is_cut(score, work.parameters) for score in scores)
-        if cut:
-            self._masks.candidates_cut(cut)
-            now = time.monotonic()
-            if now >= self._silent_until:  # not more often than it can be read
-                self._silent_until = now + _PAUSE_S
-                log("warn", _CUT.format(cut, self._segmenter.rows, work.parameters.confidence))
-        self._masks.answered(len(image.scores) for image in images)
+        places = self._decoding.sound([one if isinstance(one, ImageError) else one[0] for one in work.found])
+        detections = [one[1] for one in work.found if not isinstance(one, ImageError)]
+        return self._answers_of.tensors(work.request, work.parameters, batch, work.first, places, detections)

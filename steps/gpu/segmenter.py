@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from numpy.typing import NDArray
 
 from pipeline.decode import Detections
 from pipeline.errors import ImageError
@@ -17,6 +19,8 @@ from steps.gpu.device import CudaDevice, Device
 from steps.gpu.fused_network import open_network
 from steps.gpu.postprocess import GpuPostprocess, NetworkOutputs
 from steps.gpu.preprocess import Examined, GpuPreprocess
+
+Places: TypeAlias = "list[Geometry | ImageError]"
 
 
 class Network(Protocol):
@@ -87,7 +91,14 @@ class GpuSegmenter:
         """
         lane = self._lanes.pop(0)
         self._lanes.append(lane)
-        return Batch(self.network, lane, encoded, parameters)
+        pre = lane.preprocess
+
+        def place(images: Sequence[int]) -> Places:
+            places = pre.run([encoded[index] for index in images], self.network.images)
+            self.network.run(len(images))
+            return places
+
+        return Batch(lane.postprocess, pre.images, pre.address, parameters, place)
 
 
 class _Lane(NamedTuple):
@@ -98,14 +109,29 @@ class _Lane(NamedTuple):
 
 
 class Batch:
-    """Images under way."""
+    """Images under way.
+
+    Args:
+        postprocess: finds the instances in what the network leaves.
+        images: :data:`steps.gpu.structs.IMAGE` of the batch, in the host's memory.
+        address: where they lie on the GPU once images are placed.
+        parameters: of each image.
+        place: given the numbers of some of the images, queues what leaves the network's outputs of them in the first
+            rows of what ``postprocess`` takes; completes and uploads the first of ``images``; says where each lies in
+            the network's input.
+    """
 
     def __init__(
-        self, network: Network, lane: _Lane, encoded: Sequence[Examined], parameters: Sequence[RequestParameters]
+        self,
+        postprocess: GpuPostprocess,
+        images: NDArray[Any],
+        address: int,
+        parameters: Sequence[RequestParameters],
+        place: Callable[[Sequence[int]], Places],
     ) -> None:
-        self._network, self._lane = network, lane
-        self._encoded, self._parameters = encoded, parameters
-        self._places = self._start(encoded, parameters)
+        self._postprocess, self._images, self._address = postprocess, images, address
+        self._parameters, self._place = parameters, place
+        self._places = self._start(range(len(parameters)))
         self._alone: int | None = None  # the image that the buffers hold, where they hold one of this batch
 
     def wait(self) -> list[tuple[Geometry, Detections] | ImageError]:
@@ -113,7 +139,7 @@ class Batch:
 
         An error says why it could not be decoded.
         """
-        post = self._lane.postprocess
+        post = self._postprocess
         found = post.wait()
         self._last_scores = [post.last_score(index) for index in range(len(found))]
         self._overflowed = post.overflowed
@@ -125,28 +151,25 @@ class Batch:
     def masks(self, index: int, geometry: Geometry) -> list[bytes]:
         """The encoded masks of one image, in the format that was asked for it."""
         if self._overflowed and self._alone != index:
-            self._start([self._encoded[index]], [self._parameters[index]])
-            self._lane.postprocess.wait()
+            self._start([index])
+            self._postprocess.wait()
             self._alone = index
         place = 0 if self._overflowed else index
         mask_format = self._parameters[index].mask_format
-        return self._lane.postprocess.masks(place, geometry.height, geometry.width, mask_format)
+        return self._postprocess.masks(place, geometry.height, geometry.width, mask_format)
 
     def last_score(self, index: int) -> float:
         """See :meth:`steps.gpu.postprocess.GpuPostprocess.last_score`."""
         return self._last_scores[index]
 
-    def _start(
-        self, encoded: Sequence[Examined], parameters: Sequence[RequestParameters]
-    ) -> list[Geometry | ImageError]:
-        pre, post = self._lane
-        count = len(encoded)
-        pre.images[:count] = 0
-        post.ask(pre.images[:count], parameters)
-        places = pre.run(encoded, self._network.images)
-        self._network.run(count)
-        with_edges = any(asked.mask_format not in ("rle", "none") for asked in parameters)
-        post.start(pre.address, count, with_edges=with_edges)
+    def _start(self, images: Sequence[int]) -> Places:
+        count = len(images)
+        asked = [self._parameters[index] for index in images]
+        self._images[:count] = 0
+        self._postprocess.ask(self._images[:count], asked)
+        places = self._place(images)
+        with_edges = any(one.mask_format not in ("rle", "none") for one in asked)
+        self._postprocess.start(self._address, count, with_edges=with_edges)
         return places
 
 

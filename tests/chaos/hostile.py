@@ -1,6 +1,6 @@
 """Hostile input: ten thousand images and requests made for harm; each must end in a right answer or a clear refusal.
 
-``python -m tests.chaos.hostile --inputs 10000``
+``python -m tests.chaos.hostile --inputs 10000``, and ``--profile cuda --precision fp16`` on a GPU
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ from tests.chaos.hostile_watch import Dribblers, Watcher, resource_faults
 from tests.chaos.overload import configured_bound_s
 from tests.chaos.resources import used_by
 
-PRECISION: Final = "int8"
-
 _VERIFIED: Final = 300
 _SEED_BYTES: Final = 64 * 1024
 _LARGE_BYTES: Final = 8 << 20
@@ -47,30 +45,42 @@ _BOUNDED_S: Final = 10.0  # a server without such a bound does all that is asked
 _AT_ONCE: Final = 50  # images of which one network remembers the outputs
 
 
-def run(repository: Path, out: Path, inputs: int = 10_000, seed: int = 0) -> dict[str, Any]:
+def run(
+    repository: Path,
+    out: Path,
+    inputs: int = 10_000,
+    seed: int = 0,
+    profile: str = "cpu",
+    precision: str = "int8",
+) -> dict[str, Any]:
     """Send so many hostile inputs to a server; each must end in a right answer or a clear refusal.
 
-    Those that do not are written to ``failures/``.
+    Those that do not are written to ``failures/``. Answers are compared with the network's under the profile cpu alone:
+    on a GPU the last bits depend on the batch.
 
     Returns:
         The figures, with ``faults``: what was not as promised.
     """
     photograph = fetch_reference().photographs[0].read_bytes()
-    with TritonServer(_options(repository)) as server, _quiet():
-        sender = Sender(server.grpc_url, server.http_url, out / "failures", min(_VERIFIED, inputs // 10))
+    protocol.MODEL = contract.ensemble_model(precision)
+    on_cpu = profile == "cpu"
+    options = ServerOptions(repository, profile, (precision,))
+    with TritonServer(options) as server, _quiet():
+        verified = min(_VERIFIED, inputs // 10) if on_cpu else 0
+        sender = Sender(server.grpc_url, server.http_url, out / "failures", verified)
         # Everything once, so that libraries and pools have their sizes before memory is measured.
         bounded = configured_bound_s(repository) <= _BOUNDED_S
         warm = sender.send_all(_every_kind(seed + 1, bounded))
         sender.kept.clear()
         time.sleep(_SETTLE_S)
         before, processes = _used(server), _processes(server)
-        with Watcher(server, PRECISION, photograph) as watcher, Dribblers(server.http_url):
+        with Watcher(server, precision, photograph, exact=on_cpu) as watcher, Dribblers(server.http_url):
             outcomes = sender.send_all(_drawn(inputs, seed, bounded))
         time.sleep(_SETTLE_S)
         after, processes_after = _used(server), _processes(server)
         ready = server.is_ready()
     with _quiet():
-        wrong = _wrong_answers(repository, sender.kept)
+        wrong = _wrong_answers(repository, precision, sender.kept)
     faults = [f"{one.kind}, {one.name}: {one.fault}" for one in [*warm, *outcomes] if one.fault] + watcher.faults
     faults += [*resource_faults(before, after), *wrong]
     faults += [] if ready else ["the server was not ready at the end"]
@@ -80,6 +90,8 @@ def run(repository: Path, out: Path, inputs: int = 10_000, seed: int = 0) -> dic
         "kinds": _by_kind(outcomes),
         "inputs_asked": inputs,
         "seed": seed,
+        "profile": profile,
+        "precision": precision,
         "before": before,
         "after": after,
         "watched": {"requests": len(watcher.seconds), "worst_s": max(watcher.seconds, default=0.0)},
@@ -87,11 +99,7 @@ def run(repository: Path, out: Path, inputs: int = 10_000, seed: int = 0) -> dic
         "faults": faults,
     }
     _show(result)
-    return part.keep(out, "hostile", result)
-
-
-def _options(repository: Path) -> ServerOptions:
-    return ServerOptions(repository, precisions=(PRECISION,))
+    return part.keep(out, "hostile" if on_cpu else f"hostile_{profile}", result)
 
 
 @contextlib.contextmanager
@@ -165,9 +173,9 @@ def _is_seed(sample: Sample) -> bool:
     return sample.data.startswith(starts) and 16 < len(sample.data) < _SEED_BYTES
 
 
-def _wrong_answers(repository: Path, kept: Sequence[tuple[Sample, str]]) -> list[str]:
+def _wrong_answers(repository: Path, precision: str, kept: Sequence[tuple[Sample, str]]) -> list[str]:
     """Compare answers, bit for bit, with those of the pipeline and the network without a server."""
-    folder = repository / contract.network_model(PRECISION)
+    folder = repository / contract.network_model(precision)
     version = max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=1)
     faults = []
     for start in range(0, len(kept), _AT_ONCE):
@@ -206,4 +214,5 @@ def _show(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(part.command("hostile", run, inputs=10_000, seed=0))
+    choices = {"profile": contract.PROFILES, "precision": ("int8", *contract.PRECISIONS[:2])}
+    sys.exit(part.command("hostile", run, inputs=10_000, seed=0, **choices))

@@ -19,10 +19,9 @@ from typing import Any, Final
 
 from tritonclient.grpc import service_pb2
 
-MODEL: Final = "segment_int8"
+MODEL = "segment_int8"  # who tries another one sets it first
 _SERVICE: Final = "/inference.GRPCInferenceService"
 INFER: Final = f"{_SERVICE}/ModelInfer"
-_PATH: Final = f"/v2/models/{MODEL}/infer"
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 HOSTILE_BODIES: Final[dict[str, bytes]] = {
@@ -55,7 +54,7 @@ class Malformed:
     mask_format: str = "rle"  # that it asks for
 
 
-def http_request(body: bytes, header_length: int | None = None, path: str = _PATH, **headers: str) -> bytes:
+def http_request(body: bytes, header_length: int | None = None, path: str | None = None, **headers: str) -> bytes:
     """A POST as bytes; headers are added or replaced, with hyphens for underscores.
 
     ``header_length`` is that of the JSON in front of binary data; None leaves the header out.
@@ -65,7 +64,7 @@ def http_request(body: bytes, header_length: int | None = None, path: str = _PAT
         lines["Inference-Header-Content-Length"] = str(header_length)
     lines |= {name.replace("_", "-"): value for name, value in headers.items()}
     head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-    return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body
+    return f"POST {path or f'/v2/models/{MODEL}/infer'} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body
 
 
 def infer_body(image: bytes, change: Callable[[dict[str, Any]], Any] | None = None) -> tuple[bytes, int]:

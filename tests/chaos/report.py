@@ -17,8 +17,8 @@ import jinja2
 ROOT: Final = Path(__file__).resolve().parents[2]
 DOCUMENT: Final = ROOT / "docs" / "reliability.md"
 FIGURES: Final = ROOT / "docs" / "reliability.json"
-PARTS: Final = ("hostile", "overload", "overload_cuda", "faults", "kills", "soak")
-"""Names of the parts, and of the files in which runs leave their figures; ``make chaos`` runs all but that of a GPU."""
+PARTS: Final = ("hostile", "hostile_cuda", "overload", "overload_cuda", "faults", "kills", "soak")
+"""Names of the parts, and of the files in which runs leave figures; ``make chaos`` runs all but those of a GPU."""
 
 
 def render(figures: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from steps.gpu.decoder import EngineDecoder, Picture
 from tests.gpu.emulated import COMPILER, EmulatedDevice
+from tests.gpu.triton import stand_in
 
 
 class HostDecoder:
@@ -80,3 +81,9 @@ def get(device):
         return np.array(array)
 
     return get_array
+
+
+@pytest.fixture
+def triton(monkeypatch, tmp_path):
+    """A stand-in for the module that the Python backend gives its processes."""
+    return stand_in(monkeypatch, tmp_path.name)

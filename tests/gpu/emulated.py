@@ -61,6 +61,17 @@ class EmulatedDevice:
     def download(self, array: np.ndarray, address: int) -> None:
         ctypes.memmove(array.ctypes.data, address, array.nbytes)
 
+    def copy(self, address: int, source: int, size: int) -> None:
+        ctypes.memmove(address, source, size)
+
+    def share(self, address: int, shape: tuple[int, ...], dtype: Any) -> Callable[[int, int], Any]:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        array = np.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype).reshape(shape)
+        return lambda first, count: array[first : first + count]
+
+    def received(self, capsule: np.ndarray) -> tuple[int, Any]:
+        return capsule.ctypes.data, capsule
+
     def clear(self, address: int, size: int) -> None:
         ctypes.memset(address, 0, size)
 

@@ -2,13 +2,10 @@
 
 import importlib
 import json
-import sys
-import types
 
 import numpy as np
 import pytest
 
-from pipeline import contract
 from pipeline.errors import ImageError
 from pipeline.images import ImageLimits
 from pipeline.parameters import RequestParameters
@@ -18,6 +15,7 @@ from steps.gpu.postprocess import NetworkOutputs
 from steps.gpu.segmenter import GpuSegmenter
 from tests.gpu.test_postprocess import COEFFICIENTS, INPUT, ROWS, network_outputs
 from tests.gpu.test_preprocess import jpeg, picture, png
+from tests.gpu.triton import Request, TritonError
 
 MOST = 6
 
@@ -38,76 +36,6 @@ class FixedNetwork:
 
     def run(self, count):
         self.runs.append(count)
-
-
-class Tensor:
-    def __init__(self, name, array):
-        self.name, self.array = name, array
-
-    def as_numpy(self):
-        return self.array
-
-
-class Request:
-    def __init__(self, images, **parameters):
-        self.images, self._parameters = images, parameters
-
-    def parameters(self):
-        return json.dumps(self._parameters)
-
-
-class Response:
-    def __init__(self, output_tensors, error=None):
-        self.tensors, self.error = {tensor.name: tensor.array for tensor in output_tensors}, error
-
-    def has_error(self):
-        return self.error is not None
-
-
-class TritonError:
-    INVALID_ARG, UNAVAILABLE, INTERNAL, CANCELLED = range(4)
-
-    def __init__(self, message, code):
-        self.message, self.code = message, code
-
-
-class Counter:
-    def increment(self, value):
-        pass
-
-
-class Family:
-    COUNTER = 0
-
-    def __init__(self, **_):
-        pass
-
-    def Metric(self, labels):
-        return Counter()
-
-
-@pytest.fixture
-def triton(monkeypatch, tmp_path):
-    """A stand-in for the module that the Python backend gives its processes."""
-    module = types.ModuleType("triton_python_backend_utils")
-    module.Tensor, module.InferenceResponse, module.TritonError, module.MetricFamily = (
-        Tensor,
-        Response,
-        TritonError,
-        Family,
-    )
-    module.get_input_tensor_by_name = lambda request, name: (
-        Tensor(name, np.array(request.images, object)[:, None]) if name == contract.IMAGE.name else None
-    )
-    module.logged = []
-    module.Logger = types.SimpleNamespace(log_warn=module.logged.append, log_error=module.logged.append)
-    for name in [
-        name for name, loaded in sys.modules.items() if name.startswith("steps.") and hasattr(loaded, "pb_utils")
-    ]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setenv("TRITON_SEGMENTATION_SHM_PREFIX", f"test_{tmp_path.name}_")
-    return module
 
 
 @pytest.fixture

@@ -19,7 +19,16 @@ from pipeline.masks import mask_boxes
 from pipeline.postprocess import pack_response, segmentation_of
 from steps.admission import Admission, state_path
 from steps.metrics import PostprocessMetrics
-from steps.python_backend import answer_each, log, mark_finished, request_limits, request_parameters, ticket_of
+from steps.python_backend import (
+    DEVICES,
+    answer_each,
+    config_choice,
+    log,
+    mark_finished,
+    request_limits,
+    request_parameters,
+    ticket_of,
+)
 
 _CUT: Final = (
     "in {} image(s) of a request, all {} candidates that leave the network are above confidence {}: instances with "
@@ -29,18 +38,31 @@ _PAUSE_S: Final = 10.0
 
 
 class TritonPythonModel:
-    """Finds the instances of each request's images."""
+    """Finds the instances of each request's images.
+
+    Where the model's configuration says so (``device``), :class:`steps.gpu.ensemble.PostprocessStep` does it.
+    """
+
+    _on_gpu: Any = None
 
     def initialize(self, args: dict[str, str]) -> None:
         """Keep OpenCV to one thread: the instances of this model are its threads."""
+        config = json.loads(args["model_config"])
+        if config_choice(config, "device", DEVICES) == "gpu":
+            from steps.gpu.ensemble import PostprocessStep
+
+            self._on_gpu = PostprocessStep(args)
+            return
         self._admission = Admission(state_path(), max_latency_s=0.0)  # this step admits nothing
-        self._limits = request_limits(json.loads(args["model_config"]))
+        self._limits = request_limits(config)
         self._metrics = PostprocessMetrics(args["model_name"])
         self._silent_until = 0.0
         cv2.setNumThreads(1)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer each request by itself, and mark all of them finished."""
+        if self._on_gpu is not None:
+            return list(self._on_gpu.execute(requests))
         responses = answer_each(requests, self._instances, ask_whether_cancelled=False)
         for request in requests:
             mark_finished(self._admission, request)
@@ -48,7 +70,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Hand over the last counts."""
-        self._metrics.close()
+        (self._on_gpu or self._metrics).close()
 
     def _instances(self, request: Any) -> list[Any]:
         parameters = self._limits.applied(request_parameters(request))

@@ -18,17 +18,27 @@ from pipeline.letterbox import RESAMPLING
 from pipeline.preprocess import preprocess
 from steps.admission import Admission, state_path
 from steps.metrics import PreprocessMetrics
-from steps.python_backend import answer_each, config_choice, config_parameter, mark_finished, ticket_of
+from steps.python_backend import DEVICES, answer_each, config_choice, config_parameter, mark_finished, ticket_of
 
 _LONG_S: Final = 0.5  # shorter work is done even if the request has waited long
 
 
 class TritonPythonModel:
-    """Decodes and letterboxes the images of each request; a bad image fails only its own request."""
+    """Decodes and letterboxes the images of each request; a bad image fails only its own request.
+
+    Where the model's configuration says so (``device``), :class:`steps.gpu.ensemble.PreprocessStep` does it.
+    """
+
+    _on_gpu: Any = None
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the input size and the limits out of the model's configuration."""
         config = json.loads(args["model_config"])
+        if config_choice(config, "device", DEVICES) == "gpu":
+            from steps.gpu.ensemble import PreprocessStep
+
+            self._on_gpu = PreprocessStep(args)
+            return
         dims = next(output["dims"] for output in config["output"] if output["name"] == contract.IMAGES.name)
         self._input_shape = tuple(int(dim) for dim in dims)
         self._limits = ImageLimits(
@@ -43,6 +53,8 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer each request by itself, and mark those that end here finished."""
+        if self._on_gpu is not None:
+            return list(self._on_gpu.execute(requests))
         responses = answer_each(requests, self._letterbox)
         for request, response in zip(requests, responses, strict=True):
             if response.has_error():
@@ -51,7 +63,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Hand over the last counts."""
-        self._metrics.close()
+        (self._on_gpu or self._metrics).close()
 
     def _letterbox(self, request: Any) -> list[Any]:
         encoded = pb_utils.get_input_tensor_by_name(request, contract.IMAGE.name).as_numpy().reshape(-1)

@@ -3,6 +3,7 @@ from argparse import Namespace
 import pytest
 
 from bench.gpu import copy_repository, draw, host_limit
+from repository.profiles import GPU_STEPS
 from repository.store import SHIPPED_REPOSITORY, read_config
 
 
@@ -36,3 +37,15 @@ def test_the_networks_instances_are_set_in_a_copy(tmp_path):
     (group,) = read_config(copy / "network_fp16" / "configs" / "cuda.pbtxt").instance_group
     assert group.count == 3
     assert (SHIPPED_REPOSITORY / "network_fp16" / "configs" / "cuda.pbtxt").read_text() == before
+
+
+def test_a_copy_has_the_network_between_steps_on_the_gpu(tmp_path):
+    options = Namespace(repository=SHIPPED_REPOSITORY, profile=GPU_STEPS, network_instances=2)
+    copy = copy_repository(options, tmp_path / "copy")
+    network = read_config(copy / "network_fp16" / "configs" / "cuda.pbtxt")
+    assert [tensor.name for tensor in (*network.input, *network.output)] == ["images", "candidates", "prototypes"]
+    parameters = {name: network.parameters[name].string_value for name in ("provider", "FORCE_CPU_ONLY_INPUT_TENSORS")}
+    assert parameters == {"provider": "cuda", "FORCE_CPU_ONLY_INPUT_TENSORS": "no"}
+    assert network.instance_group[0].count == 2
+    steps = read_config(copy / "segment_fp16" / "configs" / "cuda.pbtxt").ensemble_scheduling.step
+    assert [step.model_name for step in steps] == ["admission", "preprocess", "network_fp16", "postprocess"]
