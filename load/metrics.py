@@ -61,7 +61,7 @@ def scrape(url: str, timeout_s: float = _TIMEOUT_S) -> str:
     """The metrics in Prometheus' text format.
 
     Raises:
-        OSError, http.client.HTTPException: the endpoint does not answer.
+        OSError: the endpoint does not answer.
     """
     return http_call(url, "/metrics", timeout_s=timeout_s)[1].decode(errors="replace")
 

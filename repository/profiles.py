@@ -57,7 +57,7 @@ class ServingProfile:
 
 
 GPU_STEPS: Final = "gpu-steps"
-"""What ``tensorrt`` does, but with the network in the Python backend: for ``python -m bench gpu --steps`` alone."""
+"""What ``tensorrt`` does, but with the network in the Python backend: for ``bench gpu --profile gpu-steps`` alone."""
 
 PROFILES: Final[Mapping[str, ServingProfile]] = {
     profile.name: profile

@@ -238,7 +238,7 @@ class PostprocessStep(_Step):
 
 
 class NetworkStep(_Step):
-    """The network between the two where no TensorRT plan can be had; ``bench gpu --steps`` measures them with it."""
+    """The network between the two where no TensorRT plan can be had; ``bench gpu --profile gpu-steps`` does so."""
 
     def __init__(self, args: dict[str, str]) -> None:
         super().__init__(args)
