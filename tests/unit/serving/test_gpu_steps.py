@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,9 +59,9 @@ def test_only_where_and_how_many_at_a_time_differs(repository, step):
     assert all(config.parameters[name] == value for name, value in before.parameters.items())
 
 
-@pytest.mark.skipif(find_spec("cupy") is not None, reason="CuPy is installed; make test-gpu tries it")
-def test_without_cupy_it_says_so_and_where_to_read(repository):
-    reason = obstacle(repository, None, os.environ)
+def test_without_cupy_it_says_so_and_where_to_read(repository, tmp_path):
+    (tmp_path / "cupy.py").write_text("raise ModuleNotFoundError(\"No module named 'cupy'\")")
+    reason = obstacle(repository, None, {**os.environ, "PYTHONPATH": str(tmp_path)})
     assert reason == "ModuleNotFoundError: No module named 'cupy' (docs/deployment.md says what to install)"
 
 
