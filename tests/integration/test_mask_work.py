@@ -38,7 +38,7 @@ def test_photographs_are_answered_beside_it(server, reference, tmp_path, request
     photograph = reference.photographs[1].read_bytes()
     (outcome,), slowest_s, alone_s = beside(server, photograph, [requests[name]], tmp_path)
     assert outcome.fault == ""
-    assert slowest_s < BOUND_S + alone_s
+    assert slowest_s < BOUND_S + 3 * alone_s  # on a quiet machine one takes less than a tenth of a second alone
 
 
 def test_several_at_once_do_not_add_up(server, reference, tmp_path, requests):
@@ -47,7 +47,7 @@ def test_several_at_once_do_not_add_up(server, reference, tmp_path, requests):
     outcomes, slowest_s, alone_s = beside(server, photograph, [requests["1 x rle"]] * 5, tmp_path)  # four at once
     assert [outcome.fault for outcome in outcomes] == [""] * 5
     # One of them may have been begun just before the bound; four one after the other would take four times as long.
-    assert slowest_s < BOUND_S + 2 * one.seconds + alone_s
+    assert slowest_s < BOUND_S + 2 * one.seconds + 3 * alone_s
 
 
 def test_the_refusal_says_what_came_what_is_allowed_and_what_to_do(server, requests):
