@@ -28,8 +28,8 @@ sys.exit(main(sys.argv[2:]))
 
 
 @pytest.mark.parametrize("name", faults.FAULTS)
-def test_a_fault_does_what_the_table_says(repository, name):
-    record = faults.FAULTS[name].record(repository)
+def test_a_fault_does_what_the_table_says(patient_repository, name):
+    record = faults.FAULTS[name].record(patient_repository)
     assert record["broken"] == []
     assert record["seconds"] is None or record["seconds"] < 30
 
