@@ -104,7 +104,10 @@ class ModelRepository:
         with repository.locked():
             if repository._problem() is not None:  # else another builder has made it meanwhile
                 copying.touch()  # marks a copy that was cut short, which the next builder repeats
-                shutil.copytree(SHIPPED_REPOSITORY, path, ignore=_not_copied, dirs_exist_ok=True)
+                folders = {folder.name for folder in SHIPPED_REPOSITORY.iterdir() if folder.is_dir()}
+                # Not the whole at once: the folder may be another user's whose modes and times this one cannot set.
+                for name in folders - _not_copied(str(SHIPPED_REPOSITORY), [*folders]):
+                    shutil.copytree(SHIPPED_REPOSITORY / name, path / name, ignore=_not_copied, dirs_exist_ok=True)
                 for template in templates(SHIPPED_REPOSITORY):
                     target = path / made_from(template).relative_to(SHIPPED_REPOSITORY)
                     target.parent.mkdir(exist_ok=True)

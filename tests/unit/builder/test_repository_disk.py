@@ -60,6 +60,19 @@ def test_another_users_repository_is_refused_at_once_with_both_users():
         assert "(in a container: SEGMENTATION_UID=1234 in .env)" in said()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="root is missing; as root, make test-unit runs it")
+def test_another_users_folder_that_all_may_write_to_becomes_a_repository():
+    code = (
+        "import os, sys; from pathlib import Path; from repository.store import ModelRepository\n"
+        "os.setuid(65534); ModelRepository.open(Path(sys.argv[1])).check_writable()"
+    )
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o777)
+        subprocess.run([sys.executable, "-c", code, folder], check=True)
+        assert (Path(folder) / "network_int8/configs/cpu.pbtxt").is_file()
+        assert (Path(folder) / "network_int8").stat().st_uid == 65534
+
+
 def test_other_errors_of_the_system_are_left_as_they_are(repository):
     with pytest.raises(ConnectionRefusedError), repository.locked():
         raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
