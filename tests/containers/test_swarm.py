@@ -64,6 +64,10 @@ class Swarm:
         }
         return [one for one, done in mounts.items() if str(repository) in done.stdout.split()]
 
+    def update(self):
+        """State of the last update: if a replica dies before it is completed, Docker goes back to the old version."""
+        return docker("service", "inspect", "--format={{.UpdateStatus.State}}", f"{self.name}_triton").stdout.strip()
+
     def answered(self, replica):
         script = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8002/metrics').read().decode())"
         text = docker("exec", replica, "python", "-c", script).stdout
@@ -129,6 +133,7 @@ def test_three_replicas_an_update_and_a_killed_one_under_traffic(swarm, built, r
     assert lost == []
     assert failed < updated / 4
 
+    wait_for(lambda: swarm.update() == "completed", 120, "the end of the update")
     docker("kill", swarm.replicas(new)[0])
     wait_for(lambda: len(swarm.replicas(new)) == 2, 30, "the end of one")
     wait_for(lambda: len(swarm.replicas(new)) == 3, 120, "another in its place")
