@@ -79,7 +79,7 @@ class _Step:
         self.most = int(self.config["max_batch_size"])
         self.device = CudaDevice(gpu_number(args))
         self.warn(self.device.problems)
-        self.admission = Admission(state_path(), max_latency_s=0.0)  # these steps let nobody in
+        self.admission = Admission(state_path(), max_latency_s=0.0)  # these steps admit nothing
 
     def _begin(self, work: _Work) -> int:
         raise NotImplementedError

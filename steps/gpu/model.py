@@ -91,7 +91,7 @@ class FusedModel:
         )
         for problem in problems:
             log("warn", f"CUDA: {problem}")
-        self._admission = Admission(state_path(), max_latency_s=0.0)  # this step lets nobody in
+        self._admission = Admission(state_path(), max_latency_s=0.0)  # this step admits nothing
         self._decoding = Decoding(args["model_name"], self._admission, limits, self._segmenter.examine)
         self._answers_of = Answers(args["model_name"], self._admission, self._segmenter.rows)
         self._time = SessionTime(args["model_name"], args["model_version"])
