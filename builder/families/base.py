@@ -325,9 +325,9 @@ class Family(ABC):
         """
 
 
-def prototypes_for(seen: Seen, channels: int, most: int = 1 << 16) -> tuple[str, Shape] | None:
+def prototypes_for(seen: Seen, channels: int) -> tuple[str, Shape] | None:
     """The prototypes whose number leaves room for a class among ``channels``; the largest number, if several do."""
-    fitting = [(shape[1], name) for name, shape in seen.planes.items() if shape[1] < min(channels, most)]
+    fitting = [(shape[1], name) for name, shape in seen.planes.items() if shape[1] < channels]
     if not fitting:
         return None
     _, name = max(fitting)

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
 from pipeline import contract
 from pipeline.decode import Detections, is_cut
-from pipeline.decode_work import check_decode_work
-from pipeline.errors import ImageError, OverloadError
+from pipeline.errors import ImageError
 from pipeline.images import ImageLimits
 from pipeline.letterbox import RESAMPLING, Geometry
 from pipeline.mask_work import check_mask_work
 from pipeline.parameters import RequestParameters
 from pipeline.postprocess import ImageSegmentation, pack_response
 from steps.admission import Admission
+from steps.checks import CutCandidates, check_decoding, check_in_time
 from steps.gpu.preprocess import Examined
 from steps.gpu.segmenter import Batch
 from steps.metrics import PostprocessMetrics, PreprocessMetrics
-from steps.python_backend import config_choice, config_parameter, log, ticket_of
-
-_LONG_S: Final = 0.5  # shorter work is done however long the request has waited
-_CUT: Final = (
-    "in {} image(s) of a request, all {} candidates that leave the network lie above confidence {}: instances with "
-    "lower scores may be missing. Ask with a higher confidence, or build the network with a larger top_k"
-)
-_PAUSE_S: Final = 10.0
+from steps.python_backend import config_choice, config_parameter
 
 
 def gpu_number(args: dict[str, str]) -> int:
@@ -80,7 +72,8 @@ class Decoding:
                 images.append(self._examine(data))
             except ImageError as error:
                 raise self.refusal(error, index, len(encoded)) from None
-        self._check_work(request, [image.data for image in images if image.jpeg is None])
+        if by_processor := [image.data for image in images if image.jpeg is None]:
+            check_decoding(request, by_processor, self._limits, self._admission, self._metrics)
         return images
 
     def refusal(self, error: ImageError, index: int, count: int) -> ImageError:
@@ -101,22 +94,6 @@ class Decoding:
         self.decoded(len(places))
         return [place for place in places if isinstance(place, Geometry)]
 
-    def _check_work(self, request: Any, encoded: Sequence[bytes]) -> None:
-        """Refuse long work of the processor that comes too late, and an image made to keep a decoder busy."""
-        if not encoded:
-            return
-        allowed_s = self._admission.allowed_s
-        try:
-            seconds = check_decode_work(encoded, allowed_s, self._limits)
-            if seconds >= _LONG_S:  # one image may take longer than is allowed, if it comes in time
-                self._admission.check_in_time(ticket_of(request), min(seconds, allowed_s))
-        except ImageError as error:
-            self._metrics.image_refused(error.reason)
-            raise
-        except OverloadError:
-            self._metrics.request_refused()
-            raise
-
 
 class Answers:
     """Makes the answers of requests whose images have come through the network, and counts them.
@@ -131,7 +108,7 @@ class Answers:
         self._admission, self._rows = admission, rows
         self._metrics = PostprocessMetrics(model)
         self.close = self._metrics.close
-        self._silent_until = 0.0
+        self._cut = CutCandidates(self._metrics)
 
     def tensors(
         self,
@@ -157,7 +134,7 @@ class Answers:
         """
         if asked.mask_format not in ("rle", "none"):  # those two are done already
             seconds = check_mask_work([one.boxes for one in detections], places, asked, self._admission.allowed_s)
-            self._check_in_time(request, seconds)
+            check_in_time(request, seconds, self._admission, self._metrics)
         images = [
             ImageSegmentation(
                 one.boxes,
@@ -170,21 +147,6 @@ class Answers:
             for index, (one, where) in enumerate(zip(detections, places, strict=True))
         ]
         cut = sum(is_cut(batch.last_score(first + index), asked) for index in range(len(images)))
-        if cut:
-            self._report_cut(cut, asked)
+        self._cut.report(cut, self._rows, asked.confidence)
         self._metrics.answered(len(image.scores) for image in images)
         return [pb_utils.Tensor(name, array) for name, array in pack_response(images).items()]
-
-    def _check_in_time(self, request: Any, seconds: float) -> None:
-        try:
-            self._admission.check_in_time(ticket_of(request), seconds)
-        except OverloadError:
-            self._metrics.request_refused()
-            raise
-
-    def _report_cut(self, cut: int, asked: RequestParameters) -> None:
-        self._metrics.candidates_cut(cut)
-        now = time.monotonic()
-        if now >= self._silent_until:  # not more often than it can be read
-            self._silent_until = now + _PAUSE_S
-            log("warn", _CUT.format(cut, self._rows, asked.confidence))

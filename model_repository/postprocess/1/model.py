@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import cv2
 import triton_python_backend_utils as pb_utils
 
 from pipeline import contract
 from pipeline.decode import decode_candidates, may_be_cut
-from pipeline.errors import OverloadError
 from pipeline.letterbox import Geometry
 from pipeline.mask_work import check_mask_work
 from pipeline.masks import mask_boxes
 from pipeline.postprocess import pack_response, segmentation_of
 from steps.admission import Admission, state_path
+from steps.checks import CutCandidates, check_in_time
 from steps.metrics import PostprocessMetrics
 from steps.python_backend import (
     DEVICES,
     answer_each,
     config_choice,
-    log,
     mark_finished,
     request_limits,
     request_parameters,
-    ticket_of,
 )
-
-_CUT: Final = (
-    "in {} image(s) of a request, all {} candidates that leave the network are above confidence {}: instances with "
-    "lower scores may be missing. Request a higher confidence, or build the network with a larger top_k"
-)
-_PAUSE_S: Final = 10.0
 
 
 class TritonPythonModel:
@@ -56,7 +47,7 @@ class TritonPythonModel:
         self._admission = Admission(state_path(), max_latency_s=0.0)  # this step admits nothing
         self._limits = request_limits(config)
         self._metrics = PostprocessMetrics(args["model_name"])
-        self._silent_until = 0.0
+        self._cut = CutCandidates(self._metrics)
         cv2.setNumThreads(1)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -84,28 +75,13 @@ class TritonPythonModel:
             mask_boxes(planes, one.coefficients, one.boxes, where)
             for one, planes, where in zip(found, prototypes, places, strict=True)
         ]
-        self._check_work(request, check_mask_work(boxes, places, parameters, self._admission.allowed_s))
+        seconds = check_mask_work(boxes, places, parameters, self._admission.allowed_s)
+        check_in_time(request, seconds, self._admission, self._metrics)
         images = [
             segmentation_of(one, planes, where, parameters)
             for one, planes, where in zip(found, prototypes, places, strict=True)
         ]
         cut = sum(may_be_cut(rows, parameters) for rows in candidates)
-        if cut:
-            self._metrics.candidates_cut(cut)
-            self._warn(_CUT.format(cut, len(candidates[0]), parameters.confidence))
+        self._cut.report(cut, candidates.shape[1], parameters.confidence)
         self._metrics.answered(len(image.scores) for image in images)
         return [pb_utils.Tensor(name, array) for name, array in pack_response(images).items()]
-
-    def _warn(self, text: str) -> None:
-        """Write to the server's log, at most every ten seconds."""
-        now = time.monotonic()
-        if now >= self._silent_until:
-            self._silent_until = now + _PAUSE_S
-            log("warn", text)
-
-    def _check_work(self, request: Any, seconds: float) -> None:
-        try:
-            self._admission.check_in_time(ticket_of(request), seconds)
-        except OverloadError:
-            self._metrics.request_refused()
-            raise

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import cv2
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from pipeline import contract
-from pipeline.decode_work import check_decode_work
-from pipeline.errors import ImageError, OverloadError
+from pipeline.errors import ImageError
 from pipeline.images import ImageLimits
 from pipeline.letterbox import RESAMPLING
 from pipeline.preprocess import preprocess
 from steps.admission import Admission, state_path
+from steps.checks import check_decoding
 from steps.metrics import PreprocessMetrics
-from steps.python_backend import DEVICES, answer_each, config_choice, config_parameter, mark_finished, ticket_of
-
-_LONG_S: Final = 0.5  # shorter work is done even if the request has waited long
+from steps.python_backend import DEVICES, answer_each, config_choice, config_parameter, mark_finished
 
 
 class TritonPythonModel:
@@ -67,7 +65,7 @@ class TritonPythonModel:
 
     def _letterbox(self, request: Any) -> list[Any]:
         encoded = pb_utils.get_input_tensor_by_name(request, contract.IMAGE.name).as_numpy().reshape(-1)
-        self._check_work(request, encoded)
+        check_decoding(request, encoded, self._limits, self._admission, self._metrics)
         images = np.empty((len(encoded), *self._input_shape), np.uint8)
         geometry = np.empty((len(encoded), *contract.GEOMETRY.shape), np.float32)
         for index, data in enumerate(encoded):
@@ -84,20 +82,3 @@ class TritonPythonModel:
             pb_utils.Tensor(contract.IMAGES.name, images),
             pb_utils.Tensor(contract.GEOMETRY.name, geometry),
         ]
-
-    def _check_work(self, request: Any, encoded: Sequence[bytes]) -> None:
-        """Reject long work that comes too late, and an image made to keep a decoder busy.
-
-        The first step has checked what several images may take.
-        """
-        allowed_s = self._admission.allowed_s
-        try:
-            seconds = check_decode_work(encoded, allowed_s, self._limits)
-            if seconds >= _LONG_S:  # a single image may take longer than is allowed, if it comes in time
-                self._admission.check_in_time(ticket_of(request), min(seconds, allowed_s))
-        except ImageError as error:
-            self._metrics.image_refused(error.reason)
-            raise
-        except OverloadError:
-            self._metrics.request_refused()
-            raise
