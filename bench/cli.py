@@ -111,6 +111,11 @@ def _parser() -> argparse.ArgumentParser:
     gpu.add_argument("--processes", type=whole(1), default=max(2, min(6, cores // 4)), help="that generate load")
     for model in ("network", contract.PREPROCESS_MODEL, contract.POSTPROCESS_MODEL):
         gpu.add_argument(f"--{model}-instances", type=whole(1), help="processes (default: as configured)")
+    gpu.add_argument(
+        "--masks-with-network",
+        action="store_true",
+        help=f"with {GPU_STEPS}: network and masks in one process, so that one tensor is passed between the steps",
+    )
     gpu.add_argument("--soak-seconds", type=whole(0), default=0, help="of mixed load afterwards, memory watched")
     gpu.set_defaults(parts=("gpu",))
     return parser

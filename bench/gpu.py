@@ -58,6 +58,7 @@ _WARM_UP_S: Final = 1.0
 _POLL_MS: Final = 100
 _SETTINGS: Final = (
     "profile",
+    "masks_with_network",
     "seconds",
     "processes",
     "network_instances",
@@ -116,8 +117,11 @@ def copy_repository(options: argparse.Namespace, target: Path) -> Path:
         config = read_config(path)
         if options.profile == GPU_STEPS:
             ensemble = target / contract.ensemble_model(precision)
-            write_config(ensemble / CONFIG_NAMES[options.profile], read_config(ensemble / CONFIG_NAMES["tensorrt"]))
+            steps = read_config(ensemble / CONFIG_NAMES["tensorrt"])
             config = _between_steps(read_config(path.parent.parent / CONFIG_NAMES["cpu"]))
+            if options.masks_with_network:
+                _add_masks(config, steps, read_config(target / contract.POSTPROCESS_MODEL / CONFIG_NAMES["tensorrt"]))
+            write_config(ensemble / CONFIG_NAMES[options.profile], steps)
         for group in config.instance_group:
             group.count = options.network_instances or group.count
         if options.profile != "cpu":
@@ -133,6 +137,21 @@ def _between_steps(config: Any) -> Any:
     del config.parameters["device"]
     config.parameters["provider"].string_value = "cuda"
     return config
+
+
+def _add_masks(network: Any, ensemble: Any, postprocess: Any) -> None:
+    """Have the network do what the step behind it does, in that step's place."""
+    between = [tensor.name for tensor in network.output]
+    network.input.extend(tensor for tensor in postprocess.input if tensor.name not in between)
+    del network.output[:]
+    network.output.extend(postprocess.output)
+    steps = ensemble.ensemble_scheduling.step
+    last = steps[-1]
+    last.model_name = network.name
+    for name in between:
+        del last.input_map[name]
+    last.input_map[contract.IMAGES.name] = contract.IMAGES.name
+    del steps[-2]
 
 
 def _served(

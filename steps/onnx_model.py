@@ -32,7 +32,7 @@ class TritonPythonModel:
     """Runs the images of all requests of one ``execute`` call together.
 
     The model's configuration may hold the parameters ``provider`` (``cpu``, the default, or ``cuda`` for
-    :mod:`steps.gpu.model`, and for :class:`steps.gpu.ensemble.NetworkStep` where the model takes pixels) and
+    :mod:`steps.gpu.model`, and for a step of :mod:`steps.gpu.ensemble` where the model takes pixels) and
     ``intra_op_threads`` (of the provider ``cpu``; by default :func:`base.cpus.usable_cpus`).
     """
 
@@ -43,10 +43,11 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         if config_choice(config, "provider", PROVIDERS) == "cuda":
-            if any(tensor["name"] == contract.IMAGES.name for tensor in config["input"]):
-                from steps.gpu.ensemble import NetworkStep
+            names = {tensor["name"] for tensor in (*config["input"], *config["output"])}
+            if contract.IMAGES.name in names:
+                from steps.gpu.ensemble import NetworkStep, SegmentationStep
 
-                self._on_gpu = NetworkStep(args)
+                self._on_gpu = (SegmentationStep if contract.MASKS.name in names else NetworkStep)(args)
             else:
                 from steps.gpu.model import FusedModel
 

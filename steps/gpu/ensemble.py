@@ -26,7 +26,8 @@ from pipeline.parameters import RequestParameters
 from steps.admission import Admission, state_path
 from steps.gpu.decoder import EngineDecoder
 from steps.gpu.device import CudaDevice
-from steps.gpu.fused_network import open_network
+from steps.gpu.fused_network import FusedNetwork, open_network
+from steps.gpu.network import DeviceNetwork
 from steps.gpu.postprocess import GpuPostprocess, NetworkOutputs, check_prototypes
 from steps.gpu.preprocess import Examined, GpuPreprocess, describe_geometry
 from steps.gpu.requests import Answers, Decoding, gpu_number, image_limits
@@ -80,6 +81,19 @@ class _Step:
         self.device = CudaDevice(gpu_number(args))
         self.warn(self.device.problems)
         self.admission = Admission(state_path(), max_latency_s=0.0)  # these steps admit nothing
+        self.counts: tuple[Any, ...] = ()
+
+    def close(self) -> None:
+        """Hand over what was counted last."""
+        for counts in self.counts:
+            counts.close()
+
+    def network(self, args: dict[str, str]) -> FusedNetwork | DeviceNetwork:
+        """Open the network of the version that Triton asks for."""
+        path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
+        network = open_network(path, self.device, self.most)
+        self.warn(network.problems)
+        return network
 
     def _begin(self, work: _Work) -> int:
         raise NotImplementedError
@@ -151,7 +165,7 @@ class PreprocessStep(_Step):
         self._decoding = Decoding(args["model_name"], self.admission, limits, self._step.examine)
         self._pixels = self.device.memory(self.most * height * width * channels)
         self._rows = self.device.share(self._pixels, (self.most, height, width, channels), np.uint8)
-        self.close = self._decoding.close
+        self.counts = (self._decoding,)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer each request by itself, and mark those that end here finished."""
@@ -182,22 +196,33 @@ class PreprocessStep(_Step):
 
 
 class PostprocessStep(_Step):
-    """Finds the instances."""
+    """Finds the instances.
+
+    Attributes:
+        targets: of each tensor that comes on the GPU, where it is put together for a batch, and its bytes an image.
+    """
 
     def __init__(self, args: dict[str, str]) -> None:
         super().__init__(args)
         self._limits = request_limits(self.config)
-        (rows, columns), (planes, high, wide) = (self.dims(name) for name in _OUTPUTS)
-        check_prototypes(columns, planes)
-        self._sizes = rows * columns * 4, planes * high * wide * 2
-        self._targets = [self.device.memory(self.most * size) for size in self._sizes]
-        candidates, prototypes = self._targets
-        outputs = NetworkOutputs(candidates, prototypes, rows, columns, high, wide)
+        self.targets: dict[str, tuple[int, int]] = {}
+        outputs = self._open(args)
         self._step = GpuPostprocess(self.device, outputs, self.most)
         self._images = self.device.host(self.most, IMAGE)
         self._address = self.device.memory(self._images.nbytes)
-        self._answers = Answers(args["model_name"], self.admission, rows)
-        self.close = self._answers.close
+        self._answers = Answers(args["model_name"], self.admission, outputs.rows)
+        self.counts = (self._answers,)
+
+    def _open(self, _: dict[str, str]) -> NetworkOutputs:
+        (rows, columns), (planes, high, wide) = (self.dims(name) for name in _OUTPUTS)
+        check_prototypes(columns, planes)
+        sizes = rows * columns * 4, planes * high * wide * 2
+        candidates, prototypes = (self.device.memory(self.most * size) for size in sizes)
+        self.targets = dict(zip(_OUTPUTS, zip((candidates, prototypes), sizes, strict=True), strict=True))
+        return NetworkOutputs(candidates, prototypes, rows, columns, high, wide)
+
+    def _infer(self, count: int) -> None:
+        """Queue what lies between the targets and the network's outputs, for so many images."""
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer each request by itself, and mark all of them finished."""
@@ -210,7 +235,7 @@ class PostprocessStep(_Step):
         work.parameters = self._limits.applied(request_parameters(work.request))
         geometry = pb_utils.get_input_tensor_by_name(work.request, contract.GEOMETRY.name).as_numpy()
         work.geometry = [Geometry.from_array(row) for row in geometry]
-        work.kept = [self.received(work.request, name) for name in _OUTPUTS]
+        work.kept = [self.received(work.request, name) for name in self.targets]
         return len(work.geometry)
 
     def _run(self, works: Sequence[_Work]) -> None:
@@ -222,10 +247,11 @@ class PostprocessStep(_Step):
                 work, index = images[number]
                 where = work.geometry[index]
                 describe_geometry(self._images[row], where)
-                for target, (source, _), size in zip(self._targets, work.kept, self._sizes, strict=True):
+                for (target, size), (source, _) in zip(self.targets.values(), work.kept, strict=True):
                     self.device.copy(target + row * size, source + index * size, size)
                 places.append(where)
             self.device.upload(self._address, self._images[: len(numbers)])
+            self._infer(len(numbers))
             return places
 
         asked = [work.parameters for work, _ in images]
@@ -242,9 +268,7 @@ class NetworkStep(_Step):
 
     def __init__(self, args: dict[str, str]) -> None:
         super().__init__(args)
-        path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        self._network = open_network(path, self.device, self.most)
-        self.warn(self._network.problems)
+        self._network = self.network(args)
         outputs = (self._network.outputs.candidates, np.float32), (self._network.outputs.prototypes, np.float16)
         self._rows = [
             self.device.share(address, (self.most, *self.dims(name)), dtype)
@@ -252,7 +276,7 @@ class NetworkStep(_Step):
         ]
         self._size = prod(self._network.input_shape)
         self._time = SessionTime(args["model_name"], args["model_version"])
-        self.close = self._time.close
+        self.counts = (self._time,)
 
     def _begin(self, work: _Work) -> int:
         source, owner = self.received(work.request, contract.IMAGES.name)
@@ -271,3 +295,27 @@ class NetworkStep(_Step):
             pb_utils.Tensor.from_dlpack(name, rows(work.first, work.count))
             for name, rows in zip(_OUTPUTS, self._rows, strict=True)
         ]
+
+
+class SegmentationStep(PostprocessStep):
+    """Network and masks in one process: between the steps one tensor is passed, as with a plan inside the server.
+
+    ``bench gpu --profile gpu-steps --masks-with-network`` does so.
+    """
+
+    def __init__(self, args: dict[str, str]) -> None:
+        super().__init__(args)
+        self._time = SessionTime(args["model_name"], args["model_version"])
+        self.counts = (*self.counts, self._time)
+
+    def _open(self, args: dict[str, str]) -> NetworkOutputs:
+        self._network = self.network(args)
+        self.targets = {contract.IMAGES.name: (self._network.images, prod(self._network.input_shape))}
+        return self._network.outputs
+
+    def _infer(self, count: int) -> None:
+        self._network.run(count)
+
+    def _run(self, works: Sequence[_Work]) -> None:
+        with self._time.measured(sum(work.count for work in works)):
+            super()._run(works)

@@ -11,6 +11,7 @@ from pipeline.letterbox import Geometry
 from pipeline.parameters import RequestParameters
 from pipeline.postprocess import pack_response, postprocess
 from pipeline.preprocess import preprocess
+from steps.gpu.postprocess import NetworkOutputs
 from tests.gpu.test_postprocess import CELLS, COEFFICIENTS, INPUT, ROWS, network_outputs
 from tests.gpu.test_preprocess import jpeg, picture, png
 from tests.gpu.triton import Request, Tensor, TritonError
@@ -211,3 +212,43 @@ def test_the_network_between_them(ensemble, device, get, put, monkeypatch):
         candidates = get(address, (len(mine), ROWS, 6 + COEFFICIENTS), np.float32)
         np.testing.assert_array_equal(candidates[:, 0, 0], mine.sum((1, 2, 3), dtype=np.float32))
         assert response.tensors["prototypes"] is not None
+
+
+class FixedNetwork:
+    """Keeps the pixels of each run, and leaves the same outputs whatever they are."""
+
+    input_shape = (INPUT, INPUT, 3)
+    problems = ()
+
+    def __init__(self, device, get, put, candidates, prototypes):
+        self.images, self.get, self.runs = device.memory(MOST * INPUT * INPUT * 3), get, []
+        self.outputs = NetworkOutputs(put(candidates), put(prototypes), ROWS, 6 + COEFFICIENTS, CELLS, CELLS)
+
+    def run(self, count):
+        self.runs.append(self.get(self.images, (count, *self.input_shape)))
+
+
+def test_network_and_masks_in_one_process(ensemble, device, get, put, outputs, monkeypatch):
+    """Gives what the network and the step behind it give, each request by itself."""
+    network = FixedNetwork(device, get, put, *outputs[:2])
+    monkeypatch.setattr(ensemble, "open_network", lambda *_: network)
+    step = ensemble.SegmentationStep(arguments("network_fp16", [PIXELS], OUTPUTS))
+    pixels = np.random.default_rng(1).integers(0, 256, (3, INPUT, INPUT, 3), np.uint8)
+    rows = device.share(put(pixels), pixels.shape, np.uint8)
+    places = [Geometry.fit(*size, INPUT, INPUT).to_array() for size in ((300, 200), (90, 120), (37, 400))]
+    requests = [
+        Request(
+            tensors=[
+                Tensor.from_dlpack("images", rows(first, count)),
+                Tensor("geometry", np.stack(places[first : first + count])),
+            ],
+            **parameters,
+        )
+        for first, count, parameters in ((0, 1, {}), (0, 1, {"confidence": 2}), (1, 2, {"mask_format": "polygon"}))
+    ]
+    good, bad, pair = step.execute(requests)
+    step.close()
+    assert "'confidence' is 2" in bad.error.message
+    np.testing.assert_array_equal(network.runs[0], pixels)
+    assert_equal(good, expected(outputs, 0, np.stack(places[:1]), RequestParameters()))
+    assert_equal(pair, expected(outputs, 1, np.stack(places[1:]), RequestParameters(mask_format="polygon")))

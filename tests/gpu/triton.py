@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline import contract
 
-_USERS = ("steps.gpu.model", "steps.gpu.ensemble")  # they import what imports the module
+_USERS = ("steps.checks", "steps.gpu.model", "steps.gpu.ensemble")  # they import what imports the module
 
 
 class Tensor:

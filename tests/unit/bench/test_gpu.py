@@ -32,20 +32,36 @@ def test_a_picture_is_drawn(tmp_path, gpu, count):
 
 def test_the_networks_instances_are_set_in_a_copy(tmp_path):
     before = (SHIPPED_REPOSITORY / "network_fp16" / "configs" / "cuda.pbtxt").read_text()
-    options = Namespace(repository=SHIPPED_REPOSITORY, profile="cuda", network_instances=3)
+    options = Namespace(repository=SHIPPED_REPOSITORY, profile="cuda", network_instances=3, masks_with_network=False)
     copy = copy_repository(options, tmp_path / "copy")
     (group,) = read_config(copy / "network_fp16" / "configs" / "cuda.pbtxt").instance_group
     assert group.count == 3
     assert (SHIPPED_REPOSITORY / "network_fp16" / "configs" / "cuda.pbtxt").read_text() == before
 
 
-def test_a_copy_has_the_network_between_steps_on_the_gpu(tmp_path):
-    options = Namespace(repository=SHIPPED_REPOSITORY, profile=GPU_STEPS, network_instances=2)
+RESULTS = ["num_detections", "boxes", "scores", "class_ids", "masks", "image_size"]
+
+
+@pytest.mark.parametrize(
+    ("together", "inputs", "outputs", "models"),
+    [
+        (False, ["images"], ["candidates", "prototypes"], ["preprocess", "network_fp16", "postprocess"]),
+        (True, ["images", "geometry", "admission"], RESULTS, ["preprocess", "network_fp16"]),
+    ],
+)
+def test_a_copy_has_the_network_between_steps_on_the_gpu(tmp_path, together, inputs, outputs, models):
+    options = Namespace(
+        repository=SHIPPED_REPOSITORY, profile=GPU_STEPS, network_instances=2, masks_with_network=together
+    )
     copy = copy_repository(options, tmp_path / "copy")
     network = read_config(copy / "network_fp16" / "configs" / "cuda.pbtxt")
-    assert [tensor.name for tensor in (*network.input, *network.output)] == ["images", "candidates", "prototypes"]
+    assert [tensor.name for tensor in network.input] == inputs
+    assert [tensor.name for tensor in network.output] == outputs
     parameters = {name: network.parameters[name].string_value for name in ("provider", "FORCE_CPU_ONLY_INPUT_TENSORS")}
     assert parameters == {"provider": "cuda", "FORCE_CPU_ONLY_INPUT_TENSORS": "no"}
     assert network.instance_group[0].count == 2
-    steps = read_config(copy / "segment_fp16" / "configs" / "cuda.pbtxt").ensemble_scheduling.step
-    assert [step.model_name for step in steps] == ["admission", "preprocess", "network_fp16", "postprocess"]
+    ensemble = read_config(copy / "segment_fp16" / "configs" / "cuda.pbtxt")
+    steps = ensemble.ensemble_scheduling.step
+    assert [step.model_name for step in steps] == ["admission", *models]
+    assert sorted(steps[2].input_map) == sorted(inputs)
+    assert sorted(steps[-1].output_map) == sorted(tensor.name for tensor in ensemble.output)
