@@ -127,7 +127,7 @@ class Gateway:
             access_log=None,
             logger=_QUIET,
             auto_decompress=False,
-            handler_cancellation=True,  # who is gone needs no answer: the call to tritonserver ends, too
+            handler_cancellation=True,  # who is gone needs no answer; Triton.infer decides whether the call ends, too
             keepalive_timeout=limits.idle_s,
             lingering_time=_LINGER_S,
             max_line_size=limits.line_bytes,

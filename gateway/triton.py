@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import re
 from collections.abc import Awaitable
 from http import HTTPStatus
 from typing import Any, Final
@@ -16,6 +19,9 @@ from gateway.tracing import Tracing
 from pipeline.loopback import grpc_channel_args
 
 _INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
+_CANCELS_SAFELY: Final = (2, 57)
+"""tritonserver before this version (25.04) aborts if a call is cancelled in the moment of its answer
+(triton-inference-server/server, issues 7368 and 8034)."""
 _LONGEST_ERROR_BYTES: Final = 1 << 20  # gRPC sends an error's text as metadata, of which it takes 8 KB by default
 
 # What Triton's HTTP API answers where its gRPC API answers these (triton-inference-server/server, src/http_server.cc,
@@ -55,9 +61,12 @@ class Triton:
         self._channel = grpc.aio.insecure_channel(url, options)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._infer = self._channel.unary_unary(_INFER, response_deserializer=service_pb2.ModelInferResponse.FromString)
+        self._cancels: bool | None = None
 
     async def infer(self, request: bytes, timeout_s: float | None = None) -> Any:
         """Send a serialized ``ModelInferRequest``; returns the ``ModelInferResponse``.
+
+        A task that is cancelled meanwhile cancels the call, or waits for its end where that could end tritonserver.
 
         Args:
             request: bytes of the message.
@@ -67,10 +76,11 @@ class Triton:
             Refusal: tritonserver answers with an error, whose text it has, or not at all.
         """
         bound_s = timeout_s or self._limits.answer_s
+        ending = (lambda call: call) if await self._cancels_safely() else _to_its_end
         if self._tracing is None:
-            return await self._answer(self._infer(request, timeout=bound_s))
+            return await self._answer(ending(self._infer(request, timeout=bound_s)))
         with self._tracing.call("ModelInfer") as metadata:
-            return await self._answer(self._infer(request, timeout=bound_s, metadata=metadata))
+            return await self._answer(ending(self._infer(request, timeout=bound_s, metadata=metadata)))
 
     async def ask(self, method: str, request: Any) -> Any:
         """Call another method of the service, such as ``ModelReady``.
@@ -84,6 +94,15 @@ class Triton:
         """Close the connection."""
         await self._channel.close()
 
+    async def _cancels_safely(self) -> bool:
+        """Whether tritonserver survives calls that are cancelled; False until it has said its version."""
+        if self._cancels is None:
+            with contextlib.suppress(Refusal):
+                said = (await self.ask("ServerMetadata", service_pb2.ServerMetadataRequest())).version
+                version = re.match(r"(\d{1,6})\.(\d{1,6})", said)
+                self._cancels = version is not None and (int(version[1]), int(version[2])) >= _CANCELS_SAFELY
+        return bool(self._cancels)
+
     async def _answer(self, call: Awaitable[Any]) -> Any:
         try:
             return await call
@@ -95,3 +114,14 @@ class Triton:
             elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
                 text = "tritonserver did not answer in time"
             raise Refusal(text or code.name, status) from error
+
+
+async def _to_its_end(call: Awaitable[Any]) -> Any:
+    """Await a call that goes on when the task is cancelled, and keep the task, and so its place, until then."""
+    answer = asyncio.ensure_future(call)
+    answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # else asyncio logs it
+    try:
+        return await asyncio.shield(answer)
+    except asyncio.CancelledError:
+        await asyncio.wait([answer])
+        raise

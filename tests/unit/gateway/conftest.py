@@ -29,13 +29,15 @@ SMALL = replace(
 
 
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Answers inferences with the lengths of the inputs' data; raises what is put into ``fault``."""
+    """Answers inferences with the lengths of the inputs' data; raises what is put into ``fault``, calls ``work``."""
 
     def __init__(self):
         self.requests, self.fault, self.answer = [], None, None
+        self.version, self.work = "2.51.0", lambda context: None
 
     def ModelInfer(self, request, context):
         self.requests.append(request)
+        self.work(context)
         if self.fault is not None:
             context.abort(*self.fault)
         if self.answer is not None:
@@ -61,7 +63,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             "statistics",
             "trace",
         ]
-        return service_pb2.ServerMetadataResponse(name="triton", version="2.51.0", extensions=extensions)
+        return service_pb2.ServerMetadataResponse(name="triton", version=self.version, extensions=extensions)
 
     def ModelReady(self, request, context):
         return service_pb2.ModelReadyResponse(ready=request.name == "m")

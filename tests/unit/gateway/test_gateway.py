@@ -15,6 +15,7 @@ import tritonclient.http
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
+from tests.chaos.faults_service import wait_for
 from tests.unit.gateway.conftest import SMALL
 
 BODY = json.dumps({"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1, 1], "data": ["x"]}]}).encode()
@@ -206,6 +207,27 @@ def test_a_caller_who_hangs_up_leaves_no_line_in_the_log(gateway, linger, capfd)
     for _ in range(3):
         assert gateway.ask("GET", "/v2/health/live").status == 200
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("version", "cancels"), [("2.51.0", False), ("2.56.1", False), ("2.57.0", True), ("?", False)])
+def test_who_leaves_cancels_the_work_where_tritonserver_survives_that(gateway, version, cancels):
+    gateway.triton.version, under_way = version, []
+
+    def work(context):
+        under_way.append(True)
+        end = time.monotonic() + (10 if cancels else 1)
+        while context.is_active() and time.monotonic() < end:
+            time.sleep(0.01)
+        under_way.append(context.is_active())
+
+    gateway.triton.work = work
+    with socket.create_connection(gateway.address) as caller:
+        caller.sendall(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY)
+        wait_for(lambda: under_way, 10, "the call")
+    wait_for(lambda: len(under_way) == 2, 20, "its end")
+    assert under_way == [True, not cancels]
+    gateway.triton.work = lambda context: None
+    assert gateway.post(BODY).status == 200
 
 
 def test_a_long_path_is_refused(gateway):
