@@ -103,6 +103,22 @@ async function statistics() {
   }
 }
 
+/** Mean ms of each step's requests since `before`. A step is counted shortly after its answer, so what is missing is asked for again. */
+async function stepTimes(precision, before) {
+  for (let tries = 0; before; tries++) {
+    const after = await statistics();
+    if (!after) break;
+    const served = STEPS.map((step) => [step, step === "network" ? `network_${precision}` : step])
+      .filter(([, name]) => before[name] && after[name]);
+    const counted = served.filter(([, name]) => after[name].count > before[name].count);
+    if (counted.length === served.length || tries === 10) {
+      return counted.map(([step, name]) => [step, (after[name].ns - before[name].ns) / (after[name].count - before[name].count) / 1e6]);
+    }
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  return [];
+}
+
 async function answer(precision) {
   const key = `${precision} ${value("iou")}`;
   if (state.answers[key]) return state.answers[key];
@@ -111,7 +127,8 @@ async function answer(precision) {
   form.append("image", state.file, state.name);
   const before = await statistics(), started = performance.now();
   const got = await ask(`/v1/segment?${query}`, { method: "POST", body: form });
-  const found = await got.json(), whole = performance.now() - started, after = await statistics();
+  const found = await got.json(), whole = performance.now() - started;
+  const steps = await stepTimes(precision, before);
   const [image] = found.images;
   for (const one of image.detections) {
     one.runs = runs(one.mask.counts);
@@ -119,11 +136,6 @@ async function answer(precision) {
     const [x1, y1, x2, y2] = one.box;
     one.cut = [Math.max(0, Math.floor(x1)), Math.max(0, Math.floor(y1)), Math.min(image.width, Math.ceil(x2)), Math.min(image.height, Math.ceil(y2))];
   }
-  const steps = before && after ? STEPS.map((step) => {
-    const name = step === "network" ? `network_${precision}` : step, now = after[name], then = before[name];
-    if (!now || !then || now.count <= then.count) return null;
-    return [step, (now.ns - then.ns) / (now.count - then.count) / 1e6];
-  }).filter(Boolean) : [];
   const made = { ...image, precision, version: found.model.version, server: found.server_ms, whole, steps };
   state.answers[key] = made;
   return made;
