@@ -14,11 +14,12 @@ import logging
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 # Locust puts the working folder first, where another project's modules of the same names may lie.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import gevent
 from locust import events
 from locust.env import Environment
 from locust.exception import StopTest
@@ -34,6 +35,9 @@ from pipeline.command_line import printable
 __all__ = ["GrpcUser", "HttpUser"]
 
 _log = logging.getLogger(__name__)
+_READY_ATTEMPTS: Final = 50
+_READY_PAUSE_S: Final = 0.1
+_stopping: set[MasterRunner] = set()
 _asked: dict[str, tuple[Payload, ...]] = {}
 
 
@@ -88,16 +92,35 @@ def _prepare(environment: Environment, **_: Any) -> None:
 
 @events.test_stop.add_listener  # type: ignore[untyped-decorator]
 def _ended(environment: Environment, **_: Any) -> None:
-    """Let a worker listen again at once: its users have ended, but Locust would wait for the stop timeout."""
-    if isinstance(environment.runner, WorkerRunner):
+    """A worker's users have ended: report their last requests, and let it listen again at once.
+
+    Locust's own last report comes after the worker has said that it stopped, and the master waits half a second for it;
+    then the worker would wait for the stop timeout.
+    """
+    runner = environment.runner
+    if isinstance(runner, WorkerRunner):
+        report: dict[str, Any] = {}
+        environment.events.report_to_master.fire(client_id=runner.client_id, data=report)  # type: ignore[no-untyped-call]
+        runner.send_message("stats", report)
         environment.stop_timeout = 0.0
 
 
-@events.quitting.add_listener  # type: ignore[untyped-decorator]
+@events.test_stopping.add_listener  # type: ignore[untyped-decorator]
 def _collect(environment: Environment, **_: Any) -> None:
-    """Let workers finish and report before the master ends; Locust waits half a second only."""
-    if isinstance(environment.runner, MasterRunner):
-        environment.runner.stop()
+    """Let workers report before the master ends; at the end of the run time Locust waits half a second for them."""
+    runner = environment.runner
+    if not isinstance(runner, MasterRunner) or runner in _stopping:
+        return
+    _stopping.add(runner)
+    workers = len(runner.clients)
+    try:
+        runner.stop()  # waits until no worker has users
+        for _attempt in range(_READY_ATTEMPTS):  # a worker that is not ready again would not be sent away
+            if len(runner.clients) >= workers:
+                break
+            gevent.sleep(_READY_PAUSE_S)
+    finally:
+        _stopping.remove(runner)
 
 
 def _session(environment: Environment) -> Session:

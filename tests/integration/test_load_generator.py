@@ -1,4 +1,7 @@
+import json
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -49,3 +52,29 @@ def test_a_generator_that_outlasts_its_time_is_killed(monkeypatch):
 def test_a_generator_that_fails_says_why():
     with pytest.raises(LoadError, match="KeyError: 'soap'"):
         run_step(spec("127.0.0.1:1", protocol="soap"))
+
+
+# A process of its own, because Locust changes the standard library.
+STOPPED_WORKER = """
+import json
+from locust.env import Environment
+from locust.runners import WorkerRunner
+from locust.stats import setup_distributed_stats_event_listeners
+from load import locustfile
+
+sent = []
+runner = object.__new__(WorkerRunner)
+runner.client_id = "one"
+runner.send_message = lambda kind, data: sent.append([kind, data["stats_total"]["num_requests"]])
+environment = Environment(stop_timeout=35.0)
+environment.runner = runner
+setup_distributed_stats_event_listeners(environment.events, environment.stats)
+environment.stats.log_request("grpc", "segment_int8", 40, 1000)
+locustfile._ended(environment)
+print(json.dumps([sent, environment.stop_timeout]))
+"""
+
+
+def test_a_worker_reports_its_last_requests_before_it_says_that_it_has_stopped():
+    done = subprocess.run([sys.executable, "-c", STOPPED_WORKER], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [[["stats", 1]], 0.0]
