@@ -206,8 +206,18 @@ class TritonServer:
         """Start the process; returns at once.
 
         Raises:
-            ServingError: nothing to serve, a port in use, or the machine cannot run the server.
+            ServingError: nothing to serve, a port in use, or the machine cannot run the server. Nothing is left of it.
         """
+        front = self.front
+        try:
+            self._start()
+        except BaseException:
+            self._stop_server()
+            if front is None:  # else it goes on, see restart
+                self._stop_front()
+            raise
+
+    def _start(self) -> None:
         options = self.options
         repository = ModelRepository.existing(options.repository.resolve(), options.trusted_keys)
         _check_resampling(repository, options)
@@ -380,14 +390,22 @@ class TritonServer:
     def stop(self) -> None:
         """End the server: requests in flight finish, then the stubs, then shared memory is cleared."""
         self._stop_server()
+        self._stop_front()
+
+    def _stop_front(self) -> None:
         if self.front is not None:
             self.front.stop()
             self.front = None
 
     def _stop_server(self) -> None:
-        process = self._process
-        if process is None:
-            return
+        if self._process is not None:
+            self._end_process(self._process)
+            self._process = None
+        clear_after(self._shm_prefix)
+        if self._state_file is not None:
+            self._state_file.unlink(missing_ok=True)
+
+    def _end_process(self, process: subprocess.Popen[str]) -> None:
         if process.poll() is None:
             process.terminate()
             try:
@@ -400,10 +418,6 @@ class TritonServer:
         process.wait()
         if self._reader is not None:
             self._reader.join(5)
-        self._process = None
-        clear_after(self._shm_prefix)
-        if self._state_file is not None:
-            self._state_file.unlink(missing_ok=True)
 
     def model_config(self, model: str) -> dict[str, Any]:
         """A model's configuration on disk, as this server takes it, in protobuf's JSON form.
@@ -501,10 +515,14 @@ class TritonServer:
         """The relevant lines at the end of the log, to append to an error; empty if there are none."""
         if self._reader is not None and self.pid is None:
             self._reader.join(5)
-        lines = list(self._lines)
-        if self._process is None or (self._process.poll() or 0) >= 0:  # what a signal ended had no time for an error
-            lines = [line for line in lines if line[:1] in ("E", "F") or "error" in line.lower()] or lines
-        lines = [line for line in lines if _ROUTINE not in line][-8:]
+        lines = [line for line in self._lines if _ROUTINE not in line]
+        errors = [at for at, line in enumerate(lines) if line[:1] in ("E", "F") or "error" in line.lower()][-8:]
+        last = range(max(0, len(lines) - 8), len(lines))
+        if self._process is not None and (self._process.poll() or 0) < 0:  # it may have had no time for an error
+            shown = sorted({*errors, *last[-4:]})
+        else:
+            shown = errors or [*last]
+        lines = [lines[at] for at in shown]
         return ". Its log ends:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
 
 

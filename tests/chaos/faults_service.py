@@ -153,3 +153,13 @@ def wait_for(condition: Callable[[], _Found | None], within_s: float, what: str)
         if time.monotonic() > deadline:
             raise RuntimeError(f"waited {within_s:g} s for {what}")
         time.sleep(0.05)
+
+
+def settled(count: Callable[[], int]) -> int:
+    """A count, once it has stayed the same for two seconds: tritonserver counts a request after its answer."""
+    last, since = count(), time.monotonic()
+    while time.monotonic() < since + 2:
+        time.sleep(0.2)
+        if (now := count()) != last:
+            last, since = now, time.monotonic()
+    return last

@@ -85,10 +85,10 @@ def test_a_busy_machine_does_not_end_the_benchmark_and_a_dead_server_loses_no_re
     write_config(strict / "admission/config.pbtxt", config)
     written = tmp_path / "ensemble.json"
     command = [sys.executable, "-m", "bench", "ensemble", "--repository", str(strict), "--precision", "int8"]
-    command += ["--in-flight", "24", "--rounds", "3", "--seconds", "0.5", "--out", str(tmp_path)]
+    command += ["--in-flight", "8", "--rounds", "3", "--seconds", "0.5", "--out", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as bench:
         try:
-            wait_for(lambda: rounds_of("24 in flight", written) or bench.poll(), 500, "a round that was written")
+            wait_for(lambda: rounds_of("8 in flight", written) or bench.poll(), 500, "a round that was written")
             for server in below(bench.pid, "tritonserver"):
                 server.kill()
             error = bench.communicate(timeout=200)[1]
@@ -96,7 +96,7 @@ def test_a_busy_machine_does_not_end_the_benchmark_and_a_dead_server_loses_no_re
             bench.kill()
     assert bench.returncode == 1, error
     assert f"What was measured is in {tmp_path}" in error
-    assert 1 <= rounds_of("24 in flight", written) < 3
+    assert 1 <= rounds_of("8 in flight", written) < 3
 
 
 def rounds_of(case, path):

@@ -148,15 +148,14 @@ def among_other_modules(place, tmp_path):
 DEAD_PROXIES = with_variables(**dict.fromkeys(PROXIES, NOBODY))
 # Independent conditions share a run where each would fail in a way that names it.
 ENVIRONMENTS = {
-    "proxies, blank in the path": (DEAD_PROXIES, in_folder("with space")),
     "locale C, é in the path": (with_variables(LC_ALL="C", LANG=None, PYTHONUTF8="0"), in_folder("prüfung é")),
     "umask 077, blank, é and what a shell reads in the path": (with_umask, in_folder("Prüfung (2), it's $HOME & é")),
-    "no home, odd repository": (with_variables(HOME=None), with_odd_repository),
-    "home that cannot be made, linked repository": (
+    "no home, odd repository, other modules": (with_variables(HOME=None), with_odd_repository, among_other_modules),
+    "home that cannot be made, linked repository, proxies": (
         with_variables(HOME="/proc/nohome", XDG_CACHE_HOME=None),
         with_linked_repository,
+        DEAD_PROXIES,
     ),
-    "other modules": (among_other_modules,),
 }
 
 
@@ -206,16 +205,6 @@ def files_of(prefix):
     """What a server has made: shared memory, and its files."""
     folders = (Path(tempfile.gettempdir()), cache_dir() / "servers", SHARED_MEMORY)
     return [path for folder in folders for path in folder.glob(f"{prefix}*")]
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_other_projects_modules_are_not_taken_for_ours(command, tmp_path):
-    """Python itself decides what ``python -m NAME`` runs; all that the command imports then is this project's own."""
-    for name in {*COMMANDS, *LIBRARIES} - {command}:
-        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name}.py of another project')\n")
-    words = [sys.executable, "-m", command, "--help"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.stdout.startswith(f"usage: python -m {command} "), done.stderr
 
 
 PORTS = {"HTTP_PORT": "8010", "GRPC_PORT": "8011", "METRICS_PORT": "8012"}

@@ -205,14 +205,15 @@ def test_a_request_is_answered(small, triton):
 
 def test_every_ensemble_of_a_new_server_has_answered_once(repository):
     lines = []
-    with (
-        TritonServer(ServerOptions(repository), log=lines.append) as server,
-        urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as answer,
-    ):
-        metrics = answer.read().decode()
-    for precision in contract.PRECISIONS:
-        name = contract.ensemble_model(precision)
-        assert re.search(rf'^nv_inference_request_success{{[^}}]*model="{name}"[^}}]*}} [1-9]', metrics, re.MULTILINE)
+    with TritonServer(ServerOptions(repository), log=lines.append) as server:
+
+        def counted():
+            with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as answer:
+                metrics = answer.read().decode()
+            found = re.findall(r'^nv_inference_request_success{[^}]*model="(\w+)"[^}]*} [1-9]', metrics, re.MULTILINE)
+            return {*map(contract.ensemble_model, contract.PRECISIONS)} <= {*found}
+
+        wait_for(counted, 10, "the requests to be counted")  # which tritonserver does behind the answer
     assert not [line for line in lines if "did not answer a first request" in line]
 
 

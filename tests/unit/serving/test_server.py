@@ -108,10 +108,14 @@ def test_a_profile_that_the_server_has_no_backend_for_is_refused(repository, pro
             "echo 'E1 no matter'; echo 'terminate called'; kill -ABRT $$",
             r"by signal SIGABRT\).*no matter\n  terminate called$",
         ),
+        (
+            "echo 'E1 libfoo.so: cannot open'; seq 20; kill -SEGV $$",
+            r"by signal SIGSEGV\). Its log ends:\n  E1 libfoo.so: cannot open\n  17\n  18\n  19\n  20$",
+        ),
     ],
 )
 def test_a_program_that_ends_at_once_is_reported_with_its_last_lines(repository, program, tmp_path, end, said):
-    program(f'echo "E1 CudaDriverHelper has not been initialized."\necho "I1 starting"\n{end}')
+    program(f"echo 'E1 CudaDriverHelper has not been initialized.'\necho 'I1 starting'\n{end}")
     server = TritonServer(ServerOptions(repository))
     with pytest.raises(ServingError, match=r"(?s)ended before it was ready \(" + said), server:
         pytest.fail("it became ready")
@@ -288,7 +292,7 @@ def test_relative_paths_among_tritons_options_are_made_absolute(tmp_path, monkey
         assert server_module._with_absolute_path(given) == passed
 
 
-def test_a_secret_that_others_could_read_needs_consent(repository, program, monkeypatch):
+def test_a_secret_that_others_could_read_needs_consent(repository, program, tmp_path, monkeypatch):
     program('echo "$@"')
 
     def forbidden(*_, **__):
@@ -299,6 +303,9 @@ def test_a_secret_that_others_could_read_needs_consent(repository, program, monk
     with pytest.raises(ServingError, match=r"other users.*ptrace\(2\) is not allowed.*--visible-secret"):
         server.start()
     assert server.pid is None
+    assert server.front is None
+    assert not server.state_folder.exists()
+    assert list((tmp_path / "cache" / "servers").iterdir()) == []
     lines = []
     server = TritonServer(ServerOptions(repository, visible_secret=True), lines.append)
     server.start()
