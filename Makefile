@@ -11,6 +11,9 @@ serve_ports = --http-port $(or $(HTTP_PORT),$(call from_env_file,HTTP_PORT),8000
 	--metrics-port $(or $(METRICS_PORT),$(call from_env_file,METRICS_PORT),8002)
 locust_port = --web-port $(or $(LOCUST_PORT),$(call from_env_file,LOCUST_PORT),8089)
 
+# Where it is set, as in many containers, each of the hundreds of Python processes of a test run compiles its modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo serve build test test-tensorrt test-gpu test-exports test-containers load load-ui bench bench-gpu chaos fuzz soak lint audit format clean base dev tensorrt
 
@@ -44,11 +47,11 @@ serve: build ## leave a server running on loopback, with a page to try it; says 
 	@$(PYTHON_IN_VENV) -m serving run --gateway --profile cpu --repository "$(REPOSITORY)" $(serve_ports)
 
 test: test-unit ## unit tests, and integration tests against the real server
-	@$(PYTHON_IN_VENV) -m pytest tests/integration --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=20
+	@$(PYTHON_IN_VENV) -m pytest tests/integration --numprocesses=3 --dist=loadfile --no-loadscope-reorder --durations=20
 
 .PHONY: test-unit
 test-unit: dev ## unit tests alone, on all cores: no server, about a minute on two
-	@$(PYTHON_IN_VENV) -m pytest tests/unit --numprocesses=logical --maxprocesses=8 --dist=worksteal --durations=20
+	@$(PYTHON_IN_VENV) -m pytest tests/unit --numprocesses=auto --maxprocesses=8 --dist=worksteal --durations=20
 
 test-tensorrt: tensorrt ## build TensorRT plans, and hold the builder against TensorRT's API
 	@$(PYTHON_IN_VENV) -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --require-hashes \

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,21 @@ STACKS = {"cpu": ("docker-compose.yml",), "gpu": ("docker-compose.yml", "compose
 
 def resolved(*profiles: str, stack: str = "cpu", **variables: str) -> dict[str, Any]:
     """A stack's files with their defaults, or with variables of ``.env`` given."""
+    return dict(json.loads(_resolved(profiles, stack, tuple(variables.items()))))
+
+
+@lru_cache
+def _resolved(profiles: tuple[str, ...], stack: str, variables: tuple[tuple[str, str], ...]) -> str:
     # An .env of this checkout must not change what is tested.
     command = [compose(), "--env-file", os.devnull]
     for name in STACKS[stack]:
         command += ["-f", ROOT / name]
     for profile in profiles:
         command += ["--profile", profile]
-    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **variables}
+    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **dict(variables)}
     result = subprocess.run(
         [*command, "config", "--format", "json"], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
     assert not result.stderr, result.stderr  # a variable without a default is a warning
-    return dict(json.loads(result.stdout))
+    return result.stdout

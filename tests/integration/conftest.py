@@ -30,7 +30,7 @@ SETTINGS = {"calibration.scenes": 32, "verification.scenes": 32}
 
 
 def pytest_collection_modifyitems(items):
-    """Long files first, so that the two processes of the suite end together."""
+    """Long files first, so that the processes of the suite end together."""
     items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
@@ -43,7 +43,7 @@ def reference():
 def repository(reference, tmp_path_factory):
     """A copy, for this run to change, of what the builder made the first time that it was as it is now."""
     kept = kept_repository("small")
-    with alone(kept.parent / "lock"):  # the suite's other process may be building it
+    with alone(kept.parent / "lock"):  # another process of the suite may be building it
         if not kept.exists():
             fresh = tmp_path_factory.mktemp("built") / "repository"
             build(load_settings(None, {"repository": fresh, **SETTINGS}), Steps(Console(quiet=True)))
@@ -74,7 +74,7 @@ def kept_repository(name: str) -> Path:
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Hold a lock file; the suite runs in two processes."""
+    """Hold a lock file; the suite runs in several processes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

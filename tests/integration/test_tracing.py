@@ -26,7 +26,7 @@ PARENT = f"00-{TRACE}-{CALLER}-01"
 
 
 class Collector(ThreadingHTTPServer):
-    """What a collector is sent: spans by name, as (service, trace, span, parent, attributes)."""
+    """What a collector is sent: spans by trace and name, as (service, span, parent, attributes)."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Receiver)
@@ -38,15 +38,15 @@ class Collector(ThreadingHTTPServer):
             for resource in found:
                 service = {one["key"]: one["value"] for one in resource["resource"]["attributes"]}["service.name"]
                 for span in (span for scope in resource["scopeSpans"] for span in scope["spans"]):
-                    ids = span["traceId"], span["spanId"], span.get("parentSpanId", "")
-                    self.spans[span["name"]] = service["stringValue"], *ids, {}
+                    ids = span["spanId"], span.get("parentSpanId", "")
+                    self.spans[span["traceId"], span["name"]] = service["stringValue"], *ids, {}
             return
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             service = {one.key: one.value for one in resource.resource.attributes}["service.name"].string_value
             for span in (span for scope in resource.scope_spans for span in scope.spans):
-                ids = span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex()
+                ids = span.span_id.hex(), span.parent_span_id.hex()
                 attributes = {one.key: one.value.string_value or one.value.int_value for one in span.attributes}
-                self.spans[span.name] = service, *ids, attributes
+                self.spans[span.trace_id.hex(), span.name] = service, *ids, attributes
 
 
 class Receiver(BaseHTTPRequestHandler):
@@ -97,18 +97,18 @@ def test_one_trace_from_the_caller_to_the_model(collector, tmp_path, monkeypatch
     )
     with TritonServer(options) as server:
         assert infer(server.http_url, traceparent=PARENT, X_Request_Id="mine") == 200
-        wait_for(lambda: {"ModelInfer", "InferRequest"} <= collector.spans.keys(), 30, "the spans")
-        wait_for(lambda: any(name.startswith("POST") for name in collector.spans), 30, "the request's span")
-    (name,) = (name for name in collector.spans if name.startswith("POST"))
-    service, trace, request, parent, attributes = collector.spans[name]
-    assert name == "POST /v2/models/{model}/infer"
-    assert (service, trace, parent) == ("segmentation-gateway", TRACE, CALLER)
+        names = ("POST /v2/models/{model}/infer", "ModelInfer", "InferRequest")
+        # The server's own first requests have traces, too.
+        wait_for(lambda: {(TRACE, name) for name in names} <= collector.spans.keys(), 30, "the spans")
+    received, sent, inferred = (collector.spans[TRACE, name] for name in names)
+    service, request, parent, attributes = received
+    assert (service, parent) == ("segmentation-gateway", CALLER)
     assert attributes["http.response.status_code"] == 200
     assert attributes["segmentation.request_id"] == "mine"
-    _, trace, call, parent, _ = collector.spans["ModelInfer"]
-    assert (trace, parent) == (TRACE, request)
-    service, trace, _, parent, _ = collector.spans["InferRequest"]
-    assert (service, trace, parent) == ("triton-inference-server", TRACE, call)
+    service, call, parent, _ = sent
+    assert (service, parent) == ("segmentation-gateway", request)
+    service, _, parent, _ = inferred
+    assert (service, parent) == ("triton-inference-server", call)
 
 
 @pytest.mark.parametrize(

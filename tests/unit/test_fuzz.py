@@ -8,7 +8,7 @@ import pytest
 
 from tests.fuzz.targets import TARGETS
 
-MUTATIONS = 150
+MUTATIONS = 75
 
 
 def mutated(data: bytes, chance: random.Random) -> bytes:

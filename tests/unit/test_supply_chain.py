@@ -73,6 +73,7 @@ def test_the_document_has_the_table_of_advisories_as_it_is_now():
 )
 def test_a_pin_on_the_list_fails_the_audit(monkeypatch, capsys, component, version, advisory):
     monkeypatch.setattr(audit, "LOCKS", ())
+    monkeypatch.setattr(audit, "index_url", str)  # without locks, nobody is asked
     monkeypatch.setattr(audit, "server_pins", lambda: [audit.Pin(component, version, frozenset())])
     assert audit.main(["--check"]) == 1
     assert re.search(rf"{component} {version}: .*{advisory}.*pin another version", capsys.readouterr().out)

@@ -53,7 +53,6 @@ def no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def first_run_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Save a process per file that these tests make themselves; test_first_run.py is about the process."""
-    if request.path.name != "test_first_run.py":
-        monkeypatch.setattr("builder.export.first_run", lambda path, size, _: run_once(inspect(path, size), 2))
+def first_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save a process per file that these tests make themselves; integration tests are about the process."""
+    monkeypatch.setattr("builder.export.first_run", lambda path, size, _: run_once(inspect(path, size), 2))

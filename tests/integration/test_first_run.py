@@ -18,8 +18,8 @@ from tests.exports import segmentation_export
 from tests.unit.builder.test_build import quiet
 
 TERA = 1 << 40
-SMALL, BRIEF = Limits(time_s=120, memory_mib=2048), Limits(time_s=4, memory_mib=2048)
-TOO_LARGE, TOO_LONG = r"more than 2048 MiB .*inspection\.memory_mib", r"more than 4 s.*inspection\.time_s"
+SMALL, BRIEF = Limits(time_s=120, memory_mib=2048), Limits(time_s=2, memory_mib=2048)
+TOO_LARGE, TOO_LONG = r"more than 2048 MiB .*inspection\.memory_mib", r"more than 2 s.*inspection\.time_s"
 
 
 def refused(path, match, limits=SMALL):
