@@ -109,7 +109,7 @@ def read_advisories(path: Path = ADVISORIES) -> list[Advisory]:
         ValueError: an entry lacks a field or has another one, or says something else than :data:`STATES`.
     """
     found = []
-    for entry in yaml.safe_load(path.read_text()):
+    for entry in yaml.load(path.read_text(), Loader=yaml.CSafeLoader):
         try:
             advisory = Advisory(**{**entry, "ids": tuple(entry["ids"]), "affected": SpecifierSet(entry["affected"])})
         except (KeyError, TypeError) as error:
