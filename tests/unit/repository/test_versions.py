@@ -527,6 +527,7 @@ def test_shipped_configurations_name_a_plan_per_architecture(precision):
 def test_hostile_manifests_are_shown_harmlessly_or_refused(repository, capsys):
     add_version(repository, verification=PASSED)
     path = repository.path / "network_int8/1/manifest.json"
+    path.chmod(0o644)
     text = path.read_text()
     values = json.loads(text)
     values["source"]["class_names"] = ["\x9b2J\x1b[2J größe"]
