@@ -101,7 +101,8 @@ def _fill(filler: Path, pages: int) -> None:
 
 
 def _remount(disk: Path, how: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
+    """Change the mount, not the file system: that would ask for its owner's id, which has none in the namespace."""
+    subprocess.run(["mount", "-o", f"remount,bind,{how}", str(disk)], check=True)
 
 
 def main(arguments: Sequence[str]) -> int:
