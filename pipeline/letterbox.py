@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 PAD_VALUE: Final = 114
 """Gray of the border, the value the YOLO family is trained with (ultralytics ``LetterBox``)."""
+IMAGE_FITS: Final = ("letterbox", "stretch")
+"""How an image lies in the network's input; see :meth:`Geometry.fit`."""
 RESAMPLING: Final = ("area", "bilinear")
 """How images are resized: as :func:`letterbox` does by default, or as it does with ``bilinear``."""
 

@@ -24,6 +24,7 @@ from base.files import write_atomically
 from base.paths import address_problem
 from pipeline import contract
 from pipeline.class_names import to_parameters
+from pipeline.letterbox import IMAGE_FITS
 from pipeline.parameters import RequestLimits
 from repository.errors import RepositoryError
 from repository.manifest import MANIFEST_NAME, Manifest, classes_text, is_named, other_classes
@@ -43,8 +44,7 @@ CONFIG_NAMES: Final = {name: profile.config_name for name, profile in PROFILES.i
 """Where the configuration of a ``network_*`` model lies, per profile."""
 
 IMAGE_FIT: Final = "image_fit"
-"""Parameter of the preprocessing step: :data:`STRETCH` has images fill the input; without it they are letterboxed."""
-STRETCH: Final = "stretch"
+"""Parameter of the step that decodes: one of :data:`pipeline.letterbox.IMAGE_FITS`, as the network wants it."""
 RESAMPLE: Final = "resample"
 """Likewise: one of :data:`pipeline.letterbox.RESAMPLING`, the operator's choice."""
 NO_LIMITS: Final[Mapping[str, float]] = MappingProxyType({})
@@ -580,13 +580,17 @@ class ModelRepository:
 
 def _decided(config: Any, limits: Mapping[str, float], *, stretch: bool) -> dict[str, str | None]:
     """Parameters of a step's configuration that the network decides; None where there must be none."""
-    outputs = [tensor.name for tensor in config.output]
-    if contract.GEOMETRY.name in outputs:
-        return {IMAGE_FIT: STRETCH if stretch else None}
-    if contract.NUM_DETECTIONS.name not in outputs or config.HasField("ensemble_scheduling"):
-        return {}
-    names = [field.name for field in dataclasses.fields(RequestLimits)]
-    return {name: f"{limits[name]:.9g}" if name in limits else None for name in names}
+    inputs, outputs = ({tensor.name for tensor in tensors} for tensors in (config.input, config.output))
+    answers = contract.NUM_DETECTIONS.name in outputs
+    decided: dict[str, str | None] = {}
+    if config.HasField("ensemble_scheduling"):
+        return decided
+    if contract.GEOMETRY.name in outputs or (answers and contract.IMAGE.name in inputs):
+        decided[IMAGE_FIT] = IMAGE_FITS[1] if stretch else None
+    if answers:
+        names = [field.name for field in dataclasses.fields(RequestLimits)]
+        decided |= {name: f"{limits[name]:.9g}" if name in limits else None for name in names}
+    return decided
 
 
 def network_problems(config: Any, source: Mapping[str, Any]) -> list[str]:

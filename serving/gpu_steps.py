@@ -17,7 +17,7 @@ from tritonclient.grpc import model_config_pb2
 from base.gpu import query_gpus
 from pipeline import contract
 from pipeline.letterbox import RESAMPLING
-from repository.store import IMAGE_FIT, RESAMPLE, ModelRepository, read_config
+from repository.store import RESAMPLE, ModelRepository, read_config
 
 COUNTS: Final[Mapping[str, int]] = {
     contract.ADMISSION_MODEL: 4,
@@ -59,10 +59,9 @@ def obstacle(repository: ModelRepository, resample: str | None, environment: Map
         environment: that the server's processes get.
     """
     parameters = read_config(repository.shared_config(contract.PREPROCESS_MODEL)).parameters
-    configured = {name: parameters[name].string_value for name in (RESAMPLE, IMAGE_FIT) if name in parameters}
-    for name, value in {**configured, **({RESAMPLE: resample} if resample else {})}.items():
-        if value != RESAMPLING[0]:
-            return f"the kernel that resizes does not take {name} {value!r}"
+    configured = parameters[RESAMPLE].string_value if RESAMPLE in parameters else RESAMPLING[0]
+    if (resample or configured) != RESAMPLING[0]:
+        return f"the kernel that resizes does not take {RESAMPLE} {resample or configured!r}"
     try:
         probe = subprocess.run(
             [sys.executable, "-m", "steps.gpu"],

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from base.heartbeat import Heartbeat
 from pipeline import contract
 from pipeline.errors import InputError, OverloadError
+from pipeline.letterbox import IMAGE_FITS
 from pipeline.parameters import RequestLimits, RequestParameters
 from steps.admission import Admission, state_folder
 
@@ -132,6 +133,15 @@ def config_choice(config: dict[str, Any], name: str, allowed: Sequence[str]) -> 
     if text not in allowed:
         raise ValueError(f"parameter {name!r} in config.pbtxt is {text!r}; allowed: {', '.join(allowed)}")
     return text
+
+
+def fills_input(config: dict[str, Any]) -> bool:
+    """Whether images are stretched to the network's input (``image_fit``); else they keep their aspect ratio.
+
+    Raises:
+        ValueError: see :func:`config_choice`.
+    """
+    return config_choice(config, "image_fit", IMAGE_FITS) == IMAGE_FITS[1]
 
 
 def cancelled(request: Any) -> bool:

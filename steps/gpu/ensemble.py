@@ -28,13 +28,13 @@ from steps.gpu.decoder import EngineDecoder
 from steps.gpu.device import CudaDevice
 from steps.gpu.fused_network import FusedNetwork, open_network
 from steps.gpu.network import DeviceNetwork
-from steps.gpu.postprocess import GpuPostprocess, NetworkOutputs, check_prototypes
+from steps.gpu.postprocess import GpuPostprocess, NetworkOutputs
 from steps.gpu.preprocess import Examined, GpuPreprocess, describe_geometry
 from steps.gpu.requests import Answers, Decoding, gpu_number, image_limits
 from steps.gpu.segmenter import Batch, Places
 from steps.gpu.structs import IMAGE
 from steps.metrics import SessionTime
-from steps.python_backend import answer, heartbeat, log, mark_finished, request_limits, request_parameters
+from steps.python_backend import answer, fills_input, heartbeat, log, mark_finished, request_limits, request_parameters
 
 _OUTPUTS: Final = (contract.CANDIDATES.name, contract.PROTOTYPES.name)
 
@@ -161,7 +161,8 @@ class PreprocessStep(_Step):
         threads = max(1, usable_cpus() // (2 * processes))
         decoder = EngineDecoder(self.device.number, self.device.stream, threads)
         pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self._step = GpuPreprocess(self.device, decoder, (height, width, channels), self.most, pool, limits)
+        shape, stretch = (height, width, channels), fills_input(self.config)
+        self._step = GpuPreprocess(self.device, decoder, shape, self.most, pool, limits, stretch=stretch)
         self._decoding = Decoding(args["model_name"], self.admission, limits, self._step.examine)
         self._pixels = self.device.memory(self.most * height * width * channels)
         self._rows = self.device.share(self._pixels, (self.most, height, width, channels), np.uint8)
@@ -215,11 +216,10 @@ class PostprocessStep(_Step):
 
     def _open(self, _: dict[str, str]) -> NetworkOutputs:
         (rows, columns), (planes, high, wide) = (self.dims(name) for name in _OUTPUTS)
-        check_prototypes(columns, planes)
         sizes = rows * columns * 4, planes * high * wide * 2
         candidates, prototypes = (self.device.memory(self.most * size) for size in sizes)
         self.targets = dict(zip(_OUTPUTS, zip((candidates, prototypes), sizes, strict=True), strict=True))
-        return NetworkOutputs(candidates, prototypes, rows, columns, high, wide)
+        return NetworkOutputs(candidates, prototypes, rows, columns, planes, high, wide)
 
     def _infer(self, count: int) -> None:
         """Queue what lies between the targets and the network's outputs, for so many images."""

@@ -18,7 +18,7 @@ from steps.gpu.device import CudaDevice, Device
 from steps.gpu.head import Head
 from steps.gpu.layers import ALIGNED, Convolution, Enlarge, Layer, Map, Pool, Segment, Stem, Sum, aligned
 from steps.gpu.network import DeviceNetwork, Tensor, batch_sizes, fastest_run
-from steps.gpu.postprocess import NetworkOutputs, check_prototypes
+from steps.gpu.postprocess import NetworkOutputs
 from steps.gpu.reader import layers_of
 
 Run = Callable[[], None]
@@ -83,13 +83,13 @@ class FusedNetwork:
         self.input_shape = height, width, channels
         self.images = device.memory(max_batch_size * height * width * channels)
         rows, columns = shapes[contract.CANDIDATES.name]
-        coefficients, high, wide = shapes[contract.PROTOTYPES.name]
-        check_prototypes(columns, coefficients)
+        planes, high, wide = shapes[contract.PROTOTYPES.name]
         self.outputs = NetworkOutputs(
             device.memory(max_batch_size * rows * columns * 4),
-            device.memory(max_batch_size * coefficients * high * wide * 2),
+            device.memory(max_batch_size * planes * high * wide * 2),
             rows,
             columns,
+            planes,
             high,
             wide,
         )
@@ -100,11 +100,13 @@ class FusedNetwork:
         self._weights = {id(layer): self._constants(layer) for layer in self.layers.layers}
         self._planes: dict[tuple[int, str], int] = {}
         self._ranking = self._rank_memory(*self.layers.head) if self.layers.head else ()
-        self._runs = {size: self._prepared(size) for size in batch_sizes(max_batch_size)}
-        if cudnn is not None:
-            cudnn.save()
-            if cudnn.apart:
-                self.problems.append(f"{len(cudnn.apart)} convolutions are not fused, such as {cudnn.apart[0]}")
+        try:
+            self._runs = {size: self._prepared(size) for size in batch_sizes(max_batch_size)}
+        finally:
+            if cudnn is not None:
+                cudnn.save()
+        if cudnn is not None and cudnn.apart:
+            self.problems.append(f"{len(cudnn.apart)} convolutions are not fused, such as {cudnn.apart[0]}")
 
     def run(self, count: int) -> None:
         """Queue the network for the first ``count`` images; what pads the batch is whatever was there before."""

@@ -24,6 +24,7 @@ from steps.metrics import SessionTime
 from steps.python_backend import (
     answer,
     config_parameter,
+    fills_input,
     heartbeat,
     log,
     mark_finished,
@@ -88,6 +89,7 @@ class FusedModel:
             config_parameter(config, "gpu_batch_size", 64),
             threads=max(1, usable_cpus() // processes),
             limits=limits,
+            stretch=fills_input(config),
         )
         for problem in problems:
             log("warn", f"CUDA: {problem}")

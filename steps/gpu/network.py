@@ -14,12 +14,15 @@ from onnx import helper, numpy_helper
 
 from pipeline import contract
 from steps.gpu.device import CudaDevice
-from steps.gpu.postprocess import NetworkOutputs, check_prototypes
+from steps.gpu.postprocess import NetworkOutputs
 
 _WARM_UP_RUNS: Final = 3  # the first prepares the convolutions, the second is captured, the third replayed
 _NO_WAIT: Final = ("disable_synchronize_execution_providers", "1")
 _FUSED_FROM: Final = 16
 """From this size of batches on, convolutions are fused with their bias: compiled by cuDNN at load, 13 s a size."""
+
+_EXACT: Final = {"use_tf32": "0"}
+"""float32 is computed in float32; by default it is rounded to 10 bits of mantissa, no more than fp16 has."""
 
 _WAYS: Final[tuple[dict[str, str], ...]] = (
     {"fuse_conv_bias": "1", "enable_cuda_graph": "1", "prefer_nhwc": "1"},
@@ -66,12 +69,11 @@ class DeviceNetwork:
         height, width, channels = shapes[contract.IMAGES.name]
         self.input_shape = height, width, channels
         self.images = device.memory(max_batch_size * prod(self.input_shape))
-        check_prototypes(candidates[1], prototypes[0])
         self.outputs = NetworkOutputs(
             device.memory(max_batch_size * prod(candidates) * 4),
             device.memory(max_batch_size * prod(prototypes) * 2),
             *candidates,
-            *prototypes[1:],
+            *prototypes,
         )
         device.clear(self.images, max_batch_size * prod(self.input_shape))
         self._runs = {size: self._prepared(size) for size in batch_sizes(max_batch_size)}
@@ -217,7 +219,7 @@ def cuda_session(model: bytes, device: int, batch_size: int, options: Mapping[st
     session = ort.InferenceSession(
         model,
         session_options,
-        providers=[("CUDAExecutionProvider", {"device_id": device, **options}), "CPUExecutionProvider"],
+        providers=[("CUDAExecutionProvider", {"device_id": device, **_EXACT, **options}), "CPUExecutionProvider"],
     )
     if "CUDAExecutionProvider" not in session.get_providers():
         raise RuntimeError(

@@ -39,9 +39,10 @@ class NetworkOutputs:
 
     Attributes:
         candidates: address of float32 [batch, rows, columns], sorted by falling score.
-        prototypes: address of float16 [batch, columns - 6, cells_high, cells_wide].
+        prototypes: address of float16 [batch, planes, cells_high, cells_wide].
         rows: candidates per image.
         columns: of a candidate.
+        planes: prototypes, one per coefficient of a candidate; or ready masks.
         cells_high: rows of a prototype.
         cells_wide: columns of a prototype.
     """
@@ -50,25 +51,19 @@ class NetworkOutputs:
     prototypes: int
     rows: int
     columns: int
+    planes: int
     cells_high: int
     cells_wide: int
 
+    @property
+    def coefficients(self) -> int:
+        """Of a candidate."""
+        return self.columns - FIRST_COEFFICIENT_COLUMN
 
-def check_prototypes(columns: int, planes: int) -> None:
-    """Refuse a network of ready masks.
-
-    Args:
-        columns: of a candidate.
-        planes: of the prototypes.
-
-    Raises:
-        ValueError: a candidate does not have one coefficient per prototype.
-    """
-    if columns - FIRST_COEFFICIENT_COLUMN != planes:
-        raise ValueError(
-            f"the network gives {planes} ready masks in place of prototypes, as RF-DETR-seg does, but the profile "
-            "cuda needs prototypes. Serve it with the profile tensorrt or cpu"
-        )
+    @property
+    def has_ready_masks(self) -> bool:
+        """See :func:`pipeline.masks.holds_ready_masks`."""
+        return self.coefficients == 1 < self.planes
 
 
 class GpuPostprocess:
@@ -80,13 +75,15 @@ class GpuPostprocess:
         max_batch_size: most images that come together.
 
     Raises:
-        ValueError: the network has more mask coefficients than the kernels hold.
+        ValueError: the network has more mask coefficients than the kernels hold, or another number than prototypes.
     """
 
     def __init__(self, device: Device, outputs: NetworkOutputs, max_batch_size: int) -> None:
-        coefficients = outputs.columns - FIRST_COEFFICIENT_COLUMN
+        coefficients = outputs.coefficients
         if not 1 <= coefficients <= _MOST_COEFFICIENTS:
             raise ValueError(f"the network has {coefficients} mask coefficients; allowed: 1 to {_MOST_COEFFICIENTS}")
+        if coefficients != outputs.planes and not outputs.has_ready_masks:
+            raise ValueError(f"the network has {coefficients} mask coefficients for {outputs.planes} prototypes")
         self._device, self._outputs = device, outputs
         self._blocks = device.multiprocessors * _BLOCKS_PER_MULTIPROCESSOR
         most = max_batch_size * DEFAULT_TOP_K
@@ -191,6 +188,14 @@ class GpuPostprocess:
         """Score of the last candidate of an image that left the network; see :func:`pipeline.decode.may_be_cut`."""
         return float(self._places["last_score"][index])
 
+    def mask_boxes(self, index: int) -> NDArray[np.float32]:
+        """The pixels that the masks of an image may reach: float32 [n, 4] of x1, y1, x2, y2."""
+        first, count = (int(self._places[name][index]) for name in ("first", "count"))
+        x, y = (self._instances_found[name][first : first + count] for name in ("x", "y"))
+        sides = x["first"], y["first"], x["first"] + x["count"], y["first"] + y["count"]
+        boxes: NDArray[np.float32] = np.stack(sides, axis=1).astype(np.float32)
+        return boxes
+
     def masks(self, index: int, height: int, width: int, mask_format: str) -> list[bytes]:
         """The encoded masks of one image.
 
@@ -260,7 +265,7 @@ class GpuPostprocess:
                 *map(np.uint64, (self._totals, outputs.candidates)),
                 *map(np.int32, (outputs.rows, outputs.columns)),
                 np.uint64(outputs.prototypes),
-                *map(np.int32, (outputs.cells_high, outputs.cells_wide)),
+                *map(np.int32, (outputs.planes, outputs.cells_high, outputs.cells_wide)),
                 *map(np.uint64, (self._scratch, edges.address)),
                 np.int32(edges.capacity),
                 np.uint64(text.address),

@@ -71,6 +71,7 @@ class GpuPreprocess:
         max_batch_size: most images that come together.
         pool: threads for what the GPU does not decode.
         limits: bounds on every image.
+        stretch: whether they fill the network's input.
 
     Attributes:
         images: :data:`steps.gpu.structs.IMAGE` [max_batch_size], what the kernels know of each image of a batch.
@@ -85,9 +86,11 @@ class GpuPreprocess:
         max_batch_size: int,
         pool: ThreadPoolExecutor,
         limits: ImageLimits | None = None,
+        *,
+        stretch: bool = False,
     ) -> None:
         self._device, self._decoder, self.limits = device, decoder, limits or ImageLimits()
-        self._shape = input_shape
+        self._shape, self._stretch = input_shape, stretch
         self._row_bytes = int(np.prod(input_shape))
         self._host_pixels = device.host((max_batch_size, *input_shape), np.uint8)
         self._pool = pool
@@ -163,12 +166,12 @@ class GpuPreprocess:
         self._device.upload(self._address, self._late[: len(results)])
 
     def _on_cpu(self, index: int, image: Examined) -> Future[Geometry]:
-        return self._pool.submit(preprocess, image.data, self._host_pixels[index], self.limits)
+        return self._pool.submit(preprocess, image.data, self._host_pixels[index], self.limits, stretch=self._stretch)
 
     def _describe(self, index: int, picture: Picture, orientation: int) -> Geometry:
         turn = _TURNS[orientation]
         height, width = (picture.width, picture.height) if turn[0] else (picture.height, picture.width)
-        geometry = Geometry.fit(height, width, *self._shape[:2])
+        geometry = Geometry.fit(height, width, *self._shape[:2], stretch=self._stretch)
         image: Any = self.images[index]
         image["pixels"], image["pitch"] = picture.address, picture.pitch
         image["transposed"], image["flip_x"], image["flip_y"] = turn

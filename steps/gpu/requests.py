@@ -133,7 +133,8 @@ class Answers:
             ImageError, OverloadError: its masks are too much work, or come too late.
         """
         if asked.mask_format not in ("rle", "none"):  # those two are done already
-            seconds = check_mask_work([one.boxes for one in detections], places, asked, self._admission.allowed_s)
+            boxes = [batch.mask_boxes(first + index) for index in range(len(detections))]
+            seconds = check_mask_work(boxes, places, asked, self._admission.allowed_s)
             check_in_time(request, seconds, self._admission, self._metrics)
         images = [
             ImageSegmentation(

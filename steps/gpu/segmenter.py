@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decode import Detections
@@ -47,6 +48,7 @@ class GpuSegmenter:
         max_batch_size: most images that come together.
         threads: of the processor, for images that the GPU does not decode.
         limits: bounds on every image.
+        stretch: whether images fill the network's input.
 
     Attributes:
         device: see the argument; likewise the next four.
@@ -65,6 +67,8 @@ class GpuSegmenter:
         max_batch_size: int,
         threads: int,
         limits: ImageLimits | None = None,
+        *,
+        stretch: bool = False,
     ) -> None:
         self.device, self.network, self.decoder = device, network, decoder
         self.limits, self.max_batch_size = limits or ImageLimits(), max_batch_size
@@ -72,7 +76,7 @@ class GpuSegmenter:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._lanes = [
             _Lane(
-                GpuPreprocess(device, decoder, network.input_shape, max_batch_size, pool, limits),
+                GpuPreprocess(device, decoder, network.input_shape, max_batch_size, pool, limits, stretch=stretch),
                 GpuPostprocess(device, network.outputs, max_batch_size),
             )
             for _ in range(2)
@@ -142,6 +146,9 @@ class Batch:
         post = self._postprocess
         found = post.wait()
         self._last_scores = [post.last_score(index) for index in range(len(found))]
+        self._mask_boxes = {
+            index: post.mask_boxes(index) for index, asked in enumerate(self._parameters) if _needs_edges(asked)
+        }
         self._overflowed = post.overflowed
         return [
             place if isinstance(place, ImageError) else (place, one)
@@ -158,6 +165,10 @@ class Batch:
         mask_format = self._parameters[index].mask_format
         return self._postprocess.masks(place, geometry.height, geometry.width, mask_format)
 
+    def mask_boxes(self, index: int) -> NDArray[np.float32]:
+        """See :meth:`steps.gpu.postprocess.GpuPostprocess.mask_boxes`; of an image whose masks the host makes."""
+        return self._mask_boxes[index]
+
     def last_score(self, index: int) -> float:
         """See :meth:`steps.gpu.postprocess.GpuPostprocess.last_score`."""
         return self._last_scores[index]
@@ -168,9 +179,14 @@ class Batch:
         self._images[:count] = 0
         self._postprocess.ask(self._images[:count], asked)
         places = self._place(images)
-        with_edges = any(one.mask_format not in ("rle", "none") for one in asked)
+        with_edges = any(map(_needs_edges, asked))
         self._postprocess.start(self._address, count, with_edges=with_edges)
         return places
+
+
+def _needs_edges(asked: RequestParameters) -> bool:
+    """Whether the host makes the masks, from the edges of their runs; the others are done on the GPU."""
+    return asked.mask_format not in ("rle", "none")
 
 
 def open_segmenter(
@@ -179,6 +195,8 @@ def open_segmenter(
     max_batch_size: int,
     threads: int,
     limits: ImageLimits | None = None,
+    *,
+    stretch: bool = False,
 ) -> tuple[GpuSegmenter, list[str]]:
     """A segmenter on a GPU, every batch size prepared. To be called before anything else of the process uses the GPU.
 
@@ -188,6 +206,7 @@ def open_segmenter(
         max_batch_size: see :class:`GpuSegmenter`; likewise the next two.
         threads: see there.
         limits: see there.
+        stretch: see there.
 
     Returns:
         The segmenter, and what could not be had for its speed, a sentence each.
@@ -204,5 +223,5 @@ def open_segmenter(
             "onnxruntime-gpu"
         ) from error
     network = open_network(path, gpu, max_batch_size)
-    segmenter = GpuSegmenter(gpu, network, decoder, max_batch_size, threads, limits)
+    segmenter = GpuSegmenter(gpu, network, decoder, max_batch_size, threads, limits, stretch=stretch)
     return segmenter, [*network.problems, *gpu.problems]

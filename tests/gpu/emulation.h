@@ -93,6 +93,9 @@ inline int atomicAdd(int* place, int value) {
   return before;
 }
 
+inline void atomicMin(int* place, int value) { *place = min(*place, value); }
+inline void atomicMax(int* place, int value) { *place = max(*place, value); }
+
 inline float widen_on_host(unsigned short half) {
   _Float16 value;
   std::memcpy(&value, &half, 2);

@@ -222,7 +222,9 @@ class FixedNetwork:
 
     def __init__(self, device, get, put, candidates, prototypes):
         self.images, self.get, self.runs = device.memory(MOST * INPUT * INPUT * 3), get, []
-        self.outputs = NetworkOutputs(put(candidates), put(prototypes), ROWS, 6 + COEFFICIENTS, CELLS, CELLS)
+        self.outputs = NetworkOutputs(
+            put(candidates), put(prototypes), ROWS, 6 + COEFFICIENTS, COEFFICIENTS, CELLS, CELLS
+        )
 
     def run(self, count):
         self.runs.append(self.get(self.images, (count, *self.input_shape)))

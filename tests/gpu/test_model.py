@@ -31,7 +31,7 @@ class FixedNetwork:
             self.candidates[:], self.prototypes[:] = self.candidates[0], self.prototypes[0]
         self.images = device.memory(MOST * INPUT * INPUT * 3)
         addresses = put(self.candidates), put(self.prototypes)
-        self.outputs = NetworkOutputs(*addresses, ROWS, 6 + COEFFICIENTS, *self.prototypes.shape[2:])
+        self.outputs = NetworkOutputs(*addresses, ROWS, 6 + COEFFICIENTS, *self.prototypes.shape[1:])
         self.runs = []
 
     def run(self, count):

@@ -5,6 +5,7 @@ import pytest
 
 from pipeline.decode import decode_candidates
 from pipeline.letterbox import Geometry
+from pipeline.masks import mask_boxes
 from pipeline.parameters import RequestParameters
 from pipeline.postprocess import segmentation_of
 from steps.gpu import postprocess
@@ -47,7 +48,7 @@ def expected(candidates, prototypes, geometry, parameters):
 
 def run(device, put, candidates, prototypes, geometries, parameters):
     batch, rows, columns = candidates.shape
-    outputs = NetworkOutputs(put(candidates), put(prototypes), rows, columns, *prototypes.shape[2:])
+    outputs = NetworkOutputs(put(candidates), put(prototypes), rows, columns, *prototypes.shape[1:])
     post = GpuPostprocess(device, outputs, batch)
     return post, answers(post, put, geometries, parameters)
 
@@ -118,6 +119,26 @@ def test_runs_on_columns_of_a_whole_picture(device, put):
     check_equal(answer, expected(candidates[0], prototypes[0], geometry, asked))
 
 
+@pytest.mark.parametrize("stretch", [True, False])
+@pytest.mark.parametrize("mask_format", ["rle", "polygon", "png"])
+def test_ready_masks_reach_beyond_their_boxes(device, put, stretch, mask_format):
+    """A row's only coefficient is the number of its mask; some of the masks are empty, whole, or one cell."""
+    rng = np.random.default_rng(13)
+    candidates, prototypes = network_outputs(rng, len(SIZES))
+    candidates = np.ascontiguousarray(candidates[..., :7])
+    candidates[..., 6] = rng.permuted(np.tile(np.arange(ROWS), (len(SIZES), 1)), axis=1)
+    prototypes = smooth(rng, len(SIZES), ROWS, CELLS, CELLS) - np.float16(0.75)
+    prototypes[:, :3], prototypes[:, 2, 7, 31], prototypes[:, 3] = -1, 1, 1
+    geometries = [Geometry.fit(*size, INPUT, INPUT, stretch=stretch) for size in SIZES]
+    asked = RequestParameters(confidence=0.0, iou=1.0, max_detections=1000, mask_format=mask_format)
+    post, found = run(device, put, candidates, prototypes, geometries, [asked] * len(SIZES))
+    for index, (answer, *arguments) in enumerate(zip(found, candidates, prototypes, geometries, strict=True)):
+        check_equal(answer, expected(*arguments, asked))
+        rows = decode_candidates(candidates[index], geometries[index], asked)
+        boxes = mask_boxes(prototypes[index], rows.coefficients, rows.boxes, geometries[index])
+        assert np.abs(post.mask_boxes(index) - boxes).max() <= 1
+
+
 def test_nothing_found(device, put):
     rng = np.random.default_rng(9)
     candidates, prototypes = network_outputs(rng, 2)
@@ -170,6 +191,10 @@ def test_same_bytes_from_run_to_run(device, put):
             np.testing.assert_array_equal(one[0].boxes, other[0].boxes)
 
 
-def test_too_many_coefficients_are_refused(device):
-    with pytest.raises(ValueError, match="257 mask coefficients; allowed: 1 to 256"):
-        GpuPostprocess(device, NetworkOutputs(0, 0, 10, 6 + 257, 8, 8), 1)
+@pytest.mark.parametrize(
+    ("coefficients", "planes", "said"),
+    [(257, 257, "257 mask coefficients; allowed: 1 to 256"), (32, 31, "32 mask coefficients for 31 prototypes")],
+)
+def test_coefficients_that_the_kernels_cannot_take_are_refused(device, coefficients, planes, said):
+    with pytest.raises(ValueError, match=said):
+        GpuPostprocess(device, NetworkOutputs(0, 0, 10, 6 + coefficients, planes, 8, 8), 1)

@@ -46,8 +46,8 @@ def webp(image):
     return cv2.imencode(".webp", image)[1].tobytes()
 
 
-def run(device, decoder, get, encoded, limits=None, times=1):
-    step = GpuPreprocess(device, decoder, SHAPE, len(encoded), ThreadPoolExecutor(2), limits)
+def run(device, decoder, get, encoded, limits=None, times=1, *, stretch=False):
+    step = GpuPreprocess(device, decoder, SHAPE, len(encoded), ThreadPoolExecutor(2), limits, stretch=stretch)
     pixels = device.memory(len(encoded) * int(np.prod(SHAPE)))
     for _ in range(times):
         device.wait()
@@ -69,9 +69,9 @@ def examine(step, data):
         return error
 
 
-def expected(data, limits=None):
+def expected(data, limits=None, *, stretch=False):
     out = np.empty(SHAPE, np.uint8)
-    return preprocess(data, out, limits), out
+    return preprocess(data, out, limits, stretch=stretch), out
 
 
 def check_close(found, wanted):
@@ -90,6 +90,19 @@ def test_letterbox(device, decoder, get, size):
     wanted = np.empty(SHAPE, np.uint8)
     assert geometry == letterbox(decode_image(data), wanted)
     check_close(pixels, wanted)
+
+
+@pytest.mark.parametrize("size", [(96, 128), (300, 500), (700, 301), (20, 900), (500, 60), (17, 23)])
+def test_stretched(device, decoder, get, size):
+    """Also where one side shrinks and the other one grows."""
+    image = picture(*size)
+    encoded = [jpeg(image, QUALITY=95), png(image)]
+    results, pixels = run(device, decoder, get, encoded, stretch=True)
+    for result, found, data in zip(results, pixels, encoded, strict=True):
+        wanted = np.empty(SHAPE, np.uint8)
+        assert result == Geometry.fit(*size, *SHAPE[:2], stretch=True)
+        letterbox(decode_image(data), wanted, result)
+        check_close(found, wanted)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

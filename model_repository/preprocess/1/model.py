@@ -18,7 +18,7 @@ from pipeline.preprocess import preprocess
 from steps.admission import Admission, state_path
 from steps.checks import check_decoding
 from steps.metrics import PreprocessMetrics
-from steps.python_backend import DEVICES, answer_each, config_choice, config_parameter, mark_finished
+from steps.python_backend import DEVICES, answer_each, config_choice, config_parameter, fills_input, mark_finished
 
 
 class TritonPythonModel:
@@ -43,7 +43,7 @@ class TritonPythonModel:
             max_pixels=config_parameter(config, "max_image_pixels", ImageLimits.max_pixels),
             max_bytes=config_parameter(config, "max_image_bytes", ImageLimits.max_bytes),
         )
-        self._stretch = config_choice(config, "image_fit", ("letterbox", "stretch")) == "stretch"
+        self._stretch = fills_input(config)
         self._bilinear = config_choice(config, "resample", RESAMPLING) == "bilinear"
         self._admission = Admission(state_path(), max_latency_s=0.0)  # this step admits nothing
         self._metrics = PreprocessMetrics(args["model_name"])

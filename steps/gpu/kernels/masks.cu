@@ -1,5 +1,5 @@
-// pipeline.masks.mask_runs of the instances of a batch: logits at the prototype cells of each box, and the pixels at
-// which runs begin and end (edges) down the columns of the image; and pipeline.rle.encode_all of them.
+// pipeline.masks.mask_runs of the instances of a batch: logits at the prototype cells of each box, or of what a ready
+// mask reaches, and the pixels at which runs begin and end (edges) down the columns of the image; and pipeline.rle.encode_all of them.
 // Blocks take one instance after the other. Compiled without fused multiply-add, see suppress.cu.
 
 #define FIRST_COEFFICIENT 6
@@ -128,11 +128,44 @@ __device__ inline int take(int* level, int size) {
   return place;
 }
 
-// candidates: [images, count, columns]; prototypes: half [images, coefficients, cells_high, cells_wide]; scratch: float
-// [blocks, cells_high * cells_wide]. Of the instances those from `begin` up to `end`, or all if `end` is negative.
+// pipeline.masks.mask_boxes: the pixels that a ready mask reaches, and their prototype cells. For a whole block.
+__device__ inline void reach(const unsigned short* mask, int cells_high, int cells_wide, const Image& image,
+                             Instance& instance) {
+  __shared__ int left, top, right, bottom;  // of the cells above 0; the last two behind them
+  if (threadIdx.x == 0) {
+    left = cells_wide;
+    top = cells_high;
+    right = bottom = 0;
+  }
+  __syncthreads();
+  for (int place = threadIdx.x; place < cells_high * cells_wide; place += THREADS) {
+    if (!(widen(mask[place]) > 0.0f)) continue;
+    atomicMin(&left, place % cells_wide);
+    atomicMin(&top, place / cells_wide);
+    atomicMax(&right, place % cells_wide + 1);
+    atomicMax(&bottom, place / cells_wide + 1);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    // An interpolated value is above 0 only between a cell that is, and its neighbors.
+    const float margin = right ? 0.5f : 0.0f;
+    if (!right) left = top = 0;
+    instance.x = span_of(to_image((left - margin) * STRIDE, image.left, image.scale_x, image.width),
+                         to_image((right + margin) * STRIDE, image.left, image.scale_x, image.width), image.width,
+                         image.step_x, image.pad_x, cells_wide);
+    instance.y = span_of(to_image((top - margin) * STRIDE, image.top, image.scale_y, image.height),
+                         to_image((bottom + margin) * STRIDE, image.top, image.scale_y, image.height), image.height,
+                         image.step_y, image.pad_y, cells_high);
+  }
+  __syncthreads();
+}
+
+// candidates: [images, count, columns]; prototypes: half [images, planes, cells_high, cells_wide], one per coefficient,
+// or ready masks, whose number is the only coefficient; scratch: float [blocks, cells_high * cells_wide]. Of the
+// instances those from `begin` up to `end`, or all if `end` is negative.
 extern "C" __global__ void masks(const Image* images, Instance* instances, int begin, int end, Totals* totals,
                                  const float* candidates, int count, int columns, const unsigned short* prototypes,
-                                 int cells_high, int cells_wide, float* scratch, int* edge_pool, int edge_capacity,
+                                 int planes, int cells_high, int cells_wide, float* scratch, int* edge_pool, int edge_capacity,
                                  unsigned char* byte_pool, int byte_capacity) {
   __shared__ float coefficients[MOST_COEFFICIENTS];
   const int thread = threadIdx.x, coefficient_count = columns - FIRST_COEFFICIENT, area = cells_high * cells_wide;
@@ -142,18 +175,21 @@ extern "C" __global__ void masks(const Image* images, Instance* instances, int b
     Instance& instance = instances[index];
     const Image& image = images[instance.image];
     if (!image.masks) continue;
-    const Plane plane(logits, instance, image);
     const float* candidate = candidates + ((size_t)instance.image * count + instance.row) * columns;
     __syncthreads();  // the last instance is done
     for (int place = thread; place < coefficient_count; place += THREADS)
       coefficients[place] = candidate[FIRST_COEFFICIENT + place];
     __syncthreads();
-    const unsigned short* planes = prototypes + (size_t)instance.image * coefficient_count * area;
+    const unsigned short* first_plane = prototypes + (size_t)instance.image * planes * area;
+    const bool is_ready = coefficient_count == 1 && planes > 1;
+    const unsigned short* mask = first_plane + (is_ready ? (size_t)coefficients[0] * area : 0);
+    if (is_ready) reach(mask, cells_high, cells_wide, image, instance);
+    const Plane plane(logits, instance, image);
     for (int place = thread; place < plane.rows * plane.cells; place += THREADS) {
       const int row = instance.y.low + place / plane.cells, cell = instance.x.low + place % plane.cells;
-      float sum = 0.0f;
-      for (int channel = 0; channel < coefficient_count; ++channel)
-        sum = fmaf(coefficients[channel], widen(planes[(size_t)channel * area + row * cells_wide + cell]), sum);
+      float sum = is_ready ? widen(mask[row * cells_wide + cell]) : 0.0f;
+      for (int channel = 0; channel < coefficient_count && !is_ready; ++channel)
+        sum = fmaf(coefficients[channel], widen(first_plane[(size_t)channel * area + row * cells_wide + cell]), sum);
       logits[place] = sum;
     }
     __syncthreads();

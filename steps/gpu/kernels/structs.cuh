@@ -42,6 +42,25 @@ struct Totals {
 };
 
 #define THREADS 256
+#define STRIDE 4.0f  // network pixels per prototype cell, STRIDE in steps/gpu/preprocess.py
+
+__device__ inline float to_image(float value, int pad, float scale, int size) {  // pipeline.letterbox.Geometry.to_image
+  return fminf(fmaxf((value - pad) / scale, 0.0f), (float)size);
+}
+
+__device__ inline Span span_of(double begin, double end, int size, double step, double pad, int cells) {
+  Span span;
+  const double first = fmin(fmax(ceil(begin - 0.5), 0.0), size - 1.0);
+  const double last = fmin(fmax(ceil(end - 0.5), first + 1.0), (double)size) - 1.0;
+  const double start = (first + 0.5) * step + pad - 0.5, stop = (last + 0.5) * step + pad - 0.5;
+  const double low = fmin(fmax(floor(start), 0.0), cells - 1.0);
+  span.offset = start - low;
+  span.first = (int)first;
+  span.count = (int)(last - first + 1.0);
+  span.low = (int)low;
+  span.high = (int)fmin(fmax(floor(stop) + 2.0, low + 1.0), (double)cells);
+  return span;
+}
 
 // Exclusive sum over the block's THREADS threads, and the total.
 __device__ inline int block_sum(int value, int* total) {

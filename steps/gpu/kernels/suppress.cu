@@ -27,29 +27,11 @@ __device__ inline float overlap(const float4& one, const float4& other) {  // pi
   return area > 0.0f ? both / area : 0.0f;
 }
 
-__device__ inline float to_image(float value, int pad, float scale, int size) {  // pipeline.letterbox.Geometry.to_image
-  return fminf(fmaxf((value - pad) / scale, 0.0f), (float)size);
-}
-
 __device__ inline float4 in_image(const Image& image, const float4& box) {
   return make_float4(to_image(box.x, image.left, image.scale_x, image.width),
                      to_image(box.y, image.top, image.scale_y, image.height),
                      to_image(box.z, image.left, image.scale_x, image.width),
                      to_image(box.w, image.top, image.scale_y, image.height));
-}
-
-__device__ inline Span span_of(double begin, double end, int size, double step, double pad, int cells) {
-  Span span;
-  const double first = fmin(fmax(ceil(begin - 0.5), 0.0), size - 1.0);
-  const double last = fmin(fmax(ceil(end - 0.5), first + 1.0), (double)size) - 1.0;
-  const double start = (first + 0.5) * step + pad - 0.5, stop = (last + 0.5) * step + pad - 0.5;
-  const double low = fmin(fmax(floor(start), 0.0), cells - 1.0);
-  span.offset = start - low;
-  span.first = (int)first;
-  span.count = (int)(last - first + 1.0);
-  span.low = (int)low;
-  span.high = (int)fmin(fmax(floor(stop) + 2.0, low + 1.0), (double)cells);
-  return span;
 }
 
 // candidates: [images, count, columns]; corners: scratch, [images, count]; shared memory: `count` bytes.

@@ -104,6 +104,20 @@ def test_a_network_of_other_sizes_and_classes_outlives_a_pull(origin, clone):
     assert after.parameters == fitted.parameters
 
 
+def test_every_step_that_decodes_stretches_where_the_network_wants_it(clone):
+    repository = opened(clone)
+    for stretch in (True, False):
+        repository.fit_network({}, ["cat"], {"least_iou": 1.0}, stretch=stretch)
+        fits = {
+            str(path.relative_to(repository.path)): config(clone, path.relative_to(repository.path)).parameters
+            for path in repository.path.rglob("*.pbtxt")
+        }
+        stretched = {name for name, found in fits.items() if "image_fit" in found}
+        cuda = {f"network_{precision}/configs/cuda.pbtxt" for precision in ("fp32", "fp16", "int8")}
+        assert stretched == ({"preprocess/config.pbtxt", *cuda} if stretch else set())
+        assert {name for name, found in fits.items() if "least_iou" in found} == {"postprocess/config.pbtxt", *cuda}
+
+
 def test_what_a_person_changed_stays(origin, clone):
     opened(clone)
     path = clone / "model_repository/admission/config.pbtxt"

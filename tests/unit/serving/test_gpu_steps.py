@@ -84,8 +84,6 @@ def test_what_the_kernels_cannot_do_stays_on_the_processor(repository, probed):
     assert "resample 'bilinear'" in obstacle(repository, None, {})
     ends.append((0, "", ""))
     assert obstacle(repository, "area", {}) is None  # overruled
-    with_parameter(repository, 'parameters [ { key: "image_fit", value: { string_value: "stretch" } } ]')
-    assert "image_fit 'stretch'" in obstacle(repository, "area", {})
     assert len(calls) == 1
 
 
