@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import IO, Any, Final, NamedTuple, Protocol
 
 from steps.gpu.device import CudaDevice
 
@@ -105,7 +106,7 @@ class CudnnConvolutions:
         cudnn.set_stream(handle=self._handle, stream=device.stream)
         self._workspace = device.memory(_WORKSPACE)
         self._plans: dict[str, _Plan] = {}
-        self._choices = _Choices(f"{device.name} cudnn {cudnn.backend_version()}")
+        self._choices = Choices(f"{device.name} cudnn {cudnn.backend_version()}")
         self.apart: list[str] = []
 
     def prepared(self, task: Task, batch_size: int) -> Callable[[], None]:
@@ -127,7 +128,7 @@ class CudnnConvolutions:
         return run
 
     def save(self) -> None:
-        """Keep the choices for the next process."""
+        """Keep the choices for other processes, which may be waiting for them."""
         self._choices.save()
 
     def _run(self, task: Task, batch_size: int, fused: bool) -> Callable[[], None]:
@@ -237,27 +238,51 @@ def _layout(operand: Operand, batch_size: int) -> tuple[list[int], list[int]]:
     return [batch_size, channels, height, width], [height * width * stride, 1, width * stride, stride]
 
 
-class _Choices:
-    """Numbers of plans, in a file; without one where nothing can be written."""
+class Choices:
+    """Numbers of plans, in a file; without one where nothing can be written.
+
+    One process at a time decides, until it saves; the others wait, and take what it decided. So they do not disturb
+    what it measures, and all compute alike.
+    """
 
     def __init__(self, where: str) -> None:
         folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path("~/.cupy/kernel_cache").expanduser())
         self._path = folder / f"plans-{''.join(letter if letter.isalnum() else '-' for letter in where)}.json"
         self._known: dict[str, int] = {}
-        self._changed = False
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            self._known = dict(json.loads(self._path.read_text(encoding="utf-8")))
+        self._lock: IO[bytes] | None = None
+        self._read()
 
     def get(self, key: str) -> int | None:
+        """The number decided before; None makes this process the one that decides."""
+        if key not in self._known and self._lock is None:
+            with contextlib.suppress(OSError):
+                lock = self._path.with_suffix(".lock").open("ab")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                self._lock = lock
+            self._read()
+            if key in self._known:
+                self._release()
         return self._known.get(key)
 
     def set(self, key: str, index: int) -> None:
-        self._known[key], self._changed = index, True
+        """Decide."""
+        self._known[key] = index
 
     def save(self) -> None:
-        if not self._changed:
+        """Keep what was decided; others may decide now."""
+        if self._lock is None:
             return
         with contextlib.suppress(OSError):
             with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False, encoding="utf-8") as file:
                 json.dump(self._known, file)
             Path(file.name).replace(self._path)
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            self._known |= json.loads(self._path.read_text(encoding="utf-8"))
