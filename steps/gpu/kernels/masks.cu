@@ -182,7 +182,8 @@ extern "C" __global__ void masks(const Image* images, Instance* instances, int b
     __syncthreads();
     const unsigned short* first_plane = prototypes + (size_t)instance.image * planes * area;
     const bool is_ready = coefficient_count == 1 && planes > 1;
-    const unsigned short* mask = first_plane + (is_ready ? (size_t)coefficients[0] * area : 0);
+    const int number = is_ready ? min(max((int)coefficients[0], 0), planes - 1) : 0;  // whatever the network gives
+    const unsigned short* mask = first_plane + (size_t)number * area;
     if (is_ready) reach(mask, cells_high, cells_wide, image, instance);
     const Plane plane(logits, instance, image);
     for (int place = thread; place < plane.rows * plane.cells; place += THREADS) {
