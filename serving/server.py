@@ -343,7 +343,8 @@ class TritonServer:
                 cause = MEMORY_DEATHS.cause()
                 raise ServingError(f"tritonserver ended before it was ready{how}{cause}{self.last_words()}")
             if time.monotonic() > deadline:
-                raise ServingError(f"tritonserver was not ready within {timeout_s:.0f} s{self.last_words()}")
+                loading = "".join(f"; {name} is not loaded" for name in self._models if not self._has_loaded(name))
+                raise ServingError(f"tritonserver was not ready within {timeout_s:.0f} s{loading}{self.last_words()}")
             time.sleep(0.1)
         self._check_hidden()
         for model, fault in warm_up(self.http_url, self._models, self._key_header).items():
@@ -510,6 +511,9 @@ class TritonServer:
         pairs = list(zip(self._asked_ports, self._ports, strict=True))
         held = 1 if self.front is not None else 0  # HTTP, first of the ports
         return any(wanted == 0 and not is_free(self._host, port) for wanted, port in pairs[held:])
+
+    def _has_loaded(self, model: str) -> bool:
+        return any(f"successfully loaded '{model}'" in line for line in self._lines)
 
     def last_words(self) -> str:
         """The relevant lines at the end of the log, to append to an error; empty if there are none."""

@@ -124,13 +124,15 @@ def test_a_program_that_ends_at_once_is_reported_with_its_last_lines(repository,
 
 
 def test_waiting_until_ready_is_bounded(repository, program):
-    program('echo "I1 loading"\nexec sleep 60')
+    program("""echo "I1 successfully loaded 'preprocess'"\necho "I1 loading"\nexec sleep 60""")
     server = TritonServer(ServerOptions(repository, exit_timeout_s=1))
     server.start()
     try:
         started = time.monotonic()
-        with pytest.raises(ServingError, match=r"not ready within 1 s.*(?s:.*)I1 loading"):
+        with pytest.raises(ServingError, match=r"not ready within 1 s.*(?s:.*)I1 loading") as late:
             server.wait_ready(1)
+        assert "network_int8 is not loaded" in str(late.value)
+        assert "preprocess is not loaded" not in str(late.value)
         assert time.monotonic() - started < 5
     finally:
         server.stop()
