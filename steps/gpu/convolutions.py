@@ -6,12 +6,12 @@ import contextlib
 import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, Protocol
 
+from base.files import write_atomically
 from steps.gpu.device import CudaDevice
 
 _TRIED_PLANS: Final = 2  # a tenth of a second each; the first alone costs 5 to 10 % of images/s on an H100
@@ -249,6 +249,7 @@ class Choices:
         folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path("~/.cupy/kernel_cache").expanduser())
         self._path = folder / f"plans-{''.join(letter if letter.isalnum() else '-' for letter in where)}.json"
         self._known: dict[str, int] = {}
+        self._changed = False
         self._lock: IO[bytes] | None = None
         self._read()
 
@@ -266,16 +267,13 @@ class Choices:
 
     def set(self, key: str, index: int) -> None:
         """Decide."""
-        self._known[key] = index
+        self._known[key], self._changed = index, True
 
     def save(self) -> None:
         """Keep what was decided; others may decide now."""
-        if self._lock is None:
-            return
-        with contextlib.suppress(OSError):
-            with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False, encoding="utf-8") as file:
-                json.dump(self._known, file)
-            Path(file.name).replace(self._path)
+        if self._changed:
+            with contextlib.suppress(OSError):
+                write_atomically(self._path, json.dumps(self._known))
         self._release()
 
     def _release(self) -> None:

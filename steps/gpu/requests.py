@@ -18,7 +18,7 @@ from pipeline.postprocess import ImageSegmentation, pack_response
 from steps.admission import Admission
 from steps.checks import CutCandidates, check_decoding, check_in_time
 from steps.gpu.preprocess import Examined
-from steps.gpu.segmenter import Batch
+from steps.gpu.segmenter import Batch, needs_edges
 from steps.metrics import PostprocessMetrics, PreprocessMetrics
 from steps.python_backend import config_choice, config_parameter
 
@@ -132,7 +132,7 @@ class Answers:
         Raises:
             ImageError, OverloadError: its masks are too much work, or come too late.
         """
-        if asked.mask_format not in ("rle", "none"):  # those two are done already
+        if needs_edges(asked):  # else they are done already
             boxes = [batch.mask_boxes(first + index) for index in range(len(detections))]
             seconds = check_mask_work(boxes, places, asked, self._admission.allowed_s)
             check_in_time(request, seconds, self._admission, self._metrics)

@@ -147,7 +147,7 @@ class Batch:
         found = post.wait()
         self._last_scores = [post.last_score(index) for index in range(len(found))]
         self._mask_boxes = {
-            index: post.mask_boxes(index) for index, asked in enumerate(self._parameters) if _needs_edges(asked)
+            index: post.mask_boxes(index) for index, asked in enumerate(self._parameters) if needs_edges(asked)
         }
         self._overflowed = post.overflowed
         return [
@@ -179,12 +179,12 @@ class Batch:
         self._images[:count] = 0
         self._postprocess.ask(self._images[:count], asked)
         places = self._place(images)
-        with_edges = any(map(_needs_edges, asked))
+        with_edges = any(map(needs_edges, asked))
         self._postprocess.start(self._address, count, with_edges=with_edges)
         return places
 
 
-def _needs_edges(asked: RequestParameters) -> bool:
+def needs_edges(asked: RequestParameters) -> bool:
     """Whether the host makes the masks, from the edges of their runs; the others are done on the GPU."""
     return asked.mask_format not in ("rle", "none")
 
